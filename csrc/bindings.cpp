@@ -1,0 +1,18 @@
+// alges_fast._C: raw pointers, sizes, strides and a stream in; nothing of torch. Each op binds itself in a function of its
+// own; Python (ops/cpu.py, ops/cuda.py, seeding/native.py) checks shapes and types before it calls.
+#include <pybind11/pybind11.h>
+
+#include "cpu/isa.h"
+#ifdef ALGES_FAST_WITH_CUDA
+#include "cuda/device.h"
+#endif
+
+namespace py = pybind11;
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Native kernels of alges_fast; call them through alges_fast.ops and alges_fast.seeding.";
+  m.def("isa", [] { return alges::name(alges::isa()); }, "Instruction set the CPU kernels run with.");
+#ifdef ALGES_FAST_WITH_CUDA
+  m.def("cuda_device_count", &alges::cuda_device_count);
+#endif
+}
