@@ -3,7 +3,7 @@
 Environment:
     ALGES_FAST_NATIVE=0             build no native code at all
     ALGES_FAST_CUDA=auto|0|1        CUDA kernels: when nvcc is found (default), never, or fail without nvcc
-    ALGES_FAST_CUDA_ARCHITECTURES   CMake's list, e.g. "90-real"; default: every generation the toolkit knows from sm_80 on
+    ALGES_FAST_CUDA_ARCHITECTURES   CMake's list, e.g. "90-real"; default: every generation from sm_80 on
     CMAKE_ARGS, CMAKE_BUILD_PARALLEL_LEVEL   as CMake's own
 
 With no C++ compiler the package installs without native code. `alges_fast/_build.json` records what was built and why

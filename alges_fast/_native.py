@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from types import ModuleType
@@ -9,12 +10,11 @@ from typing import Any
 
 import torch  # noqa: F401  first: the native module then shares torch's OpenMP runtime instead of bringing a second one
 
-_C: ModuleType | None
+_C: ModuleType | None = None
 _import_error: str | None = None
 try:
-    from alges_fast import _C
+    _C = importlib.import_module("alges_fast._C")
 except ImportError as error:
-    _C = None
     _import_error = str(error)
 
 

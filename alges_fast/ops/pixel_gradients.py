@@ -1,0 +1,358 @@
+"""`pixel_gradients`: the contract, its validation, its registration with torch.library, and who runs it.
+
+The bodies are in reference.py, cpu.py, triton_kernels.py and cuda.py. Each has
+
+    unavailable() -> str | None            why it cannot run on this machine
+    unsupported(Problem) -> str | None     why it cannot run these inputs
+    run(Problem) -> dict[str, Tensor]      the outputs asked for, in canonical shape
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from alges_fast.ops.problem import OUTPUTS, Problem
+
+__all__ = ["BACKENDS", "OUTPUTS", "PixelGradients", "pixel_gradients"]
+
+logger = logging.getLogger(__name__)
+
+BACKENDS = ("reference", "cpu", "triton", "cuda")
+# Fastest first; the benchmarks in bench/ decide the order.
+_PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("triton", "cuda", "reference")}
+_MODULES = {
+    "reference": "alges_fast.ops.reference",
+    "cpu": "alges_fast.ops.cpu",
+    "triton": "alges_fast.ops.triton_kernels",
+    "cuda": "alges_fast.ops.cuda",
+}
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class PixelGradients(NamedTuple):
+    """Outputs of `pixel_gradients`; those not asked for are None. B images, K classes, d channels.
+
+    Sums and means run over valid pixels; r is the residual, z̃ the kernel-sized patch of features, ŷ the prediction.
+    """
+
+    image: Tensor | None = None
+    """(B, K, d[, *kernel]): mean of r ⊗ z̃ (ALGES Eq. 4)."""
+    semantic: Tensor | None = None
+    """(B, K): sum over pixels with ŷ = k of ‖r ⊗ z̃‖_F (Eq. 6 and its text)."""
+    semantic_vector: Tensor | None = None
+    """(B, K, d[, *kernel]): sum over pixels with ŷ = k of r_k z̃ (Eq. 6 as printed)."""
+    norm_map: Tensor | None = None
+    """(B, *spatial): ‖r ⊗ z̃‖_F of each pixel, 0 where not valid (Fig. 2d)."""
+    class_pixels: Tensor | None = None
+    """(B, K) int64: number of pixels with ŷ = k."""
+    entropy: Tensor | None = None
+    """(B,): sum of -Σ p ln p, in nats."""
+    margin: Tensor | None = None
+    """(B,): sum of the largest p less the second largest."""
+    confidence: Tensor | None = None
+    """(B,): sum of the largest p."""
+
+
+def pixel_gradients(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    outputs: Sequence[str] = ("image", "semantic"),
+    logits: Tensor | None = None,
+    residual: Tensor | None = None,
+    valid: Tensor | None = None,
+    backend: str | None = None,
+) -> PixelGradients:
+    """Gradient embeddings and uncertainty scores of a segmentation model's last layer, in one pass over its input.
+
+    With s = weight * features + bias, p = softmax(s), ŷ = argmax s (ties: the lowest class) and r = p - onehot(ŷ), the
+    gradient of a pixel's cross-entropy against the model's own prediction is r ⊗ z̃, z̃ the kernel-sized patch of
+    features. It is rank one, so its Frobenius norm is ‖r‖ ‖z̃‖, and no (pixels x K x d) tensor is ever stored.
+
+    Args:
+        features: (B, d, *spatial), the last convolution's input, with 1, 2 or 3 spatial axes; float16, bfloat16,
+            float32 or float64; any strides, channels-last included.
+        weight: (K, d) or (K, d, *kernel), odd kernel, stride 1, zero padding kernel // 2; features' type or float32.
+        bias: (K,), same types.
+        outputs: names of the fields of `PixelGradients` to compute.
+        logits: (B, K, *spatial), used instead of weight * features + bias; features' type or float32.
+        residual: (B, K, *spatial), dℓ/dlogits of each pixel for another loss; default is r above. Same types.
+        valid: (B, *spatial) bool, the pixels that count; default all.
+        backend: "reference", "cpu", "triton" or "cuda"; default the fastest that can run these inputs.
+
+    Returns:
+        PixelGradients. Sums and norms are float32 (float64 for float64 features), `class_pixels` int64. No gradient
+        flows. `image` equals what autograd gives for the mean cross-entropy over valid pixels against the model's own
+        prediction.
+
+    Raises:
+        ValueError: a wrong shape, device, output or backend name, or a named backend that cannot run here, and why.
+        TypeError: a wrong type.
+
+    Reference:
+        Aklilu and Yeung, "ALGES: Active Learning with Gradient Embeddings for Semantic Segmentation of Laparoscopic
+        Surgical Images", MLHC 2022, Eq. 4 and 6.
+
+    Example:
+        >>> features, weight = torch.randn(2, 16, 32, 32), torch.randn(13, 16)
+        >>> found = pixel_gradients(features, weight, outputs=("image", "semantic", "entropy"))
+        >>> found.image.shape, found.semantic.shape, found.entropy.shape
+        (torch.Size([2, 13, 16]), torch.Size([2, 13]), torch.Size([2]))
+    """
+    _validate(features, weight, bias, outputs, logits, residual, valid, backend)
+    requested = 0
+    for name in outputs:
+        requested |= 1 << OUTPUTS.index(name)
+    found = iter(_op(features, weight, bias, logits, residual, valid, requested, backend or "auto"))
+    return PixelGradients(*[next(found) if requested >> bit & 1 else None for bit in range(len(OUTPUTS))])
+
+
+def choose_backend(
+    device: str, requested: str, reasons: Callable[[str], str | None]
+) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """The backend to run, and those preferred to it with the reason each was passed over.
+
+    Args:
+        device: the inputs' device type.
+        requested: a backend's name, or "auto".
+        reasons: of a backend's name, why it cannot run this call, or None.
+
+    Raises:
+        ValueError: the requested backend cannot run.
+    """
+    if requested != "auto":
+        reason = reasons(requested)
+        if reason is not None:
+            raise ValueError(f"backend={requested!r} cannot run this call: {reason}")
+        return requested, ()
+    passed_over: list[tuple[str, str]] = []
+    for name in _PREFERENCE.get(device, ("reference",)):
+        reason = reasons(name)
+        if reason is None:
+            return name, tuple(passed_over)
+        passed_over.append((name, reason))
+    raise AssertionError("reference runs everything")
+
+
+def _validate(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    outputs: Sequence[str],
+    logits: Tensor | None,
+    residual: Tensor | None,
+    valid: Tensor | None,
+    backend: str | None,
+) -> None:
+    if isinstance(outputs, str):
+        raise TypeError(f"outputs must be a sequence of names, such as ({outputs!r},), not the string {outputs!r}")
+    for output in outputs:
+        if output not in OUTPUTS:
+            raise ValueError(f"outputs: unknown name {output!r}; choose from {', '.join(OUTPUTS)}")
+    if backend is not None and backend not in BACKENDS:
+        raise ValueError(f"backend: unknown name {backend!r}; choose from {', '.join(BACKENDS)}")
+
+    for name, tensor in (("features", features), ("weight", weight)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if features.dtype not in _DTYPES:
+        raise TypeError(f"features must be float16, bfloat16, float32 or float64, got {_name(features.dtype)}")
+    if not 3 <= features.ndim <= 5:
+        raise ValueError(f"features must be (B, d, *spatial) with 1 to 3 spatial axes, got shape {_shape(features)}")
+    batch, channels, *spatial = features.shape
+    if weight.ndim not in (2, features.ndim):
+        raise ValueError(
+            f"weight must be (K, d) or (K, d, *kernel) with {len(spatial)} kernel axes for features of shape "
+            f"{_shape(features)}, got {_shape(weight)}"
+        )
+    n_classes, weight_channels, *kernel = weight.shape
+    if n_classes < 1 or channels < 1:
+        raise ValueError(
+            f"weight and features must have at least one class and one channel, got shapes {_shape(weight)} and "
+            f"{_shape(features)}"
+        )
+    if weight_channels != channels:
+        raise ValueError(
+            f"weight has {weight_channels} channels (shape {_shape(weight)}) but features have {channels} (shape "
+            f"{_shape(features)})"
+        )
+    for size in kernel:
+        if size % 2 == 0:
+            raise ValueError(f"weight must have an odd kernel, got shape {_shape(weight)}")
+
+    expected: tuple[tuple[str, Tensor | None, tuple[int, ...] | None], ...] = (
+        ("weight", weight, None),
+        ("bias", bias, (n_classes,)),
+        ("logits", logits, (batch, n_classes, *spatial)),
+        ("residual", residual, (batch, n_classes, *spatial)),
+        ("valid", valid, (batch, *spatial)),
+    )
+    for name, operand, shape in expected:
+        if operand is None:
+            continue
+        if not isinstance(operand, Tensor):
+            raise TypeError(f"{name} must be a tensor or None, got {type(operand).__name__}")
+        if shape is not None and tuple(operand.shape) != shape:
+            raise ValueError(f"{name} must have shape {shape}, got {_shape(operand)}")
+        if operand.device != features.device:
+            raise ValueError(f"{name} is on {operand.device}, but features are on {features.device}; move one of them")
+        if name == "valid":
+            if operand.dtype != torch.bool:
+                raise TypeError(f"valid must be bool, got {_name(operand.dtype)}")
+        elif operand.dtype != features.dtype and (operand.dtype != torch.float32 or features.dtype == torch.float64):
+            also = "" if features.dtype in (torch.float32, torch.float64) else " or float32"
+            raise TypeError(f"{name} must be {_name(features.dtype)}{also} like features, got {_name(operand.dtype)}")
+
+
+def _shape(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(tensor.shape)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+# Registration: schema, fake, one kernel per device. `outputs` is a bit mask over OUTPUTS; results come in their order.
+
+_library = torch.library.Library("alges_fast", "DEF")
+_library.define(
+    "pixel_gradients(Tensor features, Tensor weight, Tensor? bias, Tensor? logits, Tensor? residual, Tensor? valid, "
+    "int outputs, str backend) -> Tensor[]"
+)
+_op = torch.ops.alges_fast.pixel_gradients.default
+
+
+def _run(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    logits: Tensor | None,
+    residual: Tensor | None,
+    valid: Tensor | None,
+    requested: int,
+    backend: str,
+) -> list[Tensor]:
+    names = [name for bit, name in enumerate(OUTPUTS) if requested >> bit & 1]
+    if features.numel() == 0 or not names:
+        empty = _allocate(features, weight, bias, logits, residual, valid, requested, backend)
+        return [tensor.zero_() for tensor in empty]
+    problem = _canonical(features, weight, bias, logits, residual, valid, frozenset(names))
+    module = _module(_choose(problem, backend))
+    found = module.run(problem)
+    shapes = _shapes(features, weight)
+    return [found[name].view(shapes[name]) for name in names]
+
+
+def _allocate(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    logits: Tensor | None,
+    residual: Tensor | None,
+    valid: Tensor | None,
+    requested: int,
+    backend: str,
+) -> list[Tensor]:
+    dtype = _accumulator(features)
+    return [
+        features.new_empty(shape, dtype=torch.int64 if name == "class_pixels" else dtype)
+        for bit, (name, shape) in enumerate(_shapes(features, weight).items())
+        if requested >> bit & 1
+    ]
+
+
+_library.impl("pixel_gradients", _run, "CPU")
+_library.impl("pixel_gradients", _run, "CUDA")
+# No gradient is defined, and none is wanted: skip autograd rather than record a node that would fail in backward.
+_library.impl("pixel_gradients", torch.library.fallthrough_kernel, "Autograd")
+torch.library.register_fake("alges_fast::pixel_gradients", _allocate, lib=_library)
+
+
+def _accumulator(features: Tensor) -> torch.dtype:
+    return torch.float64 if features.dtype == torch.float64 else torch.float32
+
+
+def _shapes(features: Tensor, weight: Tensor) -> dict[str, tuple[int, ...]]:
+    """The public shape of every output, in the order of OUTPUTS."""
+    batch, n_classes = features.shape[0], weight.shape[0]
+    per_weight, per_class = (batch, *weight.shape), (batch, n_classes)
+    per_pixel, per_image = (batch, *features.shape[2:]), (batch,)
+    return dict(
+        zip(
+            OUTPUTS,
+            (per_weight, per_class, per_weight, per_pixel, per_class, per_image, per_image, per_image),
+            strict=True,
+        )
+    )
+
+
+def _canonical(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    logits: Tensor | None,
+    residual: Tensor | None,
+    valid: Tensor | None,
+    outputs: frozenset[str],
+) -> Problem:
+    missing = 5 - features.ndim
+    dtype = _accumulator(features)
+
+    def three_axes(tensor: Tensor | None, axis: int) -> Tensor | None:
+        if tensor is not None:
+            for _ in range(missing):
+                tensor = tensor.unsqueeze(axis)
+        return tensor
+
+    while weight.ndim < 5:
+        weight = weight.unsqueeze(2)
+    grid = three_axes(features, 2)
+    assert grid is not None
+    return Problem(
+        features=grid,
+        weight=weight.to(dtype).contiguous(),
+        bias=None if bias is None else bias.to(dtype).contiguous(),
+        logits=three_axes(logits, 2),
+        residual=three_axes(residual, 2),
+        valid=three_axes(valid, 1),
+        outputs=outputs,
+    )
+
+
+def _module(backend: str) -> ModuleType:
+    return importlib.import_module(_MODULES[backend])
+
+
+def _choose(problem: Problem, requested: str) -> str:
+    def reason(backend: str) -> str | None:
+        machine = _unavailable(backend)
+        return machine if machine is not None else _module(backend).unsupported(problem)
+
+    chosen, passed_over = choose_backend(problem.features.device.type, requested, reason)
+    for name, why in passed_over:
+        _say_once(f"pixel_gradients: {chosen} runs instead of {name}: {why}")
+    return chosen
+
+
+@functools.cache
+def _unavailable(backend: str) -> str | None:
+    try:
+        module = _module(backend)
+    except ImportError as error:
+        return f"its module does not import: {error}"
+    why: str | None = module.unavailable()
+    return why
+
+
+@functools.lru_cache(maxsize=256)
+def _say_once(message: str) -> None:
+    logger.warning(message)

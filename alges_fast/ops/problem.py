@@ -1,0 +1,79 @@
+"""What a backend is given: one canonical form of every call, and the facts that decide who can run it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+OUTPUTS = ("image", "semantic", "semantic_vector", "norm_map", "class_pixels", "entropy", "margin", "confidence")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A call with three spatial axes (missing ones have size 1, in front) and small operands in the accumulator's type.
+
+    Attributes:
+        features: (B, d, D, H, W), float16, bfloat16, float32 or float64, any strides.
+        weight: (K, d, kD, kH, kW), contiguous, in `accumulator`.
+        bias: (K,), contiguous, in `accumulator`, or None.
+        logits, residual: (B, K, D, H, W) in the features' type or float32, any strides, or None.
+        valid: (B, D, H, W) bool, any strides, or None for all.
+        outputs: names out of `OUTPUTS`.
+
+    B and the number of pixels are at least 1: empty calls never reach a backend.
+    """
+
+    features: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    logits: Tensor | None
+    residual: Tensor | None
+    valid: Tensor | None
+    outputs: frozenset[str]
+
+    @property
+    def accumulator(self) -> torch.dtype:
+        return self.weight.dtype
+
+    @property
+    def batch(self) -> int:
+        return self.features.shape[0]
+
+    @property
+    def channels(self) -> int:
+        return self.features.shape[1]
+
+    @property
+    def classes(self) -> int:
+        return self.weight.shape[0]
+
+    @property
+    def spatial(self) -> tuple[int, int, int]:
+        depth, height, width = self.features.shape[2:]
+        return depth, height, width
+
+    @property
+    def kernel(self) -> tuple[int, int, int]:
+        depth, height, width = self.weight.shape[2:]
+        return depth, height, width
+
+    @property
+    def needs_prediction(self) -> bool:
+        """Whether anything asked for depends on softmax or argmax: image and norm_map of a given residual do not."""
+        return self.residual is None or not self.outputs <= {"image", "norm_map"}
+
+    def empty(self, name: str) -> Tensor:
+        """An uninitialised tensor for one output, in canonical shape."""
+        dtype = torch.int64 if name == "class_pixels" else self.accumulator
+        return self.features.new_empty(self.shape(name), dtype=dtype)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        if name in ("image", "semantic_vector"):
+            return self.batch, *self.weight.shape
+        if name in ("semantic", "class_pixels"):
+            return self.batch, self.classes
+        if name == "norm_map":
+            return self.batch, *self.spatial
+        return (self.batch,)
