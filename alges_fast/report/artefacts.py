@@ -1,0 +1,195 @@
+"""What an experiment leaves under OUT for its report besides results.csv, and how it is read back.
+
+    OUT/report_data/dataset.json                             DatasetSummary
+    OUT/report_data/frames/<strategy>-seed<k>-round<rr>.npz  FrameMaps, one file per call of `save_frames`
+    OUT/report_data/thumbnails.npz                           ids (n,) and images (n, 3, 64, 64) uint8
+    OUT/<strategy>/seed<k>/round<rr>/picks.json              {"ids": [...], ...}, which the experiment itself writes
+
+Every write goes to a temporary file that is then renamed, so a reader never sees half a file; equal contents give equal
+bytes. Every reader returns None or nothing for a file that is not there.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from alges_fast.data import Dataset
+
+THUMBNAIL = 64
+
+
+@dataclass(frozen=True)
+class DatasetSummary:
+    """What the report says of the data.
+
+    `shares[split][k]` is class k's share of all pixels of the split, ignored ones included, so the shares add up to 1
+    minus the ignored share.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    frames: Mapping[str, int]
+    shares: Mapping[str, tuple[float, ...]]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class FrameMaps:
+    """Test frames as a trained model sees them, for a figure: n frames of S x S pixels.
+
+    `norm_maps` is the `norm_map` output of `pixel_gradients`, the size of each pixel's gradient embedding.
+    """
+
+    strategy: str
+    seed: int
+    round: int
+    ids: tuple[str, ...]
+    images: npt.NDArray[np.uint8]  # (n, 3, S, S)
+    masks: npt.NDArray[np.uint8]  # (n, S, S), 255 = ignored
+    predictions: npt.NDArray[np.uint8]  # (n, S, S)
+    norm_maps: npt.NDArray[np.float16]  # (n, S, S)
+
+
+@dataclass(frozen=True)
+class PickRecord:
+    """The frames that one strategy chose with one seed after one training, in order of picking."""
+
+    strategy: str
+    seed: int
+    round: int
+    ids: tuple[str, ...]
+
+
+def save_dataset(out: Path, dataset: Dataset) -> None:
+    """Count classes per split and write dataset.json."""
+    splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
+    summary = DatasetSummary(
+        name=dataset.name,
+        classes=dataset.classes,
+        palette=dataset.palette,
+        frames={split: len(frames) for split, frames in splits.items()},
+        shares={split: class_shares(frames.masks, len(dataset.classes)) for split, frames in splits.items()},
+        notes=dataset.notes,
+    )
+    text = json.dumps(asdict(summary), indent=1)
+    _write(out / "report_data" / "dataset.json", text.encode())
+
+
+def class_shares(masks: npt.NDArray[np.uint8], n_classes: int) -> tuple[float, ...]:
+    """Each class's share of the pixels of masks (N, S, S), ignored pixels counted in the total; zeros for no frames."""
+    counts = np.zeros(256, dtype=np.int64)
+    for mask in masks:  # one at a time: the masks may be a memory-mapped file larger than memory
+        counts += np.bincount(mask.ravel(), minlength=256)
+    return tuple((counts[:n_classes] / max(counts.sum(), 1)).tolist())
+
+
+def save_frames(out: Path, frames: FrameMaps) -> None:
+    """Write one model's frames.
+
+    Raises:
+        ValueError: the arrays do not have the shapes of `FrameMaps`.
+    """
+    n, size = len(frames.ids), frames.masks.shape[1:]
+    shapes = {"images": (n, 3, *size), "masks": (n, *size), "predictions": (n, *size), "norm_maps": (n, *size)}
+    for name, shape in shapes.items():
+        if getattr(frames, name).shape != shape:
+            raise ValueError(f"{name} is {getattr(frames, name).shape}; expected {shape} for {n} ids")
+    name = f"{frames.strategy}-seed{frames.seed}-round{frames.round:02d}.npz"
+    _write_npz(out / "report_data" / "frames" / name, **vars(frames))
+
+
+def save_thumbnails(out: Path, frames: Iterable[tuple[str, npt.NDArray[np.uint8]]]) -> None:
+    """Write thumbnails of (id, image (3, S, S) uint8) pairs: every frame that some strategy picked."""
+    small = {name: _thumbnail(image) for name, image in frames}
+    images = np.stack(list(small.values())) if small else np.zeros((0, 3, THUMBNAIL, THUMBNAIL), np.uint8)
+    _write_npz(out / "report_data" / "thumbnails.npz", ids=list(small), images=images)
+
+
+def load_dataset(out: Path) -> DatasetSummary | None:
+    path = out / "report_data" / "dataset.json"
+    if not path.is_file():
+        return None
+    stored = json.loads(path.read_text())
+    return DatasetSummary(
+        name=stored["name"],
+        classes=tuple(stored["classes"]),
+        palette=tuple((r, g, b) for r, g, b in stored["palette"]),
+        frames=stored["frames"],
+        shares={split: tuple(shares) for split, shares in stored["shares"].items()},
+        notes=tuple(stored["notes"]),
+    )
+
+
+def load_frames(out: Path) -> list[FrameMaps]:
+    """All stored frames, by strategy, seed and round."""
+    found = []
+    for path in sorted((out / "report_data" / "frames").glob("*.npz")):
+        with np.load(path) as stored:
+            found.append(
+                FrameMaps(
+                    strategy=str(stored["strategy"]),
+                    seed=int(stored["seed"]),
+                    round=int(stored["round"]),
+                    ids=tuple(stored["ids"].tolist()),
+                    images=stored["images"],
+                    masks=stored["masks"],
+                    predictions=stored["predictions"],
+                    norm_maps=stored["norm_maps"],
+                )
+            )
+    return sorted(found, key=lambda frames: (frames.strategy, frames.seed, frames.round))
+
+
+def load_thumbnails(out: Path) -> dict[str, npt.NDArray[np.uint8]]:
+    """Thumbnail (3, 64, 64) by id."""
+    path = out / "report_data" / "thumbnails.npz"
+    if not path.is_file():
+        return {}
+    with np.load(path) as stored:
+        return dict(zip(stored["ids"].tolist(), stored["images"], strict=True))
+
+
+def load_picks(out: Path) -> list[PickRecord]:
+    """What was picked, by strategy, seed and round."""
+    found = []
+    for path in out.glob("*/seed*/round*/picks.json"):
+        strategy, seed, round_ = path.parts[-4:-1]
+        ids = tuple(json.loads(path.read_text())["ids"])
+        found.append(PickRecord(strategy, int(seed.removeprefix("seed")), int(round_.removeprefix("round")), ids))
+    return sorted(found, key=lambda picks: (picks.strategy, picks.seed, picks.round))
+
+
+def _thumbnail(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """(3, S, S) to (3, 64, 64) by averaging the pixels that fall into each of the thumbnail's."""
+    pixels = image.astype(np.float32)
+    for axis in (1, 2):
+        size = pixels.shape[axis]
+        start = np.arange(THUMBNAIL) * size // THUMBNAIL
+        count = np.maximum(np.diff(start, append=size), 1)  # 1 where the image is smaller than the thumbnail
+        sums = np.add.reduceat(pixels, start, axis=axis)
+        pixels = sums / np.expand_dims(count, tuple(a for a in range(3) if a != axis))
+    return np.rint(pixels).astype(np.uint8)
+
+
+def _write_npz(path: Path, **arrays: Any) -> None:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    _write(path, buffer.getvalue())
+
+
+def _write(path: Path, contents: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(contents)
+    temporary.replace(path)
