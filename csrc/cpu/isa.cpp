@@ -15,11 +15,12 @@ bool supported(Isa isa) {
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && supported(Isa::avx2);
   if (isa == Isa::avx2)
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-#endif
-#if defined(__aarch64__)
-  if (isa == Isa::neon) return true;
-#endif
   return isa == Isa::plain;
+#elif defined(__aarch64__) || defined(_M_ARM64)
+  return isa == Isa::neon;  // part of every 64-bit Arm processor
+#else
+  return isa == Isa::plain;
+#endif
 }
 
 Isa choose() {
