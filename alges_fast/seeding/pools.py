@@ -1,0 +1,205 @@
+"""A shard of the pool with its running squared distances, over a provider of distances: plain torch (the definition) or
+faiss.
+
+`Pool` holds what every provider needs; a provider says how rows are measured against centres. The native pools (native.py,
+cuda.py) fuse distance, running minimum and draw into one read of the points and override more.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from alges_fast.seeding.race import exponentials
+from alges_fast.seeding.shards import Candidates
+
+CHUNK_BYTES = 1 << 22  # of rows at a time: stays in cache, and bounds what is read from a memory-mapped pool
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What to draw from the running squared distances D²."""
+
+    rule: Literal["uniform", "race", "farthest"]  # every point alike; in proportion to D²; the largest D²
+    seed: int
+    round: int
+    trials: int = 1  # independent draws, streams 0 .. trials - 1 of the race
+
+
+class Pool(ABC):
+    """One shard: (N, D) points, their global indices, and `min_sq_distance` (N,) to the centres absorbed so far."""
+
+    name: ClassVar[str]
+
+    def __init__(self, points: Tensor, index: range | Tensor) -> None:
+        self.points = points
+        self.index = index
+        self.dtype = torch.float64 if points.dtype == torch.float64 else torch.float32
+        self.min_sq_distance = torch.full((len(points),), torch.inf, dtype=self.dtype, device=points.device)
+        self._tried: Tensor | None = None
+
+    @abstractmethod
+    def absorb_distances(self, centres: Tensor) -> None:
+        """Lower `min_sq_distance` to the distance to the nearest of `centres` (M, D) where that is nearer. A row equal
+        to a centre gets exactly 0, one with a NaN or Inf gets one."""
+
+    @abstractmethod
+    def sq_distances(self, centres: Tensor) -> Tensor:
+        """(M, N) squared distances, at least where they are below `min_sq_distance`."""
+
+    def absorb(self, centres: Tensor, draw: Draw | None) -> Candidates:
+        """Count `centres` (M, D) from now on, then draw."""
+        self.absorb_distances(centres)
+        return self.draw(draw)
+
+    def potentials(self, centres: Tensor, scale: float) -> Tensor:
+        """(T,) float64: for each trial centre Σ_i round(scale · min(D²_i, ‖x_i - c_t‖²)), whole numbers, exactly."""
+        self._tried = torch.minimum(self.sq_distances(centres), self.min_sq_distance)
+        return (self._tried.double() * scale).round().sum(dim=1)
+
+    def accept(self, trial: int, draw: Draw | None) -> Candidates:
+        """Absorb one of the centres that `potentials` tried, then draw."""
+        assert self._tried is not None
+        self.min_sq_distance.copy_(self._tried[trial])
+        self._tried = None
+        return self.draw(draw)
+
+    def forget(self) -> None:
+        """Forget every centre."""
+        self.min_sq_distance.fill_(torch.inf)
+
+    def draw(self, draw: Draw | None) -> Candidates:
+        """This shard's candidates for every trial, and its largest D². Only "uniform" can pick a point at D² = 0."""
+        largest = self._largest()
+        if draw is None:
+            return Candidates((), (), (), largest)
+        found = [self._winner(self._keys(draw, trial)) for trial in range(draw.trials)]
+        keys, indices, positions = zip(*found, strict=True)
+        return Candidates(keys, indices, positions, largest)
+
+    def uniform_order(self, draw: Draw, without: Sequence[int], count: int) -> list[tuple[float, int]]:
+        """The first `count` points of a uniform race as (key, global index), without the rows in `without`."""
+        keys = exponentials(self.index, draw.seed, draw.round, 0, self.points.device)
+        keys[list(without)] = torch.inf
+        best = keys.topk(min(count, len(keys) - len(without)), largest=False)
+        return sorted((key, self.global_index(row)) for key, row in zip(*map(Tensor.tolist, best), strict=True))
+
+    def rows(self, positions: Sequence[int]) -> Tensor:
+        """(T, D) in the dtype distances are computed in; zeros where the position is -1."""
+        rows = torch.zeros(len(positions), self.points.shape[1], dtype=self.dtype, device=self.points.device)
+        for row, position in enumerate(positions):
+            if position >= 0:
+                rows[row] = self.points[position]
+        return rows
+
+    def global_index(self, position: int) -> int:
+        return int(self.index[position])
+
+    def chunks(self) -> Iterator[tuple[slice, Tensor]]:
+        """The points in the dtype of the distances, some megabytes at a time."""
+        step = chunk_rows(self.points.shape[1], self.dtype)
+        for start in range(0, len(self.points), step):
+            rows = slice(start, min(start + step, len(self.points)))
+            yield rows, self.points[rows].to(self.dtype)
+
+    def _largest(self) -> float:
+        if not len(self.min_sq_distance):
+            return 0.0
+        largest = float(self.min_sq_distance.amax())  # NaN wins over any number
+        return largest if largest < float("inf") else float("nan")
+
+    def _keys(self, draw: Draw, trial: int) -> Tensor:
+        weights = self.min_sq_distance.double()
+        if draw.rule == "farthest":
+            return torch.where(weights > 0, -weights, torch.inf)
+        keys = exponentials(self.index, draw.seed, draw.round, trial, self.points.device)
+        return keys if draw.rule == "uniform" else keys / weights  # E / 0 = inf: E is never 0
+
+    def _winner(self, keys: Tensor) -> tuple[float, int, int]:
+        if not len(keys) or not bool((keys < torch.inf).any()):
+            return float("inf"), -1, -1
+        best = keys.nan_to_num(torch.inf, torch.inf, -torch.inf).amin()
+        tied = (keys == best).nonzero()[:, 0].tolist()
+        index, position = min((self.global_index(row), row) for row in tied)
+        return float(best), index, position
+
+
+def chunk_rows(dimension: int, dtype: torch.dtype) -> int:
+    return max(16, CHUNK_BYTES // (max(dimension, 1) * dtype.itemsize))
+
+
+class TorchPool(Pool):
+    """Σ (x - c)² in plain torch: no cancellation, any device."""
+
+    name = "torch"
+
+    def absorb_distances(self, centres: Tensor) -> None:
+        for centre in centres:
+            torch.minimum(self.min_sq_distance, self.sq_distances(centre[None])[0], out=self.min_sq_distance)
+
+    def sq_distances(self, centres: Tensor) -> Tensor:
+        distances = torch.empty(len(centres), len(self.points), dtype=self.dtype, device=self.points.device)
+        # Chunks of one shape, the last one filled up: torch may sum in another order for another shape, and a row's
+        # distance must not depend on how the pool is cut.
+        difference = torch.zeros(
+            chunk_rows(centres.shape[1], self.dtype), centres.shape[1], dtype=self.dtype, device=self.points.device
+        )
+        for rows, chunk in self.chunks():
+            for trial, centre in enumerate(centres):
+                torch.sub(chunk, centre, out=difference[: len(chunk)])
+                distances[trial, rows] = difference.square_().sum(dim=1)[: len(chunk)]
+        return distances
+
+
+class FaissPool(Pool):
+    """faiss on the CPU: `pairwise_distances`, and `knn` for many centres at once.
+
+    It expands ‖x - c‖² = ‖x‖² - 2 x·c + ‖c‖², which cancels near a centre: where the result is below 1/64 of ‖x‖² +
+    ‖c‖² and would lower the minimum, that row is measured again directly. So copies of a centre are at 0 exactly, and
+    picks equal the other providers' up to rounding.
+    """
+
+    name = "faiss"
+
+    def __init__(self, points: Tensor, index: range | Tensor) -> None:
+        super().__init__(points, index)
+        self._faiss = _faiss()
+        self._sq_norms = torch.empty_like(self.min_sq_distance)
+        for rows, chunk in self.chunks():
+            self._sq_norms[rows] = chunk.square().sum(dim=1)
+
+    def absorb_distances(self, centres: Tensor) -> None:
+        if len(centres) == 1:
+            torch.minimum(self.min_sq_distance, self.sq_distances(centres)[0], out=self.min_sq_distance)
+            return
+        for rows, chunk in self.chunks():
+            distances, nearest = self._faiss.knn(chunk.contiguous().numpy(), centres.numpy(), 1)
+            closest = centres[torch.from_numpy(nearest[:, 0])]
+            mended = self._mend(torch.from_numpy(distances[:, 0]), closest, rows, chunk)
+            torch.minimum(self.min_sq_distance[rows], mended, out=self.min_sq_distance[rows])
+
+    def sq_distances(self, centres: Tensor) -> Tensor:
+        distances = torch.empty(len(centres), len(self.points))
+        for rows, chunk in self.chunks():
+            block = torch.from_numpy(self._faiss.pairwise_distances(centres.numpy(), chunk.contiguous().numpy()))
+            for trial, centre in enumerate(centres):
+                distances[trial, rows] = self._mend(block[trial], centre.expand_as(chunk), rows, chunk)
+        return distances
+
+    def _mend(self, distances: Tensor, centres: Tensor, rows: slice, chunk: Tensor) -> Tensor:
+        scale = (self._sq_norms[rows] + centres.square().sum(dim=1)) / 64
+        doubtful = (distances <= torch.minimum(scale, self.min_sq_distance[rows] + scale / 64)).nonzero()[:, 0]
+        distances[doubtful] = (chunk[doubtful] - centres[doubtful]).square().sum(dim=1)
+        return distances
+
+
+def _faiss() -> Any:
+    """faiss, imported here alone and after torch: the other order has crashed."""
+    import faiss
+
+    return faiss
