@@ -1,0 +1,104 @@
+"""Data sets: `load_dataset` gives any of them as decoded frames, `to_input` makes a network's input of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from alges_fast.data import synthetic
+from alges_fast.data.cache import CacheWriter, load_or_build
+from alges_fast.data.files import SPLITS, Faults
+from alges_fast.data.folder import list_folder
+from alges_fast.data.frames import IGNORE, Dataset, FrameSet
+from alges_fast.data.loading import Progress, load_listing
+from alges_fast.errors import UserError
+
+__all__ = ["DATASETS", "IGNORE", "Dataset", "FrameSet", "load_dataset", "to_input"]
+
+DATASETS = ("synthetic", "synthetic-full", "folder")
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def load_dataset(
+    name: str,
+    *,
+    root: str | Path | None = None,
+    image_size: int = 224,
+    split: str | None = None,
+    ignore_index: int | None = None,
+    seed: int = 0,
+    cache_dir: str | Path | None = None,
+    on_bad_image: str = "stop",
+    progress: Progress | None = None,
+) -> Dataset:
+    """A data set, decoded at image_size x image_size and kept in the cache.
+
+    name: one of DATASETS. root: where its files lie (synthetic data has none). split: which videos go to which split,
+    where the data set has several ways: "alges" (default) or "endovit". ignore_index: mask value that is not labelled,
+    for folder. seed: of the synthetic video. cache_dir: default $ALGES_FAST_CACHE, else ~/.cache/alges_fast.
+    on_bad_image: "stop" at the first faulty file, or "skip" such frames and list them in Dataset.notes.
+
+    Images are stretched to the square bilinearly (antialiased), masks by nearest neighbour.
+    Raises UserError, one line that names what is wrong and the remedy.
+    """
+    if name not in DATASETS:
+        raise UserError(f"dataset {name!r} is unknown: use one of {', '.join(DATASETS)}")
+    if image_size < 16:
+        raise UserError(f"image_size {image_size} is too small: use at least 16")
+    if ignore_index is not None and name != "folder":
+        raise UserError(f"ignore_index does not apply to {name}, which knows its unlabelled pixels: leave it out")
+    cache = Path(cache_dir) if cache_dir is not None else None
+    if name in ("synthetic", "synthetic-full"):
+        if root is not None:
+            raise UserError(f"{name} is drawn, not read: leave out the data root, or name the data set it holds")
+        return _load_synthetic(name, image_size, split or "alges", seed, cache, progress)
+
+    if root is None:
+        raise UserError(f"dataset {name} needs a data root: give --data_root DIR")
+    if not (root := Path(root)).is_dir():
+        raise UserError(f"{root}: no such folder: give the folder of the {name} data set with --data_root")
+    if split is not None:
+        raise UserError(f"split {split!r} does not apply to {name}: its folders are its splits; leave it out")
+    return load_listing(
+        list_folder(root, ignore_index, Faults(on_bad_image)), on_bad_image, image_size, cache, progress
+    )
+
+
+def to_input(images: Tensor | NDArray[np.uint8]) -> Tensor:
+    """uint8 RGB (..., 3, S, S) to a network's float32 input, on the same device: ImageNet's mean 0 and deviation 1."""
+    if isinstance(images, np.ndarray):
+        images = torch.from_numpy(np.array(images))
+    if images.dtype != torch.uint8 or images.ndim < 3 or images.shape[-3] != 3:
+        raise ValueError(f"images: expected uint8 (..., 3, S, S), got {images.dtype} {tuple(images.shape)}")
+    mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(3, 1, 1)
+    std = torch.tensor(IMAGENET_STD, device=images.device).view(3, 1, 1)
+    return (images.float() / 255 - mean) / std
+
+
+def _load_synthetic(
+    name: str, image_size: int, split: str, seed: int, cache: Path | None, progress: Progress | None
+) -> Dataset:
+    frames = synthetic.plan(full=name == "synthetic-full", split=split, seed=seed)
+    total = sum(map(len, frames.values()))
+
+    def build(writer: CacheWriter) -> dict[str, Any]:
+        done = 0
+        for part in SPLITS:
+            for frame in frames[part]:
+                image, mask = synthetic.draw(frame, (image_size, image_size))
+                writer.append(part, frame.id, frame.video, frame.clip, image, mask)
+                done += 1
+                if progress is not None:
+                    progress(done, total)
+        return {}
+
+    splits, _ = load_or_build(cache, name, f"{synthetic.VERSION} {split} {seed}", image_size, build)
+    note = f"synthetic video, drawn (seed {seed}), not surgery: it shows that the method runs, not how well it does"
+    return Dataset(name, synthetic.CLASSES, synthetic.PALETTE, **splits, notes=(note,))

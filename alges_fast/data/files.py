@@ -1,0 +1,248 @@
+"""Frames that lie in files: how a tree is listed, how one image and its mask are read, what a fault is called.
+
+A loader lists a tree as a `Listing`; `decode` reads any of its frames. Nothing is ever written under the data root.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from alges_fast.data.frames import IGNORE
+from alges_fast.errors import UserError
+
+SPLITS = ("train", "validation", "test")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+MAX_PIXELS = 64_000_000
+"""Nearly twice an 8K frame. A larger picture is refused from its header alone: it may be a decompression bomb."""
+
+
+class FaultyFile(UserError):
+    """A file of the data set that cannot be used; with on_bad_image="skip" its frame is left out instead."""
+
+
+@dataclass(frozen=True)
+class FrameFile:
+    """One frame on disk and the names it goes by (see FrameSet)."""
+
+    id: str
+    video: str
+    clip: str
+    image: Path
+    mask: Path
+
+
+@dataclass(frozen=True)
+class MaskReading:
+    """Class ids of one mask at its own size, and the values that stood for no class: value -> pixels."""
+
+    ids: NDArray[np.uint8]
+    unknown: Counter[str]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A tree before any pixel is read.
+
+    read_mask turns an opened mask into class ids; mask_key names that reading (it is part of the cache's key).
+    same_size: whether a mask must have its image's size. classes is None where the masks decide how many there are.
+    faults: what the listing left out, one line each.
+    """
+
+    name: str
+    root: Path
+    classes: tuple[str, ...] | None
+    palette: tuple[tuple[int, int, int], ...] | None
+    splits: dict[str, tuple[FrameFile, ...]]
+    read_mask: Callable[[Image.Image, Path], MaskReading]
+    mask_key: str
+    same_size: bool = True
+    faults: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """One frame at the run's size.
+
+    image (3, S, S) and mask (S, S) uint8; pixels (256,) counts ids before resizing; unknown as in MaskReading;
+    oddities are remarks on the files that do not keep them from being used.
+    """
+
+    image: NDArray[np.uint8]
+    mask: NDArray[np.uint8]
+    pixels: NDArray[np.int64]
+    unknown: Counter[str]
+    oddities: tuple[str, ...]
+
+
+class Faults:
+    """Where faults go: with on_bad_image="stop" the first is raised, with "skip" all are collected."""
+
+    def __init__(self, on_bad_image: str) -> None:
+        if on_bad_image not in ("stop", "skip"):
+            raise UserError(f"on_bad_image {on_bad_image!r} is unknown: use stop or skip")
+        self._stop = on_bad_image == "stop"
+        self.messages: list[str] = []
+
+    def add(self, fault: FaultyFile) -> None:
+        if self._stop:
+            raise FaultyFile(f"{fault} (or leave such files out: --on_bad_image skip)")
+        self.messages.append(str(fault))
+
+
+def decode(file: FrameFile, listing: Listing, size: int) -> Decoded:
+    """Read a frame and its mask and stretch both to size x size.
+
+    Images are resized bilinearly with Pillow's filter, whose support grows with the reduction, so that glare and fine
+    texture do not alias; masks by nearest neighbour. Raises FaultyFile.
+    """
+    oddities = []
+    with open_picture(file.image) as picture:
+        if picture.mode.startswith(("I", "F")):
+            raise FaultyFile(f"{file.image}: {picture.mode} pixels, more than 8 bits: convert it to an 8-bit RGB image")
+        if picture.format not in _formats(file.image):
+            oddities.append(f"image holds {picture.format} data under the name {file.image.suffix}")
+        original = picture.size
+        image = np.asarray(
+            _load(picture, file.image).convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
+        ).transpose(2, 0, 1)
+
+    with open_picture(file.mask) as picture:
+        if picture.format == "JPEG":
+            raise FaultyFile(f"{file.mask}: JPEG data, and class ids do not survive JPEG: save the mask as PNG")
+        if picture.size != original:
+            sizes = "{} x {}, its image {} x {}".format(*picture.size, *original)
+            if listing.same_size:
+                raise FaultyFile(f"{file.mask}: mask of {sizes}: export the mask at its image's size")
+            oddities.append("mask of another size than its image; both are stretched to the run's size")
+        if picture.mode == "RGBA":
+            oddities.append("mask is RGBA; its alpha channel is not used")
+        reading = listing.read_mask(_load(picture, file.mask), file.mask)
+    mask = Image.fromarray(reading.ids).resize((size, size), Image.Resampling.NEAREST)
+    return Decoded(
+        image=image,
+        mask=np.asarray(mask),
+        pixels=np.bincount(reading.ids.ravel(), minlength=256),
+        unknown=reading.unknown,
+        oddities=tuple(oddities),
+    )
+
+
+def open_picture(path: Path) -> Image.Image:
+    """Open a picture and read its header only. Raises FaultyFile where it is empty, unreadable or far too large."""
+    try:
+        if path.stat().st_size == 0:
+            raise FaultyFile(f"{path}: empty (0 bytes): restore it from the source or remove it with its pair")
+        picture = Image.open(path)
+    except Image.DecompressionBombError:
+        raise _too_large(path, "far too many") from None
+    except Image.UnidentifiedImageError:
+        raise FaultyFile(
+            f"{path}: not a picture, whatever its name says: restore it or remove it with its pair"
+        ) from None
+    except OSError as error:
+        raise FaultyFile(f"{path}: {error.strerror or error}: check the file, its link and its permissions") from None
+    if picture.width * picture.height > MAX_PIXELS:
+        picture.close()
+        raise _too_large(path, f"{picture.width} x {picture.height}")
+    return picture
+
+
+def class_ids(ignore_index: int | None, n_classes: int | None) -> Callable[[Image.Image, Path], MaskReading]:
+    """Reader of masks whose pixel values are class ids: grey of 1, 8 or 16 bits, palette indices, or equal RGB channels.
+
+    ignore_index and 255 become IGNORE. Raises FaultyFile for colours and for an id of n_classes or more.
+    """
+
+    def read(picture: Image.Image, path: Path) -> MaskReading:
+        values = one_channel(picture, path).astype(np.int64)
+        if ignore_index is not None:
+            values[values == ignore_index] = IGNORE
+        wrong = values[(values != IGNORE) & (values >= (n_classes or IGNORE))]
+        if wrong.size:
+            known = f"{n_classes} classes are named" if n_classes else "class ids go from 0 to 254"
+            raise FaultyFile(
+                f"{path}: class id {wrong[0]} is out of range ({known}): correct the mask or classes.txt, "
+                "or name the id with --ignore_index"
+            )
+        return MaskReading(values.astype(np.uint8), Counter())
+
+    return read
+
+
+def one_channel(picture: Image.Image, path: Path) -> NDArray[Any]:
+    """The mask's values (H, W): its only channel, its palette's indices, or its three equal channels; alpha is not used."""
+    values = np.asarray(picture)
+    if values.ndim == 2:
+        return values
+    if picture.mode in ("RGB", "RGBA") and np.ptp(values[..., :3], axis=2).any():
+        raise FaultyFile(f"{path}: a colour mask: class ids must be the pixel values of a single channel")
+    return values[..., 0]
+
+
+def list_pictures(folder: Path, faults: Faults) -> dict[str, Path]:
+    """The pictures of a folder by stem, in natural order. What is neither a picture nor hidden is a fault."""
+    try:
+        entries = [path for path in folder.iterdir() if not path.name.startswith(".") and path.name != "Thumbs.db"]
+    except OSError as error:
+        raise UserError(f"{folder}: {error.strerror}: check the data root") from None
+    pictures: dict[str, Path] = {}
+    for path in sorted(entries, key=lambda entry: natural_key(entry.name)):
+        if path.suffix.lower() not in IMAGE_SUFFIXES:
+            what = "a folder" if path.is_dir() else "not a picture by its extension"
+            faults.add(FaultyFile(f"{path}: {what}; only {' '.join(IMAGE_SUFFIXES)} belong here: move it elsewhere"))
+        elif path.stem in pictures:
+            faults.add(FaultyFile(f"{path}: has the same stem as {pictures[path.stem].name}: keep one of them"))
+        else:
+            pictures[path.stem] = path
+    return pictures
+
+
+def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
+    """Sort key under which frame_9 comes before frame_10."""
+    return tuple(
+        (0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"([0-9]+)", name) if part
+    )
+
+
+def pairs(
+    images: dict[str, Path], masks: dict[str, Path], mask_of: Callable[[str], str], faults: Faults
+) -> Iterable[tuple[str, Path, Path]]:
+    """(stem, image, mask) for every image; an image without a mask, or the reverse, is a fault."""
+    for stem, image in images.items():
+        if mask_of(stem) in masks:
+            yield stem, image, masks[mask_of(stem)]
+        else:
+            faults.add(FaultyFile(f"{image}: image without a mask: add {mask_of(stem)}.png or remove the image"))
+    wanted = {mask_of(stem) for stem in images}
+    for stem, mask in masks.items():
+        if stem not in wanted:
+            faults.add(FaultyFile(f"{mask}: mask without an image: add the image or remove the mask"))
+
+
+def _load(picture: Image.Image, path: Path) -> Image.Image:
+    try:
+        picture.load()
+    except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error, zlib.error ...
+        raise FaultyFile(f"{path}: damaged or cut short ({error}): restore it or remove it with its pair") from None
+    return picture
+
+
+def _too_large(path: Path, pixels: str) -> FaultyFile:
+    return FaultyFile(f"{path}: {pixels} pixels, over the limit of {MAX_PIXELS // 1_000_000} million: scale it down")
+
+
+def _formats(path: Path) -> tuple[str, ...]:
+    suffix = path.suffix.lower()
+    return {".jpg": ("JPEG", "MPO"), ".jpeg": ("JPEG", "MPO"), ".tif": ("TIFF",), ".tiff": ("TIFF",)}.get(
+        suffix, (suffix[1:].upper(),)
+    )
