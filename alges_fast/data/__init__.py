@@ -99,6 +99,6 @@ def _load_synthetic(
                     progress(done, total)
         return {}
 
-    splits, _ = load_or_build(cache, name, f"{synthetic.VERSION} {split} {seed}", image_size, build)
+    splits, _ = load_or_build(cache, name, f"{synthetic.drawing_key()} {split} {seed}", image_size, build)
     note = f"synthetic video, drawn (seed {seed}), not surgery: it shows that the method runs, not how well it does"
     return Dataset(name, synthetic.CLASSES, synthetic.PALETTE, **splits, notes=(note,))

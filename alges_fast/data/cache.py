@@ -1,9 +1,9 @@
 """Decoded frames on disk: raw uint8 files, memory-mapped, one folder per content and image size.
 
 A cache folder holds per split images.u8 (N, 3, S, S) and masks.u8 (N, S, S), and index.json with the names, the shapes,
-a CRC-32 of each file and whatever the builder wants to know again. It is written beside its place and renamed into it,
-so a reader finds a whole one or none; a lock keeps processes of one machine from decoding the same data twice, and where
-locks do not work the later rename simply loses.
+a CRC-32 of each file and whatever the builder wants to know again. It is written beside its place and renamed into
+it, so a reader finds a whole one or none; a lock keeps processes of one machine from decoding the same data twice, and
+where locks do not work the later rename simply loses.
 """
 
 from __future__ import annotations
@@ -107,7 +107,8 @@ def load_or_build(
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(
-            f"{parent}: cannot keep decoded frames there ({reason}): free space or set ALGES_FAST_CACHE to another folder"
+            f"{parent}: cannot keep decoded frames there ({reason}): "
+            "free space or set ALGES_FAST_CACHE to another folder"
         ) from None
     if whole is None:
         raise UserError(f"{place}: damaged again right after it was written: check the disk")
@@ -177,9 +178,14 @@ def _open(place: Path) -> tuple[dict[str, FrameSet], dict[str, Any]] | None:
                 "masks": np.memmap(_path(place, split, "masks"), np.uint8, "r", shape=(n, size, size)),
             }
             for part, array in arrays.items():
-                if array.nbytes != _path(place, split, part).stat().st_size or zlib.crc32(array) != entry["crc"][part]:
+                if (
+                    array.nbytes != _path(place, split, part).stat().st_size
+                    or zlib.crc32(array.data) != entry["crc"][part]
+                ):
                     raise ValueError(f"{split} {part} do not match their checksum")
-            splits[split] = FrameSet(*(tuple(entry[names]) for names in ("ids", "videos", "clips")), **arrays)
+            splits[split] = FrameSet(
+                ids=tuple(entry["ids"]), videos=tuple(entry["videos"]), clips=tuple(entry["clips"]), **arrays
+            )
         return {split: splits[split] for split in SPLITS}, index["extra"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         logger.warning("decoded frames in %s are damaged (%s) and are made again", place, error)

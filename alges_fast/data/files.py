@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from alges_fast.data.frames import IGNORE
 from alges_fast.errors import UserError
@@ -145,7 +145,7 @@ def open_picture(path: Path) -> Image.Image:
         picture = Image.open(path)
     except Image.DecompressionBombError:
         raise _too_large(path, "far too many") from None
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise FaultyFile(
             f"{path}: not a picture, whatever its name says: restore it or remove it with its pair"
         ) from None
@@ -158,7 +158,7 @@ def open_picture(path: Path) -> Image.Image:
 
 
 def class_ids(ignore_index: int | None, n_classes: int | None) -> Callable[[Image.Image, Path], MaskReading]:
-    """Reader of masks whose pixel values are class ids: grey of 1, 8 or 16 bits, palette indices, or equal RGB channels.
+    """Reader of masks whose values are class ids: grey of 1, 8 or 16 bits, palette indices, or three equal channels.
 
     ignore_index and 255 become IGNORE. Raises FaultyFile for colours and for an id of n_classes or more.
     """
@@ -180,7 +180,7 @@ def class_ids(ignore_index: int | None, n_classes: int | None) -> Callable[[Imag
 
 
 def one_channel(picture: Image.Image, path: Path) -> NDArray[Any]:
-    """The mask's values (H, W): its only channel, its palette's indices, or its three equal channels; alpha is not used."""
+    """The mask's values (H, W): its only channel, its palette's indices, or its equal channels; alpha is not used."""
     values = np.asarray(picture)
     if values.ndim == 2:
         return values

@@ -1,29 +1,36 @@
 """Procedural laparoscopy: what one frame of one synthetic video looks like, and which class each pixel is.
 
-A frame is a function of (seed, video, clip, time) alone. Randomness comes from Philox generators keyed by those numbers, so
-frames may be drawn in any order, by any process, at any size, and are the same bit for bit on one machine.
+A frame is a function of (seed, video, clip, frame) alone. Randomness comes from Philox generators keyed by those
+numbers, so frames may be drawn in any order, by any process, at any size, and are the same bit for bit on one machine.
 
-Coordinates are those of a 16:9 picture, x in [-16/9, 16/9] and y in [-1, 1] downwards, whatever the pixel grid. Every organ
-is a field that grows towards its inside; where its outline lies is decided once per clip, by the quantile of the field
-that gives the organ its share of the picture. Layers are then painted from the back to the front, lit by a lamp at the
-lens, and covered by tools, smoke and the round field of view.
+Coordinates are those of a 16:9 picture, x in [-16/9, 16/9] and y in [-1, 1] downwards, whatever the pixel grid. Every
+organ is a field that grows towards its inside; where its outline lies is decided once per clip, by the quantile of the
+field that gives the organ its share of the picture. Layers are then painted from the back to the front, lit by a lamp
+at the lens, and covered by tools, smoke and the round field of view.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
 
-Plane = NDArray[np.float32]
+Plane: TypeAlias = NDArray[np.float32]
 
 ASPECT = 16 / 9
 FRAMES_PER_CLIP = 80
 FPS = 25.0
 TEXTURE_PERIOD = 4.0
+SHAPING = 3
+"""The first texture planes shape outlines and relief, where the steps of nearest texels would show."""
+
+ANATOMY, SHOT, TEXTURE = 1 << 32, 1 << 33, 1 << 34
+"""Purposes of random numbers beside a frame's own, whose purpose is its number in the clip."""
+
 COARSE = (60, 106)
 """Grid on which outlines are decided."""
 
@@ -34,8 +41,8 @@ BACK_TO_FRONT = (FAT, GUT, LIVER, VEIN, LIGAMENT, CONNECTIVE, GALLBLADDER, DUCT,
 
 @dataclass(frozen=True)
 class Tissue:
-    """Look of one class: display colour (0..1), its spread between videos, relief (height, and width of the rounded rim),
-    and how strongly mottling, grain, lobules, vessels and wetness show."""
+    """Look of one class: display colour (0..1), its spread between videos, relief (height, and width of the rounded
+    rim), and how strongly mottling, grain, lobules, vessels and wetness show."""
 
     colour: tuple[float, float, float]
     spread: float
@@ -49,16 +56,16 @@ class Tissue:
 
 
 TISSUES = {
-    WALL: Tissue((0.74, 0.44, 0.38), 0.07, 0.00, 1.0, 0.16, 0.06, 0.00, 0.35, 0.35),
-    FAT: Tissue((0.86, 0.70, 0.36), 0.07, 0.16, 0.35, 0.10, 0.05, 0.55, 0.20, 0.75),
-    GUT: Tissue((0.84, 0.54, 0.47), 0.06, 0.22, 0.17, 0.10, 0.04, 0.00, 0.45, 0.70),
-    LIVER: Tissue((0.50, 0.21, 0.16), 0.05, 0.26, 0.45, 0.12, 0.08, 0.00, 0.00, 0.80),
-    VEIN: Tissue((0.30, 0.18, 0.36), 0.04, 0.03, 0.04, 0.05, 0.03, 0.00, 0.00, 0.60),
-    LIGAMENT: Tissue((0.84, 0.70, 0.60), 0.05, 0.05, 0.06, 0.10, 0.06, 0.00, 0.10, 0.50),
-    CONNECTIVE: Tissue((0.80, 0.50, 0.40), 0.06, 0.06, 0.12, 0.30, 0.10, 0.25, 0.30, 0.70),
-    GALLBLADDER: Tissue((0.66, 0.60, 0.42), 0.09, 0.30, 0.22, 0.08, 0.03, 0.00, 0.50, 1.00),
-    DUCT: Tissue((0.80, 0.70, 0.46), 0.05, 0.06, 0.04, 0.06, 0.03, 0.00, 0.20, 0.80),
-    BLOOD: Tissue((0.44, 0.04, 0.05), 0.03, 0.02, 0.05, 0.10, 0.02, 0.00, 0.00, 1.20),
+    WALL: Tissue((0.77, 0.46, 0.40), 0.05, 0.00, 1.0, 0.13, 0.04, 0.00, 0.55, 0.45),
+    FAT: Tissue((0.93, 0.77, 0.45), 0.05, 0.14, 0.30, 0.10, 0.03, 0.24, 0.45, 1.00),
+    GUT: Tissue((0.86, 0.57, 0.49), 0.05, 0.16, 0.16, 0.07, 0.03, 0.00, 0.60, 0.90),
+    LIVER: Tissue((0.47, 0.19, 0.14), 0.04, 0.22, 0.40, 0.08, 0.07, 0.00, 0.00, 0.80),
+    VEIN: Tissue((0.33, 0.20, 0.40), 0.04, 0.03, 0.04, 0.05, 0.03, 0.00, 0.00, 0.80),
+    LIGAMENT: Tissue((0.86, 0.70, 0.60), 0.04, 0.05, 0.06, 0.10, 0.05, 0.00, 0.20, 0.60),
+    CONNECTIVE: Tissue((0.82, 0.54, 0.44), 0.05, 0.07, 0.16, 0.22, 0.07, 0.10, 0.45, 0.90),
+    GALLBLADDER: Tissue((0.62, 0.65, 0.47), 0.07, 0.24, 0.20, 0.06, 0.02, 0.00, 0.55, 1.20),
+    DUCT: Tissue((0.84, 0.72, 0.48), 0.04, 0.06, 0.04, 0.06, 0.03, 0.00, 0.20, 0.80),
+    BLOOD: Tissue((0.42, 0.04, 0.05), 0.02, 0.02, 0.08, 0.12, 0.02, 0.00, 0.00, 1.40),
 }
 
 
@@ -84,19 +91,22 @@ def draw(
     anatomy = shot.anatomy
 
     fields, texture = shot.fields(x, y, time, pixel)
-    mottle, grain, lobules, vessels = texture[2], texture[3], texture[4], texture[5]
+    lobules, mottle, grain, vessels = texture[2:]
     mask = np.full(size, WALL, np.uint8)
     colour = anatomy.paint(WALL, mottle, grain, lobules, vessels)
-    relief = 0.05 * texture[0] + 0.012 * mottle
+    relief = 0.035 * texture[0]
     wet = np.full(size, TISSUES[WALL].wet, np.float32)
     for k, field in fields.items():
         tissue = TISSUES[k]
         depth = field - shot.outlines[k]
         alpha = np.clip(depth * (0.7 / pixel) + 0.5, 0, 1)
-        bulge = np.clip(depth * (1 / tissue.rim), 0, 1)
-        bulge = tissue.height * bulge * (2 - bulge) + 0.02 + (0.035 * tissue.lobules) * lobules + 0.006 * grain
+        if tissue.height > 0.1:  # what stands out shades what it rests on
+            colour *= 1 - 0.45 * np.clip(1 + depth * 12, 0, 1) ** 2
         colour += alpha * (anatomy.paint(k, mottle, grain, lobules, vessels) - colour)
-        relief += alpha * (bulge - relief)
+        dome = np.clip(depth * (1 / tissue.rim), 0, 1)
+        dome = dome * (2 - dome)
+        bumps = tissue.height + 0.020 * texture[1] + (0.06 * tissue.lobules) * lobules
+        relief += dome * (bumps - relief if tissue.height > 0.1 else bumps)
         wet += alpha * (tissue.wet - wet)
         mask[depth > 0] = k
 
@@ -120,7 +130,7 @@ class Anatomy:
     """One video: where its organs lie, what colours they have, and its camera's light and round field of view."""
 
     def __init__(self, seed: int, video: int, cast: Cast) -> None:
-        rng = _philox(seed, video, 0, 0)
+        rng = _philox(seed, video, 0, ANATOMY)
         self.cast = cast
         self.centre = rng.normal(0, 0.05, 2)
         self.turn = rng.normal(0, 0.16)
@@ -131,29 +141,35 @@ class Anatomy:
         self.fat_lobe = np.array([rng.uniform(-1.1, -0.3), rng.uniform(0.55, 0.95)])
         self.liver = np.array([rng.uniform(-0.9, -0.55), rng.uniform(-0.45, -0.2)])
         self.liver_axes = (rng.uniform(0.95, 1.25), rng.uniform(0.60, 0.80), rng.uniform(-0.1, 0.4))
-        self.right_lobe = np.array([rng.uniform(0.1, 0.5), rng.uniform(-0.85, -0.6)])
+        self.right_lobe = np.array([rng.uniform(0.0, 0.45), rng.uniform(-1.05, -0.85)])
         self.neck = np.array([rng.uniform(0.15, 0.40), rng.uniform(0.12, 0.32)])
         self.fundus = self.neck + rng.uniform(0.55, 0.85) * _direction(np.deg2rad(rng.uniform(175, 250)))
         self.plump = rng.uniform(0.55, 0.95)
-        self.gut = (rng.uniform(0.1, 0.9), rng.uniform(1.15, 1.35), rng.uniform(0.55, 0.75), rng.uniform(12, 20))
+        self.gut = (
+            rng.uniform(0.3, 1.0),
+            rng.uniform(1.0, 1.25),
+            rng.uniform(0.45, 0.65),
+            rng.uniform(14, 20),
+            rng.uniform(-2.4, -1.2),
+        )
         self.ligament = (rng.uniform(-0.5, 0.1), rng.uniform(1.5, 2.0))
         self.vein = (rng.uniform(-0.9, -0.5), rng.uniform(-0.35, -0.05), rng.uniform(0, 0.6))
 
-        tint = rng.normal(0, 0.035, 3)
-        inflamed = rng.random()
+        warmth, inflamed, fatty = rng.normal(0, 0.03), rng.random(), rng.random()
         self.colours = {}
         for k, tissue in TISSUES.items():
-            colour = np.array(tissue.colour) + tint + tissue.spread * rng.normal(0, 1, 3)
+            colour = np.array(tissue.colour) * np.exp(tissue.spread * rng.normal(0, 1))
+            colour += np.array([1, 0.1, -1]) * warmth + 0.3 * tissue.spread * rng.normal(0, 1, 3)
             if k == GALLBLADDER:  # from pearly green to an inflamed red
-                colour += inflamed * np.array([0.14, -0.16, -0.06])
+                colour += inflamed * np.array([0.12, -0.14, -0.06])
             if k == LIVER:  # from healthy to fatty
-                colour += rng.random() * np.array([0.16, 0.10, 0.02])
+                colour += fatty * np.array([0.17, 0.12, 0.05])
             self.colours[k] = np.clip(colour, 0.03, 0.95).astype(np.float32) ** 2  # linear light, with a gamma of 2
         self.white = np.clip(rng.normal([1.0, 0.97, 0.93], 0.04), 0.8, 1.1).astype(np.float32)
-        self.exposure = rng.uniform(1.15, 1.75)
+        self.exposure = rng.uniform(1.5, 2.3)
         self.lamp = (rng.normal(0, 0.22), rng.normal(-0.1, 0.18), rng.uniform(0.95, 1.35))
         self.falloff = rng.uniform(0.25, 0.55)
-        self.gloss = rng.uniform(0.5, 1.3)
+        self.gloss = rng.uniform(0.7, 1.6)
         self.haze = max(0.0, rng.normal(0.015, 0.02))
 
         x, y = _grid(*COARSE)
@@ -201,7 +217,7 @@ class Anatomy:
         shine = np.maximum(shine, 0)
         for _ in range(6):  # to the 64th power
             shine *= shine
-        return _f32(diffuse), _f32(np.minimum(shine * wet * _s(0.9 * self.gloss), 1.5))
+        return _f32(diffuse), _f32(np.minimum(shine * shine * wet * _s(1.2 * self.gloss), 1.5))
 
 
 @dataclass(frozen=True)
@@ -225,7 +241,7 @@ class Tool:
     def paint(self, x: Plane, y: Plane, time: float, pixel: float, colour: Plane, mask: NDArray[np.uint8]) -> None:
         """Draw the tool into linear colour (3, H, W) and mask (H, W), in place."""
         along, across = self._axes(x, y, time)
-        reach = 4.2 * self.width
+        reach = 5.0 * self.width
         width = self.width * (1 + 0.25 * along)  # perspective: thicker towards the lens
         shaft = np.minimum(width - np.abs(across), along - reach)
         round_ = np.clip(across / np.maximum(width, 1e-3), -1, 1)
@@ -243,10 +259,10 @@ class Tool:
             tip = np.maximum(tip, collar)
         else:
             angle = self.opening * (0.5 + 0.5 * np.sin(2 * time + self.sway[2]))
-            open_ = reach * np.tan(angle)
+            hinge, spread = (1.15 * reach, 0.0), 1.15 * reach * np.tan(angle)
             tip = np.maximum(
-                _capsule(along, across, (reach, 0), (0, open_), 0.50 * self.width, 0.75 * self.width),
-                _capsule(along, across, (reach, 0), (0, -open_), 0.50 * self.width, 0.75 * self.width),
+                _capsule(along, across, hinge, (0, spread), 0.80 * self.width, 0.38 * self.width),
+                _capsule(along, across, hinge, (0, -spread), 0.80 * self.width, 0.38 * self.width),
             )
             shaft_tone = 0.10 + 0.30 * sheen + 0.75 * streak
             serrated = 0.5 + 0.5 * np.sin(along * (9 / self.width))
@@ -274,14 +290,14 @@ class Shot:
     def __init__(self, seed: int, video: int, cast: Cast, clip: int) -> None:
         self.anatomy = anatomy = _anatomy(seed, video, cast)
         self._key = (seed, video, clip)
-        rng = _philox(seed, video, clip, 1)
+        rng = _philox(seed, video, clip, SHOT)
         self._shift = rng.normal(0, 0.13, 2)
         self._turn = anatomy.turn + rng.normal(0, 0.10)
         self._zoom = float(np.exp(rng.normal(0, 0.10)))
         self._drift = rng.normal(0, 0.03, 4)
         self._phase = rng.uniform(0, 2 * np.pi, 4)
-        hooks = _due(clip, cast.hooks, rng_phase=video * 0.377)
-        graspers = sum(_due(clip, min(1.0, max(0.0, cast.graspers - i)), rng_phase=video * 0.618 + i) for i in range(2))
+        hooks = _due(clip, cast.hooks, phase=video * 0.377)
+        graspers = sum(_due(clip, min(1.0, max(0.0, cast.graspers - i)), phase=video * 0.618 + i) for i in range(2))
         self.tools = tuple(self._tool(rng, kind, i) for i, kind in enumerate([GRASPER] * graspers + [HOOK] * hooks))
         smoky = rng.random() < (0.55 if hooks else 0.08)
         self._smoke = float(rng.uniform(0.25, 0.6)) if smoky else 0.0
@@ -337,9 +353,10 @@ class Shot:
             colour[:, 1:-1] = 0.5 * colour[:, 1:-1] + 0.25 * (colour[:, :-2] + colour[:, 2:])
             colour[:, :, 1:-1] = 0.5 * colour[:, :, 1:-1] + 0.25 * (colour[:, :, :-2] + colour[:, :, 2:])
         seed, video, clip = self._key
-        noise = _philox(seed, video, clip, 2 + frame).standard_normal(colour.shape, np.float32)
+        noise = _philox(seed, video, clip, frame).standard_normal(colour.shape, np.float32)
         colour += _s(self._noise) * noise
-        return np.clip(colour * 255 + 0.5, 0, 255).astype(np.uint8)
+        picture: NDArray[np.uint8] = np.clip(colour * 255 + 0.5, 0, 255).astype(np.uint8)
+        return picture
 
     def _tool(self, rng: np.random.Generator, kind: int, number: int) -> Tool:
         a = self.anatomy
@@ -354,7 +371,7 @@ class Shot:
             entry=(float(entry[0]), float(entry[1])),
             tip=(float(target[0]), float(target[1])),
             sway=tuple(float(value) for value in (*rng.normal(0, 0.05, 2), rng.uniform(0, 6), rng.uniform(1, 3))),  # type: ignore[arg-type]
-            width=float(rng.uniform(0.045, 0.062) if kind == GRASPER else rng.uniform(0.042, 0.055)),
+            width=float(rng.uniform(0.045, 0.062) if kind == GRASPER else rng.uniform(0.048, 0.062)),
             opening=float(rng.uniform(0.05, 0.35)),
             metal=(float(grey), float(grey * rng.uniform(0.95, 1.02)), float(grey * rng.uniform(0.95, 1.08))),
         )
@@ -368,10 +385,8 @@ class Shot:
         for tool in self.tools:
             tool.paint(x, y, time, 2 / COARSE[0], np.zeros((3, *COARSE), np.float32), mask)
         free = (mask == 0) & (self.anatomy.view(x, y) > 0)
-        tools = np.count_nonzero(mask[self.anatomy.view(x, y) > 0]) / mask.size
-        room = 1 - self.anatomy.cast.shares[BACKGROUND]
         for k in reversed(fields):
-            share = self.anatomy.cast.shares[k] * (room - tools) / room
+            share = self.anatomy.cast.shares[k]
             inside = np.sort(fields[k][free])
             wanted = min(inside.size - 1, round(share * mask.size))
             outline = float(inside[-1 - wanted])
@@ -382,7 +397,7 @@ class Shot:
 def _fat(a: Anatomy, u: Plane, v: Plane, texture: Plane) -> Plane:
     slope = u * _s(np.cos(a.fat_side)) + v * _s(np.sin(a.fat_side))
     lobe = 0.75 - np.hypot(u - _s(a.fat_lobe[0]), v - _s(a.fat_lobe[1]))
-    return np.maximum(slope, lobe) + 0.05 * texture[2] + 0.05 * texture[4]
+    return _f32(np.maximum(slope, lobe) + 0.05 * texture[1] + 0.05 * texture[2])
 
 
 def _liver(a: Anatomy, u: Plane, v: Plane) -> Plane:
@@ -391,8 +406,8 @@ def _liver(a: Anatomy, u: Plane, v: Plane) -> Plane:
     along = (du * _s(np.cos(turn)) + dv * _s(np.sin(turn))) * _s(1 / major)
     across = (dv * _s(np.cos(turn)) - du * _s(np.sin(turn))) * _s(1 / minor)
     left = _s(minor) * (1 - np.hypot(along, across))
-    right = 0.45 - np.hypot(0.7 * (u - _s(a.right_lobe[0])), v - _s(a.right_lobe[1]))
-    return np.maximum(left, right)
+    right = 0.55 - np.hypot(0.6 * (u - _s(a.right_lobe[0])), v - _s(a.right_lobe[1]))
+    return _f32(np.maximum(left, right) + 0.08 * np.exp(-np.abs(left - right) * 8))
 
 
 def _gallbladder(a: Anatomy, u: Plane, v: Plane) -> Plane:
@@ -405,9 +420,11 @@ def _duct(a: Anatomy, u: Plane, v: Plane) -> Plane:
 
 
 def _gut(a: Anatomy, u: Plane, v: Plane) -> Plane:
-    centre_u, centre_v, radius, folds = a.gut
+    centre_u, centre_v, radius, folds, middle = a.gut
     du, dv = u - _s(centre_u), v - _s(centre_v)
-    return 0.18 + 0.018 * np.sin(_s(folds) * np.arctan2(dv, du)) - np.abs(np.hypot(du, dv) - _s(radius))
+    angle = np.arctan2(dv, du)
+    tube = 0.18 + 0.010 * np.sin(_s(folds) * angle) - np.abs(np.hypot(du, dv) - _s(radius))
+    return _f32(np.minimum(tube, 0.28 + 0.35 * (0.45 - np.abs(angle - _s(middle)))))
 
 
 def _vein(a: Anatomy, u: Plane, v: Plane) -> Plane:
@@ -415,27 +432,23 @@ def _vein(a: Anatomy, u: Plane, v: Plane) -> Plane:
     du, dv = u - _s(start), v - _s(height)
     along = du * _s(np.cos(turn)) + dv * _s(np.sin(turn))
     across = dv * _s(np.cos(turn)) - du * _s(np.sin(turn))
-    return np.minimum(0.05 - np.abs(across - 0.04 * np.sin(6 * along)), 0.3 - np.abs(along - 0.3))
+    return _f32(np.minimum(0.05 - np.abs(across - 0.04 * np.sin(6 * along)), 0.3 - np.abs(along - 0.3)))
 
 
 def _ligament(a: Anatomy, u: Plane, v: Plane, texture: Plane) -> Plane:
     foot, slant = a.ligament
-    return (
-        0.1
-        - np.abs(u - _s(foot) + _s(1 / slant) * (v + 0.2)) * (1 + 0.5 * np.maximum(v, 0))
-        - np.maximum(v, 0)
-        + 0.02 * texture[2]
-    )
+    below = np.maximum(v, 0)
+    return _f32(0.1 - np.abs(u - _s(foot) + _s(1 / slant) * (v + 0.2)) * (1 + 0.5 * below) - below + 0.03 * texture[1])
 
 
 def _connective(a: Anatomy, u: Plane, v: Plane, texture: Plane) -> Plane:
     du, dv = u - _s(a.neck[0] + 0.05), v - _s(a.neck[1] + 0.02)
-    return 0.4 - np.hypot(0.8 * du, dv) + 0.07 * texture[2] + 0.04 * texture[4]
+    return _f32(0.4 - np.hypot(0.8 * du, dv) + 0.07 * texture[1] + 0.02 * texture[2])
 
 
 def _blood(a: Anatomy, u: Plane, v: Plane, texture: Plane) -> Plane:
     du, dv = u - _s(a.neck[0] - 0.1), v - _s(a.neck[1] + 0.22)
-    return 0.3 - np.hypot(0.6 * du, dv) + 0.14 * texture[2] + 0.08 * texture[0]
+    return _f32(0.3 - np.hypot(0.6 * du, dv) + 0.14 * texture[1] + 0.10 * texture[0])
 
 
 def _capsule(
@@ -453,14 +466,14 @@ def _capsule(
 def _textures() -> dict[int, Plane]:
     """Periodic texture planes (6, n, n) by n, finest first drawn, coarser ones as their means.
 
-    Planes 0, 1: slow warps; 2: mottling; 3: grain; 4: lobules, 0 at their seams and 1 at their middles; 5: vessels.
+    Planes 0, 1: slow waves; 2: lobules, 0 at their seams and 1 at their middles; 3: mottling; 4: grain; 5: vessels.
     """
     n = 1024
-    warp, sway = _fractal(n, 1, 1.9, 2, 24), _fractal(n, 2, 1.9, 2, 24)
-    mottle, grain = _fractal(n, 3, 1.2, 6, 160), _fractal(n, 4, 0.4, 60, 360)
-    branches = _fractal(n, 5, 1.6, 5, 60)
-    vessels = np.exp(-((branches / 0.05) ** 2)) * np.clip(0.6 + _fractal(n, 6, 1.5, 3, 16), 0, 1)
-    planes = np.stack([warp, sway, mottle, grain, _lobules(n, 44, 7), vessels]).astype(np.float32)
+    warp, sway = _fractal(n, 1, 2.3, 3, 30), _fractal(n, 2, 2.0, 5, 60)
+    mottle, grain = _fractal(n, 3, 1.4, 4, 160), _fractal(n, 4, 0.6, 60, 300)
+    branches = _fractal(n, 5, 2.0, 6, 60)
+    vessels = np.exp(-((branches / 0.11) ** 2)) * np.clip(0.3 + 0.9 * _fractal(n, 6, 1.5, 3, 16), 0, 1)
+    planes = np.stack([warp, sway, _lobules(n, 36, 7), mottle, grain, vessels]).astype(np.float32)
     levels = {n: planes}
     while n > 64:
         n //= 2
@@ -473,29 +486,29 @@ def _fractal(n: int, key: int, slope: float, low: float, high: float) -> Plane:
     rows, columns = fft.fftfreq(n, 1 / n)[:, None], fft.rfftfreq(n, 1 / n)[None]
     frequency = np.hypot(rows, columns)
     band = np.where((frequency >= low) & (frequency <= high), np.maximum(frequency, 1) ** -slope, 0)
-    spectrum = fft.rfft2(_philox(key, 0, 0, 0).standard_normal((n, n), np.float32)) * band.astype(np.float32)
+    spectrum = fft.rfft2(_philox(key, 0, 0, TEXTURE).standard_normal((n, n), np.float32)) * band.astype(np.float32)
     plane = fft.irfft2(spectrum, s=(n, n))
     return _f32(plane / plane.std())
 
 
 def _lobules(n: int, cells: int, key: int) -> Plane:
-    """Periodic cells (n, n): 1 at a cell's middle, falling to 0 at the seams (second minus first nearest distance)."""
-    rng = _philox(key, 0, 0, 0)
+    """Periodic rounded cells (n, n): 1 at a cell's middle, falling to 0 at the seams, of uneven size and shape."""
+    rng = _philox(key, 0, 0, TEXTURE)
     centres = rng.uniform(0.1, 0.9, (cells, cells, 2)).astype(np.float32)
-    position = (np.arange(n, dtype=np.float32) + 0.5) * (cells / n)
-    cell = position.astype(np.int64)
+    straight = (np.arange(n, dtype=np.float32) + 0.5) * (cells / n)
+    row = straight[:, None] + 0.25 * _fractal(n, key + 1, 1.5, 4, 40)
+    column = straight[None] + 0.25 * _fractal(n, key + 2, 1.5, 4, 40)
+    cell_row, cell_column = np.floor(row).astype(np.int64), np.floor(column).astype(np.int64)
     nearest = np.full((n, n), 9, np.float32)
     second = nearest.copy()
     for dy in (-1, 0, 1):
         for dx in (-1, 0, 1):
-            rows, columns = cell + dy, cell + dx
-            centre = centres[rows[:, None] % cells, columns[None] % cells]
-            distance = np.hypot(
-                rows[:, None] + centre[..., 0] - position[:, None], columns[None] + centre[..., 1] - position[None]
-            )
+            centre = centres[(cell_row + dy) % cells, (cell_column + dx) % cells]
+            distance = np.hypot(cell_row + dy + centre[..., 0] - row, cell_column + dx + centre[..., 1] - column)
             second = np.minimum(second, np.maximum(nearest, distance))
             nearest = np.minimum(nearest, distance)
-    return _f32(np.clip(2.2 * (second - nearest), 0, 1) ** 0.6)
+    seam = np.clip(1.15 * (second - nearest), 0, 1)
+    return _f32(seam * (2 - seam))
 
 
 def _sample(u: Plane, v: Plane, pixel: float) -> Plane:
@@ -503,24 +516,34 @@ def _sample(u: Plane, v: Plane, pixel: float) -> Plane:
     n = 1024
     while n > 64 and TEXTURE_PERIOD / n < 0.6 * pixel:
         n //= 2
-    scale = _s(n / TEXTURE_PERIOD)
-    column = np.floor(u * scale).astype(np.int32) & (n - 1)
-    row = np.floor(v * scale).astype(np.int32) & (n - 1)
-    return _textures()[n].reshape(6, n * n).take(row * n + column, axis=1)
+    column, row = u * _s(n / TEXTURE_PERIOD), v * _s(n / TEXTURE_PERIOD)
+    left, top = np.floor(column), np.floor(row)
+    right_share, lower_share = column - left, row - top
+    left, top = left.astype(np.int32), top.astype(np.int32)
+    right, left = (left + 1) & (n - 1), left & (n - 1)
+    lower, top = ((top + 1) & (n - 1)) * n, (top & (n - 1)) * n
+    planes = _textures()[n].reshape(6, n * n)
+    sampled = planes.take(top + left, axis=1)
+    waves = planes[:SHAPING]
+    upper = sampled[:SHAPING] + right_share * (waves.take(top + right, axis=1) - sampled[:SHAPING])
+    under = waves.take(lower + left, axis=1)
+    under += right_share * (waves.take(lower + right, axis=1) - under)
+    sampled[:SHAPING] = upper + lower_share * (under - upper)
+    return sampled
 
 
 @lru_cache(maxsize=8)
 def _grid(height: int, width: int) -> tuple[Plane, Plane]:
-    """Pixel centres in picture coordinates: x (1, W) and y (H, 1), spread to (H, W)."""
+    """Pixel centres in picture coordinates: x and y, both (H, W)."""
     x = (np.arange(width, dtype=np.float32) + 0.5) * (2 * ASPECT / width) - ASPECT
     y = (np.arange(height, dtype=np.float32) + 0.5) * (2 / height) - 1
     plane_x, plane_y = np.meshgrid(x, y)
     return _f32(plane_x), _f32(plane_y)
 
 
-def _due(clip: int, rate: float, rng_phase: float) -> bool:
-    """Whether an event of this rate falls on this clip: spread evenly (golden ratio), not drawn, so few clips suffice."""
-    return ((clip + 1) * 0.6180339887 + rng_phase) % 1 < rate
+def _due(clip: int, rate: float, phase: float) -> bool:
+    """Whether an event of this rate falls on this clip: spread evenly by the golden ratio, so few clips suffice."""
+    return ((clip + 1) * 0.6180339887 + phase) % 1 < rate
 
 
 def _direction(angle: float) -> NDArray[np.float64]:
@@ -528,7 +551,9 @@ def _direction(angle: float) -> NDArray[np.float64]:
 
 
 def _s(value: float) -> np.float32:
-    return np.float32(value)
+    """A scalar that leaves float32 planes float32, whichever NumPy it meets."""
+    scalar: np.float32 = np.float32(value)
+    return scalar
 
 
 def _f32(plane: NDArray[np.floating]) -> Plane:
