@@ -1,0 +1,147 @@
+"""Predicted masks as pre-annotations, in the import formats of CVAT and Label Studio.
+
+Both formats are text around run-length codes, written here with the standard library: the tools' own libraries would
+pull some fifty packages into every installation. The tests read the files back with those libraries (datumaro, which
+CVAT's importers are built on, and label-studio-sdk) and compare the masks pixel by pixel.
+
+Formats:
+    CVAT, "CVAT for images 1.1": https://docs.cvat.ai/docs/manual/advanced/xml_format/
+    Label Studio, tasks with predictions of brush labels: https://labelstud.io/guide/predictions and, for the code of a
+    brush's mask, https://github.com/thi-ng/umbrella/tree/develop/packages/rle-pack
+"""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_RUN_BITS = (3, 4, 8, 16)  # the four lengths' widths that a Label Studio code declares; the shortest that fits is used
+
+
+@dataclass(frozen=True, eq=False)
+class AnnotatedFrame:
+    """One image to annotate and what the model sees in it.
+
+    name: the image's path inside the import, with forward slashes.
+    mask: (H, W) uint8 class ids at the image's own size.
+    score: how much the strategy wants this frame; shown by the tools, not interpreted.
+    """
+
+    name: str
+    mask: NDArray[np.uint8]
+    score: float
+
+
+def cvat_xml(frames: Sequence[AnnotatedFrame], classes: Sequence[str], palette: Sequence[tuple[int, int, int]]) -> str:
+    """`annotations.xml` of "CVAT for images 1.1": a mask for every class that occurs in a frame."""
+    root = ET.Element("annotations")
+    ET.SubElement(root, "version").text = "1.1"
+    labels = ET.SubElement(ET.SubElement(ET.SubElement(root, "meta"), "task"), "labels")
+    for name, colour in zip(classes, palette, strict=True):
+        label = ET.SubElement(labels, "label")
+        ET.SubElement(label, "name").text = name
+        ET.SubElement(label, "color").text = "#{:02x}{:02x}{:02x}".format(*colour)
+        ET.SubElement(label, "type").text = "mask"
+        ET.SubElement(label, "attributes")
+    for number, frame in enumerate(frames):
+        height, width = frame.mask.shape
+        image = ET.SubElement(root, "image", id=str(number), name=frame.name, width=str(width), height=str(height))
+        for class_id, where in _class_masks(frame.mask, len(classes)):
+            rows, columns = np.flatnonzero(where.any(1)), np.flatnonzero(where.any(0))
+            top, left = int(rows[0]), int(columns[0])
+            box = where[top : rows[-1] + 1, left : columns[-1] + 1]
+            values, lengths = _runs(box)
+            # Lengths alternate from "outside" on: a box that begins inside opens with a run of none.
+            counts = ([0] if values[0] else []) + lengths.tolist()
+            ET.SubElement(
+                image,
+                "mask",
+                label=classes[class_id],
+                source="auto",
+                occluded="0",
+                rle=", ".join(map(str, counts)),
+                left=str(left),
+                top=str(top),
+                width=str(box.shape[1]),
+                height=str(box.shape[0]),
+                z_order="0",
+            )
+    ET.indent(root)
+    return ET.tostring(root, encoding="unicode", xml_declaration=True)
+
+
+def label_studio_config(classes: Sequence[str], palette: Sequence[tuple[int, int, int]]) -> str:
+    """The labelling interface that the tasks of `label_studio_tasks` belong to."""
+    view = ET.Element("View")
+    ET.SubElement(view, "Image", name="image", value="$image", zoom="true")
+    brush = ET.SubElement(view, "BrushLabels", name="classes", toName="image")
+    for name, colour in zip(classes, palette, strict=True):
+        ET.SubElement(brush, "Label", value=name, background="#{:02x}{:02x}{:02x}".format(*colour))
+    ET.indent(view)
+    return ET.tostring(view, encoding="unicode")
+
+
+def label_studio_tasks(
+    frames: Sequence[AnnotatedFrame], classes: Sequence[str], *, image_prefix: str, model_version: str
+) -> str:
+    """Tasks as JSON, one a frame, each with the predicted masks as a prediction.
+
+    `image_prefix` is what Label Studio serves the images under, such as "/data/local-files/?d=images/".
+    """
+    tasks: list[dict[str, Any]] = []
+    for frame in frames:
+        height, width = frame.mask.shape
+        results = [
+            {
+                "id": f"class{class_id}",
+                "type": "brushlabels",
+                "from_name": "classes",
+                "to_name": "image",
+                "original_width": width,
+                "original_height": height,
+                "image_rotation": 0,
+                "value": {"format": "rle", "rle": _brush_code(where), "brushlabels": [classes[class_id]]},
+            }
+            for class_id, where in _class_masks(frame.mask, len(classes))
+        ]
+        prediction = {"model_version": model_version, "score": frame.score, "result": results}
+        tasks.append({"data": {"image": image_prefix + frame.name}, "predictions": [prediction]})
+    return json.dumps(tasks, indent=1)
+
+
+def _class_masks(mask: NDArray[np.uint8], n_classes: int) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+    for class_id in np.unique(mask):
+        if class_id < n_classes:
+            yield int(class_id), mask == class_id
+
+
+def _runs(where: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Values and lengths of the runs of equal pixels, row after row."""
+    flat = where.ravel()
+    starts = np.concatenate(([0], np.flatnonzero(flat[1:] != flat[:-1]) + 1))
+    return flat[starts], np.diff(np.append(starts, flat.size))
+
+
+def _brush_code(where: NDArray[np.bool_]) -> list[int]:
+    """A mask as Label Studio's brush code: RGBA bytes, each 0 or 255, run-length packed into bits.
+
+    Header: 32 bits number of bytes, 5 bits word size - 1, four times 4 bits run width - 1. Then, for every run: a 1,
+    two bits that name the run width, length - 1 in that width, the byte.
+    """
+    bits = [f"{where.size * 4:032b}{8 - 1:05b}" + "".join(f"{width - 1:04b}" for width in _RUN_BITS)]
+    for value, length in zip(*_runs(where), strict=True):
+        left = int(length) * 4
+        while left:
+            run = min(left, 1 << _RUN_BITS[-1])
+            choice = next(i for i, width in enumerate(_RUN_BITS) if run <= 1 << width)
+            bits.append(f"1{choice:02b}{run - 1:0{_RUN_BITS[choice]}b}{255 if value else 0:08b}")
+            left -= run
+    code = "".join(bits)
+    code += "0" * (-len(code) % 8)
+    return list(int(code, 2).to_bytes(len(code) // 8, "big"))
