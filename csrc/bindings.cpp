@@ -9,9 +9,14 @@
 
 namespace py = pybind11;
 
+namespace alges {
+void bind_seeding(py::module_& m);
+}
+
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native kernels of alges_fast; call them through alges_fast.ops and alges_fast.seeding.";
   m.def("isa", [] { return alges::name(alges::isa()); }, "Instruction set the CPU kernels run with.");
+  alges::bind_seeding(m);
 #ifdef ALGES_FAST_WITH_CUDA
   m.def("cuda_device_count", &alges::cuda_device_count);
 #endif

@@ -1,8 +1,8 @@
 """A shard of the pool with its running squared distances, over a provider of distances: plain torch (the definition) or
 faiss.
 
-`Pool` holds what every provider needs; a provider says how rows are measured against centres. The native pools (native.py,
-cuda.py) fuse distance, running minimum and draw into one read of the points and override more.
+`Pool` holds what every provider needs; a provider says how rows are measured against centres. The native pools
+(native.py, cuda.py) fuse distance, running minimum and draw into one read of the points.
 """
 
 from __future__ import annotations
@@ -32,55 +32,41 @@ class Draw:
 
 
 class Pool(ABC):
-    """One shard: (N, D) points, their global indices, and `min_sq_distance` (N,) to the centres absorbed so far."""
+    """One shard: (N, D) points, their global indices, and `min_sq_distance` (N,) to the centres absorbed so far.
+
+    `centres` is how many will be measured in all, as far as is known: what a provider prepares has to pay by then.
+    """
 
     name: ClassVar[str]
 
-    def __init__(self, points: Tensor, index: range | Tensor) -> None:
+    def __init__(self, points: Tensor, index: range | Tensor, centres: int) -> None:
         self.points = points
         self.index = index
         self.dtype = torch.float64 if points.dtype == torch.float64 else torch.float32
         self.min_sq_distance = torch.full((len(points),), torch.inf, dtype=self.dtype, device=points.device)
-        self._tried: Tensor | None = None
 
     @abstractmethod
-    def absorb_distances(self, centres: Tensor) -> None:
-        """Lower `min_sq_distance` to the distance to the nearest of `centres` (M, D) where that is nearer. A row equal
-        to a centre gets exactly 0, one with a NaN or Inf gets one."""
+    def draw(self, draw: Draw | None) -> Candidates:
+        """The shard's candidates for every trial, and its largest D². Only "uniform" can pick a point at D² = 0."""
 
     @abstractmethod
-    def sq_distances(self, centres: Tensor) -> Tensor:
-        """(M, N) squared distances, at least where they are below `min_sq_distance`."""
-
     def absorb(self, centres: Tensor, draw: Draw | None) -> Candidates:
-        """Count `centres` (M, D) from now on, then draw."""
-        self.absorb_distances(centres)
-        return self.draw(draw)
+        """Count `centres` (M, D) from now on, then draw.
 
+        A row equal to a centre gets D² = 0 exactly; one that holds NaN or Inf gets one of them.
+        """
+
+    @abstractmethod
     def potentials(self, centres: Tensor, scale: float) -> Tensor:
         """(T,) float64: for each trial centre Σ_i round(scale · min(D²_i, ‖x_i - c_t‖²)), whole numbers, exactly."""
-        self._tried = torch.minimum(self.sq_distances(centres), self.min_sq_distance)
-        return (self._tried.double() * scale).round().sum(dim=1)
 
+    @abstractmethod
     def accept(self, trial: int, draw: Draw | None) -> Candidates:
         """Absorb one of the centres that `potentials` tried, then draw."""
-        assert self._tried is not None
-        self.min_sq_distance.copy_(self._tried[trial])
-        self._tried = None
-        return self.draw(draw)
 
     def forget(self) -> None:
         """Forget every centre."""
         self.min_sq_distance.fill_(torch.inf)
-
-    def draw(self, draw: Draw | None) -> Candidates:
-        """This shard's candidates for every trial, and its largest D². Only "uniform" can pick a point at D² = 0."""
-        largest = self._largest()
-        if draw is None:
-            return Candidates((), (), (), largest)
-        found = [self._winner(self._keys(draw, trial)) for trial in range(draw.trials)]
-        keys, indices, positions = zip(*found, strict=True)
-        return Candidates(keys, indices, positions, largest)
 
     def uniform_order(self, draw: Draw, without: Sequence[int], count: int) -> list[tuple[float, int]]:
         """The first `count` points of a uniform race as (key, global index), without the rows in `without`."""
@@ -106,6 +92,45 @@ class Pool(ABC):
         for start in range(0, len(self.points), step):
             rows = slice(start, min(start + step, len(self.points)))
             yield rows, self.points[rows].to(self.dtype)
+
+
+class MeasuredPool(Pool):
+    """A pool over whole rows of distances: a provider measures, and torch keeps the minimum and draws."""
+
+    def __init__(self, points: Tensor, index: range | Tensor, centres: int) -> None:
+        super().__init__(points, index, centres)
+        self._tried: Tensor | None = None
+
+    @abstractmethod
+    def sq_distances(self, centres: Tensor) -> Tensor:
+        """(M, N) squared distances, exactly 0 to itself, accurate at least where they are below `min_sq_distance`."""
+
+    def lower(self, centres: Tensor) -> None:
+        """Lower `min_sq_distance` to the distance to the nearest of `centres` where that is nearer."""
+        for centre in centres:
+            torch.minimum(self.min_sq_distance, self.sq_distances(centre[None])[0], out=self.min_sq_distance)
+
+    def absorb(self, centres: Tensor, draw: Draw | None) -> Candidates:
+        self.lower(centres)
+        return self.draw(draw)
+
+    def potentials(self, centres: Tensor, scale: float) -> Tensor:
+        self._tried = torch.minimum(self.sq_distances(centres), self.min_sq_distance)
+        return (self._tried.double() * scale).round().sum(dim=1)
+
+    def accept(self, trial: int, draw: Draw | None) -> Candidates:
+        assert self._tried is not None
+        self.min_sq_distance.copy_(self._tried[trial])
+        self._tried = None
+        return self.draw(draw)
+
+    def draw(self, draw: Draw | None) -> Candidates:
+        largest = self._largest()
+        if draw is None:
+            return Candidates((), (), (), largest)
+        found = [self._winner(self._keys(draw, trial)) for trial in range(draw.trials)]
+        keys, indices, positions = zip(*found, strict=True)
+        return Candidates(keys, indices, positions, largest)
 
     def _largest(self) -> float:
         if not len(self.min_sq_distance):
@@ -133,14 +158,10 @@ def chunk_rows(dimension: int, dtype: torch.dtype) -> int:
     return max(16, CHUNK_BYTES // (max(dimension, 1) * dtype.itemsize))
 
 
-class TorchPool(Pool):
+class TorchPool(MeasuredPool):
     """Σ (x - c)² in plain torch: no cancellation, any device."""
 
     name = "torch"
-
-    def absorb_distances(self, centres: Tensor) -> None:
-        for centre in centres:
-            torch.minimum(self.min_sq_distance, self.sq_distances(centre[None])[0], out=self.min_sq_distance)
 
     def sq_distances(self, centres: Tensor) -> Tensor:
         distances = torch.empty(len(centres), len(self.points), dtype=self.dtype, device=self.points.device)
@@ -156,7 +177,7 @@ class TorchPool(Pool):
         return distances
 
 
-class FaissPool(Pool):
+class FaissPool(MeasuredPool):
     """faiss on the CPU: `pairwise_distances`, and `knn` for many centres at once.
 
     It expands ‖x - c‖² = ‖x‖² - 2 x·c + ‖c‖², which cancels near a centre: where the result is below 1/64 of ‖x‖² +
@@ -166,22 +187,22 @@ class FaissPool(Pool):
 
     name = "faiss"
 
-    def __init__(self, points: Tensor, index: range | Tensor) -> None:
-        super().__init__(points, index)
+    def __init__(self, points: Tensor, index: range | Tensor, centres: int) -> None:
+        super().__init__(points, index, centres)
         self._faiss = _faiss()
         self._sq_norms = torch.empty_like(self.min_sq_distance)
         for rows, chunk in self.chunks():
             self._sq_norms[rows] = chunk.square().sum(dim=1)
 
-    def absorb_distances(self, centres: Tensor) -> None:
+    def lower(self, centres: Tensor) -> None:
         if len(centres) == 1:
-            torch.minimum(self.min_sq_distance, self.sq_distances(centres)[0], out=self.min_sq_distance)
-            return
+            return super().lower(centres)
         for rows, chunk in self.chunks():
             distances, nearest = self._faiss.knn(chunk.contiguous().numpy(), centres.numpy(), 1)
             closest = centres[torch.from_numpy(nearest[:, 0])]
             mended = self._mend(torch.from_numpy(distances[:, 0]), closest, rows, chunk)
             torch.minimum(self.min_sq_distance[rows], mended, out=self.min_sq_distance[rows])
+        return None
 
     def sq_distances(self, centres: Tensor) -> Tensor:
         distances = torch.empty(len(centres), len(self.points))

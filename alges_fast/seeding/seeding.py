@@ -16,13 +16,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from alges_fast._native import cpu_kernels, native_status
+from alges_fast.seeding.native import NativePool
 from alges_fast.seeding.pools import Draw, FaissPool, Pool, TorchPool
 from alges_fast.seeding.shards import Shards
 
 logger = logging.getLogger(__name__)
 
 Backend = Literal["faiss", "cpu", "cuda", "torch"]
-POOLS: dict[str, type[Pool]] = {"faiss": FaissPool, "torch": TorchPool}
+POOLS: dict[str, type[Pool]] = {"faiss": FaissPool, "cpu": NativePool, "torch": TorchPool}
 BACKENDS = ("faiss", "cpu", "cuda", "torch")
 
 
@@ -117,10 +119,11 @@ def choose_backend(requested: str | None, device: str, missing: Mapping[str, str
 def _missing(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
     """Backends that cannot serve points of this device and dtype, with the reason."""
     elsewhere = f"the points are on {device}"
-    missing = {
-        "cpu": "the native CPU kernels were not built" if device.type == "cpu" else elsewhere,
-        "cuda": "the CUDA kernels were not built" if device.type == "cuda" else elsewhere,
-    }
+    missing = {"cuda": "the CUDA kernels were not built" if device.type == "cuda" else elsewhere}
+    if device.type != "cpu":
+        missing["cpu"] = elsewhere
+    elif cpu_kernels() is None:
+        missing["cpu"] = native_status()
     if device.type != "cpu":
         missing["faiss"] = elsewhere
     elif dtype == torch.float64:
@@ -186,7 +189,8 @@ def _seed(
     if n_clusters > total:
         raise ValueError(f"n_clusters must be at most the number of points, {total}, got {n_clusters}")
     start = sum(sizes[: shards.rank])
-    pool = POOLS[chosen](points, range(start, start + len(points)) if index is None else index)
+    own_index = range(start, start + len(points)) if index is None else index
+    pool = POOLS[chosen](points, own_index, len(centres) + n_clusters * trials)
     return _picks(pool, shards, total, n_clusters, centres, first, Draw(rule, seed, 0, trials))
 
 

@@ -2,6 +2,7 @@
 
 # Compiled once.
 target_sources(_C PRIVATE csrc/cpu/isa.cpp)
+target_sources(_C PRIVATE csrc/cpu/seeding.cpp csrc/cpu/seeding_bindings.cpp)
 
 # Compiled once per instruction set; which one runs is decided at run time (csrc/cpu/isa.h), so that a wheel built here
 # never meets an illegal instruction elsewhere. Such a file puts everything, down to its helpers, in
@@ -10,6 +11,7 @@ target_sources(_C PRIVATE csrc/cpu/isa.cpp)
 # with ALGES_FOR_EACH_ISA, and the caller picks one with ALGES_DISPATCH.
 set(isa_sources
     csrc/cpu/vec.h
+    csrc/cpu/seeding_kernels.cpp
 )
 
 # The instruction sets of this processor family; csrc/cpu/isa.h has the same list as ALGES_FOR_EACH_ISA.

@@ -10,7 +10,7 @@ from torch import Tensor
 from alges_fast.seeding import k_center_greedy, kmeans_plusplus
 from alges_fast.seeding.race import exponentials, philox
 
-BACKENDS = ["torch", "faiss"]
+BACKENDS = ["cpu", "torch", "faiss"]
 
 
 def blobs(n: int, dimension: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:

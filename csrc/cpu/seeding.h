@@ -1,0 +1,113 @@
+// k-means++ and k-centre seeding on the CPU: one pass over a shard measures the distance to new centres, keeps the running
+// minimum, and draws the next candidates.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "cpu/isa.h"
+
+namespace alges {
+
+enum class PointType { float32, bfloat16, float64 };
+enum class DrawRule { none, uniform, race, farthest };
+
+struct Draw {
+  DrawRule rule;
+  uint64_t seed;
+  uint32_t round;
+  int trials;
+};
+
+// The best point of one draw: the smallest key, and of equal keys the lowest global index.
+struct Candidate {
+  double key;
+  int64_t index;     // global; -1 where there is none
+  int64_t position;  // row of the shard; -1 where there is none
+};
+
+// Rows in 8 bits, to bound their distances from below without reading them: x - origin = scale * codes + rest, where
+// |rest| <= error and sq_norm = |scale * codes|^2.
+struct Sketch {
+  int64_t width;  // bytes from one row of codes to the next; 0: there is no sketch
+  int8_t* codes;
+  float* scale;
+  float* sq_norm;
+  float* error;
+};
+
+struct Shard {
+  const void* points;
+  PointType type;
+  int64_t rows, columns, stride;  // stride in elements from one row to the next
+  int64_t first_index;            // global index of row 0, where `index` is null
+  const int64_t* index;
+  void* min_sq_distance;  // (rows,) double for float64 points, else float
+  Sketch sketch;
+};
+
+// Centres as the kernels read them.
+struct Centres {
+  int count;
+  int64_t padded;        // columns rounded up to 16, filled with zeros
+  const void* values;    // (count, padded), as min_sq_distance
+  const void* origin;    // (padded,) of the sketch
+  const int16_t* codes;  // (count, sketch width): centre - origin = scale * codes + rest
+  const float* scale;
+  const float* sq_norm;
+  const float* error;
+};
+
+struct Pass {
+  const Shard* shard;
+  const Centres* centres;
+  Draw draw;
+  bool build_sketch;  // write the sketch while the rows are at hand
+  int threads;
+  // Trial centres leave min_sq_distance as it is: row t of `tried` (count, rows) gets the minimum with centre t, and
+  // sums[t] the sum of round(sum_scale * minimum).
+  void* tried;
+  double sum_scale;
+  double* sums;
+  // Without centres: what min_sq_distance is replaced by before the draw, or null.
+  const void* accepted;
+  Candidate* candidates;  // (draw.trials,)
+  double largest;         // of min_sq_distance; NaN where one is not finite
+  int64_t measured;       // rows measured in full, over all centres
+};
+
+#define DECLARE(isa) namespace isa { void seeding_pass(Pass& pass); }
+ALGES_FOR_EACH_ISA(DECLARE)
+#undef DECLARE
+
+class SeedingPool {
+ public:
+  // With `sketch`, the first pass over centres also writes the sketch, a quarter of a float32 pool, and later ones read
+  // that instead of the points wherever its bound shows that a row keeps its minimum. The result is the same bit for bit.
+  SeedingPool(const Shard& shard, bool sketch);
+
+  Pass absorb(const void* centres, int count, const Draw& draw, int threads);
+  std::vector<double> potentials(const void* centres, int count, double scale, int threads);
+  Pass accept(int trial, const Draw& draw, int threads);
+  const std::vector<Candidate>& candidates() const { return candidates_; }
+
+ private:
+  template <class A>
+  Centres prepare(const void* centres, int count);
+  Centres prepare(const void* centres, int count);
+  Pass run(Pass pass);
+
+  Shard shard_;
+  int64_t padded_;
+  bool sketch_wanted_, sketch_ready_ = false;
+  std::unique_ptr<int8_t[]> codes_;
+  std::vector<float> scale_, sq_norm_, error_;
+  std::vector<double> origin_;
+  std::vector<char> origin_values_, centre_values_, tried_;  // float or double, as the kernels read them
+  std::vector<int16_t> centre_codes_;
+  std::vector<float> centre_scale_, centre_sq_norm_, centre_error_;
+  std::vector<Candidate> candidates_;
+};
+
+}  // namespace alges

@@ -1,0 +1,85 @@
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+
+#include "cpu/seeding.h"
+
+namespace py = pybind11;
+
+namespace alges {
+namespace {
+
+PointType point_type(const std::string& name) {
+  if (name == "float32") return PointType::float32;
+  if (name == "bfloat16") return PointType::bfloat16;
+  if (name == "float64") return PointType::float64;
+  throw py::value_error("no CPU seeding kernel for points of " + name);
+}
+
+DrawRule draw_rule(const std::string& name) {
+  if (name == "none") return DrawRule::none;
+  if (name == "uniform") return DrawRule::uniform;
+  if (name == "race") return DrawRule::race;
+  if (name == "farthest") return DrawRule::farthest;
+  throw py::value_error("unknown rule " + name);
+}
+
+// (keys, global indices, positions, largest D^2, rows measured in full)
+py::tuple result(const SeedingPool& pool, const Pass& pass) {
+  py::list keys, indices, positions;
+  for (const Candidate& candidate : pool.candidates()) {
+    keys.append(candidate.key);
+    indices.append(candidate.index);
+    positions.append(candidate.position);
+  }
+  return py::make_tuple(keys, indices, positions, pass.largest, pass.measured);
+}
+
+}  // namespace
+
+void bind_seeding(py::module_& m) {
+  py::class_<Draw>(m, "SeedingDraw")
+      .def(py::init([](const std::string& rule, uint64_t seed, uint32_t round, int trials) {
+        return Draw{draw_rule(rule), seed, round, trials};
+      }));
+  // Addresses are held, not what lies there: alges_fast/seeding/native.py keeps the tensors alive.
+  py::class_<SeedingPool>(m, "SeedingPool")
+      .def(py::init([](uintptr_t points, const std::string& type, int64_t rows, int64_t columns, int64_t stride,
+                       int64_t first_index, uintptr_t index, uintptr_t min_sq_distance, bool sketch) {
+        Shard shard{};
+        shard.points = reinterpret_cast<const void*>(points);
+        shard.type = point_type(type);
+        shard.rows = rows;
+        shard.columns = columns;
+        shard.stride = stride;
+        shard.first_index = first_index;
+        shard.index = reinterpret_cast<const int64_t*>(index);
+        shard.min_sq_distance = reinterpret_cast<void*>(min_sq_distance);
+        return new SeedingPool(shard, sketch);
+      }))
+      .def("absorb",
+           [](SeedingPool& pool, uintptr_t centres, int count, const Draw& draw, int threads) {
+             Pass pass;
+             {
+               py::gil_scoped_release release;
+               pass = pool.absorb(reinterpret_cast<const void*>(centres), count, draw, threads);
+             }
+             return result(pool, pass);
+           })
+      .def("potentials",
+           [](SeedingPool& pool, uintptr_t centres, int count, double scale, int threads) {
+             py::gil_scoped_release release;
+             return pool.potentials(reinterpret_cast<const void*>(centres), count, scale, threads);
+           })
+      .def("accept", [](SeedingPool& pool, int trial, const Draw& draw, int threads) {
+        Pass pass;
+        {
+          py::gil_scoped_release release;
+          pass = pool.accept(trial, draw, threads);
+        }
+        return result(pool, pass);
+      });
+}
+
+}  // namespace alges
