@@ -231,6 +231,7 @@ _library.define(
 _op = torch.ops.alges_fast.pixel_gradients.default
 
 
+@torch.no_grad()  # the fall-through below leaves autograd on for the operations of a body
 def _run(
     features: Tensor,
     weight: Tensor,

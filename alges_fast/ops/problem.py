@@ -22,7 +22,8 @@ class Problem:
         valid: (B, D, H, W) bool, any strides, or None for all.
         outputs: names out of `OUTPUTS`.
 
-    B and the number of pixels are at least 1: empty calls never reach a backend.
+    B and the number of pixels are at least 1: empty calls never reach a backend. What an invalid pixel holds never
+    matters, NaN included, save as part of a valid pixel's patch.
     """
 
     features: Tensor

@@ -5,13 +5,17 @@ One image at a time, in the accumulator's type. Scratch is (K + d) x pixels of o
 
 from __future__ import annotations
 
+import functools
 import itertools
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from alges_fast.ops.problem import Problem
+
+_PIECE = 4096
 
 
 def unavailable() -> str | None:
@@ -26,31 +30,40 @@ def unsupported(problem: Problem) -> str | None:
 
 def run(problem: Problem) -> dict[str, Tensor]:
     """All outputs asked for, in canonical shape."""
-    images = [_one_image(problem, index) for index in range(problem.batch)]
+    # An enclosing autocast would run the products below in half precision.
+    with torch.autocast(problem.features.device.type, enabled=False):
+        images = [_one_image(problem, index) for index in range(problem.batch)]
     return {name: torch.stack([image[name] for image in images]) for name in problem.outputs}
 
 
 def _one_image(problem: Problem, index: int) -> dict[str, Tensor]:
     dtype, outputs = problem.accumulator, problem.outputs
     features = problem.features[index].to(dtype)
-    valid = torch.ones_like(features[0], dtype=torch.bool) if problem.valid is None else problem.valid[index]
-    n_classes = problem.classes
+    if problem.valid is None:
+        valid = torch.ones_like(features[0], dtype=torch.bool)
+    else:
+        valid = problem.valid[index]
+        # What is in no valid pixel's patch is not read: 0 times a NaN there would still be NaN.
+        features = features.masked_fill(~_reached(valid, problem.kernel), 0)
+    classes = torch.arange(problem.classes, device=features.device).view(-1, 1, 1, 1)
     result: dict[str, Tensor] = {}
 
     if problem.needs_prediction:
         if problem.logits is None:
-            padding = tuple(size // 2 for size in problem.kernel)
-            logits = F.conv3d(features[None], problem.weight, problem.bias, padding=padding)[0]
+            logits = _convolve(features, problem.weight, problem.bias)
         else:
             logits = problem.logits[index].to(dtype)
-        prediction = _argmax_lowest(logits)
-        onehot = F.one_hot(prediction, n_classes).movedim(-1, 0).bool()
-        # e = exp(s - max s) is 1 at the prediction: softmax = e / (1 + others), and 1 - p = others / (1 + others).
-        shifted = logits - logits.gather(0, prediction[None])
+        # Ties go to the lowest class (torch.argmax promises no order). A NaN equals nothing: the sentinel K is clamped,
+        # and the NaN reaches every output through `total`.
+        largest = logits == logits.amax(0)
+        prediction = torch.where(largest, classes, problem.classes).amin(0, keepdim=True).clamp(max=problem.classes - 1)
+        onehot = classes == prediction
+        # e = exp(s - max s) is 1 at the prediction: p there is 1 / total, and 1 - p is others / total.
+        shifted = logits - logits.gather(0, prediction)
         exps = shifted.exp()
         exps_others = exps.masked_fill(onehot, 0)
         others = exps_others.sum(0)
-        total = 1 + others
+        total = exps.gather(0, prediction)[0] + others
 
     if problem.residual is not None:
         residual = problem.residual[index].to(dtype)
@@ -88,34 +101,44 @@ def _one_image(problem: Problem, index: int) -> dict[str, Tensor]:
     return result
 
 
-def _argmax_lowest(logits: Tensor) -> Tensor:
-    """Index of the largest logit over classes, the lowest among equals (torch.argmax promises no order)."""
-    largest = logits == logits.amax(0)
-    classes = torch.arange(logits.shape[0], device=logits.device).view(-1, *[1] * (logits.ndim - 1))
-    # A NaN equals nothing: the sentinel K is clamped, and the NaN reaches the image through its logit.
-    return torch.where(largest, classes, logits.shape[0]).amin(0).clamp(max=logits.shape[0] - 1)
+def _convolve(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The last layer's logits (K, D, H, W), as matrix products: those heed torch.get_float32_matmul_precision(), while
+    cuDNN's convolutions use TF32 by default and may differ from run to run.
+    """
+    kernel = weight.shape[2:]
+    windows = _windows(_pad(features, kernel), features.shape[1:], kernel)
+    taps = [tap @ window.flatten(1) for tap, window in zip(weight.flatten(2).unbind(-1), windows, strict=True)]
+    logits = torch.stack(taps).sum(0).view(-1, *features.shape[1:])
+    return logits if bias is None else logits + bias.view(-1, 1, 1, 1)
 
 
-def _outer_sum(residual: Tensor, features: Tensor, kernel: tuple[int, int, int]) -> Tensor:
+def _outer_sum(residual: Tensor, features: Tensor, kernel: Sequence[int]) -> Tensor:
     """Σ over pixels of r ⊗ z̃: residual (K, D, H, W), features (d, D, H, W) -> (K, d, *kernel)."""
-    padded = _pad(features, kernel)
-    shape = residual.shape[1:]
-    flat = residual.flatten(1)
-    taps = [flat @ window.flatten(1).mT for window in _windows(padded, shape, kernel)]
+    # In pieces: one float32 running sum over a megapixel loses its third digit.
+    flat = residual.flatten(1).split(_PIECE, 1)
+    taps = []
+    for window in _windows(_pad(features, kernel), residual.shape[1:], kernel):
+        pieces = zip(flat, window.flatten(1).split(_PIECE, 1), strict=True)
+        taps.append(functools.reduce(torch.add, (ours @ theirs.mT for ours, theirs in pieces)))
     return torch.stack(taps, -1).view(*taps[0].shape, *kernel)
 
 
-def _patch_sum(image: Tensor, kernel: tuple[int, int, int]) -> Tensor:
+def _patch_sum(image: Tensor, kernel: Sequence[int]) -> Tensor:
     """Zero-padded box sum of (D, H, W)."""
-    return torch.stack(list(_windows(_pad(image, kernel), image.shape, kernel))).sum(0)
+    return torch.stack(_windows(_pad(image, kernel), image.shape, kernel)).sum(0)
 
 
-def _pad(tensor: Tensor, kernel: tuple[int, int, int]) -> Tensor:
+def _reached(valid: Tensor, kernel: Sequence[int]) -> Tensor:
+    """Which pixels are in some valid pixel's patch."""
+    return torch.stack(_windows(_pad(valid, kernel), valid.shape, kernel)).any(0)
+
+
+def _pad(tensor: Tensor, kernel: Sequence[int]) -> Tensor:
     margins = [size // 2 for size in reversed(kernel) for _ in range(2)]
     return F.pad(tensor, margins)
 
 
-def _windows(padded: Tensor, shape: torch.Size, kernel: tuple[int, int, int]) -> list[Tensor]:
+def _windows(padded: Tensor, shape: torch.Size, kernel: Sequence[int]) -> list[Tensor]:
     """The padded map seen from each kernel offset, in the order of the kernel's elements."""
     depth, height, width = shape
     return [
