@@ -1,0 +1,216 @@
+"""The frames a user has: a folder of pictures and videos, a text list of them, or one video file.
+
+A frame keeps its id wherever the pool is moved to: its path below the folder, or, in a video, path and time. Videos are
+never unpacked: their frames are decoded as they are scored, and the picked ones once more.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from alges_fast.data.files import IMAGE_SUFFIXES, FaultyFile, natural_key, open_picture
+from alges_fast.errors import UserError
+
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".avi", ".mpg", ".mpeg", ".webm", ".wmv")
+_SEEK_SECONDS = 4.0  # farther ahead than this, or behind, a seek is quicker than decoding on
+
+
+@dataclass(frozen=True)
+class PoolFrame:
+    """One frame of the pool.
+
+    id: unique and stable: "video1/frame_12.png", or "theatre.mp4@00012.500s" in a video.
+    video: what it is a frame of: the video file, or the folder and the picture's name less its number.
+    order: its place in the video: seconds for a video file, the picture's number, else its place in the list.
+    path: the picture or the video file.
+    timestamp: presentation time stamp in the video file's own units; None for a picture.
+    """
+
+    id: str
+    video: str
+    order: float
+    path: Path
+    timestamp: int | None = None
+
+
+def list_frames(source: Path, *, fps: float = 1.0) -> list[PoolFrame]:
+    """Frames of a folder (searched to its depths), a text list (one path a line), or a video file.
+
+    `fps` frames are taken from every second of a video. Raises UserError where nothing can be taken.
+    """
+    if not source.exists():
+        raise UserError(
+            f"{source}: no such file or folder: give a folder of frames, a text list, or a video with --images"
+        )
+    if source.is_dir():
+        root, paths = source, sorted(_walk(source), key=lambda path: natural_key(path.relative_to(source).as_posix()))
+    elif source.suffix.lower() in VIDEO_SUFFIXES:
+        root, paths = source.parent, [source]
+    else:
+        root, paths = source.parent, _read_list(source)
+    frames: list[PoolFrame] = []
+    for path in paths:
+        name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+        if path.suffix.lower() in VIDEO_SUFFIXES:
+            frames += _video_frames(path, name, fps)
+        else:
+            video, number = _numbered(name)
+            frames.append(PoolFrame(name, video, len(frames) if number is None else number, path))
+    if not frames:
+        kinds = " ".join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)
+        raise UserError(f"{source}: no frames in it: expected files ending in {kinds}")
+    return frames
+
+
+class FrameReader:
+    """Reads frames of a list, quickest in their order: a video file stays open where it was last read."""
+
+    def __init__(self) -> None:
+        self._video: tuple[Path, Any, Iterator[Any]] | None = None
+        self._position = 0.0
+
+    def read(self, frame: PoolFrame) -> NDArray[np.uint8]:
+        """(H, W, 3) uint8 RGB at the frame's own size. Raises FaultyFile."""
+        if frame.timestamp is not None:
+            return self._from_video(frame.path, frame.timestamp)
+        with open_picture(frame.path) as picture:
+            try:
+                return np.asarray(picture.convert("RGB"))
+            except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, ValueError, zlib.error ...
+                raise FaultyFile(f"{frame.path}: damaged or cut short ({error}): restore it or remove it") from None
+
+    def _from_video(self, path: Path, timestamp: int) -> NDArray[np.uint8]:
+        if self._video is None or self._video[0] != path:
+            container = _open_video(path)
+            self._video = path, container, container.decode(container.streams.video[0])
+            self._position = -1.0
+        _, container, decoded = self._video
+        stream = container.streams.video[0]
+        seconds = float(timestamp * stream.time_base)
+        if not 0 <= seconds - self._position <= _SEEK_SECONDS:
+            container.seek(timestamp, stream=stream)  # to the last key frame before it
+            decoded = container.decode(stream)
+            self._video = path, container, decoded
+        for picture in decoded:
+            if picture.pts is not None and picture.pts >= timestamp:
+                self._position = float(picture.pts * stream.time_base)
+                found: NDArray[np.uint8] = picture.to_ndarray(format="rgb24")
+                return found
+        raise FaultyFile(f"{path}: cut short: no picture at {seconds:.3f} s, where its index has one: restore the file")
+
+
+class FramePool(Sequence[tuple[str, Tensor]]):
+    """(id, uint8 (3, S, S)) pairs for `embed_pool`, stretched to the model's square like the training frames."""
+
+    def __init__(self, frames: Sequence[PoolFrame], image_size: int) -> None:
+        self.frames = frames
+        self.image_size = image_size
+        self._reader: FrameReader | None = None
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, index: Any) -> Any:
+        frame = self.frames[index]
+        if self._reader is None:
+            self._reader = FrameReader()
+        return frame.id, resized(self._reader.read(frame), self.image_size)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_reader": None}  # a worker process opens its own files
+
+
+def resized(image: NDArray[np.uint8], size: int) -> Tensor:
+    """(3, size, size) uint8 of (H, W, 3), bilinear as `alges_fast.data.load_dataset` does it."""
+    square = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Pictures and videos below a folder; hidden entries and links to folders are passed over."""
+    try:
+        entries = list(folder.iterdir())
+    except OSError as error:
+        raise UserError(f"{folder}: {error.strerror}: check its permissions") from None
+    for path in entries:
+        if path.name.startswith("."):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            yield from _walk(path)
+        elif path.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES:
+            yield path
+
+
+def _read_list(source: Path) -> list[Path]:
+    try:
+        lines = source.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        raise UserError(
+            f"{source}: neither a folder, nor a video by its extension, nor a text list of paths: give one of these"
+        ) from None
+    paths = [source.parent / line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"{source}: lists {path}, which is no file: correct the list (paths are relative to it)")
+        if path.suffix.lower() not in IMAGE_SUFFIXES + VIDEO_SUFFIXES:
+            raise UserError(f"{source}: lists {path}, neither a picture nor a video by its extension: remove it")
+    if len(set(paths)) < len(paths):
+        twice = next(path for i, path in enumerate(paths) if path in paths[:i])
+        raise UserError(f"{source}: lists {twice} twice: remove one")
+    return paths
+
+
+def _numbered(name: str) -> tuple[str, float | None]:
+    """What a picture is a frame of, and its number there: the last digits of its name."""
+    folder, _, stem = Path(name).with_suffix("").as_posix().rpartition("/")
+    found = re.search(r"^(.*?)[ _-]?(\d+)(\D*)$", stem)
+    if found is None:
+        return folder, None
+    prefix, number, suffix = found.groups()
+    return "/".join(part for part in (folder, prefix + suffix) if part), float(number)
+
+
+def _open_video(path: Path) -> Any:
+    try:
+        import av
+    except ImportError:
+        raise UserError(f"{path}: videos need PyAV: pip install 'alges-fast[annotate]'") from None
+    try:
+        container = av.open(str(path))
+    except (OSError, ValueError) as error:
+        raise FaultyFile(f"{path}: not a video that FFmpeg can read ({error}): restore it or remove it") from None
+    if not container.streams.video:
+        raise FaultyFile(f"{path}: has no picture track: remove it")
+    container.streams.video[0].thread_type = "AUTO"
+    return container
+
+
+def _video_frames(path: Path, name: str, fps: float) -> list[PoolFrame]:
+    """The first picture at or after every 1 / fps seconds, from the file's packets alone: nothing is decoded."""
+    with _open_video(path) as container:
+        stream = container.streams.video[0]
+        stamps = sorted(packet.pts for packet in container.demux(stream) if packet.pts is not None)
+        base = Fraction(stream.time_base)
+    frames: list[PoolFrame] = []
+    step = 1 / Fraction(fps)
+    due = Fraction(0)
+    for stamp in stamps:
+        seconds = (stamp - stamps[0]) * base
+        if seconds >= due:
+            at = float(seconds)
+            frames.append(PoolFrame(f"{name}@{at:09.3f}s", name, at, path, stamp))
+            due = (seconds // step + 1) * step
+    if not frames:
+        raise FaultyFile(f"{path}: holds no pictures: remove it")
+    return frames

@@ -1,0 +1,109 @@
+"""Frames are found in folders, lists and videos, and read as what they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from alges_fast.annotation.sources import FramePool, FrameReader, list_frames
+from alges_fast.errors import UserError
+
+RATE, SECONDS = 10, 6
+
+
+def picture(path: Path, value: int = 100) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (20, 12), (value, value, value)).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six seconds at ten frames a second, frame i filled with grey 4 i, a key frame every twelve."""
+    av = pytest.importorskip("av", reason="PyAV is not installed")
+    path = tmp_path_factory.mktemp("video") / "theatre.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=RATE)
+        stream.width, stream.height, stream.pix_fmt, stream.gop_size = 64, 48, "yuv420p", 12
+        for i in range(RATE * SECONDS):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 4 * i, np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def test_a_folder_is_searched_and_numbers_sort_as_numbers(tmp_path: Path) -> None:
+    for name in ("v1/frame_10.png", "v1/frame_9.png", "v2/a_3.jpg", "alone.png"):
+        picture(tmp_path / name)
+    picture(tmp_path / ".hidden" / "frame_1.png")
+    (tmp_path / "notes.txt").write_text("not a frame")
+    (tmp_path / "v1" / "loop").symlink_to(tmp_path)
+    frames = list_frames(tmp_path)
+    assert [frame.id for frame in frames] == ["alone.png", "v1/frame_9.png", "v1/frame_10.png", "v2/a_3.jpg"]
+    assert [(frame.video, frame.order) for frame in frames[1:]] == [("v1/frame", 9), ("v1/frame", 10), ("v2/a", 3)]
+
+
+def test_a_list_keeps_its_order(tmp_path: Path) -> None:
+    picture(tmp_path / "b_2.png")
+    picture(tmp_path / "a_1.png")
+    (tmp_path / "list.txt").write_text("# chosen by hand\nb_2.png\n\na_1.png\n")
+    assert [frame.id for frame in list_frames(tmp_path / "list.txt")] == ["b_2.png", "a_1.png"]
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda root: root / "absent", "no such file or folder"),
+        (lambda root: root, "no frames in it"),
+        (lambda root: _write(root / "list.txt", "gone.png\n"), "which is no file"),
+        (lambda root: _write(root / "list.txt", f"{picture(root / 'a.png').name}\na.png\n"), "twice"),
+        (lambda root: _write(root / "data.bin", b"\xff\xfe\x00\x80"), "neither a folder"),
+    ],
+)
+def test_what_cannot_be_a_pool_is_named(tmp_path: Path, make: object, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        list_frames(make(tmp_path))  # type: ignore[operator]
+
+
+def _write(path: Path, content: str | bytes) -> Path:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n", None])
+def test_a_damaged_picture_is_named(tmp_path: Path, content: bytes | None) -> None:
+    path = picture(tmp_path / "frame_1.png")
+    path.write_bytes(path.read_bytes()[:60] if content is None else content)
+    with pytest.raises(UserError, match=r"frame_1\.png"):
+        FrameReader().read(list_frames(tmp_path)[0])
+
+
+def test_a_video_gives_frames_at_the_rate_asked_for(video: Path) -> None:
+    frames = list_frames(video, fps=2)
+    assert [frame.order for frame in frames] == pytest.approx(np.arange(0, SECONDS, 0.5))
+    assert frames[3].id == "theatre.mp4@00001.500s"
+    assert len(list_frames(video, fps=1000)) == RATE * SECONDS  # never a frame twice
+    pool = FramePool(frames, 32)
+    for frame, (name, image) in zip(frames, (pool[i] for i in range(len(pool))), strict=True):
+        assert name == frame.id
+        assert image.shape == (3, 32, 32)
+        assert float(image.float().mean()) == pytest.approx(4 * RATE * frame.order, abs=4)
+
+
+def test_a_picked_frame_is_decoded_again_whatever_the_order(video: Path) -> None:
+    frames = list_frames(video, fps=5)
+    in_order = FrameReader()
+    expected = [in_order.read(frame) for frame in frames]
+    reader = FrameReader()
+    for i in np.random.default_rng(0).permutation(len(frames)):
+        np.testing.assert_array_equal(reader.read(frames[i]), expected[i])
+
+
+def test_a_file_that_only_claims_to_be_a_video_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("av", reason="PyAV is not installed")
+    path = _write(tmp_path / "broken.mp4", b"no video at all")
+    with pytest.raises(UserError, match=r"broken\.mp4: not a video"):
+        list_frames(path)
