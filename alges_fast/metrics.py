@@ -15,7 +15,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-IGNORE = 255
+from alges_fast.data.frames import IGNORE
+
 RELEASED_CLASSES = (0, 1, 2, 3, 4, 5, 9, 10)  # the classes the paper's released code averages over
 
 

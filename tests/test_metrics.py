@@ -13,7 +13,8 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix, multiclass_jaccard_index
 from torchmetrics.functional.segmentation import dice_score
 
-from alges_fast.metrics import IGNORE, SegmentationCounts
+from alges_fast.data import IGNORE
+from alges_fast.metrics import SegmentationCounts
 
 K = 12
 CLASSES = [f"class {k}" for k in range(K)]

@@ -83,7 +83,7 @@ def save_dataset(out: Path, dataset: Dataset) -> None:
         notes=dataset.notes,
     )
     text = json.dumps(asdict(summary), indent=1)
-    _write(out / "report_data" / "dataset.json", text.encode())
+    write_atomically(out / "report_data" / "dataset.json", text.encode())
 
 
 def class_shares(masks: npt.NDArray[np.uint8], n_classes: int) -> tuple[float, ...]:
@@ -185,10 +185,11 @@ def _thumbnail(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 def _write_npz(path: Path, **arrays: Any) -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
-    _write(path, buffer.getvalue())
+    write_atomically(path, buffer.getvalue())
 
 
-def _write(path: Path, contents: bytes) -> None:
+def write_atomically(path: Path, contents: bytes) -> None:
+    """Write a file so that it is there whole or not at all; makes its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_bytes(contents)

@@ -1,0 +1,27 @@
+"""`python -m alges_fast.report OUT`: write the report of an existing run again."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from alges_fast.errors import UserError
+from alges_fast.report import write_report
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m alges_fast.report", description="Write a run's report again.")
+    parser.add_argument("out", type=Path, help="the --out folder of a run")
+    out: Path = parser.parse_args(arguments).out
+    try:
+        write_report(out)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(out / "report.html")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,51 @@
+"""The table that ends a run on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.table import Table
+
+from alges_fast.report.run_folder import FULL
+from alges_fast.report.statistics import Row, areas, spread
+from alges_fast.report.style import in_order
+from alges_fast.report.tables import mean_sd
+
+
+def summary_table(rows: Sequence[Row]) -> Table:
+    """One line per strategy: Dice after its last training and over its curve, mean ± sd over seeds, and its cost.
+
+    Args:
+        rows: rows of results.csv, numbers as numbers.
+    """
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("strategy", no_wrap=True)
+    for name in ("seeds", "images", "Dice", "AULC", "select", "train"):
+        table.add_column(name, justify="right", no_wrap=True)
+    of_curve = areas([row for row in rows if row["strategy"] != FULL])
+    for strategy in in_order(row["strategy"] for row in rows):
+        own = [row for row in rows if row["strategy"] == strategy]
+        seeds = len({row["seed"] for row in own})
+        most = max(row["n_labelled"] for row in own)
+        last = spread(row["dice"] for row in own if row["n_labelled"] == most)
+        area = spread(of_curve.get(strategy, {}).values())
+        table.add_row(
+            strategy,
+            str(seeds),
+            str(most),
+            mean_sd(last, of=seeds),
+            mean_sd(area, of=seeds) if area.n else "",
+            _seconds([row["embed_seconds"] + row["seeding_seconds"] for row in own]) if strategy != FULL else "",
+            _seconds([row["train_seconds"] for row in own]),
+        )
+    table.caption = "mean ± sd over seeds; AULC: mean Dice over the learning curve; select, train: mean per round"
+    table.caption_justify = "left"
+    return table
+
+
+def _seconds(values: Sequence[float]) -> str:
+    mean = spread(value for value in values if value == value).mean
+    if mean != mean:
+        return "–"
+    return f"{mean * 1e3:.0f} ms" if mean < 1 else f"{mean:.1f} s" if mean < 120 else f"{mean / 60:.1f} min"

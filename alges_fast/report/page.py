@@ -1,0 +1,368 @@
+"""Writes a report: table.md, figures/*.png and the self-contained report.html, from the files under OUT alone.
+
+The page carries every chart four times, for light and dark and for wide and narrow screens, each drawn at its own size;
+the browser shows the one that fits. Pictures of frames are carried once per theme, compressed.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from alges_fast.report import figures, tables
+from alges_fast.report.artefacts import PickRecord, write_atomically
+from alges_fast.report.findings import Findings, find, sentences
+from alges_fast.report.run_folder import RunFolder, read_run
+from alges_fast.report.style import DARK, LIGHT, NARROW, Look, in_order, strategy_styles
+
+NARROW_SCREEN = 620  # CSS pixels
+_SCREENS = {
+    "wide": LIGHT,
+    "wide_dark": DARK,
+    "narrow": replace(LIGHT, width=NARROW, dpi=200),
+    "narrow_dark": replace(DARK, width=NARROW, dpi=200),
+}
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """A figure of the report: `name`.png, what it shows, and whether it is a photograph or a chart."""
+
+    name: str
+    alt: str
+    draw: Callable[[Look], Figure]
+    photograph: bool = False
+
+
+@dataclass(frozen=True)
+class _Fold:
+    """Part of a section that the reader opens."""
+
+    title: str
+    text: str = ""
+    pictures: Sequence[_Picture] = ()
+    table: tables.Table | None = None
+
+
+@dataclass(frozen=True)
+class _Section:
+    """A part of the page; one without content says in its text why."""
+
+    title: str
+    text: str
+    pictures: Sequence[_Picture] = ()
+    table: tables.Table | None = None
+    folds: Sequence[_Fold] = field(default_factory=tuple)
+    notes: Sequence[str] = ()
+
+    def parts(self) -> list[_Section | _Fold]:
+        """The section itself, then what folds."""
+        return [self, *self.folds]
+
+
+def write_report(out: Path) -> None:
+    """Write OUT/table.md, OUT/figures/*.png and OUT/report.html of a finished or unfinished run.
+
+    What the run has not left in its folder is left out of the report, with a sentence in its place.
+
+    Raises:
+        UserError: OUT holds no results.csv with at least one row.
+    """
+    run = read_run(out)
+    findings = find(run)
+    said = sentences(run, findings)
+    sections = _sections(run, findings)
+    inlined = {}
+    for picture in [p for section in sections for part in section.parts() for p in part.pictures]:
+        drawn = {screen: _draw(picture, look) for screen, look in _SCREENS.items()}
+        write_atomically(out / "figures" / f"{picture.name}.png", _encode(drawn["wide"], "png"))
+        inlined[picture.name] = {screen: _address(image, picture) for screen, image in drawn.items()}
+    write_atomically(out / "table.md", _markdown(run, said, sections).encode())
+    write_atomically(out / "report.html", _page(run, said, sections, inlined).encode())
+
+
+def _sections(run: RunFolder, findings: Findings) -> list[_Section]:
+    sections = [_curves(run), _dice_table(run, findings)]
+    paper = tables.beside_the_paper(run)
+    if paper:
+        sections.append(_Section("Beside the paper", _about_the_paper(run), table=paper))
+    sections += [
+        _differences(run, findings),
+        _classes(run),
+        _frames(run),
+        _picks(run),
+        _time(run),
+        _data(run),
+        _settings(run),
+    ]
+    return sections
+
+
+def _curves(run: RunFolder) -> _Section:
+    title = "Learning curves"
+    if not run.curve_rows:
+        return _Section(title, "No strategy with a learning curve has finished a training.")
+    styles, pool = strategy_styles(run.strategies), run.pool_size
+    names = in_order(row["strategy"] for row in run.curve_rows)
+    together = _Picture(
+        "learning_curves",
+        f"Test Dice over the number of labelled images for {', '.join(names)}",
+        partial(figures.curves, run.curve_rows, run.full_rows, styles, pool=pool),
+    )
+    trainings = len({row["n_labelled"] for row in run.curve_rows})
+    seeds = len({row["seed"] for row in run.curve_rows})
+    bars = "bars are the means' 95 % t-intervals" if seeds > 1 else "one seed gives no interval"
+    text = f"Mean test Dice over {_count(seeds, 'seed')}." if seeds > 1 else "Test Dice of one seed, so without a band."
+    if run.full_rows:
+        text += f" The dashed line is a model trained on all {run.full_rows[0]['n_labelled']} images."
+    if trainings == 1:
+        return _Section(title, f"{text} One training each, so there is no curve yet; {bars}.", [together])
+    if seeds > 1 and len(names) <= figures.BANDS_TOGETHER:
+        text += " Bands are the means' 95 % t-intervals."
+    if len(names) == 1:
+        return _Section(title, text, [together])
+    apart = _Picture(
+        "learning_curves_by_strategy",
+        "The same curves, one panel per strategy, with every seed and the 95 % band",
+        partial(figures.curves_apart, run.curve_rows, run.full_rows, styles, pool=pool),
+    )
+    text += f" Below, each strategy alone, with {names[0]} in grey"
+    if seeds > 1:
+        text += (
+            ", its seeds as thin lines and its mean with the 95 % t-interval. Seeds share their first images across "
+            "strategies, so overlapping bands do not mean that strategies are equal: the paired differences further "
+            "down are the test"
+        )
+    text += "."
+    return _Section(title, text, [together, apart])
+
+
+def _dice_table(run: RunFolder, findings: Findings) -> _Section:
+    text = (
+        "Mean test Dice ± standard deviation over seeds. AULC is the area under the learning curve over its width, "
+        "that is, the mean Dice over the curve."
+    )
+    at = tables.common_point(run.curve_rows) if run.curve_rows else run.full_rows[0]["n_labelled"]
+    metrics = _Fold(f"All metrics with {at} labelled images", table=tables.final_metrics(run, at))
+    return _Section("Dice by labelled images", text, table=tables.dice_by_images(run, findings), folds=[metrics])
+
+
+def _about_the_paper(run: RunFolder) -> str:
+    text = (
+        "Table 1 of Aklilu & Yeung (2022), mean test Dice over three seeds, beside this run at the same numbers of "
+        "labelled images. The paper's split is reconstructed, not confirmed."
+    )
+    if run.pool_size not in (None, tables.PAPER_POOL):
+        text += (
+            f" The pool of this run has {run.pool_size} images and the paper's {tables.PAPER_POOL}, so this is other "
+            "data: the numbers do not compare."
+        )
+    return text
+
+
+def _differences(run: RunFolder, findings: Findings) -> _Section:
+    title = "Paired differences"
+    if not findings.to_reference:
+        return _Section(title, "There are no two strategies with two finished seeds in common to compare.")
+    forest = _Picture(
+        "paired_differences",
+        f"Difference of every strategy to {findings.reference} in mean Dice over the curve, with 95 % intervals",
+        partial(
+            figures.forest,
+            findings.to_reference,
+            strategy_styles(run.strategies),
+            resolvable=findings.resolvable,
+        ),
+    )
+    text = (
+        f"Area under the learning curve minus that of {findings.reference}, seed by seed. Lines are 95 % t-intervals, "
+        "not corrected for their number; p is corrected by Holm's method, and a dot is filled where it is below 5 %. "
+        "In the grey range lie true differences that these seeds would find less than four times in five."
+    )
+    return _Section(title, text, [forest], folds=[_Fold("All pairs", table=tables.pairs(findings.pairs))])
+
+
+def _classes(run: RunFolder) -> _Section:
+    title = "Dice per class"
+    classes = run.class_columns
+    if not classes or not run.curve_rows:
+        return _Section(title, "results.csv has no Dice per class.")
+    at = tables.common_point(run.curve_rows)
+    rows = [row for row in run.curve_rows if row["n_labelled"] == at]
+    names = in_order(row["strategy"] for row in rows)
+    picture = _Picture(
+        "class_dice",
+        f"Mean Dice of every class for every strategy with {at} labelled images",
+        partial(figures.class_dice, rows, classes, names),
+    )
+    text = (
+        f"Mean over seeds with {at} labelled images. A dash: the class does not occur in the test set's ground truth."
+    )
+    return _Section(title, text, [picture])
+
+
+def _frames(run: RunFolder) -> _Section:
+    title = "What the model sees"
+    if not run.frames:
+        return _Section(title, "The run stored no test frames (report_data/frames).")
+    pictures = [
+        _Picture(
+            f"frames_{frames.strategy}-seed{frames.seed}-round{frames.round:02d}",
+            f"Image, truth, prediction and gradient norm of test frames: {frames.strategy}, round {frames.round}",
+            partial(figures.frame_maps, frames, run.dataset),
+            photograph=True,
+        )
+        for frames in run.frames
+    ]
+    text = (
+        "Test frames, their ground truth, the prediction, and the size of each pixel's gradient embedding, which the "
+        "selection adds up: bright where the model is unsure or its features are large."
+    )
+    folds = [
+        _Fold(f"{frames.strategy}, seed {frames.seed}, round {frames.round}", pictures=[picture])
+        for frames, picture in zip(run.frames, pictures, strict=True)
+    ]
+    return _Section(title, text, folds=folds)
+
+
+def _picks(run: RunFolder) -> _Section:
+    title = "What each strategy picked"
+    chosen: dict[str, list[PickRecord]] = {}
+    for record in run.picks:
+        mine = chosen.setdefault(record.strategy, [])
+        if record.ids and (not mine or record.seed == mine[0].seed):
+            mine.append(record)
+    chosen = {name: chosen[name] for name in in_order(chosen) if chosen[name]}
+    if not chosen or not run.thumbnails:
+        return _Section(title, "The run stored no picks or no thumbnails of them (report_data/thumbnails.npz).")
+    folds = [
+        _Fold(
+            f"{name}, seed {records[0].seed}",
+            pictures=[
+                _Picture(
+                    f"picks_{name}",
+                    f"Thumbnails of the images that {name} picked, a line per round",
+                    partial(figures.contact_sheet, records, run.thumbnails),
+                    photograph=True,
+                )
+            ],
+        )
+        for name, records in chosen.items()
+    ]
+    most = max(len(record.ids) for records in chosen.values() for record in records)
+    text = "In order of picking, a line per round."
+    if most > figures.PICKS_SHOWN:
+        text += f" The first {figures.PICKS_SHOWN} of up to {most} images are shown."
+    if max(map(len, chosen.values())) > figures.ROUNDS_SHOWN:
+        text += f" At most {figures.ROUNDS_SHOWN} rounds are shown, evenly spread."
+    return _Section(title, text, folds=folds)
+
+
+def _time(run: RunFolder) -> _Section:
+    title = "Time per round"
+    if not run.curve_rows or "train_seconds" not in run.rows[0]:
+        return _Section(title, "results.csv has no timings.")
+    names = in_order(row["strategy"] for row in run.curve_rows)
+    picture = _Picture(
+        "seconds_per_round",
+        "Mean seconds per round of training, embedding, seeding and evaluation for every strategy",
+        partial(figures.round_seconds, run.curve_rows, names),
+    )
+    return _Section(title, "Mean over rounds and seeds, on the machine described below.", [picture])
+
+
+def _data(run: RunFolder) -> _Section:
+    title = "Data"
+    if run.dataset is None:
+        return _Section(title, "The run stored no description of its data (report_data/dataset.json).")
+    dataset = run.dataset
+    picture = _Picture(
+        "class_shares",
+        "Share of pixels of every class in the training, validation and test splits",
+        partial(figures.class_shares, dataset),
+    )
+    sizes = ", ".join(f"{split} {count}" for split, count in dataset.frames.items())
+    text = f"{dataset.name}: {len(dataset.classes)} classes; frames: {sizes}. Shares are of all pixels"
+    unlabelled = {split: 1 - sum(shares) for split, shares in dataset.shares.items() if dataset.frames[split]}
+    if any(share > 1e-9 for share in unlabelled.values()):
+        text += "; not labelled: " + ", ".join(f"{split} {share:.1%}" for split, share in unlabelled.items())
+    return _Section(title, f"{text}. Note the logarithmic axis.", [picture], notes=dataset.notes)
+
+
+def _settings(run: RunFolder) -> _Section:
+    held = {"Configuration": run.config, "Environment": run.environment}
+    folds = [_Fold(title, table=tables.settings(values)) for title, values in held.items() if values]
+    return _Section(
+        "How it was run", "" if folds else "The folder has no config.yaml and no environment.json.", folds=folds
+    )
+
+
+def _markdown(run: RunFolder, said: Sequence[str], sections: Sequence[_Section]) -> str:
+    parts = [f"# {run.title}\n", " ".join(said) + "\n"]
+    for section in sections[:-1]:  # the settings are in files of their own
+        for part in section.parts():
+            if part.table:
+                parts += [f"## {part.title}\n", *([f"{part.text}\n"] if part.text else []), part.table.markdown()]
+    return "\n".join(parts)
+
+
+def _page(
+    run: RunFolder,
+    said: Sequence[str],
+    sections: Sequence[_Section],
+    inlined: Mapping[str, Mapping[str, str]],
+) -> str:
+    files = resources.files("alges_fast.report")
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    strategies = _count(len(run.strategies), "strategy")
+    trainings = _count(len({row["n_labelled"] for row in run.curve_rows}), "training")
+    return environment.from_string((files / "page.html").read_text()).render(
+        title=run.title,
+        summary=f"{strategies}, {_count(len(run.seeds), 'seed')}, {trainings}",
+        said=said,
+        sections=sections,
+        inlined=inlined,
+        style=(files / "page.css").read_text(),
+        narrow_screen=NARROW_SCREEN,
+    )
+
+
+def _draw(picture: _Picture, look: Look) -> Image.Image:
+    if picture.photograph:  # frames have few pixels to show, and many weigh on the page
+        look = replace(look, dpi=round(look.dpi * 0.7))
+    with matplotlib.rc_context(look.settings()):
+        canvas = FigureCanvasAgg(picture.draw(look))
+        canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
+
+
+def _address(image: Image.Image, picture: _Picture) -> str:
+    """The picture as a data: address."""
+    options = {"quality": 82} if picture.photograph else {"lossless": True, "method": 2}
+    return f"data:image/webp;base64,{base64.b64encode(_encode(image, 'webp', **options)).decode()}"
+
+
+def _encode(image: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def _count(n: int, noun: str) -> str:
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{n} {noun if n == 1 else plural}"

@@ -1,0 +1,153 @@
+"""Everything under OUT that a report is made from, read once."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import yaml
+
+from alges_fast.errors import UserError
+from alges_fast.report.artefacts import (
+    DatasetSummary,
+    FrameMaps,
+    PickRecord,
+    load_dataset,
+    load_frames,
+    load_picks,
+    load_thumbnails,
+)
+from alges_fast.report.style import in_order
+
+FULL = "full"  # the strategy that labels the whole pool: a line in the figures, not a curve
+_INTEGERS = ("seed", "round", "n_labelled")
+_COLUMNS = ("strategy", *_INTEGERS, "dice")
+_NOT_CLASSES = ("dice_image", "dice_released")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run as read: rows of results.csv in the strategies' usual order, and whatever else is there."""
+
+    out: Path
+    rows: Sequence[Mapping[str, Any]]
+    config: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    dataset: DatasetSummary | None
+    frames: Sequence[FrameMaps]
+    picks: Sequence[PickRecord]
+    thumbnails: Mapping[str, npt.NDArray[np.uint8]]
+
+    @property
+    def strategies(self) -> list[str]:
+        return in_order(row["strategy"] for row in self.rows)
+
+    @property
+    def curve_rows(self) -> list[Mapping[str, Any]]:
+        """The rows of strategies that have a learning curve."""
+        return [row for row in self.rows if row["strategy"] != FULL]
+
+    @property
+    def full_rows(self) -> list[Mapping[str, Any]]:
+        return [row for row in self.rows if row["strategy"] == FULL]
+
+    @property
+    def seeds(self) -> list[int]:
+        return sorted({row["seed"] for row in self.rows})
+
+    @property
+    def class_columns(self) -> list[str]:
+        """Names of the classes that results.csv has a Dice for, in its order."""
+        columns = self.rows[0].keys()
+        return [c.removeprefix("dice_") for c in columns if c.startswith("dice_") and c not in _NOT_CLASSES]
+
+    @property
+    def title(self) -> str:
+        name = self.dataset.name if self.dataset else self.config.get("dataset")
+        return str(name) if name else self.out.resolve().name
+
+    @property
+    def pool_size(self) -> int | None:
+        return self.dataset.frames.get("train") if self.dataset else None
+
+    def missing(self) -> list[str]:
+        """Strategies and seeds with fewer trainings than the longest run or the configured number, one phrase each."""
+        trained: dict[tuple[str, int], int] = {}
+        for row in self.curve_rows:
+            key = (row["strategy"], row["seed"])
+            trained[key] = trained.get(key, 0) + 1
+        if not trained:
+            return []
+        configured = self.config.get("rounds")
+        wanted = max(configured if isinstance(configured, int) else 0, *trained.values())
+        seeds = {row["seed"] for row in self.curve_rows}
+        return [
+            f"{strategy} with seed {seed} has {trained.get((strategy, seed), 0)} of {wanted} trainings"
+            for strategy in in_order(row["strategy"] for row in self.curve_rows)
+            for seed in sorted(seeds)
+            if trained.get((strategy, seed), 0) < wanted
+        ]
+
+
+def read_run(out: Path) -> RunFolder:
+    """Read a finished or unfinished run.
+
+    Raises:
+        UserError: there is no results.csv in it, or it holds no row, or not the columns of one.
+    """
+    return RunFolder(
+        out=out,
+        rows=read_results(out / "results.csv"),
+        config=_mapping(yaml.safe_load, out / "config.yaml"),
+        environment=_mapping(json.loads, out / "environment.json"),
+        dataset=load_dataset(out),
+        frames=load_frames(out),
+        picks=load_picks(out),
+        thumbnails=load_thumbnails(out),
+    )
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """Rows of a results.csv sorted by strategy, seed and round; empty cells are NaN.
+
+    Raises:
+        UserError: the file is missing, is empty, lacks a column, or holds what is not a number.
+    """
+    if not path.is_file():
+        raise UserError(f"no results at {path}: give the --out folder of a run that has finished at least one training")
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        if lacking := [name for name in _COLUMNS if name not in (reader.fieldnames or ())]:
+            raise UserError(f"{path} lacks the column {lacking[0]}: it is not the results.csv of a run")
+        rows = [_parse(row, path, line) for line, row in enumerate(reader, start=2)]
+    if not rows:
+        raise UserError(f"{path} has no rows yet: wait until the run has finished at least one training")
+    place = {name: i for i, name in enumerate(in_order(row["strategy"] for row in rows))}
+    return sorted(rows, key=lambda row: (place[row["strategy"]], row["seed"], row["round"]))
+
+
+def _parse(row: Mapping[str, str | None], path: Path, line: int) -> dict[str, Any]:
+    parsed: dict[str, Any] = {}
+    for name, text in row.items():
+        try:
+            if name == "strategy":
+                parsed[name] = text
+            elif name in _INTEGERS:
+                parsed[name] = int(text or "")
+            else:
+                parsed[name] = float(text) if text else math.nan
+        except ValueError:
+            raise UserError(f"{path}, line {line}: {name} is {text!r}, not a number; mend or remove the line") from None
+    return parsed
+
+
+def _mapping(parse: Any, path: Path) -> Mapping[str, Any]:
+    loaded = parse(path.read_text()) if path.is_file() else {}
+    return loaded if isinstance(loaded, dict) else {}
