@@ -13,14 +13,13 @@ from torch import Tensor
 from alges_fast.data import synthetic
 from alges_fast.data.cache import CacheWriter, load_or_build
 from alges_fast.data.files import SPLITS, Faults
-from alges_fast.data.folder import list_folder
 from alges_fast.data.frames import IGNORE, Dataset, FrameSet
-from alges_fast.data.loading import Progress, load_listing
+from alges_fast.data.loading import FILE_DATASETS, Progress, list_tree, load_listing
 from alges_fast.errors import UserError
 
 __all__ = ["DATASETS", "IGNORE", "Dataset", "FrameSet", "load_dataset", "to_input"]
 
-DATASETS = ("synthetic", "synthetic-full", "folder")
+DATASETS = ("synthetic", "synthetic-full", *FILE_DATASETS)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -52,23 +51,17 @@ def load_dataset(
         raise UserError(f"dataset {name!r} is unknown: use one of {', '.join(DATASETS)}")
     if image_size < 16:
         raise UserError(f"image_size {image_size} is too small: use at least 16")
-    if ignore_index is not None and name != "folder":
-        raise UserError(f"ignore_index does not apply to {name}, which knows its unlabelled pixels: leave it out")
     cache = Path(cache_dir) if cache_dir is not None else None
     if name in ("synthetic", "synthetic-full"):
-        if root is not None:
-            raise UserError(f"{name} is drawn, not read: leave out the data root, or name the data set it holds")
+        if root is not None or ignore_index is not None:
+            given = "a data root" if root is not None else "ignore_index"
+            raise UserError(f"{name} is drawn, not read: leave out {given}, or name the data set you mean")
         return _load_synthetic(name, image_size, split or "alges", seed, cache, progress)
 
     if root is None:
         raise UserError(f"dataset {name} needs a data root: give --data_root DIR")
-    if not (root := Path(root)).is_dir():
-        raise UserError(f"{root}: no such folder: give the folder of the {name} data set with --data_root")
-    if split is not None:
-        raise UserError(f"split {split!r} does not apply to {name}: its folders are its splits; leave it out")
-    return load_listing(
-        list_folder(root, ignore_index, Faults(on_bad_image)), on_bad_image, image_size, cache, progress
-    )
+    listing = list_tree(name, Path(root), split, ignore_index, Faults(on_bad_image))
+    return load_listing(listing, on_bad_image, image_size, cache, progress)
 
 
 def to_input(images: Tensor | NDArray[np.uint8]) -> Tensor:

@@ -1,6 +1,31 @@
-"""CholecSeg8k (Hong et al. 2020): classes, encodings and splits of the laparoscopic video the paper uses."""
+"""CholecSeg8k (Hong et al. 2020): 8080 annotated frames of 17 laparoscopic cholecystectomies, the paper's data set.
+
+ROOT/videoNN/videoNN_SSSSS/frame_<n>_endo.png with frame_<n>_endo_watershed_mask.png beside it, SSSSS the clip's first
+frame. The watershed mask is the ground truth; frame_<n>_endo_mask.png and _color_mask.png are not read.
+"""
 
 from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from alges_fast.data.files import (
+    SPLITS,
+    Faults,
+    FaultyFile,
+    FrameFile,
+    Listing,
+    MaskReading,
+    natural_key,
+    one_channel,
+    pairs,
+)
+from alges_fast.data.frames import IGNORE
+from alges_fast.errors import UserError
 
 CLASSES = (
     "black background",
@@ -49,3 +74,73 @@ VIDEO_SPLITS = {
 }
 """Videos per split. "alges" is reconstructed: the only blocks of consecutive videos with the paper's sums for train and
 validation (4640, 1600); it gives 1840 test frames as the released code does, where the paper prints 1640."""
+
+FRAMES_PER_VIDEO = {
+    "01": 1280, "09": 240, "12": 640, "17": 320, "18": 160, "20": 160, "24": 960, "25": 320, "26": 320, "27": 400,
+    "28": 560, "35": 240, "37": 480, "43": 720, "48": 240, "52": 800, "55": 240,
+}  # fmt: skip
+"""Of the whole data set, in clips of 80."""
+
+_CLASS_OF = np.full(256, IGNORE, np.uint8)
+_CLASS_OF[list(WATERSHED_CODES)] = range(len(CLASSES))
+
+
+def list_cholecseg8k(root: Path, split: str, faults: Faults) -> Listing:
+    """List the videos of a split, frames in the order of their numbers. Raises UserError."""
+    if split not in VIDEO_SPLITS:
+        raise UserError(f"split {split!r} is unknown: use one of {', '.join(VIDEO_SPLITS)}")
+    present = {path.name[5:]: path for path in root.iterdir() if re.fullmatch(r"video[0-9]{2}", path.name)}
+    if not present:
+        raise UserError(f"{root}: no folder video01, video09, ...: give the folder of CholecSeg8k that holds them")
+    splits = {}
+    for part in SPLITS:
+        files = []
+        for name in VIDEO_SPLITS[split][part]:
+            if name in present:
+                files += _list_video(present[name], faults)
+            else:
+                faults.add(FaultyFile(f"{root / f'video{name}'}: no such folder: split {split} has it in {part}"))
+        splits[part] = tuple(files)
+    notes = []
+    listed, published = sum(map(len, splits.values())), sum(FRAMES_PER_VIDEO.values())
+    if listed != published:
+        notes.append(f"{listed} frames, where the published CholecSeg8k has {published}")
+    if extra := sorted(set(present) - set(FRAMES_PER_VIDEO)):
+        notes.append(f"videos that no split has are not used: {', '.join(extra)}")
+    return Listing(
+        name="cholecseg8k",
+        root=root,
+        classes=CLASSES,
+        palette=PALETTE,
+        splits=splits,
+        read_mask=read_watershed,
+        mask_key=f"watershed, split {split}",
+        faults=tuple(faults.messages),
+        notes=tuple(notes),
+    )
+
+
+def read_watershed(picture: Image.Image, path: Path) -> MaskReading:
+    """Class ids of a watershed mask; what is no class's code is IGNORE and counted. Raises FaultyFile."""
+    codes = one_channel(picture, path)
+    if codes.dtype != np.uint8:
+        raise FaultyFile(f"{path}: {picture.mode} pixels: a watershed mask has 8-bit values")
+    counts = np.bincount(codes.ravel(), minlength=256)
+    unknown = Counter({str(code): int(counts[code]) for code in np.flatnonzero(counts) if _CLASS_OF[code] == IGNORE})
+    return MaskReading(_CLASS_OF[codes], unknown)
+
+
+def _list_video(video: Path, faults: Faults) -> list[FrameFile]:
+    files = []
+    for clip in sorted((path for path in video.iterdir() if path.is_dir()), key=lambda path: natural_key(path.name)):
+        images, masks = {}, {}
+        for path in sorted(clip.iterdir(), key=lambda path: natural_key(path.name)):
+            if frame := re.fullmatch(r"(frame_[0-9]+)_endo\.png", path.name):
+                images[frame[1]] = path
+            elif frame := re.fullmatch(r"(frame_[0-9]+)_endo_watershed_mask\.png", path.name):
+                masks[frame[1]] = path
+        for stem, image, mask in pairs(images, masks, lambda stem: stem, faults):
+            files.append(FrameFile(f"{clip.name}/{stem}", video.name, clip.name, image, mask))
+    if not files:
+        faults.add(FaultyFile(f"{video}: no frames: expected {video.name}_SSSSS/frame_<n>_endo.png"))
+    return files

@@ -127,6 +127,8 @@ def decode(file: FrameFile, listing: Listing, size: int) -> Decoded:
         if picture.mode == "RGBA":
             oddities.append("mask is RGBA; its alpha channel is not used")
         reading = listing.read_mask(_load(picture, file.mask), file.mask)
+        if sum(reading.unknown.values()) > 0.01 * reading.ids.size:
+            oddities.append("over 1 % of the mask's pixels carry no class")
     mask = Image.fromarray(reading.ids).resize((size, size), Image.Resampling.NEAREST)
     return Decoded(
         image=image,
@@ -222,7 +224,7 @@ def pairs(
         if mask_of(stem) in masks:
             yield stem, image, masks[mask_of(stem)]
         else:
-            faults.add(FaultyFile(f"{image}: image without a mask: add {mask_of(stem)}.png or remove the image"))
+            faults.add(FaultyFile(f"{image}: image without a mask: add the mask or remove the image"))
     wanted = {mask_of(stem) for stem in images}
     for stem, mask in masks.items():
         if stem not in wanted:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 
 from alges_fast.data.files import (
@@ -34,6 +35,11 @@ def list_folder(root: Path, ignore_index: int | None, faults: Faults) -> Listing
             FrameFile(f"{folder.name}/{stem}", video_of(stem), video_of(stem), image, mask)
             for stem, image, mask in pairs(images, masks, lambda stem: stem, faults)
         )
+    seen = Counter(video for files in splits.values() for video in {file.video for file in files})
+    shared = sorted(video for video, times in seen.items() if times > 1)
+    notes = (
+        (f"videos in more than one split, whose frames may be near-duplicates: {', '.join(shared)}",) if shared else ()
+    )
     return Listing(
         name="folder",
         root=root,
@@ -43,6 +49,7 @@ def list_folder(root: Path, ignore_index: int | None, faults: Faults) -> Listing
         read_mask=class_ids(ignore_index, len(names) if names else None),
         mask_key=f"ids, ignore {ignore_index}, {len(names) if names else 'any'} classes",
         faults=tuple(faults.messages),
+        notes=notes,
     )
 
 

@@ -14,10 +14,14 @@ from typing import Any
 import numpy as np
 
 from alges_fast.data.cache import CacheWriter, content_key, load_or_build
+from alges_fast.data.cholecseg8k import list_cholecseg8k
 from alges_fast.data.files import SPLITS, Decoded, Faults, FaultyFile, FrameFile, Listing, decode
-from alges_fast.data.folder import classes_of_masks
+from alges_fast.data.folder import classes_of_masks, list_folder
 from alges_fast.data.frames import Dataset
+from alges_fast.data.m2caiseg import list_m2caiseg
 from alges_fast.errors import UserError
+
+FILE_DATASETS = ("cholecseg8k", "m2caiseg", "folder")
 
 Progress = Callable[[int, int], None]
 """Called with (frames done, frames in all) while frames are decoded or drawn; not called where the cache has them."""
@@ -46,6 +50,19 @@ class Survey:
             share = 100 * sum(self.unknown.values()) / total
             notes.append(f"mask values of no class, not labelled ({share:.2g} % of all pixels): {codes}")
         return notes + [f"{frames} frames: {remark}" for remark, frames in sorted(self.oddities.items())]
+
+
+def list_tree(name: str, root: Path, split: str | None, ignore_index: int | None, faults: Faults) -> Listing:
+    """The frames of one of FILE_DATASETS under root, before any is decoded. Raises UserError."""
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder: give the folder of the {name} data set")
+    if name != "cholecseg8k" and split is not None:
+        raise UserError(f"split {split!r} does not apply to {name}: its folders are its splits; leave it out")
+    if name != "folder" and ignore_index is not None:
+        raise UserError(f"ignore_index does not apply to {name}, whose masks say what is not labelled: leave it out")
+    if name == "cholecseg8k":
+        return list_cholecseg8k(root, split or "alges", faults)
+    return list_m2caiseg(root, faults) if name == "m2caiseg" else list_folder(root, ignore_index, faults)
 
 
 def load_listing(
@@ -105,7 +122,9 @@ def read_all(
         oddities.update(result.oddities)
         if progress is not None:
             progress(done, total)
-    return Survey({split: pixels[split].tolist() for split in SPLITS}, first, faults.messages, unknown, oddities)
+    return Survey(
+        {split: pixels[split].tolist() for split in SPLITS}, first, faults.messages, dict(unknown), dict(oddities)
+    )
 
 
 def class_names(listing: Listing, survey: Survey) -> tuple[str, ...]:

@@ -15,17 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alges_fast.data import scene
-from alges_fast.data.cholecseg8k import CLASSES, PALETTE, VIDEO_SPLITS
+from alges_fast.data.cholecseg8k import CLASSES, FRAMES_PER_VIDEO, PALETTE, VIDEO_SPLITS
 from alges_fast.data.files import SPLITS
 from alges_fast.errors import UserError
 
 __all__ = ["CLASSES", "PALETTE", "SyntheticFrame", "draw", "drawing_key", "plan"]
 
-CLIPS = {
-    "01": 16, "09": 3, "12": 8, "17": 4, "18": 2, "20": 2, "24": 12, "25": 4, "26": 4, "27": 5, "28": 7, "35": 3,
-    "37": 6, "43": 9, "48": 3, "52": 10, "55": 3,
-}  # fmt: skip
-"""Clips per video of CholecSeg8k; a clip has 80 frames, so these make its 8080."""
+CLIPS = {name: frames // scene.FRAMES_PER_CLIP for name, frames in FRAMES_PER_VIDEO.items()}
 
 DEMO_FRAMES_PER_CLIP = 10
 

@@ -1,41 +1,247 @@
-"""The folder loader on real frames and on trees with every fault a user has sent."""
+"""The folder loader on real frames, and on trees with every fault a user may have."""
 
 from __future__ import annotations
 
+import re
+import struct
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from alges_fast.data import IGNORE, load_dataset
+from alges_fast.data import IGNORE, Dataset, load_dataset
+from alges_fast.data.folder import video_of
 from alges_fast.errors import UserError
 
+from .trees import SIZE, folder_tree, save
 
-@pytest.mark.parametrize(("size", "ignore", "n_classes"), [(48, 11, 11), (64, None, 12)])
-def test_camvid(camvid: Path, tmp_path: Path, size: int, ignore: int | None, n_classes: int) -> None:
-    data = load_dataset("folder", root=camvid, image_size=size, ignore_index=ignore, cache_dir=tmp_path)
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    return folder_tree(tmp_path / "frames")
+
+
+def load(root: Path, **options: object) -> Dataset:
+    return load_dataset("folder", root=root, image_size=16, cache_dir=root.parent / "cache", **options)
+
+
+@pytest.mark.parametrize(("ignore", "n_classes"), [(11, 11), (None, 12)])
+def test_camvid(camvid: Path, tmp_path: Path, ignore: int | None, n_classes: int) -> None:
+    data = load_dataset("folder", root=camvid, image_size=48, ignore_index=ignore, cache_dir=tmp_path)
     assert (len(data.train), len(data.validation), len(data.test)) == (367, 101, 233)
-    assert data.train.images.shape == (367, 3, size, size)
-    assert len(data.classes) == len(data.palette) == n_classes
-    assert "0001TP" in data.train.videos
-    assert "train/0001TP_006690" in data.train.ids
-    values = np.unique(data.train.masks)
-    assert (IGNORE in values) == (ignore is not None)
+    assert data.train.images.shape == (367, 3, 48, 48)
+    assert len(data.classes) == len(set(data.palette)) == n_classes
+    assert set(data.train.videos) == {"0001TP", "0006R0", "0016E5"}
+    assert (IGNORE in np.unique(data.train.masks)) == (ignore is not None)
+    assert any("more than one split" in note and "0001TP" in note for note in data.notes)
 
 
-def test_frames_are_the_files(camvid: Path, tmp_path: Path) -> None:
-    data = load_dataset("folder", root=camvid, image_size=64, ignore_index=11, cache_dir=tmp_path)
-    position = data.test.index("test/0001TP_008550")
-    with Image.open(camvid / "test/images/0001TP_008550.jpg") as picture:
-        image = np.asarray(picture.resize((64, 64), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
-    with Image.open(camvid / "test/masks/0001TP_008550.png") as picture:
-        mask = np.array(picture.resize((64, 64), Image.Resampling.NEAREST))
+def test_frames_are_the_files_stretched(tree: Path) -> None:
+    data = load(tree, ignore_index=11)
+    position = data.test.index("test/testA_1")
+    with Image.open(tree / "test/images/testA_1.png") as picture:
+        image = np.asarray(picture.resize((16, 16), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+    with Image.open(tree / "test/masks/testA_1.png") as picture:
+        mask = np.array(picture.resize((16, 16), Image.Resampling.NEAREST))
     mask[mask == 11] = IGNORE
     np.testing.assert_array_equal(data.test.images[position], image)
     np.testing.assert_array_equal(data.test.masks[position], mask)
 
 
-def test_missing_root_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no-such-folder: no such folder: give .*--data_root"):
-        load_dataset("folder", root=tmp_path / "no-such-folder", cache_dir=tmp_path)
+def test_the_data_root_is_only_read(tree: Path) -> None:
+    before = {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(tree.rglob("*"))}
+    load(tree, ignore_index=11)
+    assert before == {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(tree.rglob("*"))}
+
+
+def test_frames_come_in_the_order_of_their_numbers(tree: Path) -> None:
+    for number in (10, 9):
+        save(tree / "train/images" / f"trainA_{number}.png", np.zeros((*SIZE, 3), np.uint8))
+        save(tree / "train/masks" / f"trainA_{number}.png", np.zeros(SIZE, np.uint8))
+    numbers = [int(name.rpartition("_")[2]) for name in load(tree, ignore_index=11).train.ids]
+    assert numbers == [0, 1, 2, 9, 10]
+
+
+def test_classes_txt_names_the_classes(tree: Path) -> None:
+    (tree / "classes.txt").write_text("sky\nliver\nroad\nnever seen\n")
+    assert load(tree, ignore_index=11).classes == ("sky", "liver", "road", "never seen")
+
+
+def test_validation_may_be_spelled_out(tree: Path) -> None:
+    (tree / "val").rename(tree / "validation")
+    assert load(tree, ignore_index=11).validation.ids[0] == "validation/valA_0"
+
+
+@pytest.mark.parametrize(
+    ("stem", "video"),
+    [("0001TP_006690", "0001TP"), ("op_3_frame_12", "op_3_frame"), ("case12-0042", "case12"), ("000123", "video")],
+)
+def test_video_of_a_frame(stem: str, video: str) -> None:
+    assert video_of(stem) == video
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        np.full(SIZE, 2, np.uint16),
+        np.full((*SIZE, 3), 2, np.uint8),
+        np.dstack([np.full(SIZE, 2, np.uint8)] * 3 + [np.full(SIZE, 128, np.uint8)]),
+    ],
+    ids=["16 bits", "three equal channels", "RGBA"],
+)
+def test_encodings_of_class_ids(tree: Path, pixels: np.ndarray) -> None:
+    save(tree / "train/masks/trainA_0.png", pixels)
+    assert np.all(load(tree, ignore_index=11).train.masks[0] == 2)
+
+
+def test_palette_indices_are_class_ids(tree: Path) -> None:
+    mask = Image.fromarray(np.full(SIZE, 2, np.uint8), mode=None).convert("P")
+    mask.putpalette([0, 0, 0, 255, 0, 0, 9, 9, 9])
+    mask.putdata([2] * (SIZE[0] * SIZE[1]))
+    mask.save(tree / "train/masks/trainA_0.png")
+    assert np.all(load(tree, ignore_index=11).train.masks[0] == 2)
+
+
+def hollow_png(width: int, height: int) -> bytes:
+    """A PNG that promises width x height pixels and holds next to none."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000)))
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def loop(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.name)
+
+
+IMAGE, MASK = "train/images/trainA_1.png", "train/masks/trainA_1.png"
+
+FAULTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "mask missing": (IMAGE, lambda root: (root / MASK).unlink(), "image without a mask"),
+    "image missing": (MASK, lambda root: (root / IMAGE).unlink(), "mask without an image"),
+    "sizes differ": (MASK, lambda root: save(root / MASK, np.zeros((24, 31), np.uint8)), "31 x 24, its image 32 x 24"),
+    "id beyond 16 bits": (MASK, lambda root: save(root / MASK, np.full(SIZE, 300, np.uint16)), "class id 300"),
+    "colour mask": (MASK, lambda root: save(root / MASK, np.full((*SIZE, 3), (1, 2, 3), np.uint8)), "a colour mask"),
+    "JPEG mask": (MASK, lambda root: save(root / MASK, np.zeros(SIZE, np.uint8), format="JPEG"), "JPEG"),
+    "truncated image": (IMAGE, lambda root: cut(root / IMAGE), "damaged or cut short"),
+    "truncated mask": (MASK, lambda root: cut(root / MASK), "damaged or cut short"),
+    "zero bytes": (IMAGE, lambda root: (root / IMAGE).write_bytes(b""), "empty"),
+    "text, not pixels": (MASK, lambda root: (root / MASK).write_text("class ids"), "not a picture"),
+    "large picture": (IMAGE, lambda root: (root / IMAGE).write_bytes(hollow_png(9000, 9000)), "over the limit"),
+    "bomb": (IMAGE, lambda root: (root / IMAGE).write_bytes(hollow_png(60000, 60000)), "over the limit"),
+    "16-bit image": (IMAGE, lambda root: save(root / IMAGE, np.full(SIZE, 300, np.uint16)), "more than 8 bits"),
+    "symlink loop": (IMAGE, lambda root: loop(root / IMAGE), "symbolic links"),
+    "link to nothing": (MASK, lambda root: ((root / MASK).unlink(), (root / MASK).symlink_to("gone")), "No such file"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_fault(tree: Path, fault: str) -> None:
+    """The first fault stops with one line that names the file; skip leaves out its frame and says so."""
+    file, spoil, says = FAULTS[fault]
+    spoil(tree)
+    with pytest.raises(UserError) as stopped:
+        load(tree, ignore_index=11)
+    line = str(stopped.value)
+    assert "\n" not in line
+    assert str(tree / file) in line
+    assert says in line
+    for _ in range(2):  # decoded, then from the cache
+        data = load(tree, ignore_index=11, on_bad_image="skip")
+        assert data.train.ids == ("train/trainA_0", "train/trainA_2")
+        assert len(data.validation) == len(data.test) == 3
+        assert any(note.startswith(f"left out: {tree / file}") and says in note for note in data.notes)
+    with pytest.raises(UserError, match=re.escape(says)):  # what skip left in the cache hides nothing from stop
+        load(tree, ignore_index=11)
+
+
+STRANGERS: dict[str, Callable[[Path], object]] = {
+    "wrong extension": lambda folder: (folder / "notes.txt").write_text("hello"),
+    "folder": lambda folder: (folder / "more.d").mkdir(),
+    "folder linked into itself": lambda folder: (folder / "loop").symlink_to(folder),
+    "same stem twice": lambda folder: save(folder / "trainA_1.bmp", np.zeros((*SIZE, 3), np.uint8)),
+}
+
+
+@pytest.mark.parametrize("stranger", STRANGERS)
+def test_stranger_in_the_folder(tree: Path, stranger: str) -> None:
+    """What cannot be a frame is named; skip keeps all the frames."""
+    STRANGERS[stranger](tree / "train/images")
+    (tree / "train/images/.DS_Store").write_bytes(b"hidden files are nobody's fault")
+    with pytest.raises(UserError, match=r"train/images/(notes\.txt|more\.d|loop|trainA_1\.(bmp|png)): "):
+        load(tree, ignore_index=11)
+    data = load(tree, ignore_index=11, on_bad_image="skip")
+    assert len(data.train) == 3
+    assert len([note for note in data.notes if note.startswith("left out")]) == 1
+
+
+def without(folder: str) -> Callable[[Path], None]:
+    def remove(root: Path) -> None:
+        for path in sorted((root / folder).rglob("*"), reverse=True):
+            path.unlink() if path.is_file() else path.rmdir()
+        (root / folder).rmdir()
+
+    return remove
+
+
+def grey_levels(root: Path) -> None:
+    save(root / "train/masks/trainA_0.png", np.full(SIZE, 200, np.uint8))
+
+
+def rename_classes(root: Path) -> None:
+    (root / "classes.txt").write_text("sky\nliver\n")
+
+
+def unseen_class(root: Path) -> None:
+    save(root / "test/masks/testA_2.png", np.full(SIZE, 7, np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (without("train"), "no folder train"),
+        (without("val"), "no folder val or validation"),
+        (without("test/masks"), "test/masks: no such folder"),
+        (lambda root: [path.unlink() for path in root.glob("val/*/*")], "no usable frame in the validation split"),
+        (grey_levels, "trainA_0.png: 4 distinct values up to 200 do not look like class ids"),
+        (rename_classes, "class id 2 is out of range (2 classes are named)"),
+        (unseen_class, "testA_2.png: class id 7 is out of range (the training masks go up to 2)"),
+        (lambda root: (root / "classes.txt").write_text("liver\nliver\n"), "expected 2 to 255 different class names"),
+    ],
+)
+def test_tree_that_makes_no_sense(tree: Path, spoil: Callable[[Path], object], says: str) -> None:
+    spoil(tree)
+    with pytest.raises(UserError) as stopped:
+        load(tree, ignore_index=11)
+    assert says in str(stopped.value)
+    assert "\n" not in str(stopped.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"name": "folder", "root": "no-such-folder"}, "no-such-folder: no such folder"),
+        ({"name": "folder"}, "needs a data root"),
+        ({"name": "cholec"}, "dataset 'cholec' is unknown: use one of synthetic, "),
+        ({"name": "synthetic", "root": "."}, "leave out a data root"),
+        ({"name": "synthetic", "split": "mine"}, "split 'mine' is unknown: use one of alges, endovit"),
+        ({"name": "folder", "root": ".", "split": "alges"}, "split 'alges' does not apply to folder"),
+        ({"name": "m2caiseg", "root": ".", "ignore_index": 3}, "ignore_index does not apply to m2caiseg"),
+        ({"name": "folder", "root": ".", "on_bad_image": "hide"}, "use stop or skip"),
+        ({"name": "synthetic", "image_size": 3}, "image_size 3 is too small"),
+    ],
+)
+def test_options_that_make_no_sense(tmp_path: Path, options: dict[str, object], says: str) -> None:
+    with pytest.raises(UserError) as stopped:
+        load_dataset(**options, cache_dir=tmp_path)
+    assert says in str(stopped.value)

@@ -1,0 +1,83 @@
+"""`python -m alges_fast.data`: what it prints and the code it exits with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from alges_fast.data.__main__ import main
+from alges_fast.data.m2caiseg import COLOURS
+
+from .trees import SIZE, folder_tree, m2caiseg_tree, save
+
+
+def test_a_usable_tree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = folder_tree(tmp_path / "frames")
+    save(root / "train/masks/trainA_0.png", np.full(SIZE, 2, np.uint8))
+    assert main(["check", str(root), "--ignore_index", "11"]) == 0
+    printed = capsys.readouterr().out
+    assert "folder (by its folders" in printed
+    assert "usable: a run can read this tree as it is" in printed
+    rows = [line.replace("│", " ").split() for line in printed.splitlines()]
+    assert ["trainA", "train", "1", "3"] in rows
+    assert ["all", "9"] in rows
+    share = 100 * (2 * 2 / SIZE[0]) / 3  # two of three masks have two rows that are not labelled
+    assert ["255", "not", "labelled", f"{share:.2f}", f"{1.5 * share:.2f}", f"{1.5 * share:.2f}"] in rows
+
+
+def test_every_fault_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = folder_tree(tmp_path / "frames")
+    (root / "train/masks/trainA_1.png").unlink()
+    (root / "test/images/testA_2.png").write_bytes(b"")
+    assert main(["check", str(root), "--ignore_index", "11"]) == 2
+    printed = capsys.readouterr().out
+    assert "trainA_1.png: image without a mask" in printed
+    assert "testA_2.png: empty (0 bytes)" in printed
+    assert "not usable as it is" in printed
+    assert "--on_bad_image skip" in printed
+
+
+def test_a_tree_that_skipping_does_not_save(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = folder_tree(tmp_path / "frames")
+    for path in root.glob("val/*/*"):
+        path.unlink()
+    save(root / "train/masks/trainA_1.png", np.full(SIZE, 200, np.uint8))
+    assert main(["check", str(root)]) == 2
+    printed = capsys.readouterr().out
+    assert "the validation split has no usable frame" in printed
+    assert "do not look like class ids" in printed
+    assert "not usable: mend these faults first" in printed
+
+
+def test_m2caiseg_is_told_from_its_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(m2caiseg_tree(tmp_path / "data", [*COLOURS.values()]))]) == 0
+    assert "m2caiseg (by its folders" in capsys.readouterr().out
+
+
+def test_no_tree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(tmp_path / "gone")]) == 2
+    assert main(["check", str(tmp_path)]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 2
+    assert "gone: no such folder" in errors[0]
+    assert "looks like none of cholecseg8k, m2caiseg, folder" in errors[1]
+
+
+def test_write_synthetic_then_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "video"
+    assert main(["write-synthetic", str(root), "--layout", "cholecseg8k", "--height", "27"]) == 0
+    assert main(["check", str(root)]) == 0
+    printed = capsys.readouterr().out
+    assert "540 frames written" in printed
+    assert "cholecseg8k (by its folders" in printed
+    assert main(["write-synthetic", str(root), "--layout", "cholecseg8k"]) == 2
+
+
+def test_help_teaches_the_layouts(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    printed = capsys.readouterr().out
+    assert "frame_<n>_endo_watershed_mask.png" in printed
+    assert "{train,val,test}/masks/<stem>.png" in printed
