@@ -11,6 +11,9 @@ namespace py = pybind11;
 
 namespace alges {
 void bind_seeding(py::module_& m);
+#ifdef ALGES_FAST_WITH_CUDA
+void bind_cuda_pixel_gradients(py::module_& m);
+#endif
 }
 
 PYBIND11_MODULE(_C, m) {
@@ -19,5 +22,6 @@ PYBIND11_MODULE(_C, m) {
   alges::bind_seeding(m);
 #ifdef ALGES_FAST_WITH_CUDA
   m.def("cuda_device_count", &alges::cuda_device_count);
+  alges::bind_cuda_pixel_gradients(m);
 #endif
 }

@@ -1,0 +1,68 @@
+"""`pixel_gradients` in CUDA C++ (csrc/cuda): tensors in, pointers, strides and the current stream out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alges_fast import _native
+from alges_fast.ops.problem import OUTPUTS, Problem
+
+_DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # enum Dtype of csrc/cuda/pixel_gradients.h
+
+
+def unavailable() -> str | None:
+    """Why this backend cannot run on this machine."""
+    if _native.cuda_kernels() is None:
+        return f"built without CUDA kernels ({_native.native_status()})"
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    return None
+
+
+def unsupported(problem: Problem) -> str | None:
+    """Why this backend cannot run these inputs."""
+    if problem.features.device.type != "cuda":
+        return f"features are on {problem.features.device}, not on a CUDA device"
+    if problem.features.dtype not in _DTYPES:
+        return f"{problem.features.dtype} features; it computes in float32"
+    native: Any = _native.cuda_kernels()
+    plan = _shape(native, problem).plan_tile(native.cuda_shared_limit(problem.features.device.index))
+    return plan if isinstance(plan, str) else None
+
+
+def run(problem: Problem) -> dict[str, Tensor]:
+    """All outputs asked for, in canonical shape."""
+    device = problem.features.device
+    with torch.cuda.device(device):
+        return launch(_native.cuda_kernels(), problem, device.index, torch.cuda.current_stream(device).cuda_stream)
+
+
+def launch(native: Any, problem: Problem, device: int, stream: int) -> dict[str, Tensor]:
+    """Allocate outputs and scratch, and launch the kernels of the module `native`."""
+    outputs = {name: problem.empty(name) for name in problem.outputs}
+    call = native.CudaPixelGradientsCall(
+        shape=_shape(native, problem),
+        features=_operand(problem.features),
+        weight=problem.weight.data_ptr(),
+        bias=0 if problem.bias is None else problem.bias.data_ptr(),
+        logits=None if problem.logits is None else _operand(problem.logits),
+        residual=None if problem.residual is None else _operand(problem.residual),
+        valid=None if problem.valid is None else (problem.valid.data_ptr(), problem.valid.stride()),
+        outputs=[outputs[name].data_ptr() if name in outputs else 0 for name in OUTPUTS],
+    )
+    scratch = problem.features.new_empty(call.scratch_bytes(device), dtype=torch.uint8)
+    call.run(device, scratch.data_ptr(), stream)
+    return outputs
+
+
+def _shape(native: Any, problem: Problem) -> Any:
+    return native.CudaPixelGradientsShape(
+        problem.batch, problem.channels, problem.classes, problem.spatial, problem.kernel
+    )
+
+
+def _operand(tensor: Tensor) -> tuple[int, int, tuple[int, ...]]:
+    return tensor.data_ptr(), _DTYPES[tensor.dtype], tensor.stride()

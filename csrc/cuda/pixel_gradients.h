@@ -1,0 +1,91 @@
+// pixel_gradients on CUDA: what a call is, how it is cut into launches, and the launches.
+//
+// Two kernels make per-(image, chunk) partial results: `stream` (pixel_gradients_stream.cuh: 1 x 1 heads of up to 32 classes
+// over planar or channels-last rows, tensor cores, bound by memory) and `tile` (pixel_gradients_tile.cuh: everything else).
+// A chunk is a run of tiles of one image; how many there are depends on the image's own size and on the head, never on the
+// batch. A second kernel adds an image's chunks up in order. So results repeat bitwise and do not depend on the batch.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#ifdef __CUDACC__
+#define ALGES_HOST_DEVICE __host__ __device__
+#else
+#define ALGES_HOST_DEVICE
+#endif
+
+namespace alges::cuda_pixel_gradients {
+
+enum class Dtype : int { float32, float16, bfloat16 };
+
+// (B, channels, D, H, W), strides in elements.
+struct Operand {
+  const void* data = nullptr;
+  Dtype dtype = Dtype::float32;
+  int64_t stride[5] = {};
+};
+
+struct Shape {
+  int64_t batch;
+  int channels, classes;
+  int size[3];    // D, H, W
+  int kernel[3];  // odd
+
+  ALGES_HOST_DEVICE int taps() const { return kernel[0] * kernel[1] * kernel[2]; }
+  ALGES_HOST_DEVICE int64_t columns() const { return static_cast<int64_t>(channels) * taps(); }  // of the (K, d, *kernel) gradient
+  ALGES_HOST_DEVICE int64_t pixels() const { return static_cast<int64_t>(size[0]) * size[1] * size[2]; }
+};
+
+struct Call {
+  Shape shape;
+  Operand features, logits, residual;  // data is null where absent
+  const bool* valid = nullptr;
+  int64_t valid_stride[4] = {};  // B, D, H, W
+  const float* weight = nullptr;  // (K, d, *kernel), contiguous
+  const float* bias = nullptr;
+  // Outputs, contiguous; null where not asked for.
+  float *image = nullptr, *semantic = nullptr, *semantic_vector = nullptr, *norm_map = nullptr;
+  int64_t* class_pixels = nullptr;
+  float *entropy = nullptr, *margin = nullptr, *confidence = nullptr;
+};
+
+constexpr int64_t kScratchBytes = 16 << 20;
+
+// How a batch is cut, whichever kernel runs. One partial result is `words` 4-byte words: the (K, columns) sums of r ⊗ z̃,
+// K sums of norms, K pixel counts, then entropy, margin, confidence and the number of valid pixels.
+struct Cut {
+  int64_t tiles;            // of one image
+  int chunks;               // of one image
+  int64_t words;            // of one partial result
+  int64_t images_a_launch;  // as many as scratch holds
+};
+
+// The tile kernel: 256 threads, one block per (image, chunk, channel group).
+struct TilePlan {
+  int tile[3];                       // D, H, W of a tile: powers of two
+  int pixels;                        // their product
+  int halo[3];                       // D, H, W of the patch the tile needs
+  int halo_positions, halo_stride;   // product, and the odd row stride in shared memory
+  int channel_block, channel_blocks; // channels in shared memory at a time
+  int groups;                        // the channel blocks are dealt to this many blocks, each computing all logits
+  int class_stride;                  // floats from one pixel's (or column's) classes to the next's
+  int splits;                        // pixels of a tile are dealt to this many sums, added in order at the end
+  bool accumulate_in_shared;
+  int shared_bytes;
+  Cut cut;
+};
+
+constexpr int kTileThreads = 256;
+constexpr int kTileWarps = kTileThreads / 32;
+
+// Fills `plan`, or says why the kernel cannot run this shape with that much shared memory.
+std::string plan_tile(const Shape& shape, int shared_limit, TilePlan& plan);
+
+// A call bound to a device: what it needs and what it does. Throws std::invalid_argument where no kernel can run it.
+int shared_limit(int device);
+int64_t scratch_bytes(const Call& call, int shared_limit);
+// Launches on `stream` of `device` and returns; `scratch` holds scratch_bytes(call, shared_limit(device)).
+void run(const Call& call, int device, void* scratch, void* stream);
+
+}  // namespace alges::cuda_pixel_gradients
