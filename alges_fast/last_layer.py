@@ -63,9 +63,9 @@ class LastLayer:
             ValueError: no layer, or none this method applies to, makes the logits; the message lists the candidates.
         """
         model = getattr(model, "_orig_mod", model)  # hooks do not reach into what torch.compile made
-        with evaluating(model), _buffers_kept(model):
-            trace = _trace(model, example[:1])
-            chosen = _choose(trace, name)
+        with torch.inference_mode(False), evaluating(model), _buffers_kept(model):
+            example = _ordinary(example[:1])
+            chosen = _choose(_trace(model, example), name)
             layer = cls(model, chosen.name, chosen.module)
             layer._tail(example)
         return layer
@@ -103,6 +103,7 @@ class LastLayer:
         _check_outputs(outputs)
         model = self.model
         with torch.inference_mode(False), torch.no_grad(), evaluating(model):
+            images = _ordinary(images)
             tail = self._tail(images)
             if tail.plain and loss is None:
                 features = self._features(images)
@@ -432,7 +433,6 @@ def _trace(model: nn.Module, example: Tensor) -> _Trace:
 
                 stack.callback(module.register_forward_hook(record, with_kwargs=True).remove)
         stack.enter_context(_parameters_require_grad(model, True))
-        stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         logits = _logits(model(example))
         reached = {id(node.variable) for node in _nodes(logits) if hasattr(node, "variable")}
@@ -559,6 +559,11 @@ def _logits(output: object) -> Tensor:
 def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     found: Tensor = args[0] if args else kwargs["input"]
     return found
+
+
+def _ordinary(tensor: Tensor) -> Tensor:
+    """Autograd may not keep a tensor that was made in inference mode."""
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def _channels_first(tensor: Tensor, module: nn.Module) -> Tensor:

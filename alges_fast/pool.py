@@ -122,9 +122,13 @@ def embed_pool(
         paths = [Path(out)] if isinstance(output, str) else [Path(out) / f"{name}.npy" for name in names]
         for name, path in zip(names, paths, strict=True):
             files[name] = RowFile(path, {"output": name, **made_by}, resume=resume)
-    rows = _Rows(names, files, skip_bad=on_nan == "skip")
-
     source = _Source(pool, rank, world_size)
+    rows = _Rows(names, files, skip_bad=on_nan == "skip")
+    if rows.done != source.total:
+        # The batches of the run that was killed, so that the rows are the same to the last bit.
+        step = batch_size if not isinstance(pool, DataLoader) else pool.batch_size or 1
+        rows.go_back_to(rows.done - rows.done % step)
+
     with _progress(progress, source.total) as advance, evaluating(model), torch.no_grad(), _autocast(device, precision):
 
         def score(batch: _Batch) -> _Scored:
@@ -393,12 +397,15 @@ class _Rows:
         self.seen: set[Id] = set()
         self.done = 0
         """Images of this rank's shard looked at so far, skipped ones included."""
-        if files:
-            # A kill may have come between two files: go back to what all of them have.
-            self.done = min(file.done for file in files.values())
-            for file in files.values():
-                file.truncate(self.done)
-            self.seen = {id for _, id, _ in next(iter(files.values())).items}
+        if files:  # a kill may have come between two of them
+            self.go_back_to(min(file.done for file in files.values()))
+
+    def go_back_to(self, done: int) -> None:
+        """Forget the images after the first `done`."""
+        self.done = done
+        for file in self.files.values():
+            file.truncate(done)
+            self.seen = {id for _, id, _ in file.items}
 
     def add(self, scored: _Scored) -> int:
         """Check and keep a batch; the number of its images."""

@@ -1,0 +1,323 @@
+"""`embed_pool`: one row per image whatever the form of the pool, its batches or its shards."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+from alges_fast import LastLayer, PoolEmbeddings, embed_pool
+from alges_fast.losses import focal
+
+N, CLASSES = 11, 4
+
+
+class Pairs(Dataset):
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[str, Tensor]:
+        return f"frame_{index}", self.images[index]
+
+
+class Stream(IterableDataset):
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.images)
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5))
+    return nn.Sequential(stem, nn.Conv2d(8, CLASSES, 3, padding=1)).train()
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(N, 3, 12, 10, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def expected(model: nn.Module, images: Tensor) -> Tensor:
+    found = LastLayer.find(model, images[:1]).pixel_gradients(images, outputs=("image",)).image
+    assert found is not None
+    return found
+
+
+def check(found: PoolEmbeddings, expected: Tensor, *, named: bool) -> None:
+    assert found.ids == tuple(f"frame_{i}" if named else i for i in range(N))
+    assert found.positions.tolist() == list(range(N))
+    assert found.values.dtype == torch.float32
+    torch.testing.assert_close(found.values, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 16])
+def test_every_form_of_a_pool_gives_the_same_rows(
+    model: nn.Module, images: Tensor, expected: Tensor, batch_size: int
+) -> None:
+    pairs = [(f"frame_{i}", image) for i, image in enumerate(images)]
+    numbers = torch.arange(N)
+    for pool, named in [
+        (images, False),
+        (images.numpy(), False),
+        (list(images), False),
+        ([image.numpy() for image in images], False),
+        (pairs, True),
+        (Pairs(images), True),
+        (DataLoader(images, batch_size=batch_size), False),  # type: ignore[arg-type]
+        (DataLoader(TensorDataset(images), batch_size=batch_size), False),
+        (DataLoader(TensorDataset(numbers, images), batch_size=batch_size), False),
+        (DataLoader(Pairs(images), batch_size=batch_size), True),
+        (DataLoader(Stream(images), batch_size=batch_size), False),
+    ]:
+        check(embed_pool(model, pool, batch_size=batch_size, progress=False), expected, named=named)
+    assert model.training
+    assert model[0][1].training
+
+
+def test_several_outputs_share_one_pass(model: nn.Module, images: Tensor) -> None:
+    calls = []
+    handle = model[0][0].register_forward_hook(lambda *_: calls.append(1))
+    names = ("semantic", "entropy", "class_pixels", "norm_map")
+    found = embed_pool(model, images, output=names, batch_size=N, last_layer="1", progress=False)
+    handle.remove()
+    assert len(calls) == 3  # two to find the layer
+    whole = LastLayer.find(model, images).pixel_gradients(images, outputs=names)
+    assert tuple(found.outputs) == names
+    assert found.values is found.outputs["semantic"]
+    for name in names:
+        torch.testing.assert_close(found.outputs[name], getattr(whole, name), rtol=1e-5, atol=1e-6)
+
+
+def test_a_loss_and_a_known_layer_are_passed_on(model: nn.Module, images: Tensor) -> None:
+    layer = LastLayer.find(model, images)
+    found = embed_pool(model, images, last_layer=layer, loss=focal, progress=False)
+    torch.testing.assert_close(found.values, layer.pixel_gradients(images, loss=focal).image, rtol=1e-5, atol=1e-7)
+
+
+def test_bytes_are_scaled_and_a_transform_takes_their_place(model: nn.Module) -> None:
+    pixels = torch.randint(0, 256, (3, 3, 12, 10), dtype=torch.uint8)
+    scaled = embed_pool(model, pixels.float() / 255, progress=False).values
+    torch.testing.assert_close(embed_pool(model, pixels, progress=False).values, scaled)
+    shifted = embed_pool(model, pixels.float() - 7, progress=False).values
+    found = embed_pool(model, pixels, transform=lambda batch: batch.float() - 7, progress=False).values
+    torch.testing.assert_close(found, shifted)
+
+
+def test_precision_and_memory_format_cost_only_digits(model: nn.Module, images: Tensor, expected: Tensor) -> None:
+    last = embed_pool(model, images, channels_last=True, progress=False).values
+    torch.testing.assert_close(last, expected, rtol=1e-4, atol=1e-6)
+    rough = embed_pool(model, images, precision="bf16-mixed", progress=False).values
+    assert rough.dtype == torch.float32
+    assert 0 < (rough - expected).norm() <= 0.05 * expected.norm()
+
+
+def test_images_of_several_sizes(model: nn.Module, images: Tensor) -> None:
+    pool = [images[0], images[1], images[2, :, :8], images[3, :, :8], images[4]]
+    found = embed_pool(model, pool, batch_size=4, output=("image", "entropy"), progress=False)
+    alone = [embed_pool(model, image[None], progress=False).values[0] for image in pool]
+    torch.testing.assert_close(found.values, torch.stack(alone), rtol=1e-5, atol=1e-7)
+    with pytest.raises(ValueError, match=r"norm_map of image 2 has shape \(8, 10\)"):
+        embed_pool(model, pool, output="norm_map", progress=False)
+
+
+@pytest.mark.parametrize("world_size", [2, 3, N + 2])
+def test_shards_cover_the_pool_once(model: nn.Module, images: Tensor, expected: Tensor, world_size: int) -> None:
+    for pool in (images, Pairs(images), DataLoader(Pairs(images), batch_size=2)):
+        shards = [
+            embed_pool(model, pool, batch_size=3, rank=rank, world_size=world_size, progress=False)
+            for rank in range(world_size)
+        ]
+        positions = torch.cat([shard.positions for shard in shards])
+        assert sorted(positions.tolist()) == list(range(N))
+        values = torch.cat([shard.values for shard in shards])
+        torch.testing.assert_close(values, expected[positions], rtol=1e-5, atol=1e-7)
+        assert all(shard.values.shape[1:] == expected.shape[1:] for shard in shards)
+        if pool is not images:
+            assert [id for s in shards for id in s.ids] == [f"frame_{position}" for position in positions]
+
+
+def test_progress_counts_images(model: nn.Module, images: Tensor) -> None:
+    seen: list[tuple[int, int | None]] = []
+    embed_pool(model, images, batch_size=4, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(0, N), (4, N), (8, N), (11, N)]
+
+
+# NaN, ids, mistakes.
+
+
+def test_a_bad_image_is_named(model: nn.Module, images: Tensor, caplog: pytest.LogCaptureFixture) -> None:
+    images[2, 1, 4, 4] = float("nan")
+    images[5, 0, 0, 0] = float("inf")
+    with pytest.raises(ValueError, match="NaN or infinity in the pixels of image 'frame_2', 'frame_5'; on_nan='skip'"):
+        embed_pool(model, Pairs(images), output="class_pixels", progress=False)
+    assert model.training
+    with caplog.at_level(logging.WARNING):
+        found = embed_pool(model, Pairs(images), batch_size=4, on_nan="skip", progress=False)
+    assert found.positions.tolist() == [0, 1, 3, 4, 6, 7, 8, 9, 10]
+    assert found.ids == tuple(f"frame_{i}" for i in found.positions)
+    assert found.values.isfinite().all()
+    assert "left out 2 images: 'frame_2', 'frame_5'" in caplog.text
+
+
+def test_a_model_that_overflows_is_told_from_a_bad_image(model: nn.Module, images: Tensor) -> None:
+    images[3] *= 1e30  # its squares overflow
+    with pytest.raises(ValueError, match="the model makes a NaN or infinity of image 3"):
+        embed_pool(model, images, output="semantic", progress=False)
+
+
+def test_ids_are_unique(model: nn.Module, images: Tensor) -> None:
+    with pytest.raises(ValueError, match="id 'a' occurs twice"):
+        embed_pool(model, [("a", images[0]), ("b", images[1]), ("a", images[2])], batch_size=2, progress=False)
+
+
+def test_a_shuffling_loader_must_name_its_images(model: nn.Module, images: Tensor, expected: Tensor) -> None:
+    with pytest.raises(ValueError, match="a DataLoader that shuffles must give"):
+        embed_pool(model, DataLoader(images, shuffle=True), progress=False)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="cannot be cut into shards"):
+        embed_pool(model, DataLoader(Pairs(images), shuffle=True), rank=0, world_size=2, progress=False)
+    found = embed_pool(model, DataLoader(Pairs(images), shuffle=True, batch_size=3), progress=False)
+    order = [int(str(id).removeprefix("frame_")) for id in found.ids]
+    assert sorted(order) == list(range(N))
+    torch.testing.assert_close(found.values, expected[order], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("pool", "error", "message"),
+    [
+        (torch.zeros(0, 3, 8, 8), ValueError, "pool is empty"),
+        ([], ValueError, "pool is empty"),
+        (iter([torch.zeros(3, 8, 8)]), TypeError, "pool must be a sequence"),
+        (
+            [(torch.zeros(3, 8, 8), torch.zeros(8, 8))],
+            TypeError,
+            r"\(Tensor of shape \(3, 8, 8\), Tensor of shape \(8, 8\)\)",
+        ),
+        ([torch.zeros(3, 8, 8, dtype=torch.int64)], TypeError, "uint8 or floating, got torch.int64"),
+        (
+            DataLoader(TensorDataset(torch.zeros(2, 3, 8, 8), torch.zeros(2, 8, 8))),
+            TypeError,
+            "must give batches of images",
+        ),
+        (DataLoader(Stream(torch.zeros(0, 3, 8, 8))), ValueError, "pool is empty"),
+    ],
+)
+def test_what_is_not_a_pool(model: nn.Module, pool: object, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        embed_pool(model, pool, progress=False)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"output": "images"}, "unknown name 'images'"),
+        ({"output": ()}, "at least one"),
+        ({"batch_size": 0}, "at least 1, got 0"),
+        ({"on_nan": "ignore"}, "'raise' or 'skip', got 'ignore'"),
+        ({"precision": "fp8"}, "one of 32-true, bf16-mixed, 16-mixed, got 'fp8'"),
+        ({"resume": True}, "resume needs out"),
+        ({"rank": 1}, "go together"),
+        ({"rank": 2, "world_size": 2}, r"in 0\.\.world_size - 1"),
+        ({"last_layer": "head"}, "no layer 'head'"),
+    ],
+)
+def test_bad_arguments(model: nn.Module, images: Tensor, arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        embed_pool(model, images, progress=False, **arguments)  # type: ignore[arg-type]
+
+
+# Files.
+
+
+def test_values_in_a_file(model: nn.Module, images: Tensor, expected: Tensor, tmp_path: Path) -> None:
+    out = tmp_path / "folder" / "image.npy"
+    found = embed_pool(model, Pairs(images), batch_size=4, out=out, progress=False)
+    check(found, expected, named=True)
+    np.testing.assert_array_equal(np.load(out), found.values.numpy())
+    again = embed_pool(model, images, batch_size=4, output=("image", "entropy"), out=tmp_path / "two", progress=False)
+    np.testing.assert_array_equal(np.load(tmp_path / "two" / "entropy.npy"), again.outputs["entropy"].numpy())
+
+
+class Killed(BaseException):
+    pass
+
+
+class DiesAfter(Pairs):
+    """A pool whose reader is killed at one image."""
+
+    def __init__(self, images: Tensor, last: int) -> None:
+        super().__init__(images)
+        self.last = last
+        self.read: list[int] = []
+
+    def __getitem__(self, index: int) -> tuple[str, Tensor]:
+        if index == self.last:
+            raise Killed
+        self.read.append(index)
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("loader", [False, True])
+def test_a_killed_run_goes_on_where_it_was(model: nn.Module, images: Tensor, tmp_path: Path, loader: bool) -> None:
+    images[1, 0, 0, 0] = float("nan")
+    arguments = {"batch_size": 2, "output": ("image", "entropy"), "on_nan": "skip", "progress": False}
+    whole = embed_pool(model, Pairs(images), out=tmp_path / "whole", **arguments)
+
+    def pool(last: int) -> tuple[DiesAfter, object]:
+        pairs = DiesAfter(images, last)
+        return pairs, DataLoader(pairs, batch_size=2) if loader else pairs
+
+    with pytest.raises(Killed):
+        embed_pool(model, pool(7)[1], out=tmp_path / "killed", **arguments)
+    # What the kill left half-written: rows without a line, a line without its end, one file ahead of the other.
+    with (tmp_path / "killed" / "image.npy").open("ab") as file:
+        file.write(b"\x7f" * 100)
+    with (tmp_path / "killed" / "entropy.npy.ids").open("a") as file:
+        file.write('[6, "fra')
+    lines = (tmp_path / "killed" / "image.npy.ids").read_text().splitlines(keepends=True)
+    (tmp_path / "killed" / "image.npy.ids").write_text("".join(lines[:-1]))
+
+    pairs, again = pool(-1)
+    found = embed_pool(model, again, out=tmp_path / "killed", resume=True, **arguments)
+    assert found.ids == whole.ids
+    assert 0 not in pairs.read
+    for name in ("image", "entropy"):
+        for file in (f"{name}.npy", f"{name}.npy.ids"):
+            assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+        torch.testing.assert_close(found.outputs[name], whole.outputs[name], rtol=0, atol=0)
+
+    pairs, again = pool(-1)
+    finished = embed_pool(model, again, out=tmp_path / "killed", resume=True, **arguments)
+    assert not pairs.read
+    assert finished.ids == whole.ids
+
+
+def test_a_file_of_another_model_is_not_continued(model: nn.Module, images: Tensor, tmp_path: Path) -> None:
+    out = tmp_path / "image.npy"
+    embed_pool(model, images, out=out, progress=False)
+    with torch.no_grad():
+        model[0][0].bias[0] += 1
+    with pytest.raises(ValueError, match="another model or other arguments"):
+        embed_pool(model, images, out=out, resume=True, progress=False)
+    fresh = embed_pool(model, images, out=out, progress=False)
+    torch.testing.assert_close(fresh.values, embed_pool(model, images, progress=False).values)
+
+
+def test_ids_file_is_one_json_value_a_line(model: nn.Module, images: Tensor, tmp_path: Path) -> None:
+    embed_pool(model, Pairs(images), out=tmp_path / "image.npy", progress=False)
+    lines = [json.loads(line) for line in (tmp_path / "image.npy.ids").read_text().splitlines()]
+    assert lines[0]["output"] == "image"
+    assert lines[1:] == [[i, f"frame_{i}", True] for i in range(N)]
