@@ -14,7 +14,7 @@ from alges_fast.data import synthetic
 from alges_fast.data.cache import CacheWriter, load_or_build
 from alges_fast.data.files import SPLITS, Faults
 from alges_fast.data.frames import IGNORE, Dataset, FrameSet
-from alges_fast.data.loading import FILE_DATASETS, Progress, list_tree, load_listing
+from alges_fast.data.loading import FILE_DATASETS, Progress, list_tree, load_listing, map_in_order
 from alges_fast.errors import UserError
 
 __all__ = ["DATASETS", "IGNORE", "Dataset", "FrameSet", "load_dataset", "to_input"]
@@ -79,17 +79,16 @@ def _load_synthetic(
     name: str, image_size: int, split: str, seed: int, cache: Path | None, progress: Progress | None
 ) -> Dataset:
     frames = synthetic.plan(full=name == "synthetic-full", split=split, seed=seed)
-    total = sum(map(len, frames.values()))
 
     def build(writer: CacheWriter) -> dict[str, Any]:
-        done = 0
-        for part in SPLITS:
-            for frame in frames[part]:
-                image, mask = synthetic.draw(frame, (image_size, image_size))
-                writer.append(part, frame.id, frame.video, frame.clip, image, mask)
-                done += 1
-                if progress is not None:
-                    progress(done, total)
+        def draw(item: tuple[str, synthetic.SyntheticFrame]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+            return synthetic.draw(item[1], (image_size, image_size))
+
+        items = [(part, frame) for part in SPLITS for frame in frames[part]]
+        for done, ((part, frame), drawn) in enumerate(zip(items, map_in_order(draw, items), strict=True), start=1):
+            writer.append(part, frame.id, frame.video, frame.clip, *drawn)
+            if progress is not None:
+                progress(done, len(items))
         return {}
 
     splits, _ = load_or_build(cache, name, f"{synthetic.drawing_key()} {split} {seed}", image_size, build)

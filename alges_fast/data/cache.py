@@ -100,8 +100,11 @@ def load_or_build(
         parent.mkdir(parents=True, exist_ok=True)
         if (whole := _open(place)) is not None:
             return whole
-        with _locked(parent / f"{place.name}.lock"):
+        with _locked(parent / f"{place.name}.lock") as alone:
             if (whole := _open(place)) is None:
+                if alone:  # then drafts of this content are what killed processes left
+                    for left in parent.glob(f"{place.name}.*.draft"):
+                        shutil.rmtree(left, ignore_errors=True)
                 _build(place, image_size, build)
                 whole = _open(place)
     except OSError as error:
@@ -193,12 +196,15 @@ def _open(place: Path) -> tuple[dict[str, FrameSet], dict[str, Any]] | None:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: Path) -> Iterator[bool]:
+    """Wait for the lock; False where the system or the file system has none."""
     with path.open("w") as file:
-        if fcntl is not None:
-            with contextlib.suppress(OSError):  # a file system without locks
-                fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except (AttributeError, OSError):
+            yield False
+        else:
+            yield True
 
 
 def _path(folder: Path, split: str, part: str) -> Path:

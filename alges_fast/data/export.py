@@ -5,9 +5,7 @@ What is written tests the loader of the real data, and stands in for it where it
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +14,7 @@ from PIL import Image
 
 from alges_fast.data import synthetic
 from alges_fast.data.cholecseg8k import PALETTE, WATERSHED_CODES
+from alges_fast.data.loading import map_in_order
 from alges_fast.errors import UserError
 
 UNLABELLED, STRAY_CODES, FRAME = 0, (35, 36), 255
@@ -39,11 +38,9 @@ def write_cholecseg8k(
         plan = synthetic.plan(full=full, split="alges", seed=seed)
         frames = [frame for part in plan.values() for frame in part]
         size = (height, round(height * 854 / 480))
-        with ThreadPoolExecutor(os.cpu_count()) as executor:
-            written = executor.map(lambda frame: _write_frame(root, frame, size), frames)
-            for done, _ in enumerate(written, start=1):
-                if progress is not None:
-                    progress(done, len(frames))
+        for done, _ in enumerate(map_in_order(lambda frame: _write_frame(root, frame, size), frames), start=1):
+            if progress is not None:
+                progress(done, len(frames))
     except OSError as error:
         raise UserError(
             f"{root}: cannot be written ({error.strerror or error}): free space or give another folder"

@@ -169,7 +169,7 @@ def class_ids(ignore_index: int | None, n_classes: int | None) -> Callable[[Imag
         values = one_channel(picture, path).astype(np.int64)
         if ignore_index is not None:
             values[values == ignore_index] = IGNORE
-        wrong = values[(values != IGNORE) & (values >= (n_classes or IGNORE))]
+        wrong = values[(values != IGNORE) & ((values < 0) | (values >= (n_classes or IGNORE)))]
         if wrong.size:
             known = f"{n_classes} classes are named" if n_classes else "class ids go from 0 to 254"
             raise FaultyFile(
@@ -184,11 +184,11 @@ def class_ids(ignore_index: int | None, n_classes: int | None) -> Callable[[Imag
 def one_channel(picture: Image.Image, path: Path) -> NDArray[Any]:
     """The mask's values (H, W): its only channel, its palette's indices, or its equal channels; alpha is not used."""
     values = np.asarray(picture)
-    if values.ndim == 2:
+    if picture.mode in ("1", "L", "P") or picture.mode.startswith("I"):
         return values
-    if picture.mode in ("RGB", "RGBA") and np.ptp(values[..., :3], axis=2).any():
-        raise FaultyFile(f"{path}: a colour mask: class ids must be the pixel values of a single channel")
-    return values[..., 0]
+    if picture.mode in ("LA", "PA") or (picture.mode in ("RGB", "RGBA") and not np.ptp(values[..., :3], axis=2).any()):
+        return values[..., 0]
+    raise FaultyFile(f"{path}: a colour mask ({picture.mode}): class ids must be the pixel values of a single channel")
 
 
 def list_pictures(folder: Path, faults: Faults) -> dict[str, Path]:

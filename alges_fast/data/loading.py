@@ -5,11 +5,11 @@ from __future__ import annotations
 import colorsys
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from alges_fast.data.folder import classes_of_masks, list_folder
 from alges_fast.data.frames import Dataset
 from alges_fast.data.m2caiseg import list_m2caiseg
 from alges_fast.errors import UserError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 FILE_DATASETS = ("cholecseg8k", "m2caiseg", "folder")
 
@@ -49,7 +52,9 @@ class Survey:
             codes = ", ".join(f"{code} ({pixels} px)" for code, pixels in sorted(self.unknown.items()))
             share = 100 * sum(self.unknown.values()) / total
             notes.append(f"mask values of no class, not labelled ({share:.2g} % of all pixels): {codes}")
-        return notes + [f"{frames} frames: {remark}" for remark, frames in sorted(self.oddities.items())]
+        for remark, frames in sorted(self.oddities.items()):
+            notes.append(f"{frames} {'frame' if frames == 1 else 'frames'}: {remark}")
+        return notes
 
 
 def list_tree(name: str, root: Path, split: str | None, ignore_index: int | None, faults: Faults) -> Listing:
@@ -60,9 +65,12 @@ def list_tree(name: str, root: Path, split: str | None, ignore_index: int | None
         raise UserError(f"split {split!r} does not apply to {name}: its folders are its splits; leave it out")
     if name != "folder" and ignore_index is not None:
         raise UserError(f"ignore_index does not apply to {name}, whose masks say what is not labelled: leave it out")
-    if name == "cholecseg8k":
-        return list_cholecseg8k(root, split or "alges", faults)
-    return list_m2caiseg(root, faults) if name == "m2caiseg" else list_folder(root, ignore_index, faults)
+    try:
+        if name == "cholecseg8k":
+            return list_cholecseg8k(root, split or "alges", faults)
+        return list_m2caiseg(root, faults) if name == "m2caiseg" else list_folder(root, ignore_index, faults)
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be listed ({error.strerror}): check its permissions") from None
 
 
 def load_listing(
@@ -110,6 +118,8 @@ def read_all(
     unknown: Counter[str] = Counter()
     oddities: Counter[str] = Counter()
     for done, (split, file, result) in enumerate(_decode_in_order(listing, image_size), start=1):
+        if progress is not None:
+            progress(done, total)
         if isinstance(result, FaultyFile):
             faults.add(result)
             continue
@@ -120,11 +130,21 @@ def read_all(
             first[split].setdefault(str(value), str(file.mask))
         unknown.update(result.unknown)
         oddities.update(result.oddities)
-        if progress is not None:
-            progress(done, total)
     return Survey(
         {split: pixels[split].tolist() for split in SPLITS}, first, faults.messages, dict(unknown), dict(oddities)
     )
+
+
+def map_in_order(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    """function of each item, computed on all cores, in the order of the items.
+
+    Only a few items ahead of what was taken are computed: results do not pile up before a slow disk, and little is lost
+    when the caller stops.
+    """
+    threads = min(16, os.cpu_count() or 1)
+    with ThreadPoolExecutor(threads) as executor:
+        for start in range(0, len(items), 8 * threads):
+            yield from executor.map(function, items[start : start + 8 * threads])
 
 
 def class_names(listing: Listing, survey: Survey) -> tuple[str, ...]:
@@ -150,15 +170,9 @@ def _decode_in_order(listing: Listing, image_size: int) -> Iterator[tuple[str, F
         except FaultyFile as fault:
             return fault
 
-    threads = min(16, os.cpu_count() or 1)
-    ahead = 8 * threads  # bounds the decoded frames that wait for the disk
-    with ThreadPoolExecutor(threads) as executor:
-        for split in SPLITS:
-            files = listing.splits[split]
-            for start in range(0, len(files), ahead):
-                batch = files[start : start + ahead]
-                for file, result in zip(batch, executor.map(attempt, batch), strict=True):
-                    yield split, file, result
+    files = [(split, file) for split in SPLITS for file in listing.splits[split]]
+    for (split, file), result in zip(files, map_in_order(attempt, [file for _, file in files]), strict=True):
+        yield split, file, result
 
 
 def _empty(listing: Listing, split: str) -> UserError:

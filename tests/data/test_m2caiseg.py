@@ -37,7 +37,7 @@ def test_colours_become_classes(tree: Path, tmp_path: Path) -> None:
 
 def test_pairs_that_differ_in_size_are_noted(tree: Path, tmp_path: Path) -> None:
     notes = load_dataset("m2caiseg", root=tree, image_size=32, cache_dir=tmp_path).notes
-    assert any(note.startswith("1 frames: mask of another size than its image") for note in notes)
+    assert any(note.startswith("1 frame: mask of another size than its image") for note in notes)
 
 
 def test_unknown_colours_are_not_labelled(tree: Path, tmp_path: Path) -> None:
