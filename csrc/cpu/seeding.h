@@ -81,6 +81,10 @@ struct Pass {
 ALGES_FOR_EACH_ISA(DECLARE)
 #undef DECLARE
 
+struct FreeCodes {
+  void operator()(int8_t* codes) const;
+};
+
 class SeedingPool {
  public:
   // With `sketch`, the first pass over centres also writes the sketch, a quarter of a float32 pool, and later ones read
@@ -101,7 +105,7 @@ class SeedingPool {
   Shard shard_;
   int64_t padded_;
   bool sketch_wanted_, sketch_ready_ = false;
-  std::unique_ptr<int8_t[]> codes_;
+  std::unique_ptr<int8_t[], FreeCodes> codes_;
   std::vector<float> scale_, sq_norm_, error_;
   std::vector<double> origin_;
   std::vector<char> origin_values_, centre_values_, tried_;  // float or double, as the kernels read them

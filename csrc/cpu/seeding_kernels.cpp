@@ -66,6 +66,19 @@ ALGES_INLINE void narrow(float* p, DoubleVec v) {
   memcpy(p, &narrowed, sizeof narrowed);
 }
 
+ALGES_INLINE Vec larger_size(Vec most, Vec v) {
+  const Vec size = v < 0 ? -v : v;
+  return most >= size ? most : size;
+}
+ALGES_INLINE float largest_lane(Vec v) {
+  typedef float Four __attribute__((vector_size(16)));
+  Four four[kLanes / 4];
+  memcpy(four, &v, sizeof v);
+  for (int i = 1; i < kLanes / 4; ++i) four[0] = four[0] >= four[i] ? four[0] : four[i];
+  const float a = four[0][0] >= four[0][1] ? four[0][0] : four[0][1], b = four[0][2] >= four[0][3] ? four[0][2] : four[0][3];
+  return a >= b ? a : b;
+}
+
 ALGES_INLINE float sum_lanes(const Vec* part) {  // the same tree for every width
   typedef float Four __attribute__((vector_size(16)));
   float lanes[kStep];
@@ -234,26 +247,26 @@ struct Worker {
       const T* x = row(first + i);
       constexpr int lanes = kLanes * 4 / sizeof(A);
       int64_t k = 0;
-      for (; k + lanes <= shard.columns; k += lanes) narrow(shifted + k, widen(x + k) - widen(origin + k));
-      for (; k < shard.columns; ++k) {
-        T one[lanes] = {};
-        one[0] = x[k];
-        shifted[k] = static_cast<float>(widen(one)[0] - origin[k]);
-      }
-      for (; k < sketch.width; ++k) shifted[k] = 0;
-
       Vec most = {};
-      for (k = 0; k < sketch.width; k += kLanes) {
-        const Vec v = load(shifted + k), size = v < 0 ? -v : v;
-        most = size > most || size != size ? size : most;
+      for (; k + kLanes <= shard.columns; k += kLanes) {
+        for (int part = 0; part < kLanes; part += lanes) narrow(shifted + k + part, widen(x + k + part) - widen(origin + k + part));
+        most = larger_size(most, load(shifted + k));
       }
-      float largest = 0;
-      for (int l = 0; l < kLanes; ++l) largest = largest >= most[l] ? largest : most[l];
+      if (k < sketch.width) {
+        memset(shifted + k, 0, (sketch.width - k) * sizeof(float));
+        for (; k < shard.columns; ++k) {
+          T one[lanes] = {};
+          one[0] = x[k];
+          shifted[k] = static_cast<float>(widen(one)[0] - origin[k]);
+        }
+        for (k = sketch.width - kStep; k < sketch.width; k += kLanes) most = larger_size(most, load(shifted + k));
+      }
+      const float largest = largest_lane(most);
       const float scale = largest * (1.0f / 127.0f);
       const bool usable = largest > 1e-18f && largest < 1e18f;  // squares neither vanish nor overflow
       const float inverse = usable ? 1.0f / scale : 0.0f;
 
-      Vec rest_sq = {}, code_sq = {}, all_sq = {};
+      Vec rest_sq = {}, code_sq = {};
       int8_t* codes = sketch.codes + (first + i) * sketch.width;
       for (k = 0; k < sketch.width; k += kLanes) {
         const Vec v = load(shifted + k);
@@ -264,11 +277,12 @@ struct Worker {
         const Vec rest = v - rounded * scale;
         rest_sq += rest * rest;
         code_sq += rounded * rounded;
-        all_sq += v * v;
       }
+      const float norm = scale * sqrtf(sum(code_sq)), rest = sqrtf(sum(rest_sq));
       sketch.scale[first + i] = usable ? scale : 0.0f;
-      sketch.sq_norm[first + i] = usable ? sum(code_sq) * scale * scale : 0.0f;
-      sketch.error[first + i] = usable ? (1 + rounding) * sqrtf(sum(rest_sq)) + 1e-6f * sqrtf(sum(all_sq)) : __builtin_inff();
+      sketch.sq_norm[first + i] = usable ? norm * norm : 0.0f;
+      // On top, some bits of float32 for the rounding of row - origin.
+      sketch.error[first + i] = usable ? (1 + rounding) * rest + 1e-6f * (norm + rest) : __builtin_inff();
     }
   }
 };
