@@ -75,7 +75,7 @@ Centres SeedingPool::prepare(const void* centres, int count) {
   centre_values_.assign(count * padded_ * sizeof(A), 0);
   A* values = reinterpret_cast<A*>(centre_values_.data());
   for (int c = 0; c < count; ++c) std::copy_n(given + c * shard_.columns, shard_.columns, values + c * padded_);
-  Centres prepared{count, padded_, values, nullptr, nullptr, nullptr, nullptr, nullptr};
+  Centres prepared{count, absorbed_, padded_, values, nullptr, nullptr, nullptr, nullptr, nullptr};
   if (!sketch_wanted_) return prepared;
 
   origin_values_.resize(padded_ * sizeof(A));
@@ -135,6 +135,7 @@ Pass SeedingPool::absorb(const void* centres, int count, const Draw& draw, int t
   pass.threads = threads;
   pass.build_sketch = sketch_wanted_ && !sketch_ready_ && count > 0;
   sketch_ready_ = sketch_ready_ || pass.build_sketch;
+  absorbed_ += count;
   return run(pass);
 }
 

@@ -128,11 +128,6 @@ ALGES_INLINE A measure(const T* x, const A* centre, int64_t columns) {
   return sum_lanes(sums);
 }
 
-template <class A>
-ALGES_INLINE void lower(A* minimum, A distance) {
-  if (!(distance >= *minimum)) *minimum = distance;  // a NaN stays
-}
-
 // Sum of row[k] * centre[k]; columns a multiple of 16; the caller keeps it below 2^31.
 ALGES_INLINE int32_t dot_codes(const int8_t* row, const int16_t* centre, int64_t columns) {
 #if defined(__AVX512BW__)
@@ -182,20 +177,27 @@ struct Worker {
   const T* row(int64_t i) const { return static_cast<const T*>(shard.points) + i * shard.stride; }
   const A* centre(int c) const { return static_cast<const A*>(centres.values) + c * centres.padded; }
 
-  // minimum[i] for rows first .. first + count of the shard
-  void measure_all(int64_t first, int count, const A* c, A* minimum) {
-    measured += count;
-    for (int i = 0; i < count; ++i) lower(minimum + i, measure<T, A>(row(first + i), c, shard.columns));
+  void lower(int64_t at, int c, A& minimum) {
+    const A distance = measure<T, A>(row(at), centre(c), shard.columns);
+    if (distance >= minimum) return;  // a NaN is not
+    minimum = distance;
+    if (shard.nearest && !pass.tried) shard.nearest[at] = centres.first_number + c;
   }
 
-  void measure_some(int64_t first, const int* list, int count, const A* c, A* minimum) {
+  // In all of these `minimum` is that of rows first .. first + count of the shard, and c the number of a centre.
+  void measure_all(int64_t first, int count, int c, A* minimum) {
+    measured += count;
+    for (int i = 0; i < count; ++i) lower(first + i, c, minimum[i]);
+  }
+
+  void measure_some(int64_t first, const int* list, int count, int c, A* minimum) {
     measured += count;
     for (int i = 0; i < count; ++i) {
       if (i + 1 < count) {
         const char* next = reinterpret_cast<const char*>(row(first + list[i + 1]));
         for (int64_t byte = 0; byte < shard.columns * int64_t{sizeof(T)}; byte += 64) __builtin_prefetch(next + byte);
       }
-      lower(minimum + list[i], measure<T, A>(row(first + list[i]), c, shard.columns));
+      lower(first + list[i], c, minimum[list[i]]);
     }
   }
 
@@ -227,7 +229,7 @@ struct Worker {
       near[close] = k;
       close += !(apart > needed[k]);
     }
-    measure_some(first, near, close, centre(c), minimum);
+    measure_some(first, near, close, c, minimum);
   }
 
   void lower_block(int64_t first, int count, int c, A* minimum) {
@@ -235,7 +237,7 @@ struct Worker {
     if (sketch.width && !build)
       measure_where_needed(first, count, c, minimum);
     else
-      measure_all(first, count, centre(c), minimum);
+      measure_all(first, count, c, minimum);
     if (build) build_sketch(first, count);
   }
 
@@ -463,6 +465,15 @@ double whole_sum(const A* values, int count, double scale) {
 
 ALGES_INLINE double larger(double a, double b) { return a != a || b <= a ? a : b; }  // a NaN stays
 
+// What the rows of a block weigh in a draw or a sum: D^2, times how often each counts where that is given.
+template <class A>
+const A* weigh(const Shard& shard, int64_t first, int count, const A* minimum, A* weighed) {
+  if (!shard.weights) return minimum;
+  const A* weights = static_cast<const A*>(shard.weights) + first;
+  for (int i = 0; i < count; ++i) weighed[i] = minimum[i] * weights[i];
+  return weighed;
+}
+
 template <class T, class A>
 void run(Pass& pass) {
   const Shard& shard = *pass.shard;
@@ -486,12 +497,13 @@ void run(Pass& pass) {
       const int64_t first = block * kBlock;
       const int count = static_cast<int>(shard.rows - first < kBlock ? shard.rows - first : kBlock);
       A* minimum = static_cast<A*>(shard.min_sq_distance) + first;
+      A weighed[kBlock];
       if (pass.tried) {
         for (int c = 0; c < pass.centres->count; ++c) {
           A* tried = static_cast<A*>(pass.tried) + c * shard.rows + first;
           memcpy(tried, minimum, count * sizeof(A));
           worker.lower_block(first, count, c, tried);
-          sums[c] += whole_sum(tried, count, pass.sum_scale);
+          sums[c] += whole_sum(weigh(shard, first, count, tried, weighed), count, pass.sum_scale);
         }
         continue;
       }
@@ -499,11 +511,12 @@ void run(Pass& pass) {
       for (int c = 0; c < pass.centres->count; ++c) worker.lower_block(first, count, c, minimum);
       const double block_largest = largest_of(minimum, count);
       own_largest = larger(own_largest, block_largest);
-      for (int t = 0; t < trials; ++t)
-        if (pass.draw.rule == DrawRule::farthest)
-          farthest(shard, first, count, minimum, block_largest, best[t]);
-        else
-          race(shard, pass.draw, t, first, count, pass.draw.rule == DrawRule::race ? minimum : nullptr, best[t]);
+      if (pass.draw.rule == DrawRule::farthest) {
+        for (int t = 0; t < trials; ++t) farthest(shard, first, count, minimum, block_largest, best[t]);
+      } else if (trials) {
+        const A* weights = pass.draw.rule == DrawRule::race ? weigh(shard, first, count, minimum, weighed) : nullptr;
+        for (int t = 0; t < trials; ++t) race(shard, pass.draw, t, first, count, weights, best[t]);
+      }
     }
 #pragma omp critical(alges_seeding)
     {
