@@ -10,6 +10,7 @@
 namespace py = pybind11;
 
 namespace alges {
+void bind_pixel_gradients_cpu(py::module_& m);
 void bind_seeding(py::module_& m);
 #ifdef ALGES_FAST_WITH_CUDA
 void bind_cuda_pixel_gradients(py::module_& m);
@@ -19,6 +20,7 @@ void bind_cuda_pixel_gradients(py::module_& m);
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native kernels of alges_fast; call them through alges_fast.ops and alges_fast.seeding.";
   m.def("isa", [] { return alges::name(alges::isa()); }, "Instruction set the CPU kernels run with.");
+  alges::bind_pixel_gradients_cpu(m);
   alges::bind_seeding(m);
 #ifdef ALGES_FAST_WITH_CUDA
   m.def("cuda_device_count", &alges::cuda_device_count);

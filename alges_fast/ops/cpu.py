@@ -1,22 +1,66 @@
-"""`pixel_gradients` on the CPU: vectorised C++ (csrc/cpu)."""
+"""`pixel_gradients` on the CPU: vectorised C++ (csrc/cpu), on torch's number of threads.
+
+`ALGES_FAST_ISA` names an instruction set other than the best this processor has: plain, avx2, avx512, neon.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
-from alges_fast.ops.problem import Problem
+from alges_fast._native import cpu_kernels, native_status
+from alges_fast.ops.problem import OUTPUTS, Problem
 
 
 def unavailable() -> str | None:
     """Why this backend cannot run on this machine."""
-    return "not built"
+    return native_status() if cpu_kernels() is None else None
 
 
 def unsupported(problem: Problem) -> str | None:
     """Why this backend cannot run these inputs."""
+    if problem.features.device.type != "cpu":
+        return f"features are on {problem.features.device}"
+    if problem.features.dtype == torch.float64:
+        return "it computes in float32; float64 runs on backend 'reference'"
+    if scratch_bytes(problem) == 0:
+        channels, classes, kernel = problem.channels, problem.classes, problem.kernel
+        return f"{channels} channels and {classes} classes with a kernel of {kernel} leave no block that fits the cache"
     return None
 
 
 def run(problem: Problem) -> dict[str, Tensor]:
     """All outputs asked for, in canonical shape."""
-    raise AssertionError
+    found = {name: problem.empty(name) for name in problem.outputs}
+    _call(problem, {name: tensor.data_ptr() for name, tensor in found.items()}).run()
+    return found
+
+
+def scratch_bytes(problem: Problem) -> int:
+    """Memory that `run` takes beside its outputs, for all threads together; 0 where it cannot run."""
+    size: int = _call(problem, dict.fromkeys(problem.outputs, 1)).scratch()
+    return size
+
+
+def _call(problem: Problem, addresses: dict[str, int]) -> Any:
+    kernels = cpu_kernels()
+    assert kernels is not None
+    return kernels.PixelGradientsCall(
+        shape=(problem.batch, problem.channels, problem.classes, *problem.spatial, *problem.kernel),
+        features=_operand(problem.features),
+        weight=problem.weight.data_ptr(),
+        bias=0 if problem.bias is None else problem.bias.data_ptr(),
+        logits=_operand(problem.logits),
+        residual=_operand(problem.residual),
+        valid=None if problem.valid is None else _operand(problem.valid.unsqueeze(1)),
+        outputs=[addresses.get(name, 0) for name in OUTPUTS],
+        threads=torch.get_num_threads(),
+    )
+
+
+def _operand(tensor: Tensor | None) -> tuple[int, str, tuple[int, ...]] | None:
+    if tensor is None:
+        return None
+    return tensor.data_ptr(), str(tensor.dtype).removeprefix("torch."), tensor.stride()

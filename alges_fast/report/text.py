@@ -14,5 +14,7 @@ def signed(value: float) -> str:
 
 
 def p_value(value: float) -> str:
-    """ "0.042" or "< 0.001"."""
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+    """ ".042", "< .001" or "1"."""
+    if value < 0.001:
+        return "< .001"
+    return f"{value:.3f}".removeprefix("0") if value < 0.9995 else "1"

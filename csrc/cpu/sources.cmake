@@ -2,6 +2,7 @@
 
 # Compiled once.
 target_sources(_C PRIVATE csrc/cpu/isa.cpp)
+target_sources(_C PRIVATE csrc/cpu/pixel_gradients.cpp csrc/cpu/pixel_gradients_bindings.cpp)
 target_sources(_C PRIVATE csrc/cpu/seeding.cpp csrc/cpu/seeding_bindings.cpp)
 
 # Compiled once per instruction set; which one runs is decided at run time (csrc/cpu/isa.h), so that a wheel built here
@@ -11,6 +12,7 @@ target_sources(_C PRIVATE csrc/cpu/seeding.cpp csrc/cpu/seeding_bindings.cpp)
 # with ALGES_FOR_EACH_ISA, and the caller picks one with ALGES_DISPATCH.
 set(isa_sources
     csrc/cpu/vec.h
+    csrc/cpu/pixel_gradients_kernel.cpp
     csrc/cpu/seeding_kernels.cpp
 )
 

@@ -5,8 +5,10 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX512F__) || defined(__AVX2__)
+#if defined(__AVX2__) || defined(__SSE2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace alges {
@@ -28,6 +30,7 @@ constexpr int kRegisters = 16;
 
 typedef float Vec __attribute__((vector_size(kLanes * 4)));
 typedef int32_t Int __attribute__((vector_size(kLanes * 4)));  // also the result of comparing two Vec: -1 true, 0 false
+typedef uint16_t Half __attribute__((vector_size(kLanes * 2)));
 
 #define ALGES_INLINE inline __attribute__((always_inline))
 
@@ -36,14 +39,38 @@ ALGES_INLINE Vec load(const float* p) {
   std::memcpy(&v, p, sizeof v);  // any alignment
   return v;
 }
+ALGES_INLINE Int load(const int32_t* p) {
+  Int v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
 ALGES_INLINE void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
-ALGES_INLINE Vec splat(float x) { return x - Vec{}; }  // x - 0: keeps -0 and NaN
-ALGES_INLINE Int splat_int(int32_t x) { return x - Int{}; }
+ALGES_INLINE void store(int32_t* p, Int v) { std::memcpy(p, &v, sizeof v); }
+ALGES_INLINE Vec splat(float x) { return x - Vec{}; }  // x - 0 keeps -0 and NaN
+ALGES_INLINE Int splat(int32_t x) { return x - Int{}; }
+ALGES_INLINE Int bits(Vec v) { return reinterpret_cast<Int>(v); }
+ALGES_INLINE Vec from_bits(Int v) { return reinterpret_cast<Vec>(v); }
+
+ALGES_INLINE Vec sqrt(Vec v) {
+#if defined(__AVX512F__)
+  return _mm512_sqrt_ps(v);
+#elif defined(__AVX2__)
+  return _mm256_sqrt_ps(v);
+#elif defined(__SSE2__)
+  return _mm_sqrt_ps(v);
+#elif defined(__aarch64__)
+  return vsqrtq_f32(v);
+#else
+  for (int i = 0; i < kLanes; ++i) v[i] = __builtin_sqrtf(v[i]);
+  return v;
+#endif
+}
 
 // Sum of the lanes: halves added, then quarters, and so on.
 ALGES_INLINE float sum(Vec v) {
 #if defined(__AVX512F__)
-  auto eight = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) + __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+  auto eight = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
+               __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
 #elif defined(__AVX2__)
   auto eight = v;
 #endif
@@ -53,6 +80,77 @@ ALGES_INLINE float sum(Vec v) {
   auto four = v;
 #endif
   return (four[0] + four[2]) + (four[1] + four[3]);
+}
+
+// a0 b0 a1 b1 ..., from the lower or the upper halves.
+ALGES_INLINE Vec interleave_low(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+#elif defined(__AVX2__)
+  return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+#else
+  return __builtin_shufflevector(a, b, 0, 4, 1, 5);
+#endif
+}
+ALGES_INLINE Vec interleave_high(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+#elif defined(__AVX2__)
+  return __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+#else
+  return __builtin_shufflevector(a, b, 2, 6, 3, 7);
+#endif
+}
+
+// Transposes a square of kLanes x kLanes: each round interleaves row i with row i + kLanes / 2.
+ALGES_INLINE void transpose(Vec (&row)[kLanes]) {
+#pragma GCC unroll 4
+  for (int round = 1; round < kLanes; round *= 2) {
+    Vec next[kLanes];
+#pragma GCC unroll 8
+    for (int i = 0; i < kLanes / 2; ++i) {
+      next[2 * i] = interleave_low(row[i], row[i + kLanes / 2]);
+      next[2 * i + 1] = interleave_high(row[i], row[i + kLanes / 2]);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) row[i] = next[i];
+  }
+}
+
+// e^x for x <= 0, within 1.5 ulp near 0; exactly 0 below -87.3 (where float would be subnormal); NaN stays.
+ALGES_INLINE Vec exp_nonpositive(Vec x) {
+  // 2^t = 2^n 2^f with n an integer and |f| <= 1/2: adding 1.5 * 2^23 rounds t to an integer and leaves it in the low bits.
+  const Vec shifter = splat(12582912.0f), log2_e = splat(1.44269504f);
+  const Vec shifted = x * log2_e + shifter;
+  const Vec f = x * log2_e - (shifted - shifter);
+  Vec p = splat(0.00132647273f);  // minimax polynomial of 2^f, relative error 9.1e-08
+  p = p * f + splat(0.00967151299f);
+  p = p * f + splat(0.0555073358f);
+  p = p * f + splat(0.240222424f);
+  p = p * f + splat(0.693147004f);
+  p = p * f + splat(1.0f);
+  const Vec scaled = from_bits(bits(p) + (bits(shifted) << 23));
+  return x < splat(-87.3f) ? Vec{} : scaled;
+}
+
+// ln(1 + x) for x >= 0, within 2 ulp, small x included; NaN stays.
+ALGES_INLINE Vec log1p_nonnegative(Vec x) {
+  const Vec one = splat(1.0f), u = one + x;
+  // u = 2^n (1 + g) with 1 + g in [2/3, 4/3); what 1 + x rounded away, (x - (u - 1)) / u, is added at the end.
+  const Int n = (bits(u) - splat(0x3f2aaaab)) >> 23;
+  const Vec g = from_bits(bits(u) - (n << 23)) - one;
+  Vec p = splat(-0.128916889f);  // ln(1 + g) = g - g^2 / 2 + g^3 p(g), minimax on [-1/3, 1/3]
+  p = p * g + splat(0.139844403f);
+  p = p * g + splat(-0.1218426f);
+  p = p * g + splat(0.140058681f);
+  p = p * g + splat(-0.16680488f);
+  p = p * g + splat(0.200104058f);
+  p = p * g + splat(-0.249997973f);
+  p = p * g + splat(0.333332151f);
+  const Vec lost = (x - (u - one)) / u;
+  const Vec small = g - g * g * splat(0.5f) + g * g * g * p + lost;
+  const Vec result = __builtin_convertvector(n, Vec) * splat(0.693147182f) + small;
+  return x == x ? result : x;
 }
 
 }  // namespace ALGES_ISA

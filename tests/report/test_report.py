@@ -141,7 +141,7 @@ def test_a_real_difference_is_named_and_noise_is_not(tmp_path: Path) -> None:
     text = page(out).text
     assert re.search(r"alges-img \(\+0\.05\d\) lies above random in mean Dice .* over 5 seeds", text)
     assert "Not separate from it: entropy." in text
-    assert "Of 3 pairs of strategies, 2 separate: alges-img over random and alges-img over entropy." in text
+    assert "Of all 3 pairs of strategies, 2 separate: alges-img over random and alges-img over entropy." in text
 
 
 def test_one_seed_claims_nothing(tmp_path: Path) -> None:
@@ -180,8 +180,6 @@ def test_an_unfinished_run_is_named_and_its_seed_left_out_of_the_comparison(tmp_
 
 def test_the_papers_table_stands_beside_cholecseg8k_alone_and_warns_of_other_data(tmp_path: Path) -> None:
     out = write_fake_run(tmp_path / "out", strategies=("random", "alges-sem"), dataset="cholecseg8k", **SMALL)
-    shutil.rmtree(out / "report_data" / "frames")
-    (out / "report_data" / "thumbnails.npz").unlink()
     write_report(out)
     text = page(out).text
     assert "0.458" in text
@@ -192,7 +190,6 @@ def test_a_class_absent_from_the_truth_is_a_dash_not_a_zero(finished: Path) -> N
     rows = read_results(finished / "results.csv")
     assert all(np.isnan(row[f"dice_{name}"]) for row in rows for name in ABSENT)
     assert "does not occur in the test set's ground truth" in page(finished).text
-    assert "not labelled: train 8." in page(finished).text
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,262 @@
+#include "cpu/pixel_gradients.h"
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include <algorithm>
+#include <memory>
+#include <new>
+#include <vector>
+
+namespace alges {
+namespace {
+
+// Bytes: of one thread's features, residuals and transposed features, preferably and at most; of all the sums of one
+// image's chunks; of weights rearranged once for all threads.
+constexpr int64_t kBlockGoal = 512 << 10, kBlockLimit = 768 << 10, kPartialLimit = 256 << 10, kWeightLimit = 128 << 10;
+constexpr int64_t kMaxChunks = 16;
+// Below this many flops waking threads costs more than it saves.
+constexpr double kSerialFlops = 2e6;
+
+constexpr int64_t kWidest = 16;    // floats in a vector of the widest instruction set
+constexpr int64_t kLargestTile = 16;
+
+int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+// Whether one stride walks all three axes in order.
+bool one_run(const Operand& operand, const int64_t* size) {
+  const int64_t* stride = operand.stride + 2;
+  return !operand.data || ((size[1] == 1 || stride[1] == size[2] * stride[2]) &&
+                           (size[0] == 1 || stride[0] == size[1] * (size[1] == 1 ? size[2] * stride[2] : stride[1])));
+}
+
+// With a 1 x 1 kernel neighbours do not matter: one long row instead of many short ones where the strides allow it.
+void flatten(PixelGradientsCall& call) {
+  if (call.kernel[0] * call.kernel[1] * call.kernel[2] != 1) return;
+  Operand* operands[] = {&call.features, &call.logits, &call.residual, &call.valid};
+  for (const Operand* operand : operands)
+    if (!one_run(*operand, call.size)) return;
+  // An axis of size 1 has no stride to speak of: the row takes that of the last axis that is longer.
+  for (Operand* operand : operands) {
+    int axis = 2;
+    while (axis > 0 && call.size[axis] == 1) --axis;
+    if (call.size[axis] > 1) operand->stride[4] = operand->stride[2 + axis];
+  }
+  call.size[2] *= call.size[0] * call.size[1];
+  call.size[0] = call.size[1] = 1;
+}
+
+struct Layout {
+  int64_t size = 0;
+  int64_t take(int64_t floats) {
+    const int64_t at = size;
+    size += round_up(floats, kWidest);
+    return at;
+  }
+};
+
+bool make_plan(const PixelGradientsCall& call, PixelGradientsPlan& plan, std::vector<int64_t>& offsets) {
+  const int64_t *kernel = call.kernel, K = call.classes, d = call.channels;
+  plan.taps = kernel[0] * kernel[1] * kernel[2];
+  plan.pitch = call.size[2] + kernel[2] / 2;
+  plan.plane = plan.pitch * call.size[1];
+  plan.padded_channels = round_up(d, kWidest);
+  plan.norms = call.semantic || call.norm_map;
+  plan.predict = !call.residual.data || call.semantic || call.semantic_vector || call.class_pixels || call.entropy ||
+                 call.margin || call.confidence;
+  plan.shared_weights = K * d * plan.taps * 4 <= kWeightLimit;
+
+  // The largest block that fits; rows of the kernel apart where that takes less than what lies between them.
+  plan.block = std::min(plan.taps == 1 ? kStep : 16 * kStep, round_up(plan.plane, kGroup));
+  for (;; plan.block = round_up(plan.block / 2, kGroup)) {
+    const int64_t together = round_up(plan.block + (kernel[1] - 1) * plan.pitch + kernel[2] - 1, kWidest);
+    const int64_t apart = round_up(plan.block + kernel[2] - 1, kWidest);
+    plan.rows_apart = kernel[1] * apart < together;
+    plan.window = plan.rows_apart ? apart : together;
+    plan.windows = kernel[0] * (plan.rows_apart ? kernel[1] : 1);
+    // Rows of features an odd number of cache lines apart, so that they do not share the same few sets.
+    if (plan.windows * plan.window / kWidest % 2 == 0) plan.window += plan.windows % 2 ? kWidest : 0;
+    const int64_t loaded = plan.windows * plan.window;
+    const int64_t bytes = (d * loaded + K * round_up(plan.block, kStep) + 2 * kWidest * loaded) * 4;
+    if (bytes <= kBlockGoal) break;
+    if (plan.block == kGroup && bytes > kBlockLimit) return false;
+    if (plan.block == kGroup) break;
+  }
+  plan.plane_blocks = (plan.plane + plan.block - 1) / plan.block;
+
+  offsets.clear();
+  for (int64_t z = 0; z < kernel[0]; ++z)
+    for (int64_t y = 0; y < kernel[1]; ++y)
+      for (int64_t x = 0; x < kernel[2]; ++x)
+        offsets.push_back(plan.rows_apart ? (z * kernel[1] + y) * plan.window + x : z * plan.window + y * plan.pitch + x);
+  plan.offset = offsets.data();
+
+  const int64_t loaded = plan.windows * plan.window, block = round_up(plan.block, kStep);
+  Layout layout;
+  auto& at = plan.scratch;
+  at.features = layout.take(d * loaded);
+  at.residual = layout.take(K * block);
+  at.columns = layout.take(2 * kWidest * loaded);
+  at.squares = layout.take(loaded);
+  at.patch_squares = layout.take(std::max(loaded, block));
+  at.norms = layout.take(block);
+  at.own_residual = layout.take(block);
+  at.best = layout.take(kStep);
+  at.prediction = layout.take(block);
+  at.mask = layout.take(block);
+  at.class_sums = layout.take(K * kWidest);
+  at.class_counts = layout.take(K * kWidest);
+  at.class_vectors = layout.take(K * kWidest);
+  at.weights = layout.take(plan.shared_weights ? 0 : std::min(K, kLargestTile) * d * plan.taps);
+  at.size = layout.size;
+  return true;
+}
+
+struct Free {
+  void operator()(float* p) const { ::operator delete[](p, std::align_val_t(64)); }
+};
+using Buffer = std::unique_ptr<float[], Free>;
+Buffer allocate(int64_t floats) {
+  return Buffer(static_cast<float*>(::operator new[](floats * sizeof(float), std::align_val_t(64))));
+}
+
+// How an image's sums are held until they are complete: `chunks` partials, one after the other, doubles first and then the
+// float32 sums. Where these are large there is one, and if its layout is the output's it is the output itself.
+struct Partials {
+  int64_t classes, sums, doubles, floats, chunks;
+  bool in_place;
+
+  Partials(const PixelGradientsCall& call, const PixelGradientsPlan& plan)
+      : classes(call.classes),
+        sums(plan.taps * call.classes * plan.padded_channels),
+        doubles(round_up(kScores + 2 * classes, 8)),
+        floats(2 * doubles + sums * ((call.image != nullptr) + (call.semantic_vector != nullptr))),
+        chunks(std::min({kMaxChunks, call.size[0] * plan.plane_blocks, kPartialLimit / (4 * floats)})),
+        in_place(chunks <= 1 && plan.taps == 1 && plan.padded_channels == call.channels) {
+    chunks = std::max<int64_t>(chunks, 1);
+    if (in_place) floats = 2 * doubles;
+  }
+
+  PixelGradientsPartial at(const PixelGradientsCall& call, float* buffer, int64_t index, int64_t image) const {
+    float* const start = buffer + index * floats;
+    double* const scores = reinterpret_cast<double*>(start);
+    float* const first = start + 2 * doubles;
+    PixelGradientsPartial partial{scores, scores + kScores, scores + kScores + classes, nullptr, nullptr};
+    if (call.image) partial.image = in_place ? call.image + image * sums : first;
+    if (call.semantic_vector)
+      partial.semantic_vector = in_place ? call.semantic_vector + image * sums : first + (call.image ? sums : 0);
+    return partial;
+  }
+
+  void zero(const PixelGradientsPartial& partial) const {
+    std::fill_n(partial.scores, doubles, 0.0);
+    if (partial.image) std::fill_n(partial.image, sums, 0.0f);
+    if (partial.semantic_vector) std::fill_n(partial.semantic_vector, sums, 0.0f);
+  }
+};
+
+// (K, d, taps) from the chunks' (taps, K, padded channels).
+void combine(const PixelGradientsCall& call, const PixelGradientsPlan& plan, const float* const* sums, double scale, float* to) {
+  const int64_t stride = call.classes * plan.padded_channels;
+  for (int64_t k = 0; k < call.classes; ++k)
+    for (int64_t c = 0; c < call.channels; ++c)
+      for (int64_t t = 0; t < plan.taps; ++t) {
+        double total = 0;
+        for (int64_t chunk = 0; chunk < plan.chunks; ++chunk)
+          total += sums[chunk][t * stride + k * plan.padded_channels + c];
+        *to++ = static_cast<float>(total * scale);
+      }
+}
+
+void finish(const PixelGradientsCall& call, const PixelGradientsPlan& plan, const Partials& partials, float* buffer, int64_t first,
+            int64_t image) {
+  double scores[kScores] = {};
+  std::vector<double> semantic(call.classes), pixels(call.classes);
+  const float *sums[kMaxChunks], *vectors[kMaxChunks];
+  for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
+    const PixelGradientsPartial partial = partials.at(call, buffer, first + chunk, image);
+    for (int i = 0; i < kScores; ++i) scores[i] += partial.scores[i];
+    for (int64_t k = 0; k < call.classes; ++k) {
+      semantic[k] += partial.semantic[k];
+      pixels[k] += partial.class_pixels[k];
+    }
+    sums[chunk] = partial.image;
+    vectors[chunk] = partial.semantic_vector;
+  }
+  const int64_t per_image = call.classes * call.channels * plan.taps;
+  if (call.image) combine(call, plan, sums, 1 / std::max(scores[kValidPixels], 1.0), call.image + image * per_image);
+  if (call.semantic_vector) combine(call, plan, vectors, 1, call.semantic_vector + image * per_image);
+  for (int64_t k = 0; k < call.classes; ++k) {
+    if (call.semantic) call.semantic[image * call.classes + k] = static_cast<float>(semantic[k]);
+    if (call.class_pixels) call.class_pixels[image * call.classes + k] = static_cast<int64_t>(pixels[k]);
+  }
+  if (call.entropy) call.entropy[image] = static_cast<float>(scores[kEntropy]);
+  if (call.margin) call.margin[image] = static_cast<float>(scores[kMargin]);
+  if (call.confidence) call.confidence[image] = static_cast<float>(scores[kConfidence]);
+}
+
+// Everything decided before the first byte is read.
+struct Work {
+  PixelGradientsCall call;
+  PixelGradientsPlan plan;
+  std::vector<int64_t> offsets;
+  bool fits;
+  int threads;
+  int64_t group;  // images whose partials are held at one time
+  int64_t packed_floats, partial_floats, total_floats;
+
+  explicit Work(const PixelGradientsCall& given) : call(given) {
+    flatten(call);
+    fits = make_plan(call, plan, offsets);
+    if (!fits) return;
+    const Partials partials(call, plan);
+    plan.chunks = partials.chunks;
+    const double flops = 4.0 * call.batch * call.classes * call.channels * plan.taps * call.size[0] * plan.plane;
+    threads = flops < kSerialFlops ? 1 : static_cast<int>(std::min<int64_t>(call.threads, call.batch * plan.chunks));
+    group = std::min(call.batch, std::max<int64_t>(1, threads * kPartialLimit / (plan.chunks * partials.floats * 4)));
+    packed_floats = plan.shared_weights ? round_up(call.classes * call.channels * plan.taps, kWidest) : 0;
+    partial_floats = round_up(group * plan.chunks * partials.floats, kWidest);
+    total_floats = packed_floats + partial_floats + threads * plan.scratch.size;
+  }
+};
+
+}  // namespace
+
+int64_t pixel_gradients_scratch(PixelGradientsCall call) {
+  const Work work(call);
+  return work.fits ? work.total_floats * static_cast<int64_t>(sizeof(float)) : 0;
+}
+
+void pixel_gradients(PixelGradientsCall given) {
+  const Work work(given);
+  const PixelGradientsCall& call = work.call;
+  const PixelGradientsPlan& plan = work.plan;
+  const Partials partials(call, plan);
+  const Buffer buffer = allocate(work.total_floats);
+  float *const packed = buffer.get(), *const sums = packed + work.packed_floats, *const scratch = sums + work.partial_floats;
+
+  if (plan.shared_weights) ALGES_DISPATCH(pack_weights(call, packed));
+  for (int64_t begin = 0; begin < call.batch; begin += work.group) {
+    const int64_t images = std::min(work.group, call.batch - begin), tasks = images * plan.chunks;
+#pragma omp parallel num_threads(work.threads) if (work.threads > 1)
+    {
+#ifdef _OPENMP
+      float* const mine = scratch + omp_get_thread_num() * plan.scratch.size;
+#else
+      float* const mine = scratch;
+#endif
+#pragma omp for schedule(dynamic)
+      for (int64_t task = 0; task < tasks; ++task) {
+        const int64_t image = begin + task / plan.chunks;
+        const PixelGradientsPartial partial = partials.at(call, sums, task, image);
+        partials.zero(partial);
+        ALGES_DISPATCH(accumulate(call, plan, image, task % plan.chunks, packed, mine, partial));
+      }
+#pragma omp for schedule(static)
+      for (int64_t i = 0; i < images; ++i) finish(call, plan, partials, sums, i * plan.chunks, begin + i);
+    }
+  }
+}
+
+}  // namespace alges

@@ -1,0 +1,86 @@
+// pixel_gradients on the CPU: the call, how it is cut into pieces, and the kernel that does a piece.
+//
+// An image is a run of positions, cut into blocks whose features fit in the cache; a chunk is a fixed run of blocks with
+// sums of its own (a partial), done by one thread; the chunks of an image are added in order, in double. The cut depends
+// on the shapes alone, so results depend neither on the number of threads nor on the rest of the batch.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/isa.h"
+
+namespace alges {
+
+enum class Type { float32, bfloat16, float16, boolean };
+
+// (B, channels, D, H, W); strides in elements. `valid` has no channels. data is null where an operand is not given.
+struct Operand {
+  const void* data = nullptr;
+  Type type = Type::float32;
+  int64_t stride[5] = {0, 0, 0, 0, 0};
+};
+
+struct PixelGradientsCall {
+  int64_t batch, channels, classes;
+  int64_t size[3], kernel[3];  // D, H, W
+  Operand features, logits, residual, valid;
+  const float* weight;  // (K, d, *kernel)
+  const float* bias;    // (K,) or null
+  // Outputs, contiguous; null where not asked for.
+  float *image, *semantic, *semantic_vector, *norm_map;
+  int64_t* class_pixels;
+  float *entropy, *margin, *confidence;
+  int threads;
+};
+
+constexpr int64_t kGroup = 32;  // positions done together: two vectors of the widest set
+constexpr int64_t kStep = 128;  // positions whose residuals stay in L1 from logits to products
+
+// Positions: the rows of a plane one after the other, each followed by kernel width / 2 zeros. A tap of the kernel is then
+// a constant distance, and no inner loop sees the end of a row; residuals at the zeros in between are 0.
+struct PixelGradientsPlan {
+  int64_t taps;
+  int64_t pitch;            // positions from one row to the next
+  int64_t plane;            // positions in a plane
+  int64_t block;            // positions in a block, a multiple of kGroup
+  int64_t plane_blocks;     // blocks in a plane
+  int64_t chunks;           // per image
+  int64_t windows;          // stretches of features a block reads: one per plane of the kernel, or one per row
+  int64_t window;           // positions in a window, a multiple of 16
+  bool rows_apart;          // windows are per row of the kernel
+  const int64_t* offset;    // (taps,): where the tap of a block's first position lies in the windows
+  int64_t padded_channels;  // d rounded up to 16
+  bool predict, norms;      // whether anything needs the prediction; whether anything needs norms
+  bool shared_weights;      // weights are rearranged once; otherwise, being large, by each thread as it needs them
+
+  // A thread's scratch, as offsets in floats, and its size.
+  struct {
+    int64_t features, residual, columns, squares, patch_squares, norms, own_residual, best, prediction, mask;
+    int64_t class_sums, class_counts, class_vectors, weights, size;
+  } scratch;
+};
+
+// Sums over the pixels of one chunk.
+struct PixelGradientsPartial {
+  double* scores;           // entropy, margin, confidence, valid pixels
+  double* semantic;         // (K,)
+  double* class_pixels;     // (K,); exact, being below 2^53
+  float* image;             // (taps, K, padded channels), zero at the start
+  float* semantic_vector;   // the same
+};
+enum Score { kEntropy, kMargin, kConfidence, kValidPixels, kScores };
+
+// Bytes of scratch the call takes; 0 where no block of these inputs fits the limit, and the call cannot run.
+int64_t pixel_gradients_scratch(PixelGradientsCall call);
+void pixel_gradients(PixelGradientsCall call);
+
+#define ALGES_DECLARE(isa)                                                                                       \
+  namespace isa {                                                                                                \
+  void pack_weights(const PixelGradientsCall&, float* packed);                                                   \
+  void accumulate(const PixelGradientsCall&, const PixelGradientsPlan&, int64_t image, int64_t chunk,            \
+                  const float* packed, float* scratch, const PixelGradientsPartial&);                            \
+  }
+ALGES_FOR_EACH_ISA(ALGES_DECLARE)
+#undef ALGES_DECLARE
+
+}  // namespace alges
