@@ -19,7 +19,7 @@ def summary_table(rows: Sequence[Row]) -> Table:
     Args:
         rows: rows of results.csv, numbers as numbers.
     """
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
     table.add_column("strategy", no_wrap=True)
     for name in ("seeds", "images", "Dice", "AULC", "select", "train"):
         table.add_column(name, justify="right", no_wrap=True)

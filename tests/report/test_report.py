@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 import shutil
 import subprocess
@@ -237,12 +238,20 @@ def test_labels_are_spaced_in_order_inside_their_room_and_moved_little() -> None
     assert spaced([1.0, 1.0], 0.2, 0.0, 1.0) == pytest.approx([0.8, 1.0])
 
 
+def _printed(rows: list[dict[str, object]]) -> str:
+    console = Console(width=80, file=io.StringIO())
+    console.print(summary_table(rows))
+    return console.file.getvalue()
+
+
 def test_console_table_has_a_line_per_strategy_with_its_scores(finished: Path) -> None:
     rows = read_results(finished / "results.csv")
-    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(summary_table(rows))
-    text = console.export_text()
-    lines = {line.split()[0]: line for line in text.splitlines() if line.strip()}
+    lines = {line.split()[0]: line for line in _printed(rows).splitlines() if line.strip()}
     last = [row["dice"] for row in rows if row["strategy"] == "alges-img" and row["n_labelled"] == 14]
     assert f"{np.mean(last):.3f} ± {np.std(last, ddof=1):.3f}" in lines["alges-img"]
     assert lines["full"].split()[:3] == ["full", "3", "640"]
+
+
+def test_console_table_of_all_strategies_fits_80_columns(tmp_path: Path) -> None:
+    out = write_fake_run(tmp_path / "out", seeds=2, rounds=2, artefacts=False)
+    assert "…" not in _printed(read_results(out / "results.csv"))
