@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -120,13 +122,15 @@ def forest(comparisons: Sequence[Comparison], styles: Styles, look: Look, *, res
     """Differences to one reference in area under the curve, with 95 % intervals; a filled dot separates after Holm."""
     ordered = sorted(comparisons, key=lambda comparison: comparison.difference)
     intervals = ["" if look.narrow else f"  [{signed(c.low)}, {signed(c.high)}]" for c in ordered]
-    notes = [f"{signed(c.difference)}{i}  p {p_value(c.p_holm)}" for c, i in zip(ordered, intervals, strict=True)]
+    notes = [f"{signed(c.difference)}{interval}" for c, interval in zip(ordered, intervals, strict=True)]
+    p_values = [p_value(c.p_holm) for c in ordered]
+    p_width = _text_width([*p_values, "p (Holm)"], look)
     names = [c.first for c in ordered]
     fig, ax = _figure(
         look,
         height=1.45 + 0.32 * len(ordered),
         left=0.2 + _text_width(names, look),
-        right=0.2 + _text_width(notes, look, 9),
+        right=0.4 + _text_width(notes, look) + p_width,
         bottom=0.85,
         top=0.45,
     )
@@ -135,6 +139,7 @@ def forest(comparisons: Sequence[Comparison], styles: Styles, look: Look, *, res
     reach = 1.1 * min(5 * furthest, max(resolvable, *(max(abs(c.low), abs(c.high)) for c in ordered)))
     ax.axvspan(-resolvable, resolvable, color=look.grid, alpha=0.6, linewidth=0, zorder=0)
     ax.axvline(0, color=look.muted, linewidth=1)
+    to_edge = 0.3 + _text_width(notes, look) + p_width
     for y, c in enumerate(ordered):
         style = styles[c.first]
         ax.plot([c.low, c.high], [y, y], color=style.colour, linewidth=2)
@@ -142,7 +147,15 @@ def forest(comparisons: Sequence[Comparison], styles: Styles, look: Look, *, res
         ax.plot(
             c.difference, y, "o", markersize=7, markerfacecolor=face, markeredgecolor=style.colour, markeredgewidth=1.6
         )
-        ax.annotate(notes[y], (1, y), (8, 0), ("axes fraction", "data"), "offset points", va="center", fontsize=9)
+        beside: dict[str, Any] = {
+            "xycoords": ("axes fraction", "data"),
+            "textcoords": "offset points",
+            "va": "center",
+            "fontsize": 9,
+        }
+        ax.annotate(notes[y], (1, y), (8, 0), **beside)
+        ax.annotate(p_values[y], (1, y), (72 * to_edge, 0), ha="right", **beside)
+    ax.annotate("p (Holm)", (1, 1), (72 * to_edge, 8), "axes fraction", "offset points", ha="right", fontsize=9)
     ax.set_yticks(range(len(ordered)), names)
     ax.tick_params(axis="y", length=0)
     ax.set_ylim(-0.7, len(ordered) - 0.3)
@@ -151,7 +164,7 @@ def forest(comparisons: Sequence[Comparison], styles: Styles, look: Look, *, res
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: signed(value) if value else "0"))
     ax.set_xlabel("difference in area under the curve (Dice)")
     ax.set_title(f"each strategy minus {ordered[0].second}", loc="left", pad=8)
-    key = "filled: separates after Holm · grey: differences too small for these seeds to resolve"
+    key = "filled: separates after Holm · grey: true differences these seeds would find less than 4 times in 5"
     fig.text(0.1 / look.width, 0.08 / fig.get_figheight(), key, fontsize=7 if look.narrow else 8.5, color=look.muted)
     return fig
 
@@ -346,25 +359,28 @@ def frame_maps(frames: FrameMaps, dataset: DatasetSummary | None, look: Look) ->
     FigureCanvasAgg(fig)
     norms = frames.norm_maps[:shown].astype(np.float32)
     finite = norms[np.isfinite(norms)]
-    largest = float(np.quantile(finite, 0.995)) if finite.size else 0.0
+    largest = max(float(np.quantile(finite, 0.995)) if finite.size else 0.0, 1e-6)
+    colours = matplotlib.colormaps["inferno"]
     for i in range(shown):
         bottom = height - top - (i + 1) * (tall + name_height) + name_height
-        pictures = (frames.images[i].transpose(1, 2, 0), palette[frames.masks[i]], palette[frames.predictions[i]])
-        for j, title in enumerate(("image", "truth", "prediction", "gradient norm")):
-            left = 0.1 + j * (cell + gap)
-            ax = fig.add_axes((left / look.width, bottom / height, cell / look.width, tall / height))
-            ax.set_axis_off()
-            if j < len(pictures):
-                ax.imshow(pictures[j], interpolation="nearest", aspect="auto")
-            else:
-                heat = ax.imshow(
-                    norms[i], cmap="inferno", vmin=0, vmax=max(largest, 1e-6), interpolation="nearest", aspect="auto"
-                )
+        heat = colours(norms[i] / largest, bytes=True)[..., :3]
+        pictures = (frames.images[i].transpose(1, 2, 0), palette[frames.masks[i]], palette[frames.predictions[i]], heat)
+        # One set of axes for all four: each costs more time than its picture.
+        ax = fig.add_axes((0.1 / look.width, bottom / height, 1 - 0.2 / look.width, tall / height))
+        ax.set_axis_off()
+        ax.set_xlim(0, look.width - 0.2)
+        ax.set_ylim(0, tall)
+        for j, picture in enumerate(pictures):
+            left = j * (cell + gap)
+            ax.imshow(picture, extent=(left, left + cell, 0, tall), interpolation="nearest", aspect="auto")
             if i == 0:
-                ax.set_title(title, fontsize=9.5, pad=4)
+                title = ("image", "truth", "prediction", "gradient norm")[j]
+                ax.text(left + cell / 2, tall + 0.07, title, ha="center", fontsize=9.5)
         fig.text(0.1 / look.width, (bottom - 0.05) / height, frames.ids[i], fontsize=7, color=look.muted, va="top")
+    left = 0.1 + 3 * (cell + gap)
     bar = fig.add_axes((left / look.width, (legend + 0.22) / height, cell / look.width, 0.08 / height))
-    fig.colorbar(heat, cax=bar, orientation="horizontal", ticks=[0, largest])
+    scale = ScalarMappable(Normalize(0, largest), colours)
+    fig.colorbar(scale, cax=bar, orientation="horizontal", ticks=[0, largest])
     lowest, highest = bar.set_xticklabels(["0", f"{largest:.2g}"], fontsize=8)
     lowest.set_horizontalalignment("left")
     highest.set_horizontalalignment("right")
@@ -392,9 +408,9 @@ def contact_sheet(picks: Sequence[PickRecord], thumbnails: Mapping[str, npt.NDAr
     cell = min((look.width - label - 0.1) / columns, 0.72)
     gap = 4
     step = THUMBNAIL + gap
-    blank = [round(255 * channel) for channel in matplotlib.colors.to_rgb(look.grid)]
+    blank = [round(255 * channel) for channel in to_rgb(look.grid)]
     canvas = np.empty((len(chosen) * step - gap, columns * step - gap, 3), np.uint8)
-    canvas[:] = [round(255 * channel) for channel in matplotlib.colors.to_rgb(look.paper)]
+    canvas[:] = [round(255 * channel) for channel in to_rgb(look.paper)]
     for i, record in enumerate(chosen):
         for j, name in enumerate(record.ids[:columns]):
             tile = canvas[i * step : i * step + THUMBNAIL, j * step : j * step + THUMBNAIL]

@@ -48,7 +48,7 @@ def sentences(run: RunFolder, findings: Findings) -> list[str]:
     if findings.to_reference:
         said.append(
             f"A true difference to {findings.reference} of {findings.resolvable:.3f} Dice would have been found with a "
-            f"probability of {POWER:.0%}, given the spread over these seeds; smaller ones would mostly be missed, so "
+            f"probability of {100 * POWER:.0f} %, given the spread over these seeds, and a smaller one less often: "
             "strategies that do not separate are not thereby equal."
         )
         said.append(
@@ -77,7 +77,7 @@ def _verdict(findings: Findings) -> str:
     seeds = f"{n[0]}" if len(n) == 1 else f"{n[0]} to {n[-1]}"
     above = [c for c in tested if c.separates and c.difference > 0]
     below = [c for c in tested if c.separates and c.difference < 0]
-    how = f"in mean Dice over the learning curve, paired over {seeds} seeds (t-test at {LEVEL:.0%}" + (
+    how = f"in mean Dice over the learning curve, paired over {seeds} seeds (t-test at {100 * LEVEL:.0f} %" + (
         f", Holm's correction for {len(tested)} comparisons)" if len(tested) > 1 else ")"
     )
     if not above and not below:
@@ -98,8 +98,8 @@ def _verdict(findings: Findings) -> str:
 def _all_pairs(pairs: Sequence[Comparison]) -> str:
     apart = [c for c in pairs if c.separates]
     if not apart:
-        return f"Of all {len(pairs)} pairs of strategies, none separates."
-    start = f"Of all {len(pairs)} pairs of strategies, {len(apart)} {'separates' if len(apart) == 1 else 'separate'}"
+        return f"Of {len(pairs)} pairs of strategies, none separates."
+    start = f"Of {len(pairs)} pairs of strategies, {len(apart)} {'separates' if len(apart) == 1 else 'separate'}"
     if len(apart) > _NAMED:
         return f"{start}; the table of pairs lists them."
     named = [f"{c.first} over {c.second}" if c.difference > 0 else f"{c.second} over {c.first}" for c in apart]

@@ -298,7 +298,7 @@ def _data(run: RunFolder) -> _Section:
     text = f"{dataset.name}: {len(dataset.classes)} classes; frames: {sizes}. Shares are of all pixels"
     unlabelled = {split: 1 - sum(shares) for split, shares in dataset.shares.items() if dataset.frames[split]}
     if any(share > 1e-9 for share in unlabelled.values()):
-        text += "; not labelled: " + ", ".join(f"{split} {share:.1%}" for split, share in unlabelled.items())
+        text += "; not labelled: " + ", ".join(f"{split} {100 * share:.1f} %" for split, share in unlabelled.items())
     return _Section(title, f"{text}. Note the logarithmic axis.", [picture], notes=dataset.notes)
 
 

@@ -16,6 +16,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from statistics import median_low
 from typing import Any
 
 import numpy as np
@@ -165,12 +166,12 @@ def holm(p: Sequence[float]) -> list[float]:
 def smallest_resolvable(comparisons: Sequence[Comparison]) -> float:
     """The true difference that these comparisons would have found with a probability of 80 %; NaN without comparisons.
 
-    For a paired t-test with the comparisons' pooled standard deviation and fewest seeds, at the level that Holm's first
-    step asks of the smallest p, 5 % over the number of comparisons.
+    For a paired t-test with the comparisons' pooled standard deviation and median number of seeds, at the level that
+    Holm's first step asks of the smallest p, 5 % over the number of comparisons.
     """
     if not comparisons:
         return math.nan
-    n = min(comparison.n for comparison in comparisons)
+    n = median_low(comparison.n for comparison in comparisons)
     weights = [comparison.n - 1 for comparison in comparisons]
     pooled = math.sqrt(np.average([comparison.sd**2 for comparison in comparisons], weights=weights))
     return resolvable_effect(n, LEVEL / len(comparisons)) * pooled / math.sqrt(n)

@@ -14,7 +14,5 @@ def signed(value: float) -> str:
 
 
 def p_value(value: float) -> str:
-    """ ".042", "< .001" or "1"."""
-    if value < 0.001:
-        return "< .001"
-    return f"{value:.3f}".removeprefix("0") if value < 0.9995 else "1"
+    """ "0.042" or "< 0.001"."""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -12,21 +12,34 @@ from alges_fast._native import cpu_kernels
 from alges_fast.seeding.pools import Draw, Pool
 from alges_fast.seeding.shards import Candidates
 
-SKETCH_FROM = 8  # centres to measure; with fewer, writing the sketch costs more than it saves
+SKETCH_FROM = 16  # centres to measure; with fewer, writing the sketch costs more than it saves
+CACHED = 8 << 20  # bytes of a pool that is read from cache at every pick anyway
 
 
-def wants_sketch(centres: int, rows: int, columns: int, memory: int) -> bool:
-    """Whether 8-bit codes of the points pay for so many centres, and fit: a quarter of a float32 pool.s bytes."""
-    return centres >= SKETCH_FROM and rows * (columns + 12) <= memory // 4
+def wants_sketch(centres: int, points: Tensor, memory: int) -> bool:
+    """Whether 8-bit codes of the points pay for so many centres, and fit: a quarter of a float32 pool's bytes."""
+    rows, columns = points.shape
+    large = rows * columns * points.element_size() > CACHED
+    return centres >= SKETCH_FROM and large and rows * (columns + 12) <= memory // 4
 
 
 class NativePool(Pool):
     name = "cpu"
 
-    def __init__(self, points: Tensor, index: range | Tensor, centres: int) -> None:
+    def __init__(
+        self,
+        points: Tensor,
+        index: range | Tensor,
+        centres: int,
+        weights: Tensor | None = None,
+        *,
+        nearest: bool = False,
+    ) -> None:
         if points.dtype == torch.float16:
             points = points.float()
-        super().__init__(points if points.stride(1) == 1 else points.contiguous(), index, centres)
+        super().__init__(
+            points if points.stride(1) == 1 else points.contiguous(), index, centres, weights, nearest=nearest
+        )
         kernels = cpu_kernels()
         assert kernels is not None
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -39,7 +52,9 @@ class NativePool(Pool):
             index.start if isinstance(index, range) else 0,
             0 if isinstance(index, range) else index.data_ptr(),
             self.min_sq_distance.data_ptr(),
-            wants_sketch(centres, len(points), points.shape[1], memory),
+            0 if self.weights is None else self.weights.data_ptr(),
+            0 if self.nearest is None else self.nearest.data_ptr(),
+            wants_sketch(centres, self.points, memory),
         )
 
     def draw(self, draw: Draw | None) -> Candidates:

@@ -35,15 +35,27 @@ class Pool(ABC):
     """One shard: (N, D) points, their global indices, and `min_sq_distance` (N,) to the centres absorbed so far.
 
     `centres` is how many will be measured in all, as far as is known: what a provider prepares has to pay by then.
+    With `weights` (N,) a point counts so many times in draws and sums. With `nearest` the pool keeps the number of each
+    point's nearest centre, in order of absorption, along with the distance.
     """
 
     name: ClassVar[str]
 
-    def __init__(self, points: Tensor, index: range | Tensor, centres: int) -> None:
+    def __init__(
+        self,
+        points: Tensor,
+        index: range | Tensor,
+        centres: int,
+        weights: Tensor | None = None,
+        *,
+        nearest: bool = False,
+    ) -> None:
         self.points = points
         self.index = index
         self.dtype = torch.float64 if points.dtype == torch.float64 else torch.float32
         self.min_sq_distance = torch.full((len(points),), torch.inf, dtype=self.dtype, device=points.device)
+        self.weights = None if weights is None else weights.to(self.dtype)
+        self.nearest = torch.full((len(points),), -1, dtype=torch.int32, device=points.device) if nearest else None
 
     @abstractmethod
     def draw(self, draw: Draw | None) -> Candidates:
@@ -58,7 +70,7 @@ class Pool(ABC):
 
     @abstractmethod
     def potentials(self, centres: Tensor, scale: float) -> Tensor:
-        """(T,) float64: for each trial centre Σ_i round(scale · min(D²_i, ‖x_i - c_t‖²)), whole numbers, exactly."""
+        """(T,) float64: for each trial centre Σ_i round(scale · w_i · min(D²_i, ‖x_i - c_t‖²)), exactly."""
 
     @abstractmethod
     def accept(self, trial: int, draw: Draw | None) -> Candidates:
@@ -86,6 +98,16 @@ class Pool(ABC):
     def global_index(self, position: int) -> int:
         return int(self.index[position])
 
+    def positions(self, indices: Sequence[int]) -> list[int]:
+        """The rows of this shard among the global `indices`."""
+        if isinstance(self.index, range):
+            return [index - self.index.start for index in indices if index in self.index]
+        wanted = torch.tensor(indices, dtype=torch.int64, device=self.index.device)
+        return [int(row) for row in torch.isin(self.index, wanted).nonzero()[:, 0]]
+
+    def weighted(self, sq_distances: Tensor) -> Tensor:
+        return sq_distances if self.weights is None else sq_distances * self.weights
+
     def chunks(self) -> Iterator[tuple[slice, Tensor]]:
         """The points in the dtype of the distances, some megabytes at a time."""
         step = chunk_rows(self.points.shape[1], self.dtype)
@@ -97,8 +119,17 @@ class Pool(ABC):
 class MeasuredPool(Pool):
     """A pool over whole rows of distances: a provider measures, and torch keeps the minimum and draws."""
 
-    def __init__(self, points: Tensor, index: range | Tensor, centres: int) -> None:
-        super().__init__(points, index, centres)
+    def __init__(
+        self,
+        points: Tensor,
+        index: range | Tensor,
+        centres: int,
+        weights: Tensor | None = None,
+        *,
+        nearest: bool = False,
+    ) -> None:
+        super().__init__(points, index, centres, weights, nearest=nearest)
+        self._absorbed = 0
         self._tried: Tensor | None = None
 
     @abstractmethod
@@ -107,16 +138,23 @@ class MeasuredPool(Pool):
 
     def lower(self, centres: Tensor) -> None:
         """Lower `min_sq_distance` to the distance to the nearest of `centres` where that is nearer."""
-        for centre in centres:
-            torch.minimum(self.min_sq_distance, self.sq_distances(centre[None])[0], out=self.min_sq_distance)
+        for number, centre in enumerate(centres):
+            self._keep(slice(None), self.sq_distances(centre[None])[0], self._absorbed + number)
+
+    def _keep(self, rows: slice, distances: Tensor, numbers: Tensor | int) -> None:
+        minimum = self.min_sq_distance[rows]
+        if self.nearest is not None:
+            self.nearest[rows] = torch.where(distances < minimum, numbers, self.nearest[rows])
+        torch.minimum(minimum, distances, out=minimum)
 
     def absorb(self, centres: Tensor, draw: Draw | None) -> Candidates:
         self.lower(centres)
+        self._absorbed += len(centres)
         return self.draw(draw)
 
     def potentials(self, centres: Tensor, scale: float) -> Tensor:
         self._tried = torch.minimum(self.sq_distances(centres), self.min_sq_distance)
-        return (self._tried.double() * scale).round().sum(dim=1)
+        return (self.weighted(self._tried).double() * scale).round().sum(dim=1)
 
     def accept(self, trial: int, draw: Draw | None) -> Candidates:
         assert self._tried is not None
@@ -139,9 +177,9 @@ class MeasuredPool(Pool):
         return largest if largest < float("inf") else float("nan")
 
     def _keys(self, draw: Draw, trial: int) -> Tensor:
-        weights = self.min_sq_distance.double()
         if draw.rule == "farthest":
-            return torch.where(weights > 0, -weights, torch.inf)
+            return torch.where(self.min_sq_distance > 0, -self.min_sq_distance.double(), torch.inf)
+        weights = self.weighted(self.min_sq_distance).double()
         keys = exponentials(self.index, draw.seed, draw.round, trial, self.points.device)
         return keys if draw.rule == "uniform" else keys / weights  # E / 0 = inf: E is never 0
 
@@ -187,8 +225,16 @@ class FaissPool(MeasuredPool):
 
     name = "faiss"
 
-    def __init__(self, points: Tensor, index: range | Tensor, centres: int) -> None:
-        super().__init__(points, index, centres)
+    def __init__(
+        self,
+        points: Tensor,
+        index: range | Tensor,
+        centres: int,
+        weights: Tensor | None = None,
+        *,
+        nearest: bool = False,
+    ) -> None:
+        super().__init__(points, index, centres, weights, nearest=nearest)
         self._faiss = _faiss()
         self._sq_norms = torch.empty_like(self.min_sq_distance)
         for rows, chunk in self.chunks():
@@ -199,9 +245,9 @@ class FaissPool(MeasuredPool):
             return super().lower(centres)
         for rows, chunk in self.chunks():
             distances, nearest = self._faiss.knn(chunk.contiguous().numpy(), centres.numpy(), 1)
-            closest = centres[torch.from_numpy(nearest[:, 0])]
-            mended = self._mend(torch.from_numpy(distances[:, 0]), closest, rows, chunk)
-            torch.minimum(self.min_sq_distance[rows], mended, out=self.min_sq_distance[rows])
+            numbers = torch.from_numpy(nearest[:, 0])
+            mended = self._mend(torch.from_numpy(distances[:, 0]), centres[numbers], rows, chunk)
+            self._keep(rows, mended, (self._absorbed + numbers).int())
         return None
 
     def sq_distances(self, centres: Tensor) -> Tensor:

@@ -19,13 +19,17 @@ from torch import Tensor
 from alges_fast._native import cpu_kernels, native_status
 from alges_fast.seeding.native import NativePool
 from alges_fast.seeding.pools import Draw, FaissPool, Pool, TorchPool
-from alges_fast.seeding.shards import Shards
+from alges_fast.seeding.race import uniforms
+from alges_fast.seeding.shards import Candidates, Shards, Winners
 
 logger = logging.getLogger(__name__)
 
 Backend = Literal["faiss", "cpu", "cuda", "torch"]
 POOLS: dict[str, type[Pool]] = {"faiss": FaissPool, "cpu": NativePool, "torch": TorchPool}
 BACKENDS = ("faiss", "cpu", "cuda", "torch")
+ROUNDS_ABOVE = 10_000  # picks: beyond, one pass over the pool and one exchange between ranks a pick take too long
+ROUNDS = 5  # enough in Bahmani et al., section 5, with ℓ = n / 2
+JOIN_STREAM = 1 << 31  # of the race's random numbers: no trial's
 
 
 @dataclass(frozen=True)
@@ -190,55 +194,132 @@ def _seed(
         raise ValueError(f"n_clusters must be at most the number of points, {total}, got {n_clusters}")
     start = sum(sizes[: shards.rank])
     own_index = range(start, start + len(points)) if index is None else index
-    pool = POOLS[chosen](points, own_index, len(centres) + n_clusters * trials)
-    return _picks(pool, shards, total, n_clusters, centres, first, Draw(rule, seed, 0, trials))
+    make = POOLS[chosen]
+    draw = Draw(rule, seed, 0, trials)
+    rounds = rule == "race" and wants_rounds(n_clusters, total)
+    pool = make(points, own_index, len(centres) + n_clusters * trials, nearest=rounds)
+    candidates = _first_draw(pool, centres, first, draw)
+    if rounds:
+        picks = _picks_by_rounds(pool, shards, total, n_clusters, centres, draw, candidates)
+    else:
+        picks = _picks(pool, shards, total, n_clusters, draw, candidates, [])
+    indices = torch.tensor(picks, dtype=torch.int64, device=points.device)
+    return Seeding(indices, pool.min_sq_distance)
 
 
-def _picks(
-    pool: Pool, shards: Shards, total: int, n_clusters: int, existing: Tensor, first: str, draw: Draw
-) -> Seeding:
+def _first_draw(pool: Pool, existing: Tensor, first: str, draw: Draw) -> Candidates:
     if len(existing):
-        candidates = pool.absorb(existing, draw)
-    elif first == "largest":
+        return pool.absorb(existing, draw)
+    if first == "largest":  # the farthest from the origin
         origin = torch.zeros(1, pool.points.shape[1], dtype=pool.dtype, device=pool.points.device)
         candidates = pool.absorb(origin, replace(draw, rule="farthest", trials=1))
         pool.forget()
-    else:
-        candidates = pool.draw(replace(draw, rule="uniform", trials=1))
-    picks: list[int] = []
-    own: list[int] = []  # rows of this shard that were picked
+        return candidates
+    return replace(pool.draw(replace(draw, rule="uniform", trials=1)), largest=0.0)  # no distance is known yet
+
+
+def _picks(
+    pool: Pool, shards: Shards, total: int, n_clusters: int, draw: Draw, candidates: Candidates, picks: list[int]
+) -> list[int]:
+    """Go on from `picks` and what was drawn after them, one pick at a time, to `n_clusters`."""
     while True:
-        winners = shards.best(candidates)
-        if math.isnan(winners.largest) and (picks or len(existing) or first == "largest"):
-            raise ValueError(_why_not_finite(shards, pool))
+        winners = _agreed(shards, pool, candidates)
         if len(picks) == n_clusters:
-            break
-        if not winners.indices or winners.keys[0] == math.inf:  # every point lies on a centre
+            return picks
+        if winners.keys[0] == math.inf:  # every point lies on a centre: the next ones in a uniform order
             count = n_clusters - len(picks)
-            orders = shards.gather(pool.uniform_order(replace(draw, round=len(picks)), own, count))
-            picks += [index for _, index in sorted(pair for order in orders for pair in order)[:count]]
-            break
-        held = zip(candidates.positions, winners.owners, strict=True)
-        mine = [row if owner == shards.rank else -1 for row, owner in held]
-        centres = shards.rows(pool.rows(mine), winners.owners)
-        more = replace(draw, round=len(picks) + 1) if len(picks) + 1 < n_clusters else None
+            order = pool.uniform_order(replace(draw, round=len(picks)), pool.positions(picks), count)
+            return picks + [index for _, index in sorted(pair for own in shards.gather(order) for pair in own)[:count]]
+        centres = _rows(pool, shards, candidates, winners)
+        following = replace(draw, round=len(picks) + 1) if len(picks) + 1 < n_clusters else None
         best = 0
         if len(centres) > 1:
             potentials = shards.sum(pool.potentials(centres, exact_scale(winners.largest, total)))
             best = int(potentials.argmin())
-            candidates = pool.accept(best, more)
+            candidates = pool.accept(best, following)
         else:
-            candidates = pool.absorb(centres, more)
-        picks.append(winners.indices[best])
-        own += [mine[best]] if mine[best] >= 0 else []
-    indices = torch.tensor(picks, dtype=torch.int64, device=pool.points.device)
-    return Seeding(indices, pool.min_sq_distance)
+            candidates = pool.absorb(centres, following)
+        picks = [*picks, winners.indices[best]]
+
+
+def _agreed(shards: Shards, pool: Pool, candidates: Candidates) -> Winners:
+    winners = shards.best(candidates)
+    if math.isnan(winners.largest):
+        raise ValueError(_why_not_finite(shards, pool))
+    return winners
+
+
+def _rows(pool: Pool, shards: Shards, candidates: Candidates, winners: Winners) -> Tensor:
+    """(T, D): the winners' rows, on every rank."""
+    held = zip(candidates.positions, winners.owners, strict=True)
+    return shards.rows(pool.rows([row if owner == shards.rank else -1 for row, owner in held]), winners.owners)
+
+
+def wants_rounds(n_clusters: int, total: int) -> bool:
+    """Whether to seed by the rounds of k-means‖: they read the pool some ten times instead of once a pick."""
+    return n_clusters > ROUNDS_ABOVE and total >= 8 * n_clusters
+
+
+def _picks_by_rounds(
+    pool: Pool, shards: Shards, total: int, n_clusters: int, existing: Tensor, draw: Draw, candidates: Candidates
+) -> list[int]:
+    """k-means‖ (Bahmani et al. 2012, algorithm 2), with the same picks for any cut of the pool.
+
+    1. C is the first pick, or the existing centres.
+    2. A number of times: every point joins C with probability min(1, ℓ D² / Σ D²), ℓ = n / 2.
+    3. A candidate weighs as many points as are nearest to it.
+    4. k-means++ on the weighted candidates.
+    5. Where they were too few, go on one pick at a time.
+    """
+    picks: list[int] = []
+    found: list[tuple[int, Tensor]] = []  # (global index, row), in the order of absorption
+    if not len(existing):
+        winners = _agreed(shards, pool, candidates)
+        if winners.keys[0] == math.inf:
+            return _picks(pool, shards, total, n_clusters, draw, candidates, picks)
+        row = _rows(pool, shards, candidates, winners)
+        picks, found = [winners.indices[0]], [(winners.indices[0], row[0])]
+        candidates = pool.absorb(row, None)
+    for round in range(ROUNDS):
+        winners = _agreed(shards, pool, replace(candidates, keys=(), indices=(), positions=()))
+        if winners.largest == 0:
+            break
+        scaled = pool.min_sq_distance.double() * exact_scale(winners.largest, total)
+        potential = shards.sum(scaled.round().sum())
+        chance = uniforms(pool.index, draw.seed, round, JOIN_STREAM, scaled.device)
+        joined = (chance * potential < n_clusters / 2 * scaled).nonzero()[:, 0].tolist()
+        own = ([pool.global_index(row) for row in joined], pool.rows(joined).cpu())
+        new = sorted(
+            (pair for indices, rows in shards.gather(own) for pair in zip(indices, rows, strict=True)),
+            key=lambda pair: pair[0],
+        )
+        found += new
+        if new:
+            candidates = pool.absorb(torch.stack([row for _, row in new]).to(pool.points.device), None)
+    assert pool.nearest is not None
+    counts = torch.bincount(pool.nearest.long(), minlength=len(existing) + len(found)).double()
+    weights = shards.sum(counts)[len(existing) :]
+
+    rows = torch.stack([row.to(pool.points.device) for _, row in found])
+    wanted = min(n_clusters, len(found))
+    index = torch.tensor([index for index, _ in found], device=rows.device)
+    small = type(pool)(rows, index, len(existing) + wanted * draw.trials, weights)
+    start = existing if len(existing) else rows[:1]
+    again = small.absorb(start, replace(draw, round=len(picks)))
+    picks = _picks(small, Shards(None, rows.device), total, wanted, draw, again, picks)
+
+    number = {index: at for at, (index, _) in enumerate(found)}
+    pool.forget()
+    candidates = pool.absorb(
+        torch.cat([existing, rows[[number[index] for index in picks]]]), replace(draw, round=len(picks))
+    )
+    return _picks(pool, shards, total, n_clusters, draw, candidates, picks)
 
 
 def exact_scale(largest: float, count: int) -> float:
     """A power of two s: `count` numbers round(s · v), 0 <= v <= largest, add up without rounding in float64, in any
     order."""
-    bits = min(51, 53 - math.ceil(math.log2(max(count, 2))))
+    bits = 51 - math.ceil(math.log2(max(count, 2)))  # 51, not 53: native code rounds by adding 1.5 · 2^52
     return math.ldexp(1.0, min(bits - math.frexp(largest)[1], 1000))
 
 

@@ -62,14 +62,7 @@ class Shards:
 
     def best(self, candidates: Candidates) -> Winners:
         """The winner of every draw over all ranks: one small gather."""
-        table = torch.tensor(
-            [*candidates.keys, *candidates.indices, candidates.largest], dtype=torch.float64, device=self.device
-        )  # an index is exact in float64 up to 2^53
-        tables = [table.tolist()]
-        if self.group is not None:
-            received = [torch.empty_like(table) for _ in range(self.size)]
-            dist.all_gather(received, table, group=self.group)
-            tables = torch.stack(received).tolist()
+        tables = self.exchange([*candidates.keys, *candidates.indices, candidates.largest])
         draws = len(candidates.keys)
         ranked = [min((row[draw], row[draws + draw], rank) for rank, row in enumerate(tables)) for draw in range(draws)]
         largest = [row[-1] for row in tables]
@@ -79,6 +72,16 @@ class Shards:
             owners=tuple(rank for _, _, rank in ranked),
             largest=float("nan") if any(value != value for value in largest) else max(largest),
         )
+
+    def exchange(self, table: Sequence[float]) -> list[list[float]]:
+        """Every rank's row of so many numbers; an index is exact in float64 up to 2^53."""
+        if self.group is None:
+            return [list(table)]
+        own = torch.tensor(table, dtype=torch.float64, device=self.device)
+        received = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(received, own, group=self.group)
+        rows: list[list[float]] = torch.stack(received).tolist()
+        return rows
 
     def rows(self, own: Tensor, owners: Sequence[int]) -> Tensor:
         """(T, D): row t as its owner holds it in `own`; one broadcast each."""

@@ -4,12 +4,17 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <new>
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 namespace alges {
 namespace {
 
 constexpr int64_t kMaxSketched = int64_t{1} << 20;  // columns; beyond, an int32 sum of products leaves the centre too few bits
 constexpr int kSampled = 256;
+constexpr size_t kHugePage = size_t{1} << 21;
 
 double value(const Shard& shard, int64_t row, int64_t column) {
   const int64_t at = row * shard.stride + column;
@@ -35,7 +40,19 @@ std::vector<double> sampled_mean(const Shard& shard) {
   return mean;
 }
 
+// Unwritten memory, in huge pages where they are to be had: faulting small ones in took as long as making the sketch.
+int8_t* allocate_codes(size_t bytes) {
+  const size_t rounded = (bytes + kHugePage - 1) / kHugePage * kHugePage;
+  void* memory = ::operator new(rounded, std::align_val_t{kHugePage});
+#ifdef __linux__
+  madvise(memory, rounded, MADV_HUGEPAGE);
+#endif
+  return static_cast<int8_t*>(memory);
+}
+
 }  // namespace
+
+void FreeCodes::operator()(int8_t* codes) const { ::operator delete(codes, std::align_val_t{kHugePage}); }
 
 SeedingPool::SeedingPool(const Shard& shard, bool sketch)
     : shard_(shard), padded_((shard.columns + 15) / 16 * 16), sketch_wanted_(sketch && shard.columns <= kMaxSketched) {
@@ -43,7 +60,7 @@ SeedingPool::SeedingPool(const Shard& shard, bool sketch)
     sketch_wanted_ = false;
     return;
   }
-  codes_.reset(new int8_t[shard.rows * padded_]);  // left unwritten: the pass that fills it touches the pages first
+  codes_.reset(allocate_codes(shard.rows * padded_));
   scale_.resize(shard.rows);
   sq_norm_.resize(shard.rows);
   error_.resize(shard.rows);
@@ -58,7 +75,7 @@ Centres SeedingPool::prepare(const void* centres, int count) {
   centre_values_.assign(count * padded_ * sizeof(A), 0);
   A* values = reinterpret_cast<A*>(centre_values_.data());
   for (int c = 0; c < count; ++c) std::copy_n(given + c * shard_.columns, shard_.columns, values + c * padded_);
-  Centres prepared{count, padded_, values, nullptr, nullptr, nullptr, nullptr, nullptr};
+  Centres prepared{count, absorbed_, padded_, values, nullptr, nullptr, nullptr, nullptr, nullptr};
   if (!sketch_wanted_) return prepared;
 
   origin_values_.resize(padded_ * sizeof(A));
@@ -118,6 +135,7 @@ Pass SeedingPool::absorb(const void* centres, int count, const Draw& draw, int t
   pass.threads = threads;
   pass.build_sketch = sketch_wanted_ && !sketch_ready_ && count > 0;
   sketch_ready_ = sketch_ready_ || pass.build_sketch;
+  absorbed_ += count;
   return run(pass);
 }
 

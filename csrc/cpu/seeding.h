@@ -44,12 +44,15 @@ struct Shard {
   int64_t first_index;            // global index of row 0, where `index` is null
   const int64_t* index;
   void* min_sq_distance;  // (rows,) double for float64 points, else float
+  const void* weights;    // (rows,) of the same type: how often each row counts; or null, once
+  int32_t* nearest;       // (rows,) number of the nearest centre, kept along with the minimum; or null
   Sketch sketch;
 };
 
 // Centres as the kernels read them.
 struct Centres {
   int count;
+  int first_number;      // of the first one, for Shard::nearest
   int64_t padded;        // columns rounded up to 16, filled with zeros
   const void* values;    // (count, padded), as min_sq_distance
   const void* origin;    // (padded,) of the sketch
@@ -66,7 +69,7 @@ struct Pass {
   bool build_sketch;  // write the sketch while the rows are at hand
   int threads;
   // Trial centres leave min_sq_distance as it is: row t of `tried` (count, rows) gets the minimum with centre t, and
-  // sums[t] the sum of round(sum_scale * minimum).
+  // sums[t] the sum of round(sum_scale * weight * minimum).
   void* tried;
   double sum_scale;
   double* sums;
@@ -80,6 +83,10 @@ struct Pass {
 #define DECLARE(isa) namespace isa { void seeding_pass(Pass& pass); }
 ALGES_FOR_EACH_ISA(DECLARE)
 #undef DECLARE
+
+struct FreeCodes {
+  void operator()(int8_t* codes) const;
+};
 
 class SeedingPool {
  public:
@@ -101,7 +108,8 @@ class SeedingPool {
   Shard shard_;
   int64_t padded_;
   bool sketch_wanted_, sketch_ready_ = false;
-  std::unique_ptr<int8_t[]> codes_;
+  int absorbed_ = 0;
+  std::unique_ptr<int8_t[], FreeCodes> codes_;
   std::vector<float> scale_, sq_norm_, error_;
   std::vector<double> origin_;
   std::vector<char> origin_values_, centre_values_, tried_;  // float or double, as the kernels read them

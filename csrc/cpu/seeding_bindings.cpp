@@ -46,7 +46,8 @@ void bind_seeding(py::module_& m) {
   // Addresses are held, not what lies there: alges_fast/seeding/native.py keeps the tensors alive.
   py::class_<SeedingPool>(m, "SeedingPool")
       .def(py::init([](uintptr_t points, const std::string& type, int64_t rows, int64_t columns, int64_t stride,
-                       int64_t first_index, uintptr_t index, uintptr_t min_sq_distance, bool sketch) {
+                       int64_t first_index, uintptr_t index, uintptr_t min_sq_distance, uintptr_t weights,
+                       uintptr_t nearest, bool sketch) {
         Shard shard{};
         shard.points = reinterpret_cast<const void*>(points);
         shard.type = point_type(type);
@@ -56,6 +57,8 @@ void bind_seeding(py::module_& m) {
         shard.first_index = first_index;
         shard.index = reinterpret_cast<const int64_t*>(index);
         shard.min_sq_distance = reinterpret_cast<void*>(min_sq_distance);
+        shard.weights = reinterpret_cast<const void*>(weights);
+        shard.nearest = reinterpret_cast<int32_t*>(nearest);
         return new SeedingPool(shard, sketch);
       }))
       .def("absorb",

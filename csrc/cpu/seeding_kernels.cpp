@@ -66,6 +66,19 @@ ALGES_INLINE void narrow(float* p, DoubleVec v) {
   memcpy(p, &narrowed, sizeof narrowed);
 }
 
+ALGES_INLINE Vec larger_size(Vec most, Vec v) {
+  const Vec size = v < 0 ? -v : v;
+  return most >= size ? most : size;
+}
+ALGES_INLINE float largest_lane(Vec v) {
+  typedef float Four __attribute__((vector_size(16)));
+  Four four[kLanes / 4];
+  memcpy(four, &v, sizeof v);
+  for (int i = 1; i < kLanes / 4; ++i) four[0] = four[0] >= four[i] ? four[0] : four[i];
+  const float a = four[0][0] >= four[0][1] ? four[0][0] : four[0][1], b = four[0][2] >= four[0][3] ? four[0][2] : four[0][3];
+  return a >= b ? a : b;
+}
+
 ALGES_INLINE float sum_lanes(const Vec* part) {  // the same tree for every width
   typedef float Four __attribute__((vector_size(16)));
   float lanes[kStep];
@@ -113,11 +126,6 @@ ALGES_INLINE A measure(const T* x, const A* centre, int64_t columns) {
     }
   }
   return sum_lanes(sums);
-}
-
-template <class A>
-ALGES_INLINE void lower(A* minimum, A distance) {
-  if (!(distance >= *minimum)) *minimum = distance;  // a NaN stays
 }
 
 // Sum of row[k] * centre[k]; columns a multiple of 16; the caller keeps it below 2^31.
@@ -169,20 +177,27 @@ struct Worker {
   const T* row(int64_t i) const { return static_cast<const T*>(shard.points) + i * shard.stride; }
   const A* centre(int c) const { return static_cast<const A*>(centres.values) + c * centres.padded; }
 
-  // minimum[i] for rows first .. first + count of the shard
-  void measure_all(int64_t first, int count, const A* c, A* minimum) {
-    measured += count;
-    for (int i = 0; i < count; ++i) lower(minimum + i, measure<T, A>(row(first + i), c, shard.columns));
+  void lower(int64_t at, int c, A& minimum) {
+    const A distance = measure<T, A>(row(at), centre(c), shard.columns);
+    if (distance >= minimum) return;  // a NaN is not
+    minimum = distance;
+    if (shard.nearest && !pass.tried) shard.nearest[at] = centres.first_number + c;
   }
 
-  void measure_some(int64_t first, const int* list, int count, const A* c, A* minimum) {
+  // In all of these `minimum` is that of rows first .. first + count of the shard, and c the number of a centre.
+  void measure_all(int64_t first, int count, int c, A* minimum) {
+    measured += count;
+    for (int i = 0; i < count; ++i) lower(first + i, c, minimum[i]);
+  }
+
+  void measure_some(int64_t first, const int* list, int count, int c, A* minimum) {
     measured += count;
     for (int i = 0; i < count; ++i) {
       if (i + 1 < count) {
         const char* next = reinterpret_cast<const char*>(row(first + list[i + 1]));
         for (int64_t byte = 0; byte < shard.columns * int64_t{sizeof(T)}; byte += 64) __builtin_prefetch(next + byte);
       }
-      lower(minimum + list[i], measure<T, A>(row(first + list[i]), c, shard.columns));
+      lower(first + list[i], c, minimum[list[i]]);
     }
   }
 
@@ -214,7 +229,7 @@ struct Worker {
       near[close] = k;
       close += !(apart > needed[k]);
     }
-    measure_some(first, near, close, centre(c), minimum);
+    measure_some(first, near, close, c, minimum);
   }
 
   void lower_block(int64_t first, int count, int c, A* minimum) {
@@ -222,7 +237,7 @@ struct Worker {
     if (sketch.width && !build)
       measure_where_needed(first, count, c, minimum);
     else
-      measure_all(first, count, centre(c), minimum);
+      measure_all(first, count, c, minimum);
     if (build) build_sketch(first, count);
   }
 
@@ -234,26 +249,26 @@ struct Worker {
       const T* x = row(first + i);
       constexpr int lanes = kLanes * 4 / sizeof(A);
       int64_t k = 0;
-      for (; k + lanes <= shard.columns; k += lanes) narrow(shifted + k, widen(x + k) - widen(origin + k));
-      for (; k < shard.columns; ++k) {
-        T one[lanes] = {};
-        one[0] = x[k];
-        shifted[k] = static_cast<float>(widen(one)[0] - origin[k]);
-      }
-      for (; k < sketch.width; ++k) shifted[k] = 0;
-
       Vec most = {};
-      for (k = 0; k < sketch.width; k += kLanes) {
-        const Vec v = load(shifted + k), size = v < 0 ? -v : v;
-        most = size > most || size != size ? size : most;
+      for (; k + kLanes <= shard.columns; k += kLanes) {
+        for (int part = 0; part < kLanes; part += lanes) narrow(shifted + k + part, widen(x + k + part) - widen(origin + k + part));
+        most = larger_size(most, load(shifted + k));
       }
-      float largest = 0;
-      for (int l = 0; l < kLanes; ++l) largest = largest >= most[l] ? largest : most[l];
+      if (k < sketch.width) {
+        memset(shifted + k, 0, (sketch.width - k) * sizeof(float));
+        for (; k < shard.columns; ++k) {
+          T one[lanes] = {};
+          one[0] = x[k];
+          shifted[k] = static_cast<float>(widen(one)[0] - origin[k]);
+        }
+        for (k = sketch.width - kStep; k < sketch.width; k += kLanes) most = larger_size(most, load(shifted + k));
+      }
+      const float largest = largest_lane(most);
       const float scale = largest * (1.0f / 127.0f);
       const bool usable = largest > 1e-18f && largest < 1e18f;  // squares neither vanish nor overflow
       const float inverse = usable ? 1.0f / scale : 0.0f;
 
-      Vec rest_sq = {}, code_sq = {}, all_sq = {};
+      Vec rest_sq = {}, code_sq = {};
       int8_t* codes = sketch.codes + (first + i) * sketch.width;
       for (k = 0; k < sketch.width; k += kLanes) {
         const Vec v = load(shifted + k);
@@ -264,11 +279,12 @@ struct Worker {
         const Vec rest = v - rounded * scale;
         rest_sq += rest * rest;
         code_sq += rounded * rounded;
-        all_sq += v * v;
       }
+      const float norm = scale * sqrtf(sum(code_sq)), rest = sqrtf(sum(rest_sq));
       sketch.scale[first + i] = usable ? scale : 0.0f;
-      sketch.sq_norm[first + i] = usable ? sum(code_sq) * scale * scale : 0.0f;
-      sketch.error[first + i] = usable ? (1 + rounding) * sqrtf(sum(rest_sq)) + 1e-6f * sqrtf(sum(all_sq)) : __builtin_inff();
+      sketch.sq_norm[first + i] = usable ? norm * norm : 0.0f;
+      // On top, some bits of float32 for the rounding of row - origin.
+      sketch.error[first + i] = usable ? (1 + rounding) * rest + 1e-6f * (norm + rest) : __builtin_inff();
     }
   }
 };
@@ -449,6 +465,15 @@ double whole_sum(const A* values, int count, double scale) {
 
 ALGES_INLINE double larger(double a, double b) { return a != a || b <= a ? a : b; }  // a NaN stays
 
+// What the rows of a block weigh in a draw or a sum: D^2, times how often each counts where that is given.
+template <class A>
+const A* weigh(const Shard& shard, int64_t first, int count, const A* minimum, A* weighed) {
+  if (!shard.weights) return minimum;
+  const A* weights = static_cast<const A*>(shard.weights) + first;
+  for (int i = 0; i < count; ++i) weighed[i] = minimum[i] * weights[i];
+  return weighed;
+}
+
 template <class T, class A>
 void run(Pass& pass) {
   const Shard& shard = *pass.shard;
@@ -472,12 +497,13 @@ void run(Pass& pass) {
       const int64_t first = block * kBlock;
       const int count = static_cast<int>(shard.rows - first < kBlock ? shard.rows - first : kBlock);
       A* minimum = static_cast<A*>(shard.min_sq_distance) + first;
+      A weighed[kBlock];
       if (pass.tried) {
         for (int c = 0; c < pass.centres->count; ++c) {
           A* tried = static_cast<A*>(pass.tried) + c * shard.rows + first;
           memcpy(tried, minimum, count * sizeof(A));
           worker.lower_block(first, count, c, tried);
-          sums[c] += whole_sum(tried, count, pass.sum_scale);
+          sums[c] += whole_sum(weigh(shard, first, count, tried, weighed), count, pass.sum_scale);
         }
         continue;
       }
@@ -485,11 +511,12 @@ void run(Pass& pass) {
       for (int c = 0; c < pass.centres->count; ++c) worker.lower_block(first, count, c, minimum);
       const double block_largest = largest_of(minimum, count);
       own_largest = larger(own_largest, block_largest);
-      for (int t = 0; t < trials; ++t)
-        if (pass.draw.rule == DrawRule::farthest)
-          farthest(shard, first, count, minimum, block_largest, best[t]);
-        else
-          race(shard, pass.draw, t, first, count, pass.draw.rule == DrawRule::race ? minimum : nullptr, best[t]);
+      if (pass.draw.rule == DrawRule::farthest) {
+        for (int t = 0; t < trials; ++t) farthest(shard, first, count, minimum, block_largest, best[t]);
+      } else if (trials) {
+        const A* weights = pass.draw.rule == DrawRule::race ? weigh(shard, first, count, minimum, weighed) : nullptr;
+        for (int t = 0; t < trials; ++t) race(shard, pass.draw, t, first, count, weights, best[t]);
+      }
     }
 #pragma omp critical(alges_seeding)
     {

@@ -76,11 +76,12 @@ py::object tile_plan(const Shape& shape, int limit) {
 
 }  // namespace
 
+// Types are local to the module: the tests load these bindings a second time, over the emulation.
 void bind_cuda_pixel_gradients(py::module_& m) {
-  py::class_<Shape>(m, "CudaPixelGradientsShape")
+  py::class_<Shape>(m, "CudaPixelGradientsShape", py::module_local())
       .def(py::init(&shape), py::arg("batch"), py::arg("channels"), py::arg("classes"), py::arg("size"), py::arg("kernel"))
       .def("plan_tile", &tile_plan, py::arg("shared_limit"), "The tile kernel's plan, or why there is none.");
-  py::class_<Call>(m, "CudaPixelGradientsCall")
+  py::class_<Call>(m, "CudaPixelGradientsCall", py::module_local())
       .def(py::init(&call), py::arg("shape"), py::arg("features"), py::arg("weight"), py::arg("bias"), py::arg("logits"),
            py::arg("residual"), py::arg("valid"), py::arg("outputs"))
       .def("scratch_bytes", [](const Call& self, int device) { return scratch_bytes(self, shared_limit(device)); })

@@ -206,7 +206,8 @@ ALGES_DEVICE void residuals(const Pass& pass, const TilePlan& plan, const TileLa
       weighted += shuffle_xor(weighted, lanes);
       runner_up = fmaxf(runner_up, shuffle_xor(runner_up, lanes));
     }
-    if (has_nan && n_classes > 1) others = NAN;
+    // The softmax of a NaN, of +Inf, or of -Inf alone is NaN, whichever classes' e show it.
+    if (pass.needs_prediction && (has_nan || isinf(largest))) others = NAN;
     const float inverse = 1 / (1 + others);
 
     float squares = 0;
@@ -229,10 +230,10 @@ ALGES_DEVICE void residuals(const Pass& pass, const TilePlan& plan, const TileLa
       squares += shuffle_xor(squares, lanes);
       patch += shuffle_xor(patch, lanes);
     }
+    if (lane == 0) at.prediction[p] = counts ? best : -1;
     if (lane == 0 && writes) {
       const float norm = counts ? sqrtf(squares) * sqrtf(patch) : 0.f;
       at.norm[p] = norm;
-      at.prediction[p] = counts ? best : -1;
       at.score[p] = log1pf(others) - weighted * inverse;
       at.score[p + plan.pixels] = (1 - runner_up) * inverse;
       at.score[p + 2 * plan.pixels] = inverse;
@@ -289,6 +290,7 @@ ALGES_DEVICE void add_gradient(const Call& call, const TilePlan& plan, const Til
     float sum0[16] = {}, sum1[16] = {};
 #pragma unroll 2
     for (int p = split; p < plan.pixels; p += plan.splits) {
+      if (at.prediction[p] < 0) continue;  // 0 x NaN would count what a masked pixel holds
       const float a = z0[at.position[p]], b = z1[at.position[p]];
       const float4* r = reinterpret_cast<const float4*>(at.logits + p * plan.class_stride) + 4 * group;
 #pragma unroll

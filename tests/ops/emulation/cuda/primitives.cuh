@@ -30,6 +30,7 @@ struct alignas(16) float4 {
   float x, y, z, w;
 };
 inline dim3 threadIdx, blockIdx;
+using std::isinf;
 using std::max;
 using std::min;
 

@@ -1,0 +1,144 @@
+"""The configuration of an experiment, and its presets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal
+
+from alges_fast.errors import UserError
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What to run. Every field is a flag of the same name and a key of a YAML file given by --config.
+
+    Args:
+        preset: defaults for all other flags: demo (minutes on two cores), camvid (a grid for CamVid that two cores
+            finish), paper (the protocol of ALGES, exactly). Flags and --config override them.
+        dataset: synthetic (drawn surgical video, needs no files), synthetic-full (the same at CholecSeg8k's size),
+            cholecseg8k, m2caiseg, or folder ({train,val,test}/{images,masks} with the same file stems in both).
+        data_root: folder that holds the data set's files.
+        split: which videos go to which split, for cholecseg8k: alges (the paper's, reconstructed) or endovit.
+        ignore_index: mask value that is not labelled, for folder; such pixels count in no loss and no metric.
+        on_bad_image: stop at a file that cannot be used, or skip the frame and list it.
+        image_size: side in pixels that frames are resized to; for most models a multiple of 32.
+        strategies: how to choose frames, comma separated: random, stratified-random, entropy, margin,
+            least-confidence, coreset, deal, alges-img, alges-sem, alges-sem-vector, alges-img-released,
+            alges-sem-released, full (the whole pool, trained once), or your own as path/to/file.py:Class.
+        seeds: repetitions, comma separated; a seed fixes the initial pool, weights, shuffling and picks.
+        rounds: trainings per strategy and seed; training r has init_size + r x query_size labelled images.
+        init_size: images labelled at the start, drawn at random from the seed alone.
+        query_size: images chosen after each training but the last.
+        epochs: passes over the labelled images in each training, which starts from scratch.
+        batch_size: images per optimiser step.
+        lr: learning rate of Adam.
+        architecture: network, by its name in segmentation-models-pytorch, such as unet, fpn or deeplabv3plus.
+        encoder: encoder of the network, such as resnet18 or mit_b0.
+        encoder_weights: pretrained weights of the encoder, such as imagenet; by default none.
+        head_kernel: size of the last convolution, odd; the paper's is 1.
+        device: auto, cpu or cuda.
+        precision: 32-true, bf16-mixed or 16-mixed.
+        out: folder for results; the same command again continues what is in it.
+        keep_models: keep every round's model.safetensors instead of removing it when the round is finished.
+    """
+
+    preset: Literal["demo", "camvid", "paper"] = "demo"
+    dataset: str = "synthetic"
+    data_root: str | None = None
+    split: str | None = None
+    ignore_index: int | None = None
+    on_bad_image: Literal["stop", "skip"] = "stop"
+    image_size: int = 64
+    strategies: tuple[str, ...] = ("random", "alges-img", "alges-sem")
+    seeds: tuple[int, ...] = (0,)
+    rounds: int = 4
+    init_size: int = 10
+    query_size: int = 10
+    epochs: int = 10
+    batch_size: int = 8
+    lr: float = 1e-3
+    architecture: str = "unet"
+    encoder: str = "resnet18"
+    encoder_weights: str | None = None
+    head_kernel: int = 1
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    out: str = "alges_fast_run"
+    keep_models: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "init_size", "query_size", "epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} is {getattr(self, name)}: give at least 1")
+        if not self.lr > 0:
+            raise UserError(f"--lr is {self.lr}: give a number above 0")
+        for name in ("strategies", "seeds"):
+            values = getattr(self, name)
+            if not values:
+                raise UserError(f"--{name} is empty: give at least one")
+            if len(set(values)) < len(values):
+                raise UserError(f"--{name} names one twice: {','.join(map(str, values))}")
+        if min(self.seeds) < 0:
+            raise UserError(f"--seeds has {min(self.seeds)}: give numbers from 0 on")
+
+
+PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "demo": {},
+        "camvid": {
+            "dataset": "folder",
+            "ignore_index": 11,
+            "image_size": 96,
+            "strategies": (
+                "random",
+                "stratified-random",
+                "entropy",
+                "margin",
+                "least-confidence",
+                "coreset",
+                "deal",
+                "alges-img",
+                "alges-sem",
+                "full",
+            ),
+            "seeds": (0, 1, 2, 3, 4),
+            "rounds": 5,
+            "init_size": 10,
+            "query_size": 10,
+            "epochs": 20,
+            "out": "alges_fast_camvid",
+        },
+        # ALGES (Aklilu & Yeung 2022), its experiments. Fixed: from scratch each round, cross-entropy, Adam(0.9, 0.999).
+        "paper": {
+            "dataset": "cholecseg8k",
+            "split": "alges",
+            "image_size": 224,
+            "strategies": (
+                "random",
+                "entropy",
+                "margin",
+                "least-confidence",
+                "coreset",
+                "deal",
+                "alges-img",
+                "alges-sem",
+                "full",
+            ),
+            "seeds": (0, 1, 2),
+            "rounds": 30,
+            "init_size": 10,
+            "query_size": 10,
+            "epochs": 50,
+            "batch_size": 32,
+            "lr": 5e-5,
+            "architecture": "unet",
+            "encoder": "resnet18",
+            "encoder_weights": None,
+            "head_kernel": 1,
+            "out": "alges_fast_paper",
+        },
+    }
+)
+"""Values that differ from RunConfig's own defaults; "paper" also states those that its protocol fixes."""

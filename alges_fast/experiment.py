@@ -1,0 +1,564 @@
+"""The experiment loop: Algorithm 1 of ALGES for every strategy and seed, resumable at every step.
+
+For each strategy and seed, in round r: train from scratch on the labelled frames, evaluate on the test split, and (but
+for the last round) ask the strategy which frames of the pool to label next. The initial pool depends on the seed alone
+and a round's weights and shuffling on (seed, round) alone: strategies are compared in pairs, and none disturbs another.
+
+With several processes (torchrun) the first one trains and sends the weights to the others: the labelled set is small,
+and so a run's numbers do not depend on how many processes took part. Testing and scoring the pool, which are large, are
+shared.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import yaml
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+import alges_fast
+from alges_fast import atomic
+from alges_fast.config import RunConfig
+from alges_fast.data import Dataset, FrameSet, load_dataset, to_input
+from alges_fast.errors import UserError
+from alges_fast.last_layer import LastLayer
+from alges_fast.models import build_model, check_image_size
+from alges_fast.random_streams import stream_seed
+from alges_fast.report import artefacts, write_report
+from alges_fast.state import STEPS, RoundFolder
+from alges_fast.strategies import Picks, Query, Strategy, get_strategy
+from alges_fast.strategies.full import Full
+from alges_fast.training import MEMORY_FORMAT, cross_entropy, evaluate, predict, train
+
+T = TypeVar("T")
+
+COLUMNS = (
+    "strategy",
+    "seed",
+    "round",
+    "n_labelled",
+    "dice",
+    "dice_image",
+    "dice_released",
+    "iou",
+    "train_seconds",
+    "embed_seconds",
+    "seeding_seconds",
+    "eval_seconds",
+)
+"""First columns of results.csv; a column dice_<class> per class follows."""
+
+FREE_FIELDS = frozenset({"preset", "out", "keep_models"})
+"""Fields of RunConfig that may differ when a run is resumed: no result depends on them."""
+
+FORWARD_COST = 1 / 3
+"""Work of a forward pass over an image in units of a training step's; only the time left is estimated from it."""
+
+N_REPORT_FRAMES = 4
+
+
+class Monitor:
+    """What a run tells while it goes; this one keeps it to itself."""
+
+    def start(self, work: float) -> None:
+        """The run begins; `work` in training images."""
+
+    def advance(self, work: float) -> None:
+        """So much of it is done."""
+
+    def doing(self, what: str) -> None:
+        """What is being done now."""
+
+    def note(self, line: str) -> None:
+        """A line worth keeping."""
+
+    def loading(self, done: int, total: int) -> None:
+        """Frames decoded or drawn, of all."""
+
+
+class FramePool(Sequence[tuple[str, Tensor]]):
+    """Frames of a set as (id, image (3, S, S) float32) pairs, normalised when indexed.
+
+    Attributes:
+        ids: the frames' ids, in order.
+    """
+
+    def __init__(self, frames: FrameSet, positions: Sequence[int]) -> None:
+        self.frames = frames
+        self.positions = positions
+        self.ids = tuple(frames.ids[position] for position in positions)
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.ids[index], to_input(self.frames.images[self.positions[index]])
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What all rounds of an experiment share."""
+
+    config: RunConfig
+    dataset: Dataset
+    fabric: Fabric
+    group: dist.ProcessGroup | None
+    monitor: Monitor
+    rows: dict[tuple[str, int, int], dict[str, Any]]
+
+    @property
+    def out(self) -> Path:
+        return Path(self.config.out)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process trains and writes."""
+        return self.group is None or dist.get_rank(self.group) == 0
+
+
+def run_experiment(config: RunConfig, monitor: Monitor | None = None) -> list[dict[str, Any]]:
+    """Run an experiment, or what is left of it, under config.out, and write its report.
+
+    Returns:
+        The rows of results.csv, sorted by strategy (as configured), seed and round.
+
+    Raises:
+        UserError: a mistake in the configuration or the data, or files that cannot be written or read.
+    """
+    monitor = monitor or Monitor()
+    strategies = [get_strategy(name)() for name in config.strategies]
+    names = [strategy.name for strategy in strategies]
+    if len(set(names)) < len(names):
+        raise UserError(f"--strategies gives two strategies of one name: {', '.join(names)}")
+    fabric, group = _launch(config)
+    out = Path(config.out)
+    _check_unchanged(config, out / "config.yaml")
+    dataset = load_dataset(
+        config.dataset,
+        root=config.data_root,
+        image_size=config.image_size,
+        split=config.split,
+        ignore_index=config.ignore_index,
+        on_bad_image=config.on_bad_image,
+        progress=monitor.loading,
+    )
+    _check_budget(config, names, len(dataset.train))
+    check_image_size(_build(config, dataset, strategies[0], 0, 0), config.image_size)
+    run = _Run(config, dataset, fabric, group, monitor, {})
+    if run.leads:
+        _prepare_folder(run)
+    for note in dataset.notes:
+        monitor.note(note)
+    monitor.start(sum(_work(run, strategy) for strategy in strategies) * len(config.seeds))
+    if run.leads:
+        run.rows.update(_finished_rows(run, strategies))
+    for seed in config.seeds:
+        for strategy in strategies:
+            _run_strategy(run, strategy, seed)
+    rows = _write_results(run, names)
+    if run.leads:
+        _save_thumbnails(run, strategies)
+        monitor.doing("writing the report")
+        write_report(out)
+    return rows
+
+
+def initial_pool(n_frames: int, init_size: int, seed: int) -> list[int]:
+    """Positions of the frames that are labelled at the start: a uniform draw that depends on the seed alone."""
+    generator = np.random.default_rng(stream_seed("initial pool", seed))
+    return [int(position) for position in generator.permutation(n_frames)[:init_size]]
+
+
+def _run_strategy(run: _Run, strategy: Strategy, seed: int) -> None:
+    config, pool = run.config, run.dataset.train
+    n_rounds = _rounds(config, strategy)
+    labelled = list(range(len(pool))) if isinstance(strategy, Full) else initial_pool(len(pool), config.init_size, seed)
+    for round in range(n_rounds):
+        folder = RoundFolder.of(run.out, strategy.name, seed, round)
+        last = round + 1 == n_rounds
+        done = _from_leader(run, folder.n_finished)
+        if done == len(STEPS):
+            run.monitor.advance(_round_work(run, len(labelled), last))
+        else:
+            _run_round(run, strategy, seed, round, labelled, folder, last, done)
+        if not last:
+            picks = _from_leader(run, folder.picks)
+            labelled += [pool.index(name) for name in picks["ids"]]
+
+
+def _run_round(
+    run: _Run,
+    strategy: Strategy,
+    seed: int,
+    round: int,
+    labelled: list[int],
+    folder: RoundFolder,
+    last: bool,
+    done: int,
+) -> None:
+    """The steps of a round after the first `done` of them."""
+    config, dataset, monitor = run.config, run.dataset, run.monitor
+    where = f"{strategy.name}, seed {seed}, round {round + 1} of {_rounds(config, strategy)}"
+    model = _build(config, dataset, strategy, seed, round)
+    model.to(run.fabric.device, memory_format=MEMORY_FORMAT).eval()  # type: ignore[call-overload]
+
+    if done > STEPS.index("train"):
+        if run.leads:
+            folder.load_model(model)
+        monitor.advance(config.epochs * len(labelled))
+    else:
+        monitor.doing(f"{where}: training on {len(labelled)}")
+        if run.leads:
+            _train(run, strategy, model, seed, round, labelled, folder)
+    _share_weights(run, model)
+
+    if done > STEPS.index("evaluate"):
+        monitor.advance(FORWARD_COST * len(dataset.test))
+    else:
+        monitor.doing(f"{where}: testing")
+        _evaluate(run, strategy, model, seed, round, len(labelled), folder, last)
+
+    if last:
+        picks = None
+    else:
+        monitor.doing(f"{where}: choosing {config.query_size}")
+        picks = _query(run, strategy, model, seed, round, labelled)
+        monitor.advance(FORWARD_COST * len(dataset.train))
+    if run.leads:
+        if picks is not None:
+            folder.save_picks({**asdict(picks), "ids": list(picks.ids), "scores": dict(picks.scores)})
+        folder.finish("query")
+        if not config.keep_models:
+            folder.remove_model()
+        row = run.rows[strategy.name, seed, round] = _row(folder)
+        _write_results(run, [strategy.name for strategy in map(get_strategy, config.strategies)])
+        cost = f"trained in {row['train_seconds']:.1f} s"
+        if picks is not None:
+            cost += f", chose {len(picks.ids)} in {row['embed_seconds'] + row['seeding_seconds']:.1f} s"
+        monitor.note(f"{where}: {len(labelled)} labelled, Dice {row['dice']:.3f} ({cost})")
+
+
+def _train(
+    run: _Run, strategy: Strategy, model: nn.Module, seed: int, round: int, labelled: list[int], folder: RoundFolder
+) -> None:
+    config = run.config
+
+    def loss(network: nn.Module, images: Tensor, masks: Tensor) -> Tensor:
+        own = strategy.loss(network, images, masks)
+        return cross_entropy(network, images, masks) if own is None else own
+
+    start = time.perf_counter()
+    reached = train(
+        run.fabric,
+        model,
+        run.dataset.train.subset(labelled),
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        lr=config.lr,
+        seed=seed,
+        round=round,
+        loss=loss,
+        on_batch=run.monitor.advance,
+    )
+    seconds = time.perf_counter() - start
+    folder.save_model(model)
+    folder.finish("train", train_seconds=seconds, train_loss=reached)
+
+
+def _evaluate(
+    run: _Run,
+    strategy: Strategy,
+    model: nn.Module,
+    seed: int,
+    round: int,
+    n_labelled: int,
+    folder: RoundFolder,
+    last: bool,
+) -> None:
+    start = time.perf_counter()
+    counts = evaluate(
+        run.fabric,
+        model,
+        run.dataset.test,
+        len(run.dataset.classes),
+        batch_size=_scoring_batch(run),
+        group=run.group,
+        on_batch=lambda images: run.monitor.advance(FORWARD_COST * images),
+    )
+    metrics = counts.metrics(run.dataset.classes)
+    seconds = time.perf_counter() - start
+    if not run.leads:
+        return
+    if last and seed == run.config.seeds[0]:
+        _save_frames(run, strategy.name, model, seed, round)
+    place = {"strategy": strategy.name, "seed": seed, "round": round, "n_labelled": n_labelled}
+    facts = {name: value for name, value in folder.facts().items() if name != "finished"}
+    folder.save_metrics({**place, **metrics, **facts, "eval_seconds": seconds})
+    folder.finish("evaluate")
+
+
+def _query(run: _Run, strategy: Strategy, model: nn.Module, seed: int, round: int, labelled: list[int]) -> Picks:
+    config, pool = run.config, run.dataset.train
+    taken = set(labelled)
+    unlabelled = [position for position in range(len(pool)) if position not in taken]
+    query = Query(
+        model=model,
+        unlabelled=FramePool(pool, unlabelled),
+        labelled=FramePool(pool, labelled),
+        videos=dict(zip(pool.ids, pool.videos, strict=True)),
+        n=config.query_size,
+        seed=seed,
+        round=round,
+        batch_size=_scoring_batch(run),
+        device=run.fabric.device,
+        precision=config.precision,
+        group=run.group,
+    )
+    picks = strategy.query(query)
+    allowed = {pool.ids[position] for position in unlabelled}
+    if len(picks.ids) != query.n or len(set(picks.ids)) != query.n or not allowed.issuperset(picks.ids):
+        raise UserError(
+            f"strategy {strategy.name!r} must pick {query.n} different ids of the unlabelled pool; it gave "
+            f"{len(picks.ids)}, {len(allowed.intersection(picks.ids))} of them different and unlabelled"
+        )
+    return picks
+
+
+def _build(config: RunConfig, dataset: Dataset, strategy: Strategy, seed: int, round: int) -> nn.Module:
+    model = build_model(
+        config.architecture,
+        config.encoder,
+        encoder_weights=config.encoder_weights,
+        num_classes=len(dataset.classes),
+        head_kernel=config.head_kernel,
+        seed=stream_seed("weights", seed, round),
+    )
+    return strategy.prepare_model(model, stream_seed("strategy's weights", seed, round))
+
+
+# Where it runs.
+
+
+def _launch(config: RunConfig) -> tuple[Fabric, dist.ProcessGroup | None]:
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: no usable GPU; use --device cpu or auto")
+    use_cuda = config.device != "cpu" and torch.cuda.is_available()
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if use_cuda:
+        # Equal picks from equal seeds: no kernel whose sums depend on the order in which threads arrive.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    fabric = Fabric(
+        accelerator="cuda" if use_cuda else "cpu", devices=[local_rank] if use_cuda else 1, precision=config.precision
+    )
+    group = None
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if not dist.is_initialized():
+            dist.init_process_group("cpu:gloo,cuda:nccl" if use_cuda else "gloo")
+        group = dist.group.WORLD
+    return fabric, group
+
+
+def _share_weights(run: _Run, model: nn.Module) -> None:
+    if run.group is not None:
+        for tensor in model.state_dict().values():
+            dist.broadcast(tensor, src=0, group=run.group)
+
+
+def _from_leader(run: _Run, read: Callable[[], T]) -> T:
+    """What the first process reads from its files, on every process."""
+    if run.group is None:
+        return read()
+    found = [read() if run.leads else None]
+    dist.broadcast_object_list(found, src=0, group=run.group)
+    value: T = found[0]  # type: ignore[assignment]
+    return value
+
+
+def _scoring_batch(run: _Run) -> int:
+    return 64 if run.fabric.device.type == "cuda" else 16
+
+
+# What a run is checked for before it starts.
+
+
+def _check_unchanged(config: RunConfig, path: Path) -> None:
+    """Refuse to continue a folder that was begun with another configuration."""
+    if not path.exists():
+        return
+    try:
+        before = yaml.safe_load(path.read_text())
+        assert isinstance(before, dict)
+    except (OSError, ValueError, yaml.YAMLError, AssertionError) as error:
+        raise UserError(f"{path} is damaged: restore it, or choose another --out") from error
+    now = _plain(config)
+    differences = [
+        f"{name} was {before.get(name)} and is now {now.get(name)}"
+        for name in [*now, *(name for name in before if name not in now)]
+        if name not in FREE_FIELDS and before.get(name) != now.get(name)
+    ]
+    if differences:
+        raise UserError(
+            f"{path.parent} holds a run of another configuration ({'; '.join(differences)}): choose another --out, or "
+            "the old configuration to continue it"
+        )
+
+
+def _check_budget(config: RunConfig, names: Sequence[str], pool: int) -> None:
+    wanted = config.init_size + (config.rounds - 1) * config.query_size
+    if set(names) != {Full.name} and wanted > pool:
+        raise UserError(
+            f"{config.rounds} rounds of {config.init_size} + {config.query_size} frames a query need {wanted}, but the "
+            f"pool has {pool}: lower --rounds, --init_size or --query_size"
+        )
+
+
+def _prepare_folder(run: _Run) -> None:
+    out = run.out
+    before = artefacts.load_dataset(out)
+    artefacts.save_dataset(out, run.dataset)
+    if before is not None and before != artefacts.load_dataset(out):
+        raise UserError(f"the data has changed since {out} was begun: choose another --out, or restore the data")
+    atomic.write_json(out / "environment.json", _environment(run))
+    atomic.write_text(out / "config.yaml", yaml.safe_dump(_plain(run.config), sort_keys=False))
+
+
+def _plain(config: RunConfig) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
+
+
+def _environment(run: _Run) -> dict[str, Any]:
+    packages = {}
+    for name in ("torch", "numpy", "segmentation_models_pytorch", "lightning_fabric", "faiss", "triton"):
+        try:
+            packages[name] = __import__(name).__version__
+        except ImportError:
+            packages[name] = None
+    device = run.fabric.device
+    return {
+        "alges_fast": alges_fast.__version__,
+        "python": platform.python_version(),
+        "packages": packages,
+        "machine": platform.machine(),
+        "system": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "threads": torch.get_num_threads(),
+        "processes": 1 if run.group is None else dist.get_world_size(run.group),
+        "native": alges_fast.native_status(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or "unknown"
+
+
+# How much there is to do.
+
+
+def _rounds(config: RunConfig, strategy: Strategy) -> int:
+    return 1 if isinstance(strategy, Full) else config.rounds
+
+
+def _work(run: _Run, strategy: Strategy) -> float:
+    config, n_rounds = run.config, _rounds(run.config, strategy)
+    first = len(run.dataset.train) if isinstance(strategy, Full) else config.init_size
+    return sum(_round_work(run, first + r * config.query_size, r + 1 == n_rounds) for r in range(n_rounds))
+
+
+def _round_work(run: _Run, n_labelled: int, last: bool) -> float:
+    scored = len(run.dataset.test) + (0 if last else len(run.dataset.train))
+    return run.config.epochs * n_labelled + FORWARD_COST * scored
+
+
+# What a run leaves.
+
+
+def _row(folder: RoundFolder) -> dict[str, Any]:
+    """One row of results.csv; a round that asked for no frames spent no time choosing."""
+    row = {"embed_seconds": 0.0, "seeding_seconds": 0.0, **folder.metrics()}
+    if (folder.path / "picks.json").exists():
+        picks = folder.picks()
+        row.update({name: picks[name] for name in ("embed_seconds", "seeding_seconds")})
+    return row
+
+
+def _finished_rows(run: _Run, strategies: Sequence[Strategy]) -> dict[tuple[str, int, int], dict[str, Any]]:
+    found = {}
+    for strategy in strategies:
+        for seed in run.config.seeds:
+            for round in range(_rounds(run.config, strategy)):
+                folder = RoundFolder.of(run.out, strategy.name, seed, round)
+                if folder.n_finished() == len(STEPS):
+                    found[strategy.name, seed, round] = _row(folder)
+    return found
+
+
+def _write_results(run: _Run, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Derive results.csv from the finished rounds, in the configured order, whatever order they were finished in."""
+    seeds = list(run.config.seeds)
+    order = sorted(run.rows, key=lambda key: (names.index(key[0]), seeds.index(key[1]), key[2]))
+    columns = [*COLUMNS, *(f"dice_{name}" for name in run.dataset.classes)]
+    rows = [{name: run.rows[key][name] for name in columns} for key in order]
+    if run.leads:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({name: "" if isinstance(v, float) and math.isnan(v) else v for name, v in row.items()})
+        atomic.write_text(run.out / "results.csv", text.getvalue())
+    return rows
+
+
+@torch.no_grad()
+def _save_frames(run: _Run, strategy: str, model: nn.Module, seed: int, round: int) -> None:
+    """Test frames, evenly spaced, with the model's predictions and norm maps, for the report."""
+    test = run.dataset.test
+    positions = sorted({int(p) for p in np.linspace(0, len(test) - 1, N_REPORT_FRAMES + 2)[1:-1].round()})
+    frames = test.subset(positions)
+    images = to_input(frames.images).to(run.fabric.device)
+    try:
+        norms = LastLayer.find(model, images[:1]).pixel_gradients(images, outputs=("norm_map",)).norm_map
+    except ValueError as error:
+        run.monitor.note(f"no norm maps in the report: {error}")
+        return
+    assert norms is not None
+    artefacts.save_frames(
+        run.out,
+        artefacts.FrameMaps(
+            strategy=strategy,
+            seed=seed,
+            round=round,
+            ids=frames.ids,
+            images=frames.images,
+            masks=frames.masks,
+            predictions=predict(run.fabric, model, frames.images).to(torch.uint8).cpu().numpy(),
+            norm_maps=norms.to(torch.float16).cpu().numpy(),
+        ),
+    )
+
+
+def _save_thumbnails(run: _Run, strategies: Sequence[Strategy]) -> None:
+    pool = run.dataset.train
+    picked = set()
+    for strategy in strategies:
+        for seed in run.config.seeds:
+            for round in range(_rounds(run.config, strategy) - 1):
+                picked.update(RoundFolder.of(run.out, strategy.name, seed, round).picks()["ids"])
+    artefacts.save_thumbnails(run.out, [(name, pool.images[pool.index(name)]) for name in sorted(picked)])

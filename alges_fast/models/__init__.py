@@ -1,0 +1,105 @@
+"""Segmentation networks by name: any architecture and encoder of segmentation-models-pytorch."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+import segmentation_models_pytorch as smp
+import torch
+from torch import nn
+
+from alges_fast.errors import UserError
+
+__all__ = ["build_model", "check_image_size"]
+
+
+def build_model(
+    architecture: str = "unet",
+    encoder: str = "resnet18",
+    *,
+    encoder_weights: str | None = None,
+    num_classes: int,
+    head_kernel: int = 1,
+    seed: int,
+) -> nn.Module:
+    """A network that maps images (B, 3, S, S) float32 to logits (B, num_classes, S, S).
+
+    Args:
+        architecture: a name of segmentation-models-pytorch, such as "unet", "fpn" or "segformer".
+        encoder: a name of its encoders, such as "resnet18".
+        encoder_weights: pretrained weights of the encoder, such as "imagenet"; None draws them at random.
+        num_classes: K, at least 2.
+        head_kernel: size of the last convolution, odd. The paper's is 1; that of smp's U-Net is 3.
+        seed: fixes every random weight. No global generator is read or advanced.
+
+    Raises:
+        UserError: an unknown name, an unusable combination, or pretrained weights that cannot be had.
+    """
+    if num_classes < 2:
+        raise UserError(f"the data set has {num_classes} class(es): segmentation needs at least 2")
+    if head_kernel < 1 or head_kernel % 2 == 0:
+        raise UserError(f"head_kernel {head_kernel} is not an odd size: use 1 (the paper's) or 3")
+    architectures = smp.MODEL_ARCHITECTURES_MAPPING
+    if architecture.lower() not in architectures:
+        raise UserError(f"architecture {architecture!r} is unknown: use one of {', '.join(sorted(architectures))}")
+    if not encoder.startswith("tu-") and encoder not in (known := smp.encoders.get_encoder_names()):
+        raise UserError(f"encoder {encoder!r} is unknown{_nearest(encoder, known)}; those of timm have the prefix tu-")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            model: nn.Module = smp.create_model(architecture, encoder, encoder_weights, classes=num_classes)
+        except Exception as error:
+            if encoder_weights is None:
+                why = f"architecture {architecture} cannot be built with encoder {encoder}: {_line(error)}"
+            else:
+                why = (
+                    f"no {encoder_weights!r} weights for encoder {encoder} ({_line(error)}): check their name and the "
+                    "network, copy ~/.cache/huggingface from a machine that has them, or leave --encoder_weights out"
+                )
+            raise UserError(why) from error
+        _set_head_kernel(model, head_kernel)
+    return model
+
+
+def check_image_size(model: nn.Module, image_size: int) -> None:
+    """Run one blank image.
+
+    Raises:
+        UserError: the model does not take images of this size.
+    """
+    training = model.training
+    parameter = next(model.parameters())
+    try:
+        with torch.no_grad():
+            logits = model.eval()(torch.zeros(1, 3, image_size, image_size, device=parameter.device))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise UserError(f"image_size {image_size} does not suit this model: {_line(error)}") from error
+    finally:
+        model.train(training)
+    if logits.shape[2:] != (image_size, image_size):
+        grid = f"{logits.shape[2]} x {logits.shape[3]}"
+        raise UserError(f"this model gives {grid} logits for image_size {image_size}: choose another size")
+
+
+def _set_head_kernel(model: nn.Module, kernel: int) -> None:
+    """Replace the last convolution where its size differs; drawn anew by torch's own initialisation."""
+    head = model.segmentation_head
+    assert isinstance(head, nn.Module)
+    convolutions = [(name, module) for name, module in head.named_modules() if isinstance(module, nn.Conv2d)]
+    name, last = convolutions[-1]
+    if last.kernel_size == (kernel, kernel):
+        return
+    biased = last.bias is not None
+    replacement = nn.Conv2d(last.in_channels, last.out_channels, kernel, padding=kernel // 2, bias=biased)
+    parent, _, child = name.rpartition(".")
+    setattr(head.get_submodule(parent), child, replacement)
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=3)
+    return f" (nearest: {', '.join(near)})" if near else ""
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,162 @@
+"""Run an active-learning experiment: `python -m alges_fast.run`, `--help` for what can be set.
+
+With no arguments: the demo, three strategies on synthetic surgical video, in minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import yaml
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from alges_fast._native import cpu_kernels, native_status
+from alges_fast.config import PRESETS, RunConfig
+from alges_fast.errors import UserError
+from alges_fast.experiment import Monitor, run_experiment
+from alges_fast.report.console import summary_table
+
+LISTS = ("--strategies", "--seeds")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, run, print the table; the exit code: 0, 2 for a user's mistake, 130 when interrupted."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    try:
+        config = parse(sys.argv[1:] if argv is None else argv)
+        leads = int(os.environ.get("RANK", "0")) == 0
+        console = Console(quiet=not leads, highlight=False, soft_wrap=True)
+        if cpu_kernels() is None:
+            console.print(escape(native_status()))
+        with RichMonitor(console) as monitor:
+            rows = run_experiment(config, monitor)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a disk that fills or a folder that goes away under a file of the report or the cache
+        print(f"error: {error}: make it writable or choose another --out, then run again", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; the same command continues", file=sys.stderr)
+        return 130
+    if leads:
+        console.print(summary_table(rows))
+        console.print(f"results: {config.out}/results.csv   report: {config.out}/report.html")
+    return 0
+
+
+def parse(argv: Sequence[str]) -> RunConfig:
+    """A configuration from flags, over a YAML file, over a preset, over RunConfig's defaults.
+
+    Raises:
+        UserError: a flag, key or value that does not exist; one line.
+    """
+    arguments = _bracketed(argv)
+    parser = _parser()
+    parser.set_defaults(dict(PRESETS[_preset(arguments)]))
+    try:
+        parsed = parser.parse_args(arguments)
+    except jsonargparse.ArgumentError as error:
+        raise UserError(f"{_line(str(error))}. See --help") from error
+    values = {name: value for name, value in parsed.as_dict().items() if name != "config"}
+    return RunConfig(**{**values, "strategies": tuple(values["strategies"]), "seeds": tuple(values["seeds"])})
+
+
+class RichMonitor(Monitor):
+    """A progress bar with the time left, and a line per finished round."""
+
+    def __init__(self, console: Console) -> None:
+        text = TextColumn("{task.description}")
+        columns = (text, BarColumn(), TimeElapsedColumn(), TimeRemainingColumn(compact=True))
+        self.console = console
+        self.progress = Progress(*columns, console=console, transient=True, speed_estimate_period=300)
+        self.task = self.progress.add_task("loading", total=None)
+
+    def __enter__(self) -> RichMonitor:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.progress.stop()
+
+    def start(self, work: float) -> None:
+        self.progress.reset(self.task, total=work)
+
+    def advance(self, work: float) -> None:
+        self.progress.advance(self.task, work)
+
+    def doing(self, what: str) -> None:
+        self.progress.update(self.task, description=escape(what))
+
+    def note(self, line: str) -> None:
+        self.console.print(escape(line))
+
+    def loading(self, done: int, total: int) -> None:
+        self.progress.update(self.task, description="loading frames", completed=done, total=total)
+
+
+def _parser() -> jsonargparse.ArgumentParser:
+    parser = jsonargparse.ArgumentParser(
+        prog="python -m alges_fast.run",
+        description=(
+            "Active-learning experiment for semantic segmentation. Without arguments: the demo. Results, a table and a "
+            "report go to --out; the same command again continues what is there."
+        ),
+        exit_on_error=False,
+        default_meta=False,
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of these settings; flags override it.")
+    parser.add_class_arguments(RunConfig, fail_untyped=True)
+    return parser
+
+
+def _preset(arguments: Sequence[str]) -> str:
+    """The preset that flags, or else the YAML file, name: its values must be known before either is read."""
+    found: dict[str, Any] = {"--preset": None, "--config": None}
+    for position, argument in enumerate(arguments):
+        flag, equals, value = argument.partition("=")
+        if flag in found and (equals or position + 1 < len(arguments)):
+            found[flag] = value if equals else arguments[position + 1]
+    preset = found["--preset"]
+    if preset is None and found["--config"] is not None:
+        path = Path(found["--config"])
+        try:
+            settings = yaml.safe_load(path.read_text())
+        except OSError as error:
+            raise UserError(f"--config {path}: {error.strerror}; give a YAML file") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"--config {path} is not a YAML file: {_line(str(error))}") from error
+        preset = settings.get("preset") if isinstance(settings, dict) else None
+    preset = "demo" if preset is None else preset
+    if preset not in PRESETS:
+        raise UserError(f"--preset {preset} is unknown: use {', '.join(PRESETS)}")
+    return preset
+
+
+def _bracketed(argv: Sequence[str]) -> list[str]:
+    """`--seeds 0,1` as `--seeds=[0,1]`, which is how YAML writes a list."""
+    arguments: list[str] = []
+    rest = iter(argv)
+    for argument in rest:
+        flag, equals, value = argument.partition("=")
+        if flag in LISTS:
+            value = value if equals else next(rest, "")
+            argument = f"{flag}={value if value.startswith('[') else f'[{value}]'}"
+        arguments.append(argument)
+    return arguments
+
+
+def _line(message: str) -> str:
+    return " ".join(message.split()).rstrip(".")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""What is finished of one round of one strategy and seed, on disk, so that a run continues where it was stopped.
+
+    OUT/<strategy>/seed<k>/round<rr>/
+        state.json         {"finished": step, ...}: this step and those before it are done, and what they made is on
+                           disk; the rest is what training cost and reached
+        model.safetensors  made by "train", removed when the round is finished
+        metrics.json       made by "evaluate": one row of results.csv but for the query's timings
+        picks.json         made by "query": {"ids": [...], "scores": {id: score}, "embed_seconds", "seeding_seconds"}
+
+A step writes its file first and its name into state.json last, both by atomic rename. Killed in between, it is done
+again and, everything being seeded, writes the same.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import nn
+
+from alges_fast import atomic
+from alges_fast.errors import UserError
+
+STEPS = ("train", "evaluate", "query")
+
+
+@dataclass(frozen=True)
+class RoundFolder:
+    """One round's folder; every method reads or writes files in it."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, out: Path, strategy: str, seed: int, round: int) -> RoundFolder:
+        return cls(out / strategy / f"seed{seed}" / f"round{round:02d}")
+
+    def n_finished(self) -> int:
+        """How many of STEPS are done.
+
+        Raises:
+            UserError: the state file is damaged.
+        """
+        if not (self.path / "state.json").exists():
+            return 0
+        last = self.facts().get("finished")
+        if last not in STEPS:
+            raise self._damaged("state.json")
+        return STEPS.index(last) + 1
+
+    def finish(self, step: str, **facts: float) -> None:
+        """Record that this step and those before it are done, with facts to keep beside those of earlier steps."""
+        known = self.facts() if (self.path / "state.json").exists() else {}
+        atomic.write_json(self.path / "state.json", {**known, **facts, "finished": step})
+
+    def facts(self) -> dict[str, Any]:
+        """What `finish` was given so far."""
+        return self._read("state.json")
+
+    def save_model(self, model: nn.Module) -> None:
+        state = {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}
+        atomic.write_bytes(self.path / "model.safetensors", safetensors.torch.save(state))
+
+    def load_model(self, model: nn.Module) -> None:
+        """Load the weights into a model of the same kind. No pickle is read."""
+        try:
+            model.load_state_dict(safetensors.torch.load_file(self.path / "model.safetensors"))
+        except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+            raise self._damaged("model.safetensors") from error
+
+    def remove_model(self) -> None:
+        (self.path / "model.safetensors").unlink(missing_ok=True)
+
+    def save_metrics(self, row: dict[str, Any]) -> None:
+        atomic.write_json(self.path / "metrics.json", row)
+
+    def metrics(self) -> dict[str, Any]:
+        return self._read("metrics.json")
+
+    def save_picks(self, picks: dict[str, Any]) -> None:
+        atomic.write_json(self.path / "picks.json", picks)
+
+    def picks(self) -> dict[str, Any]:
+        return self._read("picks.json")
+
+    def _read(self, name: str) -> dict[str, Any]:
+        try:
+            value = json.loads((self.path / name).read_text())
+        except (OSError, ValueError) as error:
+            raise self._damaged(name) from error
+        if not isinstance(value, dict):
+            raise self._damaged(name)
+        return value
+
+    def _damaged(self, name: str) -> UserError:
+        return UserError(
+            f"{self.path / name} is damaged or missing: delete {self.path} and the rounds after it, then run again"
+        )

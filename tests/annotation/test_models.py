@@ -1,0 +1,120 @@
+"""Whatever form a trained model comes in, its gradient embeddings are those of the model it was made from."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from alges_fast import LastLayer
+from alges_fast.annotation.models import load_model
+from alges_fast.errors import UserError
+
+SIZE = 16
+
+
+class Small(nn.Module):
+    """A network whose head works at half resolution, so that a tail follows the last layer."""
+
+    def __init__(self, tail: bool) -> None:
+        super().__init__()
+        self.tail = tail
+        self.body = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1, stride=2 if tail else 1), nn.BatchNorm2d(6), nn.ReLU())
+        self.head = nn.Conv2d(6, 4, 1 if tail else 3, padding=0 if tail else 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.body(images))
+        return F.interpolate(logits, scale_factor=2.0, mode="bilinear") if self.tail else logits
+
+
+@pytest.fixture(params=[False, True], ids=["plain head", "bilinear tail"])
+def model(request: pytest.FixtureRequest) -> nn.Module:
+    torch.manual_seed(0)
+    return Small(request.param).eval()
+
+
+def never(n_classes: int) -> nn.Module:
+    raise AssertionError("no architecture is built for a model that brings its own")
+
+
+def same_embeddings(model: nn.Module, loaded: nn.Module, images: Tensor) -> None:
+    outputs = ("image", "semantic", "entropy")
+    expected = LastLayer.find(model, images).pixel_gradients(images, outputs=outputs)
+    found = LastLayer.find(loaded, images).pixel_gradients(images, outputs=outputs)
+    for name in outputs:
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), msg=lambda text: f"{name}: {text}")  # noqa: B023
+
+
+def test_exported_program(model: nn.Module, tmp_path: Path) -> None:
+    example = torch.randn(2, 3, SIZE, SIZE)
+    program = torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    torch.export.save(program, tmp_path / "model.pt2")
+    loaded, batch = load_model(str(tmp_path / "model.pt2"), image_size=SIZE, build=never)
+    assert batch is None
+    same_embeddings(model, loaded, torch.randn(3, 3, SIZE, SIZE))
+
+
+def test_exported_program_with_a_fixed_batch_says_so(model: nn.Module, tmp_path: Path) -> None:
+    torch.export.save(torch.export.export(model, (torch.randn(2, 3, SIZE, SIZE),)), tmp_path / "model.pt2")
+    _, batch = load_model(str(tmp_path / "model.pt2"), image_size=SIZE, build=never)
+    assert batch == 2
+
+
+@pytest.mark.parametrize("how", ["trace", "script"])
+@pytest.mark.filterwarnings("ignore")
+def test_torchscript(model: nn.Module, tmp_path: Path, how: str) -> None:
+    scripted = torch.jit.trace(model, torch.randn(1, 3, SIZE, SIZE)) if how == "trace" else torch.jit.script(model)
+    scripted.save(str(tmp_path / "model.ts"))
+    loaded, batch = load_model(str(tmp_path / "model.ts"), image_size=SIZE, build=never)
+    same_embeddings(model, loaded, torch.randn(batch or 3, 3, SIZE, SIZE))
+    assert batch in (None, 1)
+
+
+def test_function(model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_own_model.py").write_text("import torch\n\ndef make():\n    return torch.nn.Conv2d(3, 2, 1)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    loaded, batch = load_model("my_own_model:make", image_size=SIZE, build=never)
+    assert isinstance(loaded, nn.Conv2d)
+    assert batch is None
+    with pytest.raises(UserError, match="cannot be imported"):
+        load_model("my_own_model:absent", image_size=SIZE, build=never)
+
+
+def test_state_of_an_architecture(tmp_path: Path) -> None:
+    models = pytest.importorskip("alges_fast.models")
+    safetensors = pytest.importorskip("safetensors.torch")
+
+    def build(n_classes: int) -> nn.Module:
+        built: nn.Module = models.build_model(num_classes=n_classes, seed=1)
+        return built
+
+    model = models.build_model(num_classes=5, seed=0).eval()
+    safetensors.save_file(model.state_dict(), tmp_path / "model.safetensors")
+    loaded, _ = load_model(str(tmp_path / "model.safetensors"), image_size=32, build=build)
+    images = torch.randn(1, 3, 32, 32)
+    torch.testing.assert_close(loaded.eval()(images), model(images))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("absent.pt2", None, "no such file"),
+        ("model.pt2", b"PK\x03\x04 not a zip", "not a torch.export file"),
+        ("model.pt", b"\x80\x04\x95 a pickle", "A pickled model or state is not read"),
+        ("model.safetensors", b"\x00" * 5, "not a whole safetensors file"),
+        ("model.onnx", b"", "not a model"),
+    ],
+)
+def test_what_is_no_model_is_named(tmp_path: Path, name: str, content: bytes | None, said: str) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=said) as caught:
+        load_model(str(path), image_size=SIZE, build=never)
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
