@@ -41,7 +41,7 @@ from alges_fast.report import artefacts, write_report
 from alges_fast.state import STEPS, RoundFolder
 from alges_fast.strategies import Picks, Query, Strategy, get_strategy
 from alges_fast.strategies.full import Full
-from alges_fast.training import MEMORY_FORMAT, cross_entropy, evaluate, predict, train
+from alges_fast.training import MEMORY_FORMAT, evaluate, predict, train
 
 T = TypeVar("T")
 
@@ -255,11 +255,6 @@ def _train(
     run: _Run, strategy: Strategy, model: nn.Module, seed: int, round: int, labelled: list[int], folder: RoundFolder
 ) -> None:
     config = run.config
-
-    def loss(network: nn.Module, images: Tensor, masks: Tensor) -> Tensor:
-        own = strategy.loss(network, images, masks)
-        return cross_entropy(network, images, masks) if own is None else own
-
     start = time.perf_counter()
     reached = train(
         run.fabric,
@@ -270,7 +265,7 @@ def _train(
         lr=config.lr,
         seed=seed,
         round=round,
-        loss=loss,
+        loss=strategy.loss,
         on_batch=run.monitor.advance,
     )
     seconds = time.perf_counter() - start
@@ -346,7 +341,8 @@ def _build(config: RunConfig, dataset: Dataset, strategy: Strategy, seed: int, r
         head_kernel=config.head_kernel,
         seed=stream_seed("weights", seed, round),
     )
-    return strategy.prepare_model(model, stream_seed("strategy's weights", seed, round))
+    added = stream_seed("strategy's weights", seed, round)
+    return strategy.prepare_model(model, len(dataset.classes), added)
 
 
 # Where it runs.

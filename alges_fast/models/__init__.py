@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-import segmentation_models_pytorch as smp
 import torch
 from torch import nn
 
@@ -40,6 +39,8 @@ def build_model(
         raise UserError(f"the data set has {num_classes} class(es): segmentation needs at least 2")
     if head_kernel < 1 or head_kernel % 2 == 0:
         raise UserError(f"head_kernel {head_kernel} is not an odd size: use 1 (the paper's) or 3")
+    import segmentation_models_pytorch as smp  # here: strategies import this package where smp need not be installed
+
     architectures = smp.MODEL_ARCHITECTURES_MAPPING
     if architecture.lower() not in architectures:
         raise UserError(f"architecture {architecture!r} is unknown: use one of {', '.join(sorted(architectures))}")

@@ -16,10 +16,14 @@ from typing import ClassVar, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alges_fast.errors import UserError
 from alges_fast.random_streams import stream_seed
+
+IGNORE = 255
+"""Mask value of a pixel that is not labelled."""
 
 Pool = Sequence[tuple[str, Tensor]]
 """(id, image (3, S, S) float32) pairs."""
@@ -102,16 +106,28 @@ class Strategy(ABC):
     def query(self, query: Query) -> Picks:
         """Choose `query.n` of `query.unlabelled`. The same query must get the same answer."""
 
-    def prepare_model(self, model: nn.Module, seed: int) -> nn.Module:
-        """The network this strategy trains, made from the one that the others train; seed fixes what is added."""
+    def prepare_model(self, model: nn.Module, n_classes: int, seed: int) -> nn.Module:
+        """The network this strategy trains, made from the one that the others train; seed fixes what is added.
+
+        In eval mode it must map images to logits (B, n_classes, S, S).
+        """
         return model
 
-    def loss(self, model: nn.Module, images: Tensor, masks: Tensor) -> Tensor | None:
-        """The loss this strategy trains with; None for cross-entropy.
+    def loss(self, model: nn.Module, images: Tensor, masks: Tensor) -> Tensor:
+        """The loss this strategy trains its model with, which is in train mode; here cross-entropy.
 
-        images: (B, 3, S, S) float32. masks: (B, S, S) int64, 255 where a pixel is not labelled.
+        images: (B, 3, S, S) float32. masks: (B, S, S) int64, IGNORE where a pixel is not labelled.
         """
-        return None
+        return cross_entropy(model(images), masks)
+
+
+def cross_entropy(logits: Tensor, masks: Tensor) -> Tensor:
+    """Mean cross-entropy, in nats, over the labelled pixels of a batch; 0 where there is none.
+
+    logits: (B, K, S, S). masks: (B, S, S) int64, IGNORE where a pixel is not labelled.
+    """
+    total = F.cross_entropy(logits, masks, ignore_index=IGNORE, reduction="sum")
+    return total / (masks != IGNORE).sum().clamp(min=1)
 
 
 S = TypeVar("S", bound=type[Strategy])

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import time
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
-from alges_fast.last_layer import LastLayer
 from alges_fast.seeding import k_center_greedy
 from alges_fast.strategies.base import Picks, Pool, Query, Strategy, register_strategy
-from alges_fast.strategies.pools import seed_batch
+from alges_fast.strategies.pools import last_layer_inputs, seed_batch, share
 
 
 @register_strategy
@@ -30,48 +28,21 @@ class Coreset(Strategy):
 
     def query(self, query: Query) -> Picks:
         start = time.perf_counter()
-        rank, size = (0, 1) if query.group is None else (dist.get_rank(query.group), dist.get_world_size(query.group))
-        share = range(rank, len(query.unlabelled), size)
-        points = mean_features(query, query.unlabelled, share)
-        existing = mean_features(query, query.labelled, range(len(query.labelled))) if len(query.labelled) else None
+        mine = share(query)
+        labelled = range(len(query.labelled))
         return seed_batch(
             query,
-            points,
-            torch.tensor(share, dtype=torch.int64),
+            mean_features(query, query.unlabelled, mine),
+            torch.tensor(mine, dtype=torch.int64),
             k_center_greedy,
+            existing=mean_features(query, query.labelled, labelled) if labelled else None,
             embed_seconds=time.perf_counter() - start,
-            existing=existing,
         )
 
 
-@torch.no_grad()
 def mean_features(query: Query, pool: Pool, positions: range) -> Tensor:
     """(len(positions), d) float32 on the CPU: the last layer's input, averaged over pixels, of these items."""
-    example = query.unlabelled[0][1].unsqueeze(0).to(query.device)
-    with _autocast(query):
-        layer = LastLayer.find(query.model, example)
-    means: list[Tensor] = []
-
-    def keep_mean(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        features = args[0] if args else kwargs["input"]
-        channel = features.ndim - 1 if isinstance(module, nn.Linear) else 1
-        means.append(features.float().movedim(channel, 1).flatten(2).mean(2).cpu())
-
-    handle = layer.module.register_forward_pre_hook(keep_mean, with_kwargs=True)
-    try:
-        for start in range(0, len(positions), query.batch_size):
-            images = torch.stack([pool[i][1] for i in positions[start : start + query.batch_size]]).to(query.device)
-            with _autocast(query):
-                query.model(images.contiguous(memory_format=torch.channels_last))
-    finally:
-        handle.remove()
-    weight = layer.module.weight
-    assert isinstance(weight, Tensor)
-    empty = torch.empty(0, weight.shape[1])
-    return torch.cat([empty, *means])
-
-
-def _autocast(query: Query) -> torch.autocast:
-    types = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-    kind = torch.device(query.device).type
-    return torch.autocast(kind, dtype=types.get(query.precision or ""), enabled=query.precision in types)
+    batches = last_layer_inputs(query, pool, positions)
+    means = [features.float().flatten(2).mean(2).cpu() for features, _ in batches]
+    # A process without a share still says how many columns its shard has.
+    return torch.cat(means) if means else mean_features(query, pool, range(1))[:0]

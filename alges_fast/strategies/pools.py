@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
-from alges_fast.pool import PoolEmbeddings, embed_pool
+from alges_fast.last_layer import LastLayer
+from alges_fast.pool import PRECISIONS, PoolEmbeddings, embed_pool
 from alges_fast.seeding import Seeding
-from alges_fast.strategies.base import Picks, Query
+from alges_fast.strategies.base import Picks, Pool, Query
+
+T = TypeVar("T")
 
 
 def embed(query: Query, outputs: Sequence[str]) -> PoolEmbeddings:
@@ -61,21 +65,19 @@ def seed_batch(
     return Picks(picks, embed_seconds=embed_seconds, seeding_seconds=time.perf_counter() - start)
 
 
-def pick_highest(query: Query, score: Callable[[], Mapping[str, float]]) -> Picks:
+def pick_highest(query: Query, scores: Mapping[str, float], *, embed_seconds: float) -> Picks:
     """The n frames of highest score; of equal ones the earlier in the pool.
 
     Args:
         query: what is asked.
-        score: makes id -> score of this process's share.
+        scores: id -> score of this process's frames.
+        embed_seconds: what making the scores took.
     """
     start = time.perf_counter()
-    share = dict(score())
-    embedded = time.perf_counter()
-    ids = query.unlabelled_ids()
-    found = {name: value for part in gather(query, share) for name, value in part.items()}
-    scores = {name: found[name] for name in ids}
-    picks = sorted(ids, key=lambda name: -scores[name])[: query.n]
-    return Picks(tuple(picks), scores, embed_seconds=embedded - start, seeding_seconds=time.perf_counter() - embedded)
+    found = {name: value for part in gather(query, dict(scores)) for name, value in part.items()}
+    in_order = {name: found[name] for name in query.unlabelled_ids()}
+    picks = sorted(in_order, key=lambda name: -in_order[name])[: query.n]
+    return Picks(tuple(picks), in_order, embed_seconds, time.perf_counter() - start)
 
 
 def gather(query: Query, value: Any) -> list[Any]:
@@ -85,3 +87,38 @@ def gather(query: Query, value: Any) -> list[Any]:
     parts: list[Any] = [None] * dist.get_world_size(query.group)
     dist.all_gather_object(parts, value, group=query.group)
     return parts
+
+
+def share(query: Query) -> range:
+    """Positions in `query.unlabelled` of the frames that are this process's: every world_size-th."""
+    if query.group is None:
+        return range(len(query.unlabelled))
+    return range(dist.get_rank(query.group), len(query.unlabelled), dist.get_world_size(query.group))
+
+
+@torch.no_grad()
+def forward(query: Query, pool: Pool, positions: range, run: Callable[[Tensor], T]) -> Iterator[T]:
+    """run(images (B, 3, S, S)) for these items of a pool, batch by batch, in the query's precision."""
+    dtype = PRECISIONS[query.precision or "32-true"]
+    for start in range(0, len(positions), query.batch_size):
+        images = torch.stack([pool[i][1] for i in positions[start : start + query.batch_size]]).to(query.device)
+        with torch.autocast(images.device.type, dtype=dtype, enabled=dtype is not None):
+            yield run(images.contiguous(memory_format=torch.channels_last))
+
+
+@torch.no_grad()
+def last_layer_inputs(query: Query, pool: Pool, positions: range) -> Iterator[tuple[Tensor, Tensor]]:
+    """(features (B, d, *spatial), logits) of these items of a pool, batch by batch."""
+    layer = LastLayer.find(query.model, pool[0][1].unsqueeze(0).to(query.device))
+    seen: list[Tensor] = []
+
+    def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        features = args[0] if args else kwargs["input"]
+        seen.append(features.movedim(-1, 1) if isinstance(module, nn.Linear) else features)
+
+    handle = layer.module.register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        for logits in forward(query, pool, positions, query.model):
+            yield seen.pop(), logits
+    finally:
+        handle.remove()

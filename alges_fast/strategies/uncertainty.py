@@ -5,6 +5,7 @@ The sums over pixels come from the fused op, so class probabilities are never st
 
 from __future__ import annotations
 
+import time
 from typing import ClassVar
 
 from torch import Tensor
@@ -17,12 +18,11 @@ class _Uncertainty(Strategy):
     output: ClassVar[str]
 
     def query(self, query: Query) -> Picks:
-        def score() -> dict[str, float]:
-            found = embed(query, (self.output, "class_pixels"))
-            means = found.values.double() / found.outputs["class_pixels"].sum(1).clamp(min=1)
-            return dict(zip(map(str, found.ids), self.uncertainty(means).tolist(), strict=True))
-
-        return pick_highest(query, score)
+        start = time.perf_counter()
+        found = embed(query, (self.output, "class_pixels"))
+        means = found.values.double() / found.outputs["class_pixels"].sum(1).clamp(min=1)
+        scores = dict(zip(map(str, found.ids), self.uncertainty(means).tolist(), strict=True))
+        return pick_highest(query, scores, embed_seconds=time.perf_counter() - start)
 
     def uncertainty(self, mean: Tensor) -> Tensor:
         """(N,) score, higher is less sure, from (N,) means over pixels of `output`."""

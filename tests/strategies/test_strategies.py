@@ -1,0 +1,285 @@
+"""Every strategy's picks against its definition, computed the long way on a small pool."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from alges_fast.errors import UserError
+from alges_fast.models.deal import DealModel, attention
+from alges_fast.random_streams import stream_seed
+from alges_fast.seeding import kmeans_plusplus
+from alges_fast.strategies import Picks, Query, Strategy, get_strategy, strategy_names
+
+N, K, SIZE, PICKS = 14, 4, 12, 5
+
+
+class Net(nn.Module):
+    """Convolution, batch normalisation, last convolution."""
+
+    def __init__(self, kernel: int = 1) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU())
+        self.last = nn.Conv2d(6, K, kernel, padding=kernel // 2)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.last(self.body(images))
+
+
+def make_query(model: nn.Module, n: int = PICKS) -> Query:
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean = torch.randn(6, generator=generator)
+            module.running_var = 0.5 + torch.rand(6, generator=generator)
+    images = torch.randn(N + 3, 3, SIZE, SIZE, generator=generator)
+    images *= torch.linspace(0.5, 2, N + 3).view(-1, 1, 1, 1)
+    items = [(f"frame{i:02d}", image) for i, image in enumerate(images)]
+    return Query(model=model.eval(), unlabelled=items[:N], labelled=items[N:], n=n, seed=3, round=2, batch_size=4)
+
+
+@pytest.fixture(params=[1, 3], ids=["1x1 head", "3x3 head"])
+def query(request: pytest.FixtureRequest) -> Query:
+    return make_query(Net(request.param))
+
+
+def ids(query: Query, positions: Iterable[int]) -> tuple[str, ...]:
+    return tuple(query.unlabelled[int(i)][0] for i in positions)
+
+
+def ask(name: str, query: Query) -> Picks:
+    return get_strategy(name)().query(query)
+
+
+def seeded(query: Query, points: torch.Tensor, **options: int) -> tuple[str, ...]:
+    seed = stream_seed("seeding", query.seed, query.round)
+    return ids(query, kmeans_plusplus(points.flatten(1).float(), query.n, **{"seed": seed, **options}).indices)
+
+
+def pixel_gradients(query: Query) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """For each frame: every pixel's gradient (pixels, K, d * kernel area) and prediction (pixels,)."""
+    found = []
+    kernel = query.model.last.kernel_size[0]
+    for _, image in query.unlabelled:
+        with torch.no_grad():
+            patches = F.unfold(query.model.body(image[None]), kernel, padding=kernel // 2)[0].T
+            logits = query.model(image[None])[0].flatten(1).T
+        residual = logits.softmax(1) - F.one_hot(logits.argmax(1), K)
+        found.append((residual[:, :, None] * patches[:, None, :], logits.argmax(1)))
+    return found
+
+
+def test_alges_img_seeds_the_gradient_of_each_frame(query: Query) -> None:
+    points = []
+    for _, image in query.unlabelled:
+        logits = query.model(image[None])
+        loss = F.cross_entropy(logits, logits.argmax(1))
+        points.append(torch.autograd.grad(loss, query.model.last.weight)[0])
+    assert ask("alges-img", query).ids == seeded(query, torch.stack(points))
+
+
+def test_alges_sem_seeds_the_gradient_norms_summed_by_predicted_class(query: Query) -> None:
+    points = torch.zeros(N, K)
+    for i, (gradient, predicted) in enumerate(pixel_gradients(query)):
+        points[i].index_add_(0, predicted, gradient.flatten(1).norm(dim=1))
+    assert ask("alges-sem", query).ids == seeded(query, points)
+
+
+def test_alges_sem_vector_seeds_the_own_class_gradient_summed_by_predicted_class(query: Query) -> None:
+    points = []
+    for gradient, predicted in pixel_gradients(query):
+        own = gradient[torch.arange(len(predicted)), predicted]
+        points.append(torch.zeros(K, own.shape[1]).index_add_(0, predicted, own))
+    assert ask("alges-sem-vector", query).ids == seeded(query, torch.stack(points))
+
+
+def test_alges_img_released_norms_a_running_sum_over_the_pool_in_train_mode() -> None:
+    query = make_query(Net())
+    model = copy.deepcopy(query.model).train()
+    points, summed = [], torch.zeros_like(model.last.weight)
+    for _, image in query.unlabelled:
+        logits = model(image[None])
+        summed = summed + torch.autograd.grad(F.cross_entropy(logits, logits.argmax(1)), model.last.weight)[0]
+        points.append(summed.flatten(1).norm(dim=1))
+    before = copy.deepcopy(query.model.state_dict())
+    picks = ask("alges-img-released", query)
+    assert picks.ids == seeded(query, torch.stack(points), seed=0, trials=2 + int(math.log(PICKS)))
+    assert all(torch.equal(before[name], value) for name, value in query.model.state_dict().items())
+
+
+def test_alges_sem_released_has_k_where_the_paper_has_one_and_no_root() -> None:
+    query = make_query(Net())
+    points = torch.zeros(N, K)
+    with torch.no_grad():
+        for i, (_, image) in enumerate(query.unlabelled):
+            z = query.model.body(image[None])[0].flatten(1)
+            p = query.model(image[None])[0].flatten(1).softmax(0)
+            for pixel in range(SIZE * SIZE):
+                weight = (p[:, pixel] ** 2).sum() + K * (1 - 2 * p[:, pixel].max())
+                points[i, p[:, pixel].argmax()] += weight * (z[:, pixel] ** 2).sum()
+    assert ask("alges-sem-released", query).ids == seeded(query, points, seed=0, trials=3)
+
+
+@pytest.mark.parametrize("name", ["entropy", "margin", "least-confidence"])
+def test_uncertainty_picks_the_highest_mean_over_pixels(query: Query, name: str) -> None:
+    scores = []
+    for _, image in query.unlabelled:
+        with torch.no_grad():
+            p = query.model(image[None])[0].flatten(1).softmax(0).double()
+        first, second = p.topk(2, dim=0).values
+        entropy = -p.xlogy(p).sum(0)
+        scores.append(
+            float({"entropy": entropy, "margin": 1 - (first - second), "least-confidence": 1 - first}[name].mean())
+        )
+    picks = ask(name, query)
+    assert picks.ids == ids(query, np.argsort(scores)[::-1][:PICKS])
+    assert list(picks.scores.values()) == pytest.approx(scores, rel=1e-4)
+
+
+def test_coreset_picks_the_farthest_from_labelled_frames_and_picks(query: Query) -> None:
+    with torch.no_grad():
+        points = [query.model.body(image[None])[0].mean((1, 2)) for _, image in query.unlabelled]
+        centres = [query.model.body(image[None])[0].mean((1, 2)) for _, image in query.labelled]
+    expected = []
+    for _ in range(PICKS):
+        nearest = [min(float((point - centre).norm()) for centre in centres) for point in points]
+        expected.append(int(np.argmax(nearest)))
+        centres.append(points[expected[-1]])
+    assert ask("coreset", query).ids == ids(query, expected)
+
+
+@pytest.fixture
+def deal_query() -> Query:
+    query = make_query(DealModel(Net(), K, seed=0))
+    query.model.gamma.data.fill_(0.7)
+    return query
+
+
+def difficulty(model: DealModel, image: torch.Tensor) -> torch.Tensor:
+    """(S, S), with the attention matrix written out."""
+    p = F.interpolate(model.segmentation(image[None]).softmax(1), scale_factor=0.25, mode="bilinear")[0].flatten(1)
+    q = model.gamma * p @ (p.T @ p).softmax(1).T + p
+    head = F.conv2d(q.view(1, K, SIZE // 4, SIZE // 4), model.head.weight, model.head.bias)
+    return F.interpolate(head, (SIZE, SIZE), mode="bilinear")[0, 0].sigmoid()
+
+
+@torch.no_grad()
+def test_deal_picks_the_largest_entropy_of_the_difficulty_histogram(deal_query: Query) -> None:
+    scores = []
+    for _, image in deal_query.unlabelled:
+        counts, _ = np.histogram(difficulty(deal_query.model, image).numpy(), bins=10)
+        share = counts[counts > 0] / counts.sum()
+        scores.append(-(share * np.log(share)).sum())
+    picks = ask("deal", deal_query)
+    one_pixel = 2 * math.log(SIZE * SIZE) / (SIZE * SIZE)  # a value at a bin's edge may change sides
+    assert list(picks.scores.values()) == pytest.approx(scores, abs=one_pixel)
+    assert picks.ids == tuple(sorted(picks.scores, key=picks.scores.__getitem__, reverse=True)[:PICKS])
+
+
+@torch.no_grad()
+def test_deal_score_picks_the_largest_mean_of_entropy_times_difficulty(deal_query: Query) -> None:
+    scores = []
+    for _, image in deal_query.unlabelled:
+        p = deal_query.model.segmentation(image[None])[0].softmax(0)
+        scores.append(float((-p.xlogy(p).sum(0) * difficulty(deal_query.model, image)).mean()))
+    picks = ask("deal-score", deal_query)
+    assert list(picks.scores.values()) == pytest.approx(scores, rel=1e-4)
+    assert picks.ids == ids(deal_query, np.argsort(scores)[::-1][:PICKS])
+
+
+def test_deal_attention_runs_in_a_kernel_that_stores_no_square_matrix() -> None:
+    p = torch.rand(2, 13, 20, 20, requires_grad=True)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.FLASH_ATTENTION):  # raises where it cannot
+        attention(p).sum().backward()
+    flat = p.detach().flatten(2)
+    expected = flat @ (flat.transpose(1, 2) @ flat).softmax(2).transpose(1, 2)
+    torch.testing.assert_close(attention(p).flatten(2).detach(), expected)
+
+
+def test_deal_loss_trains_both_branches_and_ignores_unlabelled_pixels() -> None:
+    torch.manual_seed(0)
+    model = DealModel(Net(), K, seed=0).train()
+    images, masks = torch.randn(2, 3, SIZE, SIZE), torch.randint(0, K, (2, SIZE, SIZE))
+    masks[:, :3] = 255
+    logits, branch = model(images)
+    error = (logits.argmax(1) != masks).float()
+    error[:, :3] = 0
+    known = masks != 255
+    of_labels = F.cross_entropy(logits.movedim(1, -1)[known], masks[known])
+    loss = get_strategy("deal")().loss(model, images, masks)
+    torch.testing.assert_close(loss, of_labels + F.binary_cross_entropy(branch.sigmoid(), error))
+    loss.backward()
+    assert all(float(p.grad.abs().sum()) > 0 for p in (model.gamma, model.head.weight, model.segmentation.last.weight))
+
+
+def test_random_depends_on_seed_and_round_alone(query: Query) -> None:
+    assert ask("random", query).ids == ask("random", make_query(Net(5))).ids
+    others = {ask("random", Query(query.model, query.unlabelled, [], PICKS, seed=s)).ids for s in range(20)}
+    assert len(others) > 15
+
+
+def test_stratified_random_evens_out_the_videos() -> None:
+    names = [f"{video}{i}" for video, n in (("a", 40), ("b", 6), ("c", 2)) for i in range(n)]
+    videos = {name: name[0] for name in names}
+    image = torch.zeros(3, 4, 4)
+    labelled = [(name, image) for name in ("a0", "a1", "a2", "b0")]
+    unlabelled = [(name, image) for name in names if name not in dict(labelled)]
+    picks = ask("stratified-random", Query(Net(), unlabelled, labelled, 8, videos=videos)).ids
+    counts = {video: sum(name[0] == video for name in [*picks, *dict(labelled)]) for video in "abc"}
+    assert counts == {"a": 5, "b": 5, "c": 2}
+    assert len(set(picks)) == 8
+
+
+@pytest.mark.parametrize("name", [name for name in strategy_names() if name != "full"])
+def test_the_whole_pool_can_be_asked_for_and_nothing_comes_twice(name: str) -> None:
+    query = make_query(DealModel(Net(), K, seed=0) if name.startswith("deal") else Net(), n=N)
+    assert sorted(ask(name, query).ids) == sorted(name for name, _ in query.unlabelled)
+
+
+def test_an_unknown_strategy_is_told_the_nearest_names() -> None:
+    with pytest.raises(UserError, match=r"'alges-image' is unknown; nearest: alges-img"):
+        get_strategy("alges-image")
+
+
+OWN = """
+from alges_fast.strategies import Picks, Strategy
+class Darkest(Strategy):
+    name = "darkest"
+    reference = "-"
+    def query(self, query):
+        scores = {name: -float(image.mean()) for name, image in query.unlabelled}
+        return Picks(tuple(sorted(scores, key=scores.get, reverse=True)[: query.n]), scores)
+class Nameless(Strategy):
+    reference = "-"
+class Up(Darkest):
+    name = "../up"
+"""
+
+
+def test_a_strategy_of_ones_own_is_found_by_path_and_refused_where_it_cannot_be_one(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(OWN)
+    own = get_strategy(f"{file}:Darkest")
+    assert issubclass(own, Strategy)
+    query = make_query(Net())
+    expected = sorted(query.unlabelled, key=lambda item: float(item[1].mean()))[:PICKS]
+    assert own().query(query).ids == tuple(name for name, _ in expected)
+    for wrong, why in (("Missing", "has no Missing"), ("Nameless", "class attribute name"), ("Up", "names a folder")):
+        with pytest.raises(UserError, match=why):
+            get_strategy(f"{file}:{wrong}")
+    with pytest.raises(UserError, match="no file"):
+        get_strategy(f"{tmp_path}/absent.py:Darkest")
+    broken = tmp_path / "broken.py"
+    broken.write_text("1 / 0")
+    with pytest.raises(UserError, match="ZeroDivisionError"):
+        get_strategy(f"{broken}:Darkest")
