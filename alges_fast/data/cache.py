@@ -119,7 +119,12 @@ def load_or_build(
 
 
 def default_cache_dir() -> Path:
-    return Path(os.environ.get("ALGES_FAST_CACHE") or Path.home() / ".cache" / "alges_fast")
+    if given := os.environ.get("ALGES_FAST_CACHE"):
+        return Path(given)
+    try:
+        return Path.home() / ".cache" / "alges_fast"
+    except RuntimeError:
+        raise UserError("no home folder to keep decoded frames in: set ALGES_FAST_CACHE to a folder") from None
 
 
 def content_key(root: Path, files: Iterable[Path]) -> str:

@@ -299,7 +299,7 @@ class Shot:
         hooks = _due(clip, cast.hooks, phase=video * 0.377)
         graspers = sum(_due(clip, min(1.0, max(0.0, cast.graspers - i)), phase=video * 0.618 + i) for i in range(2))
         self.tools = tuple(self._tool(rng, kind, i) for i, kind in enumerate([GRASPER] * graspers + [HOOK] * hooks))
-        smoky = rng.random() < (0.55 if hooks else 0.08)
+        smoky = rng.random() < (0.35 if hooks else 0.08)
         self._smoke = float(rng.uniform(0.25, 0.6)) if smoky else 0.0
         self._noise = float(rng.uniform(0.006, 0.018))
         self._blur = bool(rng.random() < 0.2)

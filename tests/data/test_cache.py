@@ -13,7 +13,7 @@ import pytest
 from alges_fast.data import Dataset, load_dataset
 from alges_fast.errors import UserError
 
-from .trees import SIZE, folder_tree, save
+from .trees import folder_tree, save
 
 
 @pytest.fixture
@@ -56,24 +56,31 @@ def test_decoded_once_and_mapped(tree: Path, cache: Path) -> None:
     assert load(tree, cache, size=24)[1] == 9
 
 
-@pytest.mark.parametrize("change", ["pixels", "pixels, time restored", "name"])
+@pytest.mark.parametrize("change", ["pixels, same time and size", "middle of a file", "name"])
 def test_changed_content_is_decoded_anew(tree: Path, cache: Path, change: str) -> None:
-    load(tree, cache)
-    mask = tree / "train/masks/trainA_0.png"
+    """A PNG's checksum at its end tells when the time does not; the time tells when the end does not."""
+    image, mask = tree / "train/images/trainA_0.bmp", tree / "train/masks/trainA_0.png"
+    image.with_suffix(".png").unlink()
+    pixels = np.zeros((100, 100, 3), np.uint8)
+    save(image, pixels)
+    save(mask, np.zeros((100, 100), np.uint8), compress_level=0)
+    before = load(tree, cache)[0]
     if change == "name":
-        for path in (mask, tree / "train/images/trainA_0.png"):
+        for path in (image, mask):
             path.rename(path.with_stem("trainA_7"))
+    elif change == "middle of a file":
+        pixels[40:60] = 200
+        save(image, pixels)
     else:
-        time = mask.stat().st_mtime_ns
-        save(mask, np.ones(SIZE, np.uint8))
-        if "restored" in change:
-            os.utime(mask, ns=(time, time))
-    data, decoded = load(tree, cache)
+        status = mask.stat()
+        save(mask, np.ones((100, 100), np.uint8), compress_level=0)
+        os.utime(mask, ns=(status.st_atime_ns, status.st_mtime_ns))
+        assert mask.stat().st_size == status.st_size
+    after, decoded = load(tree, cache)
     assert decoded == 9
-    if change == "name":
-        assert "train/trainA_7" in data.train.ids
-    else:
-        assert (data.train.masks[0] == 1).all()
+    assert (after.train.ids != before.train.ids) == (change == "name")
+    assert after.train.images[0].max() > 190 or change != "middle of a file"
+    assert (after.train.masks[0] == 1).all() or change != "pixels, same time and size"
 
 
 def flip(path: Path) -> None:
