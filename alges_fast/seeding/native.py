@@ -25,6 +25,7 @@ def wants_sketch(centres: int, points: Tensor, memory: int) -> bool:
 
 class NativePool(Pool):
     name = "cpu"
+    measured = 0  # rows the last pass measured in full, over all its centres: the sketch spared the others
 
     def __init__(
         self,
@@ -62,7 +63,7 @@ class NativePool(Pool):
 
     def absorb(self, centres: Tensor, draw: Draw | None) -> Candidates:
         centres = centres.contiguous()
-        return _candidates(self._native.absorb(*_address(centres), self._drawn(draw), torch.get_num_threads()))
+        return self._candidates(self._native.absorb(*_address(centres), self._drawn(draw), torch.get_num_threads()))
 
     def potentials(self, centres: Tensor, scale: float) -> Tensor:
         centres = centres.contiguous()
@@ -70,7 +71,11 @@ class NativePool(Pool):
         return torch.tensor(sums, dtype=torch.float64)
 
     def accept(self, trial: int, draw: Draw | None) -> Candidates:
-        return _candidates(self._native.accept(trial, self._drawn(draw), torch.get_num_threads()))
+        return self._candidates(self._native.accept(trial, self._drawn(draw), torch.get_num_threads()))
+
+    def _candidates(self, result: tuple[list[float], list[int], list[int], float, int]) -> Candidates:
+        keys, indices, positions, largest, self.measured = result
+        return Candidates(keys, indices, positions, largest)
 
     def _drawn(self, draw: Draw | None) -> Any:
         if draw is None:
@@ -80,8 +85,3 @@ class NativePool(Pool):
 
 def _address(centres: Tensor) -> tuple[int, int]:
     return centres.data_ptr(), len(centres)
-
-
-def _candidates(result: tuple[list[float], list[int], list[int], float, int]) -> Candidates:
-    keys, indices, positions, largest, _measured = result
-    return Candidates(keys, indices, positions, largest)

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import importlib.util
+import logging
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import chisquare
 from torch import Tensor
 
-from alges_fast.seeding import k_center_greedy, kmeans_plusplus
+from alges_fast._native import cpu_kernels
+from alges_fast.seeding import k_center_greedy, kmeans_plusplus, seeding
+from alges_fast.seeding.native import NativePool
 from alges_fast.seeding.race import exponentials, philox
 
-BACKENDS = ["cpu", "torch", "faiss"]
+BACKENDS = ["torch"]
+BACKENDS += ["cpu"] if cpu_kernels() else []
+BACKENDS += ["faiss"] if importlib.util.find_spec("faiss") else []
+native = pytest.mark.skipif(cpu_kernels() is None, reason="the native CPU kernels were not built")
 
 
 def blobs(n: int, dimension: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -73,3 +85,261 @@ def test_k_center_takes_the_farthest(backend: str) -> None:
     for count in range(1, 12):
         nearest = sq_distances(points, points[picked[:count]]).amin(dim=1)
         assert picked[count] == int(nearest.argmax())
+
+
+def pick_counts(points: Tensor, picks: int, seeds: int, **arguments: object) -> np.ndarray:
+    """(N,) how often each point was the last of so many picks."""
+    counts = np.zeros(len(points))
+    for seed in range(seeds):
+        counts[int(kmeans_plusplus(points, picks, seed=seed, **arguments).indices[-1])] += 1  # type: ignore[arg-type]
+    return counts
+
+
+def test_the_first_pick_is_uniform() -> None:
+    counts = pick_counts(blobs(12, 3), 1, 3000)
+    assert chisquare(counts).pvalue > 1e-3
+
+
+def test_picks_follow_squared_distance_and_not_distance() -> None:
+    points = torch.tensor([[0.0], [1.0], [2.0], [3.0], [5.0], [8.0]])
+    counts = pick_counts(points, 1, 4000, existing=torch.tensor([[0.0]]))
+    squared = points[:, 0].double().square().numpy()
+    assert counts[0] == 0  # it lies on the centre
+    assert chisquare(counts[1:], squared[1:] / squared.sum() * 4000).pvalue > 1e-3
+    plain = np.sqrt(squared)
+    assert chisquare(counts[1:], plain[1:] / plain.sum() * 4000).pvalue < 1e-9  # what sampling by D would have given
+
+
+def test_the_second_pick_follows_the_law_given_the_first() -> None:
+    points = blobs(9, 2, seed=3)
+    squared = sq_distances(points, points).numpy()
+    expected = (squared / squared.sum(axis=1, keepdims=True)).mean(axis=0)
+    counts = pick_counts(points, 2, 6000)
+    assert chisquare(counts, expected * 6000).pvalue > 1e-3
+
+
+def potentials(points: Tensor, picks: int, seeds: int, **arguments: object) -> np.ndarray:
+    found = [kmeans_plusplus(points, picks, seed=seed, **arguments) for seed in range(seeds)]  # type: ignore[arg-type]
+    return np.array([float(one.min_sq_distance.double().sum()) for one in found])
+
+
+@pytest.mark.parametrize("trials", [1, 4])
+def test_potential_equals_scikit_learns_at_equal_trials(trials: int) -> None:
+    cluster = pytest.importorskip("sklearn.cluster")
+    points = blobs(400, 6, seed=1)
+    ours = potentials(points, 8, 120, trials=trials)
+    rows = points.numpy()
+    theirs = np.array([
+        float(sq_distances(points, torch.from_numpy(centres)).amin(dim=1).sum())
+        for centres, _ in (
+            cluster.kmeans_plusplus(rows, 8, n_local_trials=trials, random_state=seed) for seed in range(120)
+        )
+    ])  # fmt: skip
+    noise = np.sqrt(ours.var() / len(ours) + theirs.var() / len(theirs))
+    assert abs(ours.mean() - theirs.mean()) < 4 * noise
+
+
+def test_potential_equals_faiss_own_initialisation() -> None:
+    faiss = pytest.importorskip("faiss")
+    if not hasattr(faiss, "ClusteringInitialization"):
+        pytest.skip("this faiss has no k-means++ initialisation")
+    points = blobs(400, 6, seed=1)
+    ours = potentials(points, 8, 120)
+    rows = points.numpy()
+    theirs = []
+    for seed in range(120):
+        centres = np.empty((8, 6), dtype=np.float32)
+        start = faiss.ClusteringInitialization(6, 8)
+        start.method = faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS
+        start.seed = seed
+        start.init_centroids(len(rows), faiss.swig_ptr(rows), faiss.swig_ptr(centres))
+        theirs.append(float(sq_distances(points, torch.from_numpy(centres)).amin(dim=1).sum()))
+    noise = np.sqrt(ours.var() / len(ours) + np.var(theirs) / len(theirs))
+    assert abs(ours.mean() - np.mean(theirs)) < 4 * noise
+
+
+def test_rounds_reach_the_potential_of_one_pick_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = blobs(2000, 6, seed=1)
+    one_at_a_time = potentials(points, 60, 10)
+    monkeypatch.setattr(seeding, "ROUNDS_ABOVE", 50)
+    by_rounds = [kmeans_plusplus(points, 60, seed=seed) for seed in range(10)]
+    for found in by_rounds:
+        assert len(set(found.indices.tolist())) == 60
+        nearest = sq_distances(points, points[found.indices]).amin(dim=1)
+        torch.testing.assert_close(found.min_sq_distance.double(), nearest, rtol=1e-5, atol=1e-5)
+    assert np.mean([float(found.min_sq_distance.sum()) for found in by_rounds]) < 1.1 * one_at_a_time.mean()
+
+
+def test_rounds_on_few_distinct_points_fill_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seeding, "ROUNDS_ABOVE", 20)
+    picked = kmeans_plusplus(blobs(10, 3).repeat(40, 1), 30).indices
+    assert len(set((picked % 10).tolist())) == 10
+    assert len(set(picked.tolist())) == 30
+
+
+@given(
+    rows=st.integers(1, 70), columns=st.integers(1, 40), picks=st.integers(1, 70), trials=st.integers(1, 4),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.float64]),
+    first=st.sampled_from(["uniform", "largest"]), copies=st.integers(1, 3), centres=st.integers(0, 3),
+)  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_backends_pick_the_same(
+    rows: int, columns: int, picks: int, trials: int, dtype: torch.dtype, first: str, copies: int, centres: int
+) -> None:
+    points = blobs(rows, columns, seed=rows, dtype=dtype).repeat(copies, 1)
+    picks = min(picks, len(points))
+    arguments = {"seed": columns, "trials": trials, "first": first, "existing": points[:centres] if centres else None}
+    results = [
+        kmeans_plusplus(points, picks, backend=backend, **arguments)  # type: ignore[arg-type]
+        for backend in BACKENDS if not (backend == "faiss" and dtype == torch.float64)
+    ]  # fmt: skip
+    for result in results:
+        assert result.indices.tolist() == results[0].indices.tolist()
+        assert len(set(result.indices.tolist())) == picks
+        torch.testing.assert_close(result.min_sq_distance, results[0].min_sq_distance, rtol=1e-4, atol=1e-4)
+    distinct = len(points[results[0].indices].double().unique(dim=0))
+    assert distinct == min(picks, len(points.double().unique(dim=0))) or centres  # copies only once all else is taken
+
+
+@native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("columns", [3, 16, 70])
+def test_the_sketch_changes_nothing(dtype: torch.dtype, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    points = blobs(3000, columns, dtype=dtype)
+    points[::7] *= 1e-3  # norms over several decades
+    plain = kmeans_plusplus(points, 60, trials=2, backend="cpu")
+    monkeypatch.setattr("alges_fast.seeding.native.CACHED", 0)
+    sketched = kmeans_plusplus(points, 60, trials=2, backend="cpu")
+    assert torch.equal(plain.indices, sketched.indices)
+    assert torch.equal(plain.min_sq_distance, sketched.min_sq_distance)
+
+
+@native
+def test_the_sketch_spares_most_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alges_fast.seeding.native.CACHED", 0)
+    points = torch.randn(4000, 128)
+    pool = NativePool(points, range(4000), 100)
+    pool.absorb(points[:40], None)
+    pool.absorb(points[40:41], None)
+    assert pool.measured < 400  # about one in 40 has the new centre for its nearest
+
+
+@native
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_threads_change_nothing(threads: int) -> None:
+    points = blobs(5000, 20)
+    before = torch.get_num_threads()
+    expected = kmeans_plusplus(points, 20, trials=3, backend="torch")
+    torch.set_num_threads(threads)
+    try:
+        found = kmeans_plusplus(points, 20, trials=3, backend="cpu")
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found.indices, expected.indices)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_far_from_the_origin_nothing_cancels(backend: str) -> None:
+    points = blobs(300, 8, seed=5) / 50 + 100
+    exact = kmeans_plusplus(points.double(), 12, backend="torch", seed=2)
+    found = kmeans_plusplus(points, 12, backend=backend, seed=2)
+    assert torch.equal(found.indices, exact.indices)
+    torch.testing.assert_close(found.min_sq_distance.double(), exact.min_sq_distance, rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_memory_mapped_pool_is_read_as_it_is(backend: str, tmp_path: Path) -> None:
+    points = blobs(900, 33)
+    np.save(tmp_path / "pool.npy", points.numpy())
+    mapped = np.load(tmp_path / "pool.npy", mmap_mode="r")
+    found = kmeans_plusplus(mapped, 7, backend=backend)
+    assert torch.equal(found.indices, kmeans_plusplus(points, 7, backend=backend).indices)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_views_need_no_copy(backend: str) -> None:
+    wide = blobs(200, 30)
+    for view in (wide[:, :11], wide[::2], wide.T[:20].T, wide.expand(200, 30)):
+        found = kmeans_plusplus(view, 6, backend=backend)
+        assert torch.equal(found.indices, kmeans_plusplus(view.contiguous(), 6, backend=backend).indices)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_zero_vectors_and_all_of_a_pool(backend: str) -> None:
+    points = torch.zeros(20, 4)
+    points[5:8] = torch.eye(3, 4)
+    found = kmeans_plusplus(points, 20, backend=backend, first="largest").indices.tolist()
+    assert sorted(found) == list(range(20))
+    assert set(found[:3]) <= {5, 6, 7} | set(range(20))
+    assert {5, 6, 7} <= set(found[:4])
+    assert float(kmeans_plusplus(points, 20, backend=backend).min_sq_distance.max()) == 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("arguments", [{}, {"first": "largest"}, {"existing": torch.zeros(2, 3)}, {"trials": 3}])
+def test_nan_and_inf_raise(backend: str, bad: float, arguments: dict[str, object]) -> None:
+    points = blobs(300, 3)
+    points[256, 1] = bad
+    with pytest.raises(ValueError, match="points must be finite, got NaN or Inf at index 256"):
+        kmeans_plusplus(points, 2, backend=backend, **arguments)  # type: ignore[arg-type]
+
+
+def test_overflowing_distances_raise_and_float64_takes_them() -> None:
+    points = blobs(30, 3) * 1e25
+    with pytest.raises(ValueError, match="overflow"):
+        kmeans_plusplus(points, 3)
+    assert len(kmeans_plusplus(points.double(), 3).indices) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"n_clusters": 11}, ValueError, "n_clusters must be at most the number of points, 10, got 11"),
+        ({"n_clusters": 0}, ValueError, "n_clusters must be at least 1, got 0"),
+        ({"n_clusters": 2.0}, TypeError, "n_clusters must be an int, got float"),
+        ({"trials": 0}, ValueError, "trials must be at least 1"),
+        ({"seed": -1}, ValueError, "seed must be at least 0"),
+        ({"seed": 2**64}, ValueError, "seed must be below"),
+        ({"first": "random"}, ValueError, "first must be 'uniform' or 'largest', got 'random'"),
+        ({"backend": "gpu"}, ValueError, "backend must be one of faiss, cpu, cuda, torch or None, got 'gpu'"),
+        ({"backend": "cuda"}, ValueError, "backend='cuda' cannot serve these points: the points are on cpu"),
+        ({"points": torch.zeros(10)}, ValueError, r"points must have shape \(N, D\), got \(10,\)"),
+        ({"points": torch.zeros(10, 3, dtype=torch.int64)}, TypeError, "points must be float32.*got torch.int64"),
+        ({"points": [[0.0]]}, TypeError, "points must be a torch.Tensor or a numpy array, got list"),
+        ({"existing": torch.zeros(2, 4)}, ValueError, r"existing must have shape \(M, 3\), got \(2, 4\)"),
+        ({"existing": torch.full((1, 3), torch.nan)}, ValueError, "existing must be finite"),
+        ({"global_index": torch.arange(9)}, ValueError, r"global_index must be int64 of shape \(10,\)"),
+        ({"global_index": torch.zeros(10, dtype=torch.int64)}, ValueError, "must not hold an index twice"),
+        ({"global_index": torch.arange(10) - 1}, ValueError, "global_index must be between 0"),
+    ],
+)
+def test_errors_name_what_was_given(arguments: dict[str, object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        kmeans_plusplus(**{"points": torch.randn(10, 3), "n_clusters": 2, **arguments})  # type: ignore[arg-type]
+
+
+def test_without_native_kernels_the_default_falls_back_and_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(seeding, "cpu_kernels", lambda: None)
+    seeding._say_once.cache_clear()
+    points = blobs(40, 3)
+    with caplog.at_level(logging.INFO):
+        found = [kmeans_plusplus(points, 3).indices.tolist() for _ in range(2)]
+    assert found[0] == found[1] == kmeans_plusplus(points, 3, backend="torch").indices.tolist()
+    assert [record.message[:24] for record in caplog.records] == ["seeding runs with faiss:"]
+    with pytest.raises(ValueError, match="backend='cpu' cannot serve these points: native kernels"):
+        kmeans_plusplus(points, 3, backend="cpu")
+
+
+def test_k_center_against_brute_force_with_existing_and_ties() -> None:
+    points = blobs(60, 3, seed=8).repeat(2, 1)
+    existing = points[:3] + 0.5
+    for backend in BACKENDS:
+        picked = k_center_greedy(points, 10, existing=existing, backend=backend).indices.tolist()  # type: ignore[arg-type]
+        centres = existing
+        for index in picked:
+            nearest = sq_distances(points, centres).amin(dim=1)
+            assert index == int((nearest == nearest.max()).nonzero()[0])  # of two copies the first
+            centres = torch.cat([centres, points[index : index + 1]])

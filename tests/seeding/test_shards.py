@@ -17,6 +17,7 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from torch import Tensor
 
+from alges_fast._native import cpu_kernels
 from alges_fast.seeding import k_center_greedy, kmeans_plusplus, seeding
 from alges_fast.seeding.shards import Shards
 
@@ -43,7 +44,7 @@ def cases() -> dict[str, tuple[Callable[..., Any], Tensor, dict[str, Any]]]:
     clusters = 4 * torch.randn(9, 24, generator=draw)
     points = clusters[torch.randint(9, (1003,), generator=draw)] + torch.randn(1003, 24, generator=draw)
     found: dict[str, tuple[Callable[..., Any], Tensor, dict[str, Any]]] = {}
-    for backend in ("cpu", "torch"):
+    for backend in ("cpu", "torch") if cpu_kernels() else ("torch",):
         for name, function, pool, arguments in (
             ("plain", kmeans_plusplus, points, {"n_clusters": 15}),
             ("greedy", kmeans_plusplus, points, {"n_clusters": 15, "trials": 4}),
