@@ -3,9 +3,9 @@
     python -m pytest bench/test_bench_seeding.py --benchmark-json bench/results/seeding.json
 
 Every rival does the same 100 picks: one `faiss.pairwise_distances` a pick and nothing else, scikit-learn without local
-trials, faiss's own k-means++ initialisation (one thread), and this package's faiss and torch providers. The floor of a
-pick is the pool's bytes over the bandwidth of a copy measured here, or its 3 N D flops over a matrix product's rate where
-that is longer; the 8-bit sketch reads fewer bytes and goes below it.
+trials, faiss's own k-means++ initialisation (one thread), and this package's faiss and torch providers. A pick's floor
+is the pool's bytes over the bandwidth of a copy measured here, or its 3 N D flops over a matrix product's rate where
+that takes longer; the 8-bit sketch reads fewer bytes and goes below it.
 """
 
 from __future__ import annotations
