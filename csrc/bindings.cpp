@@ -14,6 +14,7 @@ void bind_pixel_gradients_cpu(py::module_& m);
 void bind_seeding(py::module_& m);
 #ifdef ALGES_FAST_WITH_CUDA
 void bind_cuda_pixel_gradients(py::module_& m);
+void bind_cuda_seeding(py::module_& m);
 #endif
 }
 
@@ -25,5 +26,6 @@ PYBIND11_MODULE(_C, m) {
 #ifdef ALGES_FAST_WITH_CUDA
   m.def("cuda_device_count", &alges::cuda_device_count);
   alges::bind_cuda_pixel_gradients(m);
+  alges::bind_cuda_seeding(m);
 #endif
 }

@@ -76,6 +76,11 @@ class Pool(ABC):
     def accept(self, trial: int, draw: Draw | None) -> Candidates:
         """Absorb one of the centres that `potentials` tried, then draw."""
 
+    def chain(self, draw: Draw, count: int) -> list[int]:
+        """Up to `count` picks at once, the first of them what the last draw found, where a provider can: the global
+        indices. Of the race `draw` gives the rule, the seed and the round of the first pick."""
+        return []
+
     def forget(self) -> None:
         """Forget every centre."""
         self.min_sq_distance.fill_(torch.inf)

@@ -16,7 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from alges_fast._native import cpu_kernels, native_status
+from alges_fast._native import cpu_kernels, cuda_kernels, native_status
+from alges_fast.seeding.cuda import CudaPool
 from alges_fast.seeding.native import NativePool
 from alges_fast.seeding.pools import Draw, FaissPool, Pool, TorchPool
 from alges_fast.seeding.race import uniforms
@@ -25,7 +26,7 @@ from alges_fast.seeding.shards import Candidates, Shards, Winners
 logger = logging.getLogger(__name__)
 
 Backend = Literal["faiss", "cpu", "cuda", "torch"]
-POOLS: dict[str, type[Pool]] = {"faiss": FaissPool, "cpu": NativePool, "torch": TorchPool}
+POOLS: dict[str, type[Pool]] = {"faiss": FaissPool, "cpu": NativePool, "cuda": CudaPool, "torch": TorchPool}
 BACKENDS = ("faiss", "cpu", "cuda", "torch")
 ROUNDS_ABOVE = 10_000  # picks: beyond, one pass over the pool and one exchange between ranks a pick take too long
 ROUNDS = 5  # enough in Bahmani et al., section 5, with ℓ = n / 2
@@ -123,7 +124,11 @@ def choose_backend(requested: str | None, device: str, missing: Mapping[str, str
 def _missing(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
     """Backends that cannot serve points of this device and dtype, with the reason."""
     elsewhere = f"the points are on {device}"
-    missing = {"cuda": "the CUDA kernels were not built" if device.type == "cuda" else elsewhere}
+    missing = {}
+    if device.type != "cuda":
+        missing["cuda"] = elsewhere + ("" if torch.cuda.is_available() else ", and there is no CUDA device")
+    elif cuda_kernels() is None:
+        missing["cuda"] = native_status()
     if device.type != "cpu":
         missing["cpu"] = elsewhere
     elif cpu_kernels() is None:
@@ -222,6 +227,13 @@ def _picks(
     pool: Pool, shards: Shards, total: int, n_clusters: int, draw: Draw, candidates: Candidates, picks: list[int]
 ) -> list[int]:
     """Go on from `picks` and what was drawn after them, one pick at a time, to `n_clusters`."""
+    if shards.size == 1 and draw.trials == 1:
+        _agreed(shards, pool, candidates)
+        chained = pool.chain(replace(draw, round=len(picks)), n_clusters - len(picks))
+        if chained:
+            picks = picks + chained
+            left = replace(draw, round=len(picks)) if len(picks) < n_clusters else None
+            candidates = pool.draw(left)
     while True:
         winners = _agreed(shards, pool, candidates)
         if len(picks) == n_clusters:

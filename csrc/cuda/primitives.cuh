@@ -2,6 +2,7 @@
 // names on the CPU, so that the kernels themselves, barriers included, run in tests where there is no GPU.
 #pragma once
 
+#include <cooperative_groups.h>
 #include <cuda_runtime.h>
 
 #include <cstdint>
@@ -37,6 +38,15 @@ ALGES_DEVICE unsigned char* dynamic_shared() {
 ALGES_DEVICE float shuffle_xor(float value, int lanes) { return __shfl_xor_sync(0xffffffffu, value, lanes); }
 ALGES_DEVICE int shuffle_xor(int value, int lanes) { return __shfl_xor_sync(0xffffffffu, value, lanes); }
 
+// Lane `lane`'s value, on every lane; the same lane on all of them.
+template <typename T>
+ALGES_DEVICE T broadcast(T value, int lane) {
+  return __shfl_sync(0xffffffffu, value, lane);
+}
+
+// Of all blocks of a cooperative launch.
+ALGES_DEVICE void grid_barrier() { cooperative_groups::this_grid().sync(); }
+
 inline void check(cudaError_t error, const char* what) {
   if (error != cudaSuccess)
     throw std::runtime_error(std::string("pixel_gradients: ") + what + ": " + cudaGetErrorString(error));
@@ -59,6 +69,25 @@ void launch(void (*kernel)(Parameters...), dim3 grid, int threads, int shared_by
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes), "shared memory");
   kernel<<<grid, threads, shared_bytes, static_cast<cudaStream_t>(stream)>>>(arguments...);
   check(cudaGetLastError(), "launch");
+}
+
+// Blocks of this kernel that the device holds at once: the most that can wait for each other.
+template <typename... Parameters>
+int resident_blocks(void (*kernel)(Parameters...), int threads, int shared_bytes, int device) {
+  int processors = 0, blocks = 0;
+  check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "device attribute");
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes), "occupancy");
+  return blocks * processors;
+}
+
+// A launch whose blocks may meet at grid_barrier; no more of them than are resident.
+template <typename... Parameters>
+void launch_cooperative(void (*kernel)(Parameters...), int blocks, int threads, int shared_bytes, void* stream,
+                        Parameters... arguments) {
+  void* addresses[] = {&arguments...};
+  check(cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(kernel), dim3(blocks), dim3(threads), addresses,
+                                    shared_bytes, static_cast<cudaStream_t>(stream)),
+        "cooperative launch");
 }
 
 }  // namespace alges

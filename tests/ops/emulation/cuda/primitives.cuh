@@ -185,6 +185,13 @@ inline unsigned char* dynamic_shared() { return emulation::shared_base(); }
 inline float shuffle_xor(float value, int lanes) { return emulation::gather(value)[(threadIdx.x % 32) ^ lanes]; }
 inline int shuffle_xor(int value, int lanes) { return emulation::gather(value)[(threadIdx.x % 32) ^ lanes]; }
 
+template <typename T>
+T broadcast(T value, int lane) {
+  return emulation::gather(value)[lane];
+}
+
+inline void grid_barrier() { __syncthreads(); }  // launch_cooperative runs a single block
+
 inline int shared_memory_limit(int) { return emulation::machine.shared_limit; }
 inline void use_device(int) {}
 
@@ -196,6 +203,18 @@ void launch(void (*kernel)(Parameters...), dim3 grid, int threads, int shared_by
       blockIdx = dim3(x, y);
       emulation::run_block(threads, shared_bytes);
     }
+}
+
+template <typename... Parameters>
+int resident_blocks(void (*)(Parameters...), int, int, int) {
+  return 1;
+}
+
+template <typename... Parameters>
+void launch_cooperative(void (*kernel)(Parameters...), int blocks, int threads, int shared_bytes, void* stream,
+                        Parameters... arguments) {
+  if (blocks != 1) throw std::runtime_error("emulation: blocks run one after another and cannot wait for each other");
+  launch(kernel, dim3(1), threads, shared_bytes, stream, arguments...);
 }
 
 }  // namespace alges

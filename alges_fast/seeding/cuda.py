@@ -1,0 +1,126 @@
+"""The CUDA kernels' shard (csrc/cuda/seeding.h). A pool on one device is seeded without a host sync between picks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alges_fast._native import cuda_kernels
+from alges_fast.seeding.pools import Draw, Pool
+from alges_fast.seeding.shards import Candidates
+
+_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}  # enum PointType
+_RULES = {"none": 0, "uniform": 1, "race": 2, "farthest": 3}  # enum Rule
+WARPS = 8  # of a block
+ONE_LAUNCH = 32 << 20  # bytes of a pool that stays in the last-level cache, where launches take longer than reading it
+
+
+def grid(rows: int, resident: int) -> tuple[int, int]:
+    """(blocks, rows a warp takes at a time): small tiles while that keeps more warps busy."""
+    tile = next((tile for tile in (4, 8, 16) if rows <= tile * WARPS * resident), 32)
+    return max(1, min(resident, -(-rows // (tile * WARPS)))), tile
+
+
+class CudaPool(Pool):
+    name = "cuda"
+
+    def __init__(
+        self,
+        points: Tensor,
+        index: range | Tensor,
+        centres: int,
+        weights: Tensor | None = None,
+        *,
+        nearest: bool = False,
+    ) -> None:
+        points = points if points.stride(1) == 1 else points.contiguous()
+        super().__init__(points, index, centres, weights, nearest=nearest)
+        self._device, self._kernels = points.device.index or 0, self.kernels()
+        self._blocks, tile = grid(
+            len(points), self._kernels.cuda_seeding_resident_blocks(_TYPES[points.dtype], self._device)
+        )
+        self._seeding = self._kernels.CudaSeeding(
+            points.data_ptr(),
+            _TYPES[points.dtype],
+            *points.shape,
+            points.stride(0),
+            index.start if isinstance(index, range) else 0,
+            0 if isinstance(index, range) else index.data_ptr(),
+            self.min_sq_distance.data_ptr(),
+            0 if self.weights is None else self.weights.data_ptr(),
+            0 if self.nearest is None else self.nearest.data_ptr(),
+            self._blocks,
+            tile,
+        )
+        self._absorbed = 0
+        self._partials = torch.empty(0, dtype=torch.int64, device=points.device)
+        self._tried: Tensor | None = None
+
+    def kernels(self) -> Any:
+        return cuda_kernels()
+
+    def stream(self) -> int:
+        return torch.cuda.current_stream(self.points.device).cuda_stream
+
+    def draw(self, draw: Draw | None) -> Candidates:
+        return self.absorb(self.points.new_empty(0, self.points.shape[1], dtype=self.dtype), draw)
+
+    def absorb(self, centres: Tensor, draw: Draw | None) -> Candidates:
+        self._run(centres.contiguous(), draw, None)
+        self._absorbed += len(centres)
+        largest = float(self.min_sq_distance.amax()) if len(self.points) else 0.0
+        largest = largest if largest < float("inf") else float("nan")
+        if draw is None:
+            return Candidates((), (), (), largest)
+        keys, indices, positions = zip(*map(min, self._found(draw.trials)), strict=True)
+        return Candidates(keys, indices, positions, largest)
+
+    def potentials(self, centres: Tensor, scale: float) -> Tensor:
+        self._tried = self.min_sq_distance.new_empty(len(centres), len(self.points))
+        self._run(centres.contiguous(), None, self._tried)
+        return (self.weighted(self._tried).double() * scale).round().sum(dim=1)
+
+    def accept(self, trial: int, draw: Draw | None) -> Candidates:
+        assert self._tried is not None
+        self.min_sq_distance.copy_(self._tried[trial])
+        self._tried = None
+        return self.draw(draw)
+
+    def chain(self, draw: Draw, count: int) -> list[int]:
+        indices = torch.empty(count, dtype=torch.int64, device=self.points.device)
+        self._prepare(draw)
+        one_launch = self.points.numel() * self.points.element_size() <= ONE_LAUNCH
+        self._seeding.chain(indices.data_ptr(), count, self._absorbed, one_launch, self._device, self.stream())
+        picks = [index for index in indices.tolist() if index >= 0]
+        self._absorbed += len(picks)
+        return picks
+
+    def _run(self, centres: Tensor, draw: Draw | None, tried: Tensor | None) -> None:
+        self._prepare(draw)
+        self._seeding.run(
+            centres.data_ptr(),
+            len(centres),
+            self._absorbed,
+            0 if tried is None else tried.data_ptr(),
+            self._device,
+            self.stream(),
+        )
+
+    def _prepare(self, draw: Draw | None) -> None:
+        trials = draw.trials if draw else 1
+        # A candidate is three 64-bit words; two steps of a chain take turns.
+        words = 2 * self._blocks * trials * self._kernels.cuda_seeding_candidate_bytes // 8
+        if len(self._partials) < words:
+            self._partials = self._partials.new_empty(words)
+        rule, seed, round = (draw.rule, draw.seed, draw.round) if draw else ("none", 0, 0)
+        self._seeding.draw(_RULES[rule], seed, round, trials, self._partials.data_ptr())
+
+    def _found(self, trials: int) -> list[list[tuple[float, int, int]]]:
+        """(key, global index, row) of every block, by trial: the smallest is the winner."""
+        words = self._partials[: self._blocks * trials * 3].cpu().view(self._blocks, trials, 3)
+        keys = words.view(torch.float64)[..., 0]
+        return [
+            list(zip(keys[:, trial].tolist(), *words[:, trial, 1:].T.tolist(), strict=True)) for trial in range(trials)
+        ]

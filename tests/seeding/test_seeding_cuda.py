@@ -1,0 +1,142 @@
+"""The CUDA kernels, on a GPU where there is one, and built by the host's compiler and run thread by thread on the CPU.
+
+The emulation (tests/ops/emulation/cuda/primitives.cuh) runs blocks one after another and threads in a shuffled order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from alges_fast.seeding import k_center_greedy, kmeans_plusplus, seeding
+from alges_fast.seeding.cuda import CudaPool, grid
+
+ROOT = Path(__file__).resolve().parents[2]
+MODULE = """
+#include <pybind11/pybind11.h>
+#include "cuda/primitives.cuh"
+namespace alges {
+void bind_cuda_seeding(pybind11::module_& m);
+}
+PYBIND11_MODULE(emulated_seeding, m) {
+  alges::bind_cuda_seeding(m);
+  m.def("set_order", [](uint32_t seed) { alges::emulation::machine.order_seed = seed; });
+}
+"""
+
+
+@pytest.fixture(scope="session")
+def emulated() -> ModuleType:
+    pybind11 = pytest.importorskip("pybind11")
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        pytest.skip("no C++ compiler to build the emulation of the CUDA kernels with")
+    primitives = ROOT / "tests/ops/emulation/cuda/primitives.cuh"
+    header, *sources = (ROOT / "csrc/cuda" / name for name in ("seeding.h", "seeding.cu", "seeding_bindings.cpp"))
+    content = [MODULE.encode(), *(path.read_bytes() for path in (primitives, header, *sources))]
+    folder = ROOT / "build" / "emulation" / hashlib.sha256(b"".join(content)).hexdigest()[:16]
+    target = folder / "emulated_seeding.so"
+    if not target.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "module.cpp").write_text(MODULE)
+        includes = [primitives.parents[1], ROOT / "csrc", sysconfig.get_paths()["include"], pybind11.get_include()]
+        flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-ffp-contract=off", *(f"-I{path}" for path in includes)]
+        files = [folder / "module.cpp", *sources]
+        subprocess.run(
+            [compiler, *flags, "-x", "c++", *map(str, files), "-o", str(target.with_suffix(".new"))], check=True
+        )
+        target.with_suffix(".new").rename(target)
+    spec = importlib.util.spec_from_file_location("emulated_seeding", target)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(params=[0, 1, 2])
+def emulation(request: pytest.FixtureRequest, emulated: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """backend="torch" runs the emulated kernels on CPU tensors: in one launch a seeding, or one a pick, on 3 blocks."""
+
+    class Emulated(CudaPool):
+        def kernels(self) -> Any:
+            return emulated
+
+        def stream(self) -> int:
+            return 0
+
+    emulated.set_order(request.param)  # type: ignore[attr-defined]
+    if request.param == 1:
+        monkeypatch.setattr("alges_fast.seeding.cuda.ONE_LAUNCH", 0)
+        monkeypatch.setattr("alges_fast.seeding.cuda.grid", lambda rows, resident: (3, 4))
+    monkeypatch.setitem(seeding.POOLS, "torch", Emulated)
+
+
+def points_of(dtype: torch.dtype, columns: int, rows: int = 150) -> Tensor:
+    draw = torch.Generator().manual_seed(columns)
+    label = torch.randint(5, (rows,), generator=draw)
+    points = 3 * torch.randn(5, columns, generator=draw)[label] + torch.randn(rows, columns, generator=draw)
+    return points.to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("columns", [1, 19, 48])
+def test_emulated_kernels_pick_as_the_cpu_does(emulation: None, dtype: torch.dtype, columns: int) -> None:
+    points = points_of(dtype, columns)
+    for arguments in (
+        {},
+        {"trials": 3},
+        {"first": "largest"},
+        {"existing": points[:4].float() + 0.5},
+        {"global_index": torch.randperm(900)[:150]},
+    ):
+        expected = kmeans_plusplus(points, 12, seed=5, **arguments)  # type: ignore[arg-type]
+        found = kmeans_plusplus(points, 12, seed=5, backend="torch", **arguments)  # type: ignore[arg-type]
+        assert torch.equal(found.indices, expected.indices), arguments
+        torch.testing.assert_close(found.min_sq_distance, expected.min_sq_distance, rtol=1e-6, atol=0)
+    expected = k_center_greedy(points, 12, seed=5)
+    assert torch.equal(k_center_greedy(points, 12, seed=5, backend="torch").indices, expected.indices)
+
+
+def test_emulated_kernels_fill_up_count_and_refuse(emulation: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    points = points_of(torch.float32, 7)
+    repeated = points[:5].repeat(6, 1)
+    assert torch.equal(kmeans_plusplus(repeated, 20, backend="torch").indices, kmeans_plusplus(repeated, 20).indices)
+    monkeypatch.setattr(seeding, "ROUNDS_ABOVE", 10)
+    assert torch.equal(kmeans_plusplus(points, 15, backend="torch").indices, kmeans_plusplus(points, 15).indices)
+    points[77, 3] = torch.nan
+    with pytest.raises(ValueError, match="NaN or Inf at index 77"):
+        kmeans_plusplus(points, 4, backend="torch")
+
+
+def test_small_pools_spread_over_the_device() -> None:
+    assert grid(4640, 528) == (145, 4)
+    assert grid(10_000_000, 528) == (528, 32)
+    assert grid(1, 528) == (1, 4)
+    assert grid(0, 528) == (1, 4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["cuda", "torch"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("rows", [4640, 100_000])
+def test_a_gpu_picks_as_the_cpu_does(dtype: torch.dtype, rows: int, backend: str) -> None:
+    points = points_of(dtype, 208, rows)
+    for arguments in ({}, {"trials": 3}, {"first": "largest"}, {"existing": points[:4].float() + 0.5}):
+        expected = kmeans_plusplus(points, 20, seed=5, **arguments)  # type: ignore[arg-type]
+        arguments = {name: value.cuda() if isinstance(value, Tensor) else value for name, value in arguments.items()}
+        found = kmeans_plusplus(points.cuda(), 20, seed=5, backend=backend, **arguments)  # type: ignore[arg-type]
+        assert torch.equal(found.indices.cpu(), expected.indices), arguments
+        torch.testing.assert_close(found.min_sq_distance.cpu(), expected.min_sq_distance, rtol=1e-5, atol=1e-6)
+        again = kmeans_plusplus(points.cuda(), 20, seed=5, backend=backend, **arguments)  # type: ignore[arg-type]
+        assert torch.equal(again.min_sq_distance, found.min_sq_distance)
