@@ -11,6 +11,7 @@ that takes longer; the 8-bit sketch reads fewer bytes and goes below it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from floors import copy_bandwidth, matmul_rate
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
+from alges_fast._native import native_status
 from alges_fast.seeding import kmeans_plusplus, native
 
 POINTS, COLUMNS, PICKS = 100_000, 208, 100
@@ -34,6 +36,14 @@ def pools() -> dict[str, Tensor]:
     return {"gauss": gauss, "clusters": clusters}
 
 
+def installed(name: str) -> bool:
+    try:
+        version(name)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
 def record(benchmark: BenchmarkFixture, run: Callable[[], object], points: Tensor, rounds: int = 5) -> None:
     benchmark.pedantic(run, rounds=rounds, warmup_rounds=1)
     flops = 3 * points.numel()
@@ -45,6 +55,8 @@ def record(benchmark: BenchmarkFixture, run: Callable[[], object], points: Tenso
         copy_gb_per_s=copy_bandwidth() / 1e9,
         matmul_gflop_per_s=matmul_rate(torch.float32) / 1e9,
         threads=torch.get_num_threads(),
+        native=native_status(),
+        versions={name: version(name) for name in ("torch", "numpy", "faiss-gpu", "scikit-learn") if installed(name)},
     )
 
 

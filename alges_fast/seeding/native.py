@@ -65,6 +65,10 @@ class NativePool(Pool):
         centres = centres.contiguous()
         return self._candidates(self._native.absorb(*_address(centres), self._drawn(draw), torch.get_num_threads()))
 
+    def chain(self, draw: Draw, count: int) -> list[int]:
+        picks: list[int] = self._native.chain(self._drawn(draw), count, torch.get_num_threads())
+        return picks
+
     def potentials(self, centres: Tensor, scale: float) -> Tensor:
         centres = centres.contiguous()
         sums = self._native.potentials(*_address(centres), scale, torch.get_num_threads())

@@ -19,7 +19,7 @@ from torch import Tensor
 from alges_fast._native import cpu_kernels, cuda_kernels, native_status
 from alges_fast.seeding.cuda import CudaPool
 from alges_fast.seeding.native import NativePool
-from alges_fast.seeding.pools import Draw, FaissPool, Pool, TorchPool
+from alges_fast.seeding.pools import Draw, FaissGpuPool, FaissPool, Pool, TorchPool, faiss_has_gpu
 from alges_fast.seeding.race import uniforms
 from alges_fast.seeding.shards import Candidates, Shards, Winners
 
@@ -133,12 +133,14 @@ def _missing(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
         missing["cpu"] = elsewhere
     elif cpu_kernels() is None:
         missing["cpu"] = native_status()
-    if device.type != "cpu":
+    if device.type not in ("cpu", "cuda"):
         missing["faiss"] = elsewhere
     elif dtype == torch.float64:
         missing["faiss"] = "faiss computes in float32, the points are float64"
     elif importlib.util.find_spec("faiss") is None:
         missing["faiss"] = "faiss is not installed (pip install faiss-gpu on Linux x86-64, faiss-cpu elsewhere)"
+    elif device.type == "cuda" and not faiss_has_gpu():
+        missing["faiss"] = "this faiss was built without GPU support"
     return missing
 
 
@@ -199,7 +201,7 @@ def _seed(
         raise ValueError(f"n_clusters must be at most the number of points, {total}, got {n_clusters}")
     start = sum(sizes[: shards.rank])
     own_index = range(start, start + len(points)) if index is None else index
-    make = POOLS[chosen]
+    make = FaissGpuPool if chosen == "faiss" and points.is_cuda else POOLS[chosen]
     draw = Draw(rule, seed, 0, trials)
     rounds = rule == "race" and wants_rounds(n_clusters, total)
     pool = make(points, own_index, len(centres) + n_clusters * trials, nearest=rounds)

@@ -139,6 +139,15 @@ Pass SeedingPool::absorb(const void* centres, int count, const Draw& draw, int t
   return run(pass);
 }
 
+Pass SeedingPool::absorb_candidate(const Draw& draw, int threads) {
+  const int64_t row = candidates_.front().position;
+  if (shard_.type == PointType::float64)
+    return absorb(static_cast<const double*>(shard_.points) + row * shard_.stride, 1, draw, threads);
+  std::vector<float> centre(shard_.columns);
+  for (int64_t k = 0; k < shard_.columns; ++k) centre[k] = static_cast<float>(value(shard_, row, k));
+  return absorb(centre.data(), 1, draw, threads);
+}
+
 std::vector<double> SeedingPool::potentials(const void* centres, int count, double scale, int threads) {
   const Centres prepared = prepare(centres, count);
   tried_.resize(count * shard_.rows * (shard_.type == PointType::float64 ? sizeof(double) : sizeof(float)));

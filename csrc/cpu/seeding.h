@@ -95,6 +95,8 @@ class SeedingPool {
   SeedingPool(const Shard& shard, bool sketch);
 
   Pass absorb(const void* centres, int count, const Draw& draw, int threads);
+  // Absorbs the point that the last pass drew (the first trial), then draws.
+  Pass absorb_candidate(const Draw& draw, int threads);
   std::vector<double> potentials(const void* centres, int count, double scale, int threads);
   Pass accept(int trial, const Draw& draw, int threads);
   const std::vector<Candidate>& candidates() const { return candidates_; }

@@ -70,6 +70,21 @@ void bind_seeding(py::module_& m) {
              }
              return result(pool, pass);
            })
+      // Global indices of up to `count` picks, the first of them what the last pass drew.
+      .def("chain",
+           [](SeedingPool& pool, Draw draw, int count, int threads) {
+             std::vector<int64_t> indices;
+             for (; count > 0 && pool.candidates().front().index >= 0; --count) {
+               indices.push_back(pool.candidates().front().index);
+               draw.round += 1;
+               {
+                 py::gil_scoped_release release;
+                 pool.absorb_candidate(draw, threads);
+               }
+               if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+             }
+             return indices;
+           })
       .def("potentials",
            [](SeedingPool& pool, uintptr_t centres, int count, double scale, int threads) {
              py::gil_scoped_release release;

@@ -127,10 +127,12 @@ def test_small_pools_spread_over_the_device() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("backend", ["cuda", "torch"])
+@pytest.mark.parametrize("backend", ["cuda", "torch", "faiss"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("rows", [4640, 100_000])
 def test_a_gpu_picks_as_the_cpu_does(dtype: torch.dtype, rows: int, backend: str) -> None:
+    if backend == "faiss" and dtype == torch.float64:
+        pytest.skip("faiss computes in float32")
     points = points_of(dtype, 208, rows)
     for arguments in ({}, {"trials": 3}, {"first": "largest"}, {"existing": points[:4].float() + 0.5}):
         expected = kmeans_plusplus(points, 20, seed=5, **arguments)  # type: ignore[arg-type]
@@ -138,5 +140,7 @@ def test_a_gpu_picks_as_the_cpu_does(dtype: torch.dtype, rows: int, backend: str
         found = kmeans_plusplus(points.cuda(), 20, seed=5, backend=backend, **arguments)  # type: ignore[arg-type]
         assert torch.equal(found.indices.cpu(), expected.indices), arguments
         torch.testing.assert_close(found.min_sq_distance.cpu(), expected.min_sq_distance, rtol=1e-5, atol=1e-6)
+        if backend == "faiss":  # makes no promise of repeating itself
+            continue
         again = kmeans_plusplus(points.cuda(), 20, seed=5, backend=backend, **arguments)  # type: ignore[arg-type]
         assert torch.equal(again.min_sq_distance, found.min_sq_distance)
