@@ -326,6 +326,7 @@ def _canonical(
         residual=three_axes(residual, 2),
         valid=three_axes(valid, 1),
         outputs=outputs,
+        weight_dtype=weight.dtype,
     )
 
 

@@ -21,6 +21,7 @@ class Problem:
         logits, residual: (B, K, D, H, W) in the features' type or float32, any strides, or None.
         valid: (B, D, H, W) bool, any strides, or None for all.
         outputs: names out of `OUTPUTS`.
+        weight_dtype: the type the weight was given in, in which its values are exact.
 
     B and the number of pixels are at least 1: empty calls never reach a backend. What an invalid pixel holds never
     matters, NaN included, save as part of a valid pixel's patch.
@@ -33,6 +34,7 @@ class Problem:
     residual: Tensor | None
     valid: Tensor | None
     outputs: frozenset[str]
+    weight_dtype: torch.dtype = torch.float32
 
     @property
     def accumulator(self) -> torch.dtype:

@@ -1,0 +1,709 @@
+"""`pixel_gradients` in Triton: any install with an NVIDIA GPU, no toolkit.
+
+P pixels, K classes, d channels, T taps of the kernel, C = d T patch channels, s bytes an element. A patch channel
+(c, t) is channel c seen from tap t: its address is the pixel's plus one offset, so a k x k head is a 1 x 1 head over C
+channels and no patch is stored; the re-reads of neighbouring taps come from cache.
+
+Two plans, chosen by `choose_plan` from the sizes of one image, never from the batch:
+
+    one pass   (K x C accumulators fit in registers) a program takes a chunk of one image's pixels in tiles; a tile's
+               patches are read once, serve both products, and only K x C sums a chunk are written.
+    segmented  (wider heads) the pixels go by in segments: `_residuals` writes a segment's r to scratch, where it stays
+               in L2, `_outer_sums` multiplies it with the patches, each program a tile of K x C, and adds to the
+               chunk's sums.
+
+    bytes      P d s read from memory (twice for segmented), K P for each given operand, 4 P written for norm_map
+    flops      4 K C a pixel; for float32 three TF32 products each (below)
+    scratch    at most 16 MB: large batches run in groups of images, large images in segments
+    order      pixels of a tile, tiles of a chunk, chunks of an image (`_finish`): fixed by the image's size; no atomics
+
+Precision: products run on tensor cores and keep float32's accuracy. float32 operands are each split in two TF32 parts
+("tf32x3"). float16 and bfloat16 features enter as they are, and the float32 operand (weight or r) is cut into parts
+that are exact in the type of the product: three bfloat16 parts, or two TF32 parts beside float16. Sums over tiles are
+added outside the tensor core, which rounds its own running sum toward zero (Ootomo and Yokota, IJHPCA 2022).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from alges_fast.ops.problem import Problem
+
+# The interpreter multiplies the raw bits of bfloat16 (triton#11584): there, halves become float32 as they are loaded.
+_INTERPRETED: tl.constexpr = tl.constexpr(triton.knobs.runtime.interpret)
+_SCRATCH = 15 * 2**20
+_MOST_CLASSES = 1024
+
+
+def unavailable() -> str | None:
+    """Why this backend cannot run on this machine."""
+    if _INTERPRETED.value:
+        return None
+    if not torch.cuda.is_available() or torch.version.hip is not None:
+        return "no NVIDIA GPU (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly)"
+    return None
+
+
+def unsupported(problem: Problem) -> str | None:
+    """Why this backend cannot run these inputs."""
+    device = problem.features.device
+    if problem.features.dtype == torch.float64:
+        return "float64 runs on the reference backend alone"
+    if problem.classes > _MOST_CLASSES:
+        return f"{problem.classes} classes are more than {_MOST_CLASSES}"
+    if _INTERPRETED.value:
+        return None
+    if device.type != "cuda":
+        return f"features are on {device}, not on a GPU"
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 8:
+        return f"compute capability {major}.{minor} is below 8.0"
+    return None
+
+
+def run(problem: Problem) -> dict[str, Tensor]:
+    """All outputs asked for, in canonical shape."""
+    results = {name: problem.empty(name) for name in problem.outputs}
+    plan = choose_plan(
+        problem.batch,
+        problem.classes,
+        problem.channels * problem.kernel[0] * problem.kernel[1] * problem.kernel[2],
+        problem.spatial[0] * problem.spatial[1] * problem.spatial[2],
+        sums=len(problem.outputs & {"image", "semantic_vector"}),
+    )
+    on_device = torch.cuda.device(problem.features.device) if problem.features.is_cuda else contextlib.nullcontext()
+    with on_device:
+        launch = _Launch(problem, plan)
+        for images in _groups(problem.batch, plan.images):
+            launch(images, results)
+    return results
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one image is cut. All but `images` follow from the image's own size."""
+
+    one_pass: bool
+    tile_pixels: int
+    tile_channels: int
+    tile_classes: int
+    """Classes of a tile: K padded to a power of two."""
+    chunks: int
+    chunk_pixels: int
+    tiles_in_flight: int
+    """Pixel tiles of a chunk that one segment holds; 1 for one pass."""
+    segments: int
+    images: int
+    """Images of a group: their scratch is within the limit."""
+    warps: int
+    stages: int
+
+    @property
+    def segment_pixels(self) -> int:
+        return self.tiles_in_flight * self.tile_pixels
+
+
+def choose_plan(batch: int, n_classes: int, channels: int, pixels: int, *, sums: int) -> Plan:
+    """The plan for images of `pixels`, `channels` patch channels and `sums` (0, 1, 2) outputs of K x C each."""
+    classes, padded = max(16, _power_of_2(n_classes)), max(16, _power_of_2(channels))
+    row = 4 * n_classes * channels * sums
+    if padded <= 256 and classes <= 64 and classes * padded * max(1, sums) <= 8192:
+        # 32 KB of float32 patches a tile, two stages of it, and the weight: within the 99 KB of the smallest GPU.
+        tile = min(128, 4096 // padded)
+        tiles = -(-pixels // tile)
+        # A chunk's sums are small beside the features it read, and 128 chunks fill a GPU.
+        per_chunk = max(-(-tiles // 128), 4, 16 * classes // tile)
+        chunks = -(-tiles // per_chunk)
+        images = _fit(batch, chunks * (row + 8 * n_classes + 16))
+        warps = 8 if padded * tile > 2048 else 4
+        return Plan(True, tile, padded, classes, chunks, per_chunk * tile, 1, 1, images, warps, 2)
+
+    tile = max(16, min(64, 8192 // classes))
+    tiles = -(-pixels // tile)
+    # About 1.75 MB of residuals an image in flight, so that four images at least share a group.
+    in_flight = min(tiles, max(1, 7 * 2**18 // (4 * (classes + 1) * tile)))
+    outer_tiles = -(-channels // 64) * -(-classes // 64)
+    # 64 programs of `_outer_sums` an image; sums of several chunks are scratch, of a single one the result itself.
+    chunks = max(1, min(in_flight, 64 // outer_tiles, 2**21 // max(row, 1)))
+    per_chunk = -(-tiles // chunks)
+    chunks = -(-tiles // per_chunk)
+    tiles_in_flight = max(1, min(per_chunk, in_flight // chunks))
+    scores = chunks * tiles_in_flight * (8 * n_classes + 16)
+    residuals = chunks * tiles_in_flight * tile * 4 * (classes + 1)
+    images = _fit(batch, residuals + scores + (chunks * row if chunks > 1 else 0))
+    segments = -(-per_chunk // tiles_in_flight)
+    return Plan(False, tile, 64, classes, chunks, per_chunk * tile, tiles_in_flight, segments, images, 8, 2)
+
+
+def _power_of_2(size: int) -> int:
+    return 1 << (size - 1).bit_length()
+
+
+def _fit(batch: int, bytes_per_image: int) -> int:
+    return max(1, min(batch, 32768, _SCRATCH // max(1, bytes_per_image)))
+
+
+def _groups(batch: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, batch)) for start in range(0, batch, size))
+
+
+class _Launch:
+    """Launches the kernels of a plan for groups of images."""
+
+    def __init__(self, problem: Problem, plan: Plan) -> None:
+        self.problem, self.plan = problem, plan
+        outputs = problem.outputs
+        depth, self.height, self.width = problem.spatial
+        self.pixels = depth * self.height * self.width
+        per_pixel = [(problem.features, 2), (problem.logits, 2), (problem.residual, 2), (problem.valid, 1)]
+        steps = [None if tensor is None else _flat_step(tensor, axis) for tensor, axis in per_pixel]
+        flat = problem.kernel == (1, 1, 1) and all(
+            step is not None for (tensor, _), step in zip(per_pixel, steps, strict=True) if tensor is not None
+        )
+        self.strides = [
+            None if tensor is None else _strides(tensor, axis, step if flat else None)
+            for (tensor, axis), step in zip(per_pixel, steps, strict=True)
+        ]
+        # Constants the kernels are compiled for: of the model and the call, never of the map or the batch.
+        given_dtype, exact = problem.weight_dtype, problem.features.dtype
+        relaxed = torch.get_float32_matmul_precision() != "highest"
+        self.constants = {
+            "K": problem.classes,
+            "C": problem.weight[0].numel(),
+            "KERNEL": problem.kernel,
+            "FLAT": flat,
+            "TILE_P": plan.tile_pixels,
+            "TILE_C": plan.tile_channels,
+            "TILE_K": plan.tile_classes,
+        }
+        self.product = _product_mode(exact, relaxed)
+        self.constants_of_pixels = {
+            "WEIGHT_PRODUCT": "exact" if given_dtype == exact and exact != torch.float32 else self.product,
+            "PREDICTION": problem.needs_prediction,
+            "NORMS": bool(outputs & {"semantic", "norm_map"}),
+            "SEMANTIC": "semantic" in outputs,
+            "UNCERTAINTY": bool(outputs & {"entropy", "margin", "confidence"}),
+            "COUNTS": "class_pixels" in outputs or ("image" in outputs and problem.valid is not None),
+        }
+        self.sums = {"IMAGE": "image" in outputs, "VECTOR": "semantic_vector" in outputs}
+
+    def __call__(self, images: slice, results: dict[str, Tensor]) -> None:
+        problem, plan = self.problem, self.plan
+        features, logits, residual, valid = (
+            None if tensor is None else (tensor[images], strides)
+            for tensor, strides in zip(
+                (problem.features, problem.logits, problem.residual, problem.valid), self.strides, strict=True
+            )
+        )
+        assert features is not None
+        found = {name: tensor[images] for name, tensor in results.items()}
+        n_images, n_classes = features[0].shape[0], problem.classes
+        new = functools.partial(torch.empty, device=problem.features.device)
+        n_scores = plan.chunks * plan.tiles_in_flight
+        scores = new(n_images, n_scores, n_classes + 3, dtype=torch.float32)
+        counts = new(n_images, n_scores, n_classes + 1, dtype=torch.int32)
+        if plan.chunks > 1:
+            size = problem.weight[0].numel() * n_classes
+            image, vector = (
+                new(n_images, plan.chunks, size, dtype=torch.float32) if name in found else None
+                for name in ("image", "semantic_vector")
+            )
+        else:
+            image, vector = found.get("image"), found.get("semantic_vector")
+        sizes = self.height, self.width, self.pixels, plan.chunk_pixels
+        options = {"num_warps": plan.warps, "num_stages": plan.stages}
+        operands = (features, problem.weight, problem.bias, logits, residual, valid)
+        if plan.one_pass:
+            _one_pass[plan.chunks, n_images](
+                *operands, image, vector, scores, counts, found.get("norm_map"), *sizes,
+                SUM_PRODUCT=self.product, **self.constants, **self.constants_of_pixels, **self.sums, **options,
+            )  # fmt: skip
+        else:
+            flight = new(n_images, plan.chunks, plan.segment_pixels, plan.tile_classes, dtype=torch.float32)
+            predictions = new(n_images, plan.chunks, plan.segment_pixels, dtype=torch.int32)
+            outer_grid = (
+                plan.chunks * triton.cdiv(self.constants["C"], plan.tile_channels),
+                triton.cdiv(n_classes, min(64, plan.tile_classes)),
+                n_images,
+            )
+            for segment in range(plan.segments):
+                _residuals[n_scores, n_images](
+                    *operands, flight, predictions, scores, counts, found.get("norm_map"), *sizes, segment,
+                    plan.tiles_in_flight, SUMS=any(self.sums.values()), **self.constants, **self.constants_of_pixels,
+                    **options,
+                )  # fmt: skip
+                if any(self.sums.values()):
+                    _outer_sums[outer_grid](
+                        features, valid, flight, predictions, image, vector, *sizes, segment, plan.segment_pixels,
+                        SUM_PRODUCT=self.product, TILE_R=min(64, plan.tile_classes), **self.constants, **self.sums,
+                        **options,
+                    )  # fmt: skip
+        size = self.constants["C"] * n_classes if any(self.sums.values()) else 0
+        _finish[triton.cdiv(size, 1024) + 1, n_images](
+            image, vector, scores, counts, found.get("image"), found.get("semantic_vector"), found.get("semantic"),
+            found.get("class_pixels"), found.get("entropy"), found.get("margin"), found.get("confidence"), self.pixels,
+            plan.chunks, n_scores, size, VALID_GIVEN=valid is not None, K=n_classes, TILE=1024,
+            TILE_K=plan.tile_classes,
+        )  # fmt: skip
+
+
+def _product_mode(features: torch.dtype, relaxed: bool) -> str:
+    """How a float32 operand meets the features (`_product`); relaxed: TF32 is allowed."""
+    if features == torch.float32:
+        return "tf32" if relaxed else "tf32x3"
+    if features == torch.bfloat16:
+        return "bfloat16x2" if relaxed else "bfloat16x3"
+    return "float16_tf32" if relaxed else "float16_tf32x2"
+
+
+def _flat_step(tensor: Tensor, axis: int) -> int | None:
+    """The stride of a map whose axes from `axis` on are one evenly spaced run, or None."""
+    step, extent = None, 0
+    for size, stride in zip(reversed(tensor.shape[axis:]), reversed(tensor.stride()[axis:]), strict=True):
+        if size == 1:
+            continue
+        if step is None:
+            step = stride
+        elif stride != extent:
+            return None
+        extent = size * stride
+    return 1 if step is None else step
+
+
+def _strides(tensor: Tensor, axis: int, step: int | None) -> tuple[int, ...]:
+    """Strides of image, channel, z, y, x; with a flat step, of a map that is one long row."""
+    lead = tensor.stride()[:axis] if axis == 2 else (tensor.stride(0), 0)
+    return (*lead, *tensor.stride()[axis:]) if step is None else (*lead, 0, 0, step)
+
+
+# Parts shared by the kernels. Sizes of the map are not specialised: a kernel compiled for one serves all. Tiles are (pixels, channels) and (pixels, classes).
+
+
+@triton.jit
+def _top_bits(value, MASK: tl.constexpr):
+    return (value.to(tl.int32, bitcast=True) & MASK).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _bfloat16(value):
+    # Exact: the value has at most 8 significant bits.
+    return value if _INTERPRETED else value.to(tl.bfloat16)
+
+
+@triton.jit
+def _product(features, other, MODE: tl.constexpr):
+    """features @ other: features as loaded, the float32 `other` cut into parts that the product takes exactly."""
+    if MODE == "exact":  # `other` was given in the features' type
+        found = tl.dot(features, other.to(features.dtype))
+    elif MODE == "bfloat16x3" or MODE == "bfloat16x2":
+        high = _top_bits(other, -65536)  # 8 of 24 significant bits
+        rest = other - high
+        middle = _top_bits(rest, -65536)
+        found = tl.dot(features, _bfloat16(middle))
+        if MODE == "bfloat16x3":
+            found += tl.dot(features, _bfloat16(rest - middle))
+        found = tl.dot(features, _bfloat16(high), acc=found)
+    elif MODE == "float16_tf32x2":
+        high = _top_bits(other, -8192)  # TF32's 11 of 24 significant bits; a float16 has no more
+        found = tl.dot(features.to(tl.float32), other - high, input_precision="tf32")
+        found = tl.dot(features.to(tl.float32), high, acc=found, input_precision="tf32")
+    elif MODE == "float16_tf32":
+        found = tl.dot(features.to(tl.float32), other, input_precision="tf32")
+    else:
+        found = tl.dot(features, other, input_precision=MODE)
+    return found
+
+
+@triton.jit
+def _position(pixel, height, width, FLAT: tl.constexpr):
+    """z, y, x of pixels; of a map that is one long row, 0, 0 and the pixel."""
+    if FLAT:
+        z, y, x = pixel * 0, pixel * 0, pixel
+    else:
+        row = pixel // width
+        z, y, x = row // height, row % height, pixel % width
+    return z, y, x
+
+
+@triton.jit
+def _offset(strides, image, z, y, x):
+    return image * strides[0] + z * strides[2] + y * strides[3] + x * strides[4]
+
+
+@triton.jit
+def _counting(valid, image, z, y, x, inside):
+    """Which pixels of a tile count."""
+    if valid is not None:
+        inside = inside & (tl.load(valid[0] + _offset(valid[1], image, z, y, x), mask=inside, other=0) != 0)
+    return inside
+
+
+@triton.jit
+def _patches(features, image, z, y, x, counting, channel, height, width, pixels,
+             C: tl.constexpr, KERNEL: tl.constexpr, FLAT: tl.constexpr):  # fmt: skip
+    """(pixels, patch channels), 0 beyond the map and at pixels that do not count: NaN there must not spread."""
+    TAPS: tl.constexpr = KERNEL[0] * KERNEL[1] * KERNEL[2]
+    strides = features[1]
+    tap = channel % TAPS
+    dz = tap // (KERNEL[1] * KERNEL[2]) - KERNEL[0] // 2
+    dy = tap // KERNEL[2] % KERNEL[1] - KERNEL[1] // 2
+    dx = tap % KERNEL[2] - KERNEL[2] // 2
+    shift = (channel // TAPS).to(tl.int64) * strides[1]
+    read = counting[:, None] & (channel < C)[None, :]
+    if KERNEL[0] > 1:
+        shift += dz.to(tl.int64) * strides[2]
+        there = z[:, None] + dz[None, :]
+        read = read & (there >= 0) & (there < pixels // (height * width))
+    if KERNEL[1] > 1:
+        shift += dy.to(tl.int64) * strides[3]
+        there = y[:, None] + dy[None, :]
+        read = read & (there >= 0) & (there < height)
+    if KERNEL[2] > 1:
+        shift += dx.to(tl.int64) * strides[4]
+        there = x[:, None] + dx[None, :]
+        read = read & (there >= 0) & (there < width)
+    place = features[0] + _offset(strides, image, z, y, x)[:, None] + shift[None, :]
+    patch = tl.load(place, mask=read, other=0.0)
+    return patch.to(tl.float32) if _INTERPRETED else patch
+
+
+@triton.jit
+def _weights(weight, channel, K: tl.constexpr, C: tl.constexpr, TILE_K: tl.constexpr):
+    """(patch channels, classes) of the weight."""
+    class_ = tl.arange(0, TILE_K)
+    place = weight + class_[None, :] * C + channel[:, None]
+    return tl.load(place, mask=(class_ < K)[None, :] & (channel < C)[:, None], other=0.0)
+
+
+@triton.jit
+def _given(operand, image, z, y, x, counting, K: tl.constexpr, TILE_K: tl.constexpr):
+    """(pixels, classes) of given logits or residual, in float32."""
+    class_ = tl.arange(0, TILE_K)
+    place = operand[0] + _offset(operand[1], image, z, y, x)[:, None] + class_.to(tl.int64)[None, :] * operand[1][1]
+    return tl.load(place, mask=counting[:, None] & (class_ < K)[None, :], other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _predict(logits, K: tl.constexpr, TILE_K: tl.constexpr):
+    """The prediction and, with e = exp(s - max s): s - max s, e, Σ e of the other classes, Σ e."""
+    class_ = tl.arange(0, TILE_K)
+    logits = tl.where((class_ < K)[None, :], logits, float("-inf"))
+    largest = tl.max(logits, 1)
+    # Ties go to the lowest class. A NaN equals nothing: K is clamped, and the NaN reaches every output through Σ e.
+    prediction = tl.min(tl.where(logits == largest[:, None], class_[None, :], K), 1)
+    prediction = tl.minimum(prediction, K - 1)
+    shifted = logits - largest[:, None]
+    exps = tl.exp(shifted)
+    predicted = class_[None, :] == prediction[:, None]
+    others = tl.sum(tl.where(predicted, 0.0, exps), 1)
+    total = others + tl.sum(tl.where(predicted, exps, 0.0), 1)
+    return prediction, predicted, shifted, exps, others, total
+
+
+@triton.jit
+def _log1p(value):
+    """ln(1 + v) for v >= 0: the hardware's logarithm of 1 + v keeps no digit of a small v."""
+    ratio = value / (2.0 + value)  # 2 artanh(v / (2 + v)), at most 0.2 where the series serves
+    square = ratio * ratio
+    series = 1.0 + square * (1 / 3 + square * (1 / 5 + square * (1 / 7 + square * (1 / 9 + square * (1 / 11)))))
+    return tl.where(value < 0.5, 2.0 * ratio * series, tl.log(1.0 + value))
+
+
+@triton.jit
+def _uncertainty(predicted, shifted, exps, others, total, counting):
+    """Entropy, margin and confidence of each pixel, 0 where it does not count."""
+    # -Σ p ln p = ln Σ e - Σ e ln e / Σ e; a class with e = 0 adds nothing, and ln e would be -inf there.
+    weighted = tl.sum(exps * tl.where((exps > 0) & (predicted == 0), shifted, 0.0), 1)
+    entropy = _log1p(others) - weighted / total
+    second = tl.max(tl.where(predicted, 0.0, exps), 1)
+    return (
+        tl.where(counting, entropy, 0.0),
+        tl.where(counting, (1.0 - second) / total, 0.0),
+        tl.where(counting, 1.0 / total, 0.0),
+    )
+
+
+@triton.jit(do_not_specialize=["height", "width", "pixels", "chunk_pixels"])
+def _one_pass(
+    features, weight, bias, logits, residual, valid, image_sums, vector_sums, scores, counts, norm_map,
+    height, width, pixels, chunk_pixels,
+    K: tl.constexpr, C: tl.constexpr, KERNEL: tl.constexpr, FLAT: tl.constexpr,
+    TILE_P: tl.constexpr, TILE_C: tl.constexpr, TILE_K: tl.constexpr,
+    WEIGHT_PRODUCT: tl.constexpr, SUM_PRODUCT: tl.constexpr, PREDICTION: tl.constexpr, NORMS: tl.constexpr,
+    SEMANTIC: tl.constexpr, UNCERTAINTY: tl.constexpr, COUNTS: tl.constexpr, IMAGE: tl.constexpr,
+    VECTOR: tl.constexpr,
+):  # fmt: skip
+    """One chunk of one image: program (chunk, image). Every output of a tile while its patches are at hand.
+
+    features, logits, residual, valid: (pointer, strides) or None.
+    image_sums, vector_sums: (images, chunks, K * C), Σ r ⊗ z̃ of the chunk.
+    scores: (images, chunks, K + 3), semantic, entropy, margin, confidence.
+    counts: (images, chunks, K + 1), pixels of each class, valid pixels.
+    """
+    chunk, image = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    row = image * tl.num_programs(0) + chunk
+    channel, class_ = tl.arange(0, TILE_C), tl.arange(0, TILE_K)
+    if PREDICTION and logits is None:
+        weights = _weights(weight, channel, K, C, TILE_K)
+    image_sum = tl.zeros((TILE_K, TILE_C), tl.float32)
+    vector_sum = tl.zeros((TILE_K, TILE_C), tl.float32)
+    # Kept a pixel apart and added over pixels after the loop: one exchange between warps instead of one a tile.
+    semantic = tl.zeros((TILE_P, TILE_K), tl.float32)
+    counted = tl.zeros((TILE_P, TILE_K), tl.int32)
+    valid_pixels = tl.zeros((TILE_P,), tl.int32)
+    entropy = tl.zeros((TILE_P,), tl.float32)
+    margin = tl.zeros((TILE_P,), tl.float32)
+    confidence = tl.zeros((TILE_P,), tl.float32)
+
+    stop = tl.minimum((chunk + 1) * chunk_pixels, pixels)
+    for start in range(chunk * chunk_pixels, stop, TILE_P):
+        pixel = start + tl.arange(0, TILE_P)
+        z, y, x = _position(pixel, height, width, FLAT)
+        inside = pixel < stop
+        counting = _counting(valid, image, z, y, x, inside)
+        if NORMS or IMAGE or VECTOR or (PREDICTION and logits is None):
+            patch = _patches(features, image, z, y, x, counting, channel, height, width, pixels, C, KERNEL, FLAT)
+
+        if PREDICTION:
+            if logits is None:
+                s = _product(patch, weights, WEIGHT_PRODUCT)
+                if bias is not None:
+                    s += tl.load(bias + class_, mask=class_ < K, other=0.0)[None, :]
+            else:
+                s = _given(logits, image, z, y, x, counting, K, TILE_K)
+            _, predicted, shifted, exps, others, total = _predict(s, K, TILE_K)
+            own = predicted & counting[:, None]
+        if residual is not None:
+            r = _given(residual, image, z, y, x, counting, K, TILE_K)
+        else:
+            # At the prediction minus the sum of the other classes' p: p - 1 cancels near p = 1.
+            r = tl.where(predicted, -others[:, None], exps) / total[:, None]
+            r = tl.where(counting[:, None], r, 0.0)
+
+        # Each tile's product is added outside the tensor core; transposed, for Triton would fuse the sum back in.
+        if IMAGE:
+            image_sum += tl.trans(_product(tl.trans(patch), r, SUM_PRODUCT))
+        if VECTOR:
+            vector_sum += tl.trans(_product(tl.trans(patch), tl.where(own, r, 0.0), SUM_PRODUCT))
+        if NORMS:
+            values = patch.to(tl.float32)
+            norm = tl.sqrt_rn(tl.sum(r * r, 1)) * tl.sqrt_rn(tl.sum(values * values, 1))
+            norm = tl.where(counting, norm, 0.0)
+            if norm_map is not None:
+                tl.store(norm_map + image * pixels + pixel, norm, mask=inside)
+            if SEMANTIC:
+                semantic += tl.where(own, norm[:, None], 0.0)
+        if COUNTS:
+            valid_pixels += counting.to(tl.int32)
+            if PREDICTION:
+                counted += own.to(tl.int32)
+        if UNCERTAINTY:
+            more = _uncertainty(predicted, shifted, exps, others, total, counting)
+            entropy += more[0]
+            margin += more[1]
+            confidence += more[2]
+
+    place = row * (K * C) + class_[:, None] * C + channel[None, :]
+    kept = (class_ < K)[:, None] & (channel < C)[None, :]
+    if IMAGE:
+        tl.store(image_sums + place, image_sum, mask=kept)
+    if VECTOR:
+        tl.store(vector_sums + place, vector_sum, mask=kept)
+    scores += row * (K + 3)
+    if SEMANTIC:
+        tl.store(scores + class_, tl.sum(semantic, 0), mask=class_ < K)
+    if UNCERTAINTY:
+        tl.store(scores + K, tl.sum(entropy, 0))
+        tl.store(scores + K + 1, tl.sum(margin, 0))
+        tl.store(scores + K + 2, tl.sum(confidence, 0))
+    counts += row * (K + 1)
+    if COUNTS:
+        tl.store(counts + K, tl.sum(valid_pixels, 0))
+        if PREDICTION:
+            tl.store(counts + class_, tl.sum(counted, 0), mask=class_ < K)
+
+
+@triton.jit(do_not_specialize=["height", "width", "pixels", "chunk_pixels", "segment", "tiles_in_flight"])
+def _residuals(
+    features, weight, bias, logits, residual, valid, flight, predictions, scores, counts, norm_map,
+    height, width, pixels, chunk_pixels, segment, tiles_in_flight,
+    K: tl.constexpr, C: tl.constexpr, KERNEL: tl.constexpr, FLAT: tl.constexpr,
+    TILE_P: tl.constexpr, TILE_C: tl.constexpr, TILE_K: tl.constexpr,
+    WEIGHT_PRODUCT: tl.constexpr, PREDICTION: tl.constexpr, NORMS: tl.constexpr, SEMANTIC: tl.constexpr,
+    UNCERTAINTY: tl.constexpr, COUNTS: tl.constexpr, SUMS: tl.constexpr,
+):  # fmt: skip
+    """One tile of a chunk's segment: program (chunk * tiles_in_flight + tile, image). Keeps r, adds to the scores.
+
+    flight: (images, chunks, segment pixels, TILE_K), r.
+    predictions: (images, chunks, segment pixels), -1 where a pixel does not count.
+    scores, counts: as in `_one_pass`, a row a program.
+    """
+    program, image = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    chunk, tile = program // tiles_in_flight, program % tiles_in_flight
+    row = image * tl.num_programs(0) + program
+    class_ = tl.arange(0, TILE_K)
+    stop = tl.minimum((chunk + 1) * chunk_pixels, pixels)
+    # A chunk need not be whole segments: tiles past its end count nothing.
+    pixel = chunk * chunk_pixels + (segment * tiles_in_flight + tile) * TILE_P + tl.arange(0, TILE_P)
+    z, y, x = _position(pixel, height, width, FLAT)
+    inside = pixel < stop
+    counting = _counting(valid, image, z, y, x, inside)
+
+    squares = tl.zeros((TILE_P,), tl.float32)
+    s = tl.zeros((TILE_K, TILE_P), tl.float32)
+    if NORMS or (PREDICTION and logits is None):
+        for start in range(0, C, TILE_C):
+            channel = start + tl.arange(0, TILE_C)
+            patch = _patches(features, image, z, y, x, counting, channel, height, width, pixels, C, KERNEL, FLAT)
+            if PREDICTION and logits is None:
+                weights = _weights(weight, channel, K, C, TILE_K)
+                s += tl.trans(_product(patch, weights, WEIGHT_PRODUCT))  # transposed as in `_one_pass`
+            if NORMS:
+                values = patch.to(tl.float32)
+                squares += tl.sum(values * values, 1)
+
+    if PREDICTION:
+        if logits is not None:
+            by_pixel = _given(logits, image, z, y, x, counting, K, TILE_K)
+        else:
+            by_pixel = tl.trans(s)
+            if bias is not None:
+                by_pixel += tl.load(bias + class_, mask=class_ < K, other=0.0)[None, :]
+        prediction, predicted, shifted, exps, others, total = _predict(by_pixel, K, TILE_K)
+        own = predicted & counting[:, None]
+    if residual is not None:
+        r = _given(residual, image, z, y, x, counting, K, TILE_K)
+    else:
+        r = tl.where(predicted, -others[:, None], exps) / total[:, None]
+        r = tl.where(counting[:, None], r, 0.0)
+
+    if SUMS:
+        in_flight = row * TILE_P + tl.arange(0, TILE_P)
+        tl.store(flight + in_flight[:, None] * TILE_K + class_[None, :], r)
+        if PREDICTION:
+            tl.store(predictions + in_flight, tl.where(counting, prediction, -1))
+    scores += row * (K + 3)
+    counts += row * (K + 1)
+    later = segment > 0
+    known = tl.minimum(segment, 1) * K  # classes with sums of earlier segments: none or all
+    if NORMS:
+        norm = tl.sqrt_rn(tl.sum(r * r, 1)) * tl.sqrt_rn(squares)
+        norm = tl.where(counting, norm, 0.0)
+        if norm_map is not None:
+            tl.store(norm_map + image * pixels + pixel, norm, mask=inside)
+        if SEMANTIC:
+            before = tl.load(scores + class_, mask=class_ < known, other=0.0)
+            tl.store(scores + class_, before + tl.sum(tl.where(own, norm[:, None], 0.0), 0), mask=class_ < K)
+    if UNCERTAINTY:
+        entropy, margin, confidence = _uncertainty(predicted, shifted, exps, others, total, counting)
+        tl.store(scores + K, tl.where(later, tl.load(scores + K), 0) + tl.sum(entropy, 0))
+        tl.store(scores + K + 1, tl.where(later, tl.load(scores + K + 1), 0) + tl.sum(margin, 0))
+        tl.store(scores + K + 2, tl.where(later, tl.load(scores + K + 2), 0) + tl.sum(confidence, 0))
+    if COUNTS:
+        tl.store(counts + K, tl.where(later, tl.load(counts + K), 0) + tl.sum(counting.to(tl.int32), 0))
+        if PREDICTION:
+            before = tl.load(counts + class_, mask=class_ < known, other=0)
+            tl.store(counts + class_, before + tl.sum(own.to(tl.int32), 0), mask=class_ < K)
+
+
+@triton.jit(do_not_specialize=["height", "width", "pixels", "chunk_pixels", "segment", "segment_pixels"])
+def _outer_sums(
+    features, valid, flight, predictions, image_sums, vector_sums,
+    height, width, pixels, chunk_pixels, segment, segment_pixels,
+    K: tl.constexpr, C: tl.constexpr, KERNEL: tl.constexpr, FLAT: tl.constexpr,
+    TILE_P: tl.constexpr, TILE_C: tl.constexpr, TILE_K: tl.constexpr, TILE_R: tl.constexpr,
+    SUM_PRODUCT: tl.constexpr, IMAGE: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    """A segment's Σ r ⊗ z̃, added to a tile of its chunk's: program (chunk * channel tiles + tile, class tile, image)."""
+    N_TILES: tl.constexpr = (C + TILE_C - 1) // TILE_C
+    chunk, image = (tl.program_id(0) // N_TILES).to(tl.int64), tl.program_id(2).to(tl.int64)
+    row = image * (tl.num_programs(0) // N_TILES) + chunk
+    channel = tl.program_id(0) % N_TILES * TILE_C + tl.arange(0, TILE_C)
+    class_ = tl.program_id(1) * TILE_R + tl.arange(0, TILE_R)
+    place = row * (K * C) + class_[:, None] * C + channel[None, :]
+    kept = (class_ < K)[:, None] & (channel < C)[None, :]
+    later = kept & (class_ < tl.minimum(segment, 1) * K)[:, None]
+    if IMAGE:
+        image_sum = tl.load(image_sums + place, mask=later, other=0.0)
+    if VECTOR:
+        vector_sum = tl.load(vector_sums + place, mask=later, other=0.0)
+
+    stop = tl.minimum((chunk + 1) * chunk_pixels, pixels)
+    first = chunk * chunk_pixels + segment.to(tl.int64) * segment_pixels
+    for start in range(0, segment_pixels, TILE_P):
+        in_segment = start + tl.arange(0, TILE_P)
+        pixel = first + in_segment
+        z, y, x = _position(pixel, height, width, FLAT)
+        counting = _counting(valid, image, z, y, x, pixel < stop)
+        patch = tl.trans(
+            _patches(features, image, z, y, x, counting, channel, height, width, pixels, C, KERNEL, FLAT)
+        )
+        in_flight = row * segment_pixels + in_segment
+        r = tl.load(flight + in_flight[:, None] * TILE_K + class_[None, :])
+        if IMAGE:
+            image_sum += tl.trans(_product(patch, r, SUM_PRODUCT))  # transposed as in `_one_pass`
+        if VECTOR:
+            own = class_[None, :] == tl.load(predictions + in_flight)[:, None]
+            vector_sum += tl.trans(_product(patch, tl.where(own, r, 0.0), SUM_PRODUCT))
+
+    if IMAGE:
+        tl.store(image_sums + place, image_sum, mask=kept)
+    if VECTOR:
+        tl.store(vector_sums + place, vector_sum, mask=kept)
+
+
+@triton.jit(do_not_specialize=["pixels", "n_sums", "n_scores"])
+def _finish(
+    image_sums, vector_sums, scores, counts, image, vector, semantic, class_pixels, entropy, margin, confidence,
+    pixels, n_sums, n_scores, size,
+    VALID_GIVEN: tl.constexpr, K: tl.constexpr, TILE: tl.constexpr, TILE_K: tl.constexpr,
+):  # fmt: skip
+    """An image's partial sums, added in order: program (block of K * C, image), and one more for the scores."""
+    block, b = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    score_row, count_row = scores + b * n_scores * (K + 3), counts + b * n_scores * (K + 1)
+    if block < tl.num_programs(0) - 1:
+        element = block.to(tl.int64) * TILE + tl.arange(0, TILE)
+        inside = element < size
+        first = b * n_sums * size + element
+        if image is not None:
+            total = _in_order(image_sums + first, n_sums, size, inside, tl.float32)
+            n_valid = pixels
+            if VALID_GIVEN:
+                n_valid = tl.maximum(_in_order(count_row + K, n_scores, K + 1, True, tl.int64), 1)
+            tl.store(image + b * size + element, total / n_valid.to(tl.float32), mask=inside)
+        if vector is not None:
+            total = _in_order(vector_sums + first, n_sums, size, inside, tl.float32)
+            tl.store(vector + b * size + element, total, mask=inside)
+    else:
+        class_ = tl.arange(0, TILE_K)
+        known = class_ < K
+        if semantic is not None:
+            total = _in_order(score_row + class_, n_scores, K + 3, known, tl.float32)
+            tl.store(semantic + b * K + class_, total, known)
+        if class_pixels is not None:
+            number = _in_order(count_row + class_, n_scores, K + 1, known, tl.int64)
+            tl.store(class_pixels + b * K + class_, number, known)
+        if entropy is not None:
+            tl.store(entropy + b, _in_order(score_row + K, n_scores, K + 3, True, tl.float32))
+        if margin is not None:
+            tl.store(margin + b, _in_order(score_row + K + 1, n_scores, K + 3, True, tl.float32))
+        if confidence is not None:
+            tl.store(confidence + b, _in_order(score_row + K + 2, n_scores, K + 3, True, tl.float32))
+
+
+@triton.jit
+def _in_order(part, n_parts, step, mask, TYPE: tl.constexpr):
+    """Σ over parts `step` elements apart, from the first to the last."""
+    total = tl.load(part, mask=mask).to(TYPE)
+    for _ in range(1, n_parts):
+        part += step
+        total += tl.load(part, mask=mask).to(TYPE)
+    return total
