@@ -23,6 +23,9 @@ that are exact in the type of the product: three bfloat16 parts, or two TF32 par
 added outside the tensor core, which rounds its own running sum toward zero (Ootomo and Yokota, IJHPCA 2022).
 """
 
+# Kernels carry no types: Triton's compiler gives its own meaning to annotations.
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+
 from __future__ import annotations
 
 import contextlib
@@ -211,9 +214,8 @@ class _Launch:
         scores = new(n_images, n_scores, n_classes + 3, dtype=torch.float32)
         counts = new(n_images, n_scores, n_classes + 1, dtype=torch.int32)
         if plan.chunks > 1:
-            size = problem.weight[0].numel() * n_classes
             image, vector = (
-                new(n_images, plan.chunks, size, dtype=torch.float32) if name in found else None
+                new(n_images, plan.chunks, problem.weight.numel(), dtype=torch.float32) if name in found else None
                 for name in ("image", "semantic_vector")
             )
         else:
@@ -230,7 +232,7 @@ class _Launch:
             flight = new(n_images, plan.chunks, plan.segment_pixels, plan.tile_classes, dtype=torch.float32)
             predictions = new(n_images, plan.chunks, plan.segment_pixels, dtype=torch.int32)
             outer_grid = (
-                plan.chunks * triton.cdiv(self.constants["C"], plan.tile_channels),
+                plan.chunks * triton.cdiv(problem.weight[0].numel(), plan.tile_channels),
                 triton.cdiv(n_classes, min(64, plan.tile_classes)),
                 n_images,
             )
@@ -246,7 +248,7 @@ class _Launch:
                         SUM_PRODUCT=self.product, TILE_R=min(64, plan.tile_classes), **self.constants, **self.sums,
                         **options,
                     )  # fmt: skip
-        size = self.constants["C"] * n_classes if any(self.sums.values()) else 0
+        size = problem.weight.numel() if any(self.sums.values()) else 0
         _finish[triton.cdiv(size, 1024) + 1, n_images](
             image, vector, scores, counts, found.get("image"), found.get("semantic_vector"), found.get("semantic"),
             found.get("class_pixels"), found.get("entropy"), found.get("margin"), found.get("confidence"), self.pixels,
@@ -284,7 +286,8 @@ def _strides(tensor: Tensor, axis: int, step: int | None) -> tuple[int, ...]:
     return (*lead, *tensor.stride()[axis:]) if step is None else (*lead, 0, 0, step)
 
 
-# Parts shared by the kernels. Sizes of the map are not specialised: a kernel compiled for one serves all. Tiles are (pixels, channels) and (pixels, classes).
+# The kernels and their parts. Tiles are (pixels, channels) and (pixels, classes). Sizes of the map are not specialised:
+# a kernel compiled for one serves all.
 
 
 @triton.jit
@@ -622,7 +625,7 @@ def _outer_sums(
     TILE_P: tl.constexpr, TILE_C: tl.constexpr, TILE_K: tl.constexpr, TILE_R: tl.constexpr,
     SUM_PRODUCT: tl.constexpr, IMAGE: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
-    """A segment's Σ r ⊗ z̃, added to a tile of its chunk's: program (chunk * channel tiles + tile, class tile, image)."""
+    """A segment's Σ r ⊗ z̃, added to its chunk's: program (chunk * channel tiles + channel tile, class tile, image)."""
     N_TILES: tl.constexpr = (C + TILE_C - 1) // TILE_C
     chunk, image = (tl.program_id(0) // N_TILES).to(tl.int64), tl.program_id(2).to(tl.int64)
     row = image * (tl.num_programs(0) // N_TILES) + chunk
@@ -686,8 +689,8 @@ def _finish(
         class_ = tl.arange(0, TILE_K)
         known = class_ < K
         if semantic is not None:
-            total = _in_order(score_row + class_, n_scores, K + 3, known, tl.float32)
-            tl.store(semantic + b * K + class_, total, known)
+            of_classes = _in_order(score_row + class_, n_scores, K + 3, known, tl.float32)
+            tl.store(semantic + b * K + class_, of_classes, known)
         if class_pixels is not None:
             number = _in_order(count_row + class_, n_scores, K + 1, known, tl.int64)
             tl.store(class_pixels + b * K + class_, number, known)

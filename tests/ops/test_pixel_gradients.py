@@ -161,9 +161,9 @@ def test_autograd_gives_the_same(
 @pytest.mark.parametrize("channels", [1, 3, 16, 17, 64, 255, 304, 2048])
 @pytest.mark.parametrize("n_classes", [1, 2, 3, 13, 19, 21, 150, 256])
 def test_classes_and_channels(backend: Backend, n_classes: int, channels: int, request: pytest.FixtureRequest) -> None:
-    if backend.most_weights is not None and n_classes * channels > backend.most_weights:
-        if not request.config.getoption("--slow"):
-            pytest.skip(f"more than {backend.most_weights} weights are slow in the interpreter: run with --slow")
+    limit = None if request.config.getoption("--slow") else backend.most_weights
+    if limit is not None and n_classes * channels > limit:
+        pytest.skip(f"more than {limit} weights are slow in the interpreter: run with --slow")
     inputs = draw(1, n_classes, channels, (5, 7), seed=n_classes + channels)
     assert_within_budget(backend(inputs), inputs)
 
