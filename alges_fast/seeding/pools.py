@@ -297,17 +297,17 @@ class FaissGpuPool(MeasuredPool):
             self._sq_norms[rows] = chunk.square().sum(dim=1)
 
     def sq_distances(self, centres: Tensor) -> Tensor:
-        from faiss.contrib.torch_utils import using_stream
-
-        distances = torch.empty(len(centres), len(self.points), device=self.points.device)
-        with using_stream(FaissGpuPool._resources):
-            for rows, chunk in self.chunks():
-                block = torch.empty(len(centres), len(chunk), device=chunk.device)
-                self._all_pairs(centres.contiguous(), chunk.contiguous(), self._sq_norms[rows], block)
-                for trial, centre in enumerate(centres):
-                    distances[trial, rows] = mend(
-                        block[trial], centre.expand_as(chunk), chunk, self._sq_norms[rows], self.min_sq_distance[rows]
-                    )
+        device = self.points.device
+        stream = self._faiss.cast_integer_to_cudastream_t(torch.cuda.current_stream(device).cuda_stream)
+        FaissGpuPool._resources.setDefaultStream(device.index, stream)
+        distances = torch.empty(len(centres), len(self.points), device=device)
+        for rows, chunk in self.chunks():
+            block = torch.empty(len(centres), len(chunk), device=device)
+            self._all_pairs(centres.contiguous(), chunk.contiguous(), self._sq_norms[rows], block)
+            for trial, centre in enumerate(centres):
+                distances[trial, rows] = mend(
+                    block[trial], centre.expand_as(chunk), chunk, self._sq_norms[rows], self.min_sq_distance[rows]
+                )
         return distances
 
     def _all_pairs(self, centres: Tensor, chunk: Tensor, sq_norms: Tensor, distances: Tensor) -> None:

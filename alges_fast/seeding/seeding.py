@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 Backend = Literal["faiss", "cpu", "cuda", "torch"]
 POOLS: dict[str, type[Pool]] = {"faiss": FaissPool, "cpu": NativePool, "cuda": CudaPool, "torch": TorchPool}
 BACKENDS = ("faiss", "cpu", "cuda", "torch")
+TIED = 1e-6  # relative; potentials this close are one, as those of two points nearest to each other, on every backend
 ROUNDS_ABOVE = 10_000  # picks: beyond, one pass over the pool and one exchange between ranks a pick take too long
 ROUNDS = 5  # enough in Bahmani et al., section 5, with ℓ = n / 2
 JOIN_STREAM = 1 << 31  # of the race's random numbers: no trial's
@@ -249,7 +250,7 @@ def _picks(
         best = 0
         if len(centres) > 1:
             potentials = shards.sum(pool.potentials(centres, exact_scale(winners.largest, total)))
-            best = int(potentials.argmin())
+            best = int((potentials <= potentials.amin() * (1 + TIED)).nonzero()[0])
             candidates = pool.accept(best, following)
         else:
             candidates = pool.absorb(centres, following)

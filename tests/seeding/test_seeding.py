@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import logging
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 from torch import Tensor
@@ -17,6 +18,7 @@ from torch import Tensor
 from alges_fast._native import cpu_kernels
 from alges_fast.seeding import k_center_greedy, kmeans_plusplus, seeding
 from alges_fast.seeding.native import NativePool
+from alges_fast.seeding.pools import Pool, TorchPool
 from alges_fast.seeding.race import exponentials, philox
 
 BACKENDS = ["torch"]
@@ -177,6 +179,7 @@ def test_rounds_on_few_distinct_points_fill_up(monkeypatch: pytest.MonkeyPatch) 
     assert len(set(picked.tolist())) == 30
 
 
+@example(rows=13, columns=24, picks=4, trials=4, dtype=torch.bfloat16, first="uniform", copies=2, centres=1)  # a tie
 @given(
     rows=st.integers(1, 70), columns=st.integers(1, 40), picks=st.integers(1, 70), trials=st.integers(1, 4),
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.float64]),
@@ -343,3 +346,23 @@ def test_k_center_against_brute_force_with_existing_and_ties() -> None:
             nearest = sq_distances(points, centres).amin(dim=1)
             assert index == int((nearest == nearest.max()).nonzero()[0])  # of two copies the first
             centres = torch.cat([centres, points[index : index + 1]])
+
+
+@pytest.mark.parametrize("pool", [NativePool, TorchPool] if cpu_kernels() else [TorchPool])
+def test_the_sums_that_choose_among_trials_do_not_depend_on_the_cut(pool: type[Pool]) -> None:
+    points = blobs(5000, 9, seed=3) * torch.logspace(-3, 3, 5000)[:, None]
+    scale = seeding.exact_scale(float(points.double().square().sum(dim=1).amax()), len(points))
+
+    def sums(edges: list[int]) -> Tensor:
+        parts = []
+        for start, stop in itertools.pairwise(edges):
+            shard = pool(points[start:stop], range(start, stop), 4)
+            shard.absorb(torch.zeros(1, 9), None)
+            parts.append(shard.potentials(points[[0, 2500, 4999]], scale))
+        return torch.stack(parts).sum(dim=0)
+
+    whole = sums([0, 5000])
+    assert torch.equal(sums([0, 1, 17, 1024, 3333, 5000]), whole)
+    centres = points[[0, 2500, 4999]].double()
+    exact = torch.minimum(sq_distances(points, centres), points.double().square().sum(dim=1)[:, None]).sum(dim=0)
+    torch.testing.assert_close(whole / scale, exact, rtol=1e-6, atol=0)
