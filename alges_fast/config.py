@@ -23,7 +23,7 @@ class RunConfig:
         split: which videos go to which split, for cholecseg8k: alges (the paper's, reconstructed) or endovit.
         ignore_index: mask value that is not labelled, for folder; such pixels count in no loss and no metric.
         on_bad_image: stop at a file that cannot be used, or skip the frame and list it.
-        image_size: side in pixels that frames are resized to; for most models a multiple of 32.
+        image_size: side in pixels that frames are resized to; some architectures want a multiple of 32.
         strategies: how to choose frames, comma separated: random, stratified-random, entropy, margin,
             least-confidence, coreset, deal, alges-img, alges-sem, alges-sem-vector, alges-img-released,
             alges-sem-released, full (the whole pool, trained once), or your own as path/to/file.py:Class.

@@ -66,7 +66,7 @@ def parse(argv: Sequence[str]) -> RunConfig:
         parsed = parser.parse_args(arguments)
     except jsonargparse.ArgumentError as error:
         raise UserError(f"{_line(str(error))}. See --help") from error
-    values = {name: value for name, value in parsed.as_dict().items() if name != "config"}
+    values = {name: value for name, value in parsed.clone(with_meta=False).as_dict().items() if name != "config"}
     return RunConfig(**{**values, "strategies": tuple(values["strategies"]), "seeds": tuple(values["seeds"])})
 
 
@@ -111,7 +111,6 @@ def _parser() -> jsonargparse.ArgumentParser:
             "report go to --out; the same command again continues what is there."
         ),
         exit_on_error=False,
-        default_meta=False,
     )
     parser.add_argument("--config", action="config", help="YAML file with any of these settings; flags override it.")
     parser.add_class_arguments(RunConfig, fail_untyped=True)

@@ -49,7 +49,7 @@ def train(
         frames: the labelled frames.
         epochs, batch_size, lr: as usual. An epoch's last, smaller batch is kept; one of a single image joins the batch
             before it, because batch normalisation cannot learn from one image.
-        seed, round: with the epoch, the key of the order in which frames are shown.
+        seed, round: fix the order in which frames are shown, and dropout. Global generators are left as they were.
         loss: called with the model as fabric wraps it.
         on_batch: called with the number of images after each step, without waiting for the device.
 
@@ -63,29 +63,32 @@ def train(
     images = torch.from_numpy(np.array(frames.images)).to(device)
     masks = torch.from_numpy(np.array(frames.masks)).to(device)
     mean = math.nan
-    for epoch in range(epochs):
-        batches = shuffled_batches(len(frames), batch_size, stream_seed("shuffle", seed, round, epoch))
-        total = torch.zeros((), device=device)
-        for batch in batches:
-            chosen = torch.from_numpy(batch).to(device)
-            inputs = to_input(images[chosen]).contiguous(memory_format=MEMORY_FORMAT)
-            try:
-                value = loss(wrapped, inputs, masks[chosen].long())
-            except ValueError as error:
-                if "more than 1 value per channel" not in str(error):
-                    raise
-                why = "this model's batch normalisation cannot train on one image: raise --init_size"
-                raise UserError(why) from error
-            fabric.backward(value)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            total += value.detach() * len(batch)
-            on_batch(len(batch))
-        mean = float(total) / len(frames)
-        if not math.isfinite(mean):
-            raise UserError(
-                f"training diverged in epoch {epoch + 1}, round {round} (loss {mean}): lower --lr from {lr}"
-            )
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):  # for dropout
+        torch.manual_seed(stream_seed("dropout", seed, round))
+        for epoch in range(epochs):
+            batches = shuffled_batches(len(frames), batch_size, stream_seed("shuffle", seed, round, epoch))
+            total = torch.zeros((), device=device)
+            for batch in batches:
+                chosen = torch.from_numpy(batch).to(device)
+                inputs = to_input(images[chosen]).contiguous(memory_format=MEMORY_FORMAT)
+                try:
+                    value = loss(wrapped, inputs, masks[chosen].long())
+                except ValueError as error:
+                    if "more than 1 value per channel" not in str(error):
+                        raise
+                    why = "this model's batch normalisation cannot train on one image: raise --init_size"
+                    raise UserError(why) from error
+                fabric.backward(value)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                total += value.detach() * len(batch)
+                on_batch(len(batch))
+            mean = float(total) / len(frames)
+            if not math.isfinite(mean):
+                raise UserError(
+                    f"training diverged in epoch {epoch + 1}, round {round} (loss {mean}): lower --lr from {lr}"
+                )
     model.eval()
     return mean
 

@@ -1,0 +1,253 @@
+"""The command, end to end on a folder of tiny frames: results, resuming, pairing, and every mistake as one line."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from alges_fast import atomic, experiment
+from alges_fast.config import PRESETS
+from alges_fast.run import main, parse
+
+SMALL = [
+    *("--dataset", "folder", "--image_size", "32", "--rounds", "2", "--init_size", "3", "--query_size", "2"),
+    *("--epochs", "1", "--batch_size", "4", "--architecture", "fpn", "--encoder", "mobilenet_v2", "--device", "cpu"),
+]
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("frames")
+    generator = np.random.default_rng(0)
+    for split, n in (("train", 9), ("val", 2), ("test", 3)):
+        for kind in ("images", "masks"):
+            (root / split / kind).mkdir(parents=True)
+        for i in range(n):
+            mask = np.kron(generator.integers(0, 3, (4, 4)), np.ones((8, 8))).astype(np.uint8)
+            image = np.stack([80 * mask, 255 - 60 * mask, 20 * mask], axis=-1).astype(np.uint8)
+            Image.fromarray(image).save(root / split / "images" / f"v{i % 2}_{i}.png")
+            Image.fromarray(mask).save(root / split / "masks" / f"v{i % 2}_{i}.png")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALGES_FAST_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experiment, "write_report", lambda out: None)
+
+
+@pytest.fixture
+def run(root: Path, no_report: None) -> Callable[..., int]:
+    return lambda out, *flags: main([*SMALL, "--data_root", str(root), "--out", str(out), *flags])
+
+
+def results(out: Path) -> list[dict[str, str]]:
+    """Rows of results.csv without its timings."""
+    rows = list(csv.DictReader((out / "results.csv").open()))
+    return [{name: value for name, value in row.items() if not name.endswith("_seconds")} for row in rows]
+
+
+def picks(out: Path) -> dict[str, list[str]]:
+    found = sorted(out.glob("*/seed*/round*/picks.json"))
+    return {str(path.relative_to(out)): json.loads(path.read_text())["ids"] for path in found}
+
+
+def test_a_run_ends_in_a_row_per_strategy_seed_and_round_and_a_report(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--strategies", "random,alges-sem,full", "--seeds", "1,0"]
+    assert main([*SMALL, "--data_root", str(root), "--out", str(tmp_path), *flags]) == 0
+    rows = list(csv.DictReader((tmp_path / "results.csv").open()))
+    order = [(s, k, r, n) for s in ("random", "alges-sem") for k in "10" for r, n in (("0", "3"), ("1", "5"))]
+    order += [("full", k, "0", "9") for k in "10"]
+    assert [(row["strategy"], row["seed"], row["round"], row["n_labelled"]) for row in rows] == order
+    assert list(rows[0])[:12] == list(experiment.COLUMNS)
+    assert list(rows[0])[12:] == ["dice_class 0", "dice_class 1", "dice_class 2"]
+    for row in rows:
+        assert 0 <= float(row["dice"]) <= 1
+        assert all(float(row[name]) >= 0 for name in row if name.endswith("_seconds"))
+    for name in ("report.html", "table.md", "config.yaml", "environment.json", "figures/learning_curves.png"):
+        assert (tmp_path / name).stat().st_size > 0
+    assert not list(tmp_path.rglob("*.safetensors"))
+    assert "alges-sem" in capsys.readouterr().out
+
+
+def test_strategies_are_paired_and_do_not_disturb_each_other(run: Callable[..., int], tmp_path: Path) -> None:
+    assert run(tmp_path / "both", "--strategies", "random,alges-img", "--seeds", "0,1") == 0
+    assert run(tmp_path / "alone", "--strategies", "alges-img", "--seeds", "1") == 0
+    both = results(tmp_path / "both")
+    alone = results(tmp_path / "alone")
+    assert alone == [row for row in both if row["strategy"] == "alges-img" and row["seed"] == "1"]
+    first = {(row["strategy"], row["seed"]): row["dice"] for row in both if row["round"] == "0"}
+    assert first["random", "0"] == first["alges-img", "0"] != first["random", "1"]
+
+
+def test_a_run_stopped_at_any_write_ends_like_one_that_was_not(
+    run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ["--strategies", "entropy,alges-img"]
+    assert run(tmp_path / "whole", *flags) == 0
+    write = atomic.write_bytes
+    left = 0
+
+    def stops(path: Path, contents: bytes) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+        write(path, contents)
+
+    monkeypatch.setattr(atomic, "write_bytes", stops)
+    stopped = 0
+    for allowed in [2, 3, 4, 5, 3, 4, 6, 3, 5, 4, 3, 4, 5, 1000]:  # each run writes two files before it goes on
+        left = allowed
+        code = run(tmp_path / "cut", *flags)
+        stopped += code == 130
+        if code == 0:
+            break
+    assert code == 0
+    assert stopped >= 6
+    assert results(tmp_path / "cut") == results(tmp_path / "whole")
+    assert picks(tmp_path / "cut") == picks(tmp_path / "whole")
+
+
+def test_a_finished_run_is_not_done_again(
+    run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(tmp_path, "--strategies", "random", "--keep_models", "true") == 0
+    assert len(list(tmp_path.rglob("model.safetensors"))) == 2
+    before = (tmp_path / "results.csv").read_bytes()
+    monkeypatch.setattr(experiment, "train", lambda *args, **options: pytest.fail("trained again"))
+    assert run(tmp_path, "--strategies", "random") == 0
+    assert (tmp_path / "results.csv").read_bytes() == before
+
+
+def test_two_processes_give_the_picks_and_the_dice_of_one(root: Path, tmp_path: Path) -> None:
+    flags = [*SMALL, "--data_root", str(root), "--strategies", "entropy,coreset,alges-img,alges-img-released"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    for out, start in (("one", [sys.executable]), ("two", torchrun)):
+        command = [*start, "-m", "alges_fast.run", *flags, "--out", str(tmp_path / out), "--image_size", "64"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert picks(tmp_path / "two") == picks(tmp_path / "one")
+    assert results(tmp_path / "two") == results(tmp_path / "one")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--strategies", "alges-im"], "strategy 'alges-im' is unknown; nearest: alges-img"),
+        (["--data_root", "/no/such/folder"], "/no/such/folder: no such folder"),
+        (["--rounds", "5"], "need 11, but the pool has 9"),
+        (["--rounds", "0"], "--rounds is 0: give at least 1"),
+        (["--rounds", "many"], "rounds"),
+        (["--bogus", "1"], "--bogus"),
+        (["--preset", "papper"], "--preset papper is unknown: use demo, camvid, paper"),
+        (["--config", "/no/such.yaml"], "/no/such.yaml: No such file"),
+        (["--seeds", "0,0"], "names one twice"),
+        (["--architecture", "unetplusplus", "--image_size", "50"], "image_size 50 does not suit this model"),
+        (["--encoder", "resnet19"], "nearest: resnet18"),
+        (["--out", "/proc/nowhere"], "/proc/nowhere"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+) -> None:
+    assert run(tmp_path / "out", *flags) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out" / "config.yaml").exists()
+
+
+def test_another_configuration_in_the_same_folder_shows_the_difference(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path, "--strategies", "random") == 0
+    before = (tmp_path / "results.csv").read_bytes()
+    assert run(tmp_path, "--strategies", "random", "--epochs", "2") == 2
+    assert "epochs was 1 and is now 2" in capsys.readouterr().err
+    assert (tmp_path / "results.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["state.json", "picks.json", "metrics.json"])
+def test_a_damaged_state_is_named_with_the_remedy(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    assert run(tmp_path, "--strategies", "random") == 0
+    damaged = tmp_path / "random" / "seed0" / "round00" / name
+    damaged.write_text(damaged.read_text()[:9])
+    assert run(tmp_path, "--strategies", "random") == 2
+    assert f"{damaged} is damaged or missing: delete" in capsys.readouterr().err
+    for folder in sorted(tmp_path.glob("random/seed0/round*")):
+        shutil.rmtree(folder)
+    assert run(tmp_path, "--strategies", "random") == 0
+
+
+def test_a_strategy_that_breaks_its_promise_is_told_so(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from alges_fast.strategies import Picks, Strategy\n"
+        "class Twice(Strategy):\n"
+        "    name = 'twice'\n    reference = '-'\n"
+        "    def query(self, query):\n        return Picks((query.unlabelled[0][0],) * query.n)\n"
+    )
+    assert run(tmp_path / "out", "--strategies", f"{file}:Twice") == 2
+    assert "strategy 'twice' must pick 2 different ids" in capsys.readouterr().err
+
+
+def test_flags_override_the_yaml_file_which_overrides_the_preset(tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text(yaml.safe_dump({"preset": "paper", "epochs": 7, "seeds": [4, 5]}))
+    config = parse(["--config", str(file), "--seeds", "6"])
+    assert (config.preset, config.epochs, config.seeds, config.rounds) == ("paper", 7, (6,), 30)
+
+
+def test_the_paper_preset_is_the_papers_protocol() -> None:
+    config = parse(["--preset", "paper"])
+    protocol = {
+        "dataset": "cholecseg8k",
+        "split": "alges",
+        "image_size": 224,
+        "architecture": "unet",
+        "encoder": "resnet18",
+        "encoder_weights": None,
+        "head_kernel": 1,
+        "init_size": 10,
+        "query_size": 10,
+        "rounds": 30,
+        "seeds": (0, 1, 2),
+        "epochs": 50,
+        "batch_size": 32,
+        "lr": 5e-5,
+    }
+    assert {name: getattr(config, name) for name in protocol} == protocol
+    compared = {"random", "entropy", "margin", "least-confidence", "coreset", "deal", "alges-img", "alges-sem", "full"}
+    assert set(config.strategies) == compared
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_parses_and_prints(preset: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(["--preset", preset, "--print_config"])
+    assert caught.value.code == 0
+    assert yaml.safe_load(capsys.readouterr().out)["preset"] == preset
