@@ -62,7 +62,7 @@ def embed_pool(
     loss: Loss | None = None,
     device: torch.device | str | None = None,
     precision: str | None = None,
-    channels_last: bool | None = None,
+    channels_last: bool = True,
     transform: Callable[[Tensor], Tensor] | None = None,
     backend: str | None = None,
     progress: bool | Progress = True,
@@ -89,7 +89,7 @@ def embed_pool(
         loss: as for `LastLayer.pixel_gradients`.
         device: where the model is; default its parameters' device.
         precision: "32-true", "bf16-mixed" or "16-mixed" (autocast); default the caller's autocast state.
-        channels_last: memory format of the batches; default on CUDA only.
+        channels_last: memory format of the batches, the faster one for convolutions (for volumes on CUDA alone).
         transform: applied to every batch on the device, such as `alges_fast.data.to_input`. Without it uint8 images
             are divided by 255.
         backend: as for `pixel_gradients`.
@@ -115,7 +115,6 @@ def embed_pool(
     rank, world_size = _shard(rank, world_size, group)
     parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     device = parameter.device if device is None else torch.device(device)
-    channels_last = device.type == "cuda" if channels_last is None else channels_last
     files: dict[str, RowFile] = {}
     if out is not None:
         made_by = {"model": fingerprint(model), "loss": repr(loss), "precision": precision, "shard": [rank, world_size]}
@@ -351,8 +350,10 @@ def _to_device(
     elif images.dtype == torch.uint8:
         images = images.to(dtype) / 255
     images = images.to(dtype)
-    if channels_last and images.ndim in (4, 5):
-        images = images.to(memory_format=torch.channels_last if images.ndim == 4 else torch.channels_last_3d)
+    if channels_last and images.ndim == 4:
+        return images.to(memory_format=torch.channels_last)
+    if channels_last and images.ndim == 5 and device.type == "cuda":
+        return images.to(memory_format=torch.channels_last_3d)
     return images
 
 

@@ -40,27 +40,33 @@ def images() -> Tensor:
 
 
 def test_overhead_over_the_forward_pass(benchmark: Any, model: nn.Module, images: Tensor) -> None:
-    """`embed_pool` and a bare loop of forward passes over the same pool of images in memory."""
+    """`embed_pool` and a bare forward pass over the same images in memory, in the format they come in and in the faster
+    one that `embed_pool` puts them in."""
     layer = LastLayer.find(model, images[:1].to(DEVICE))
 
-    def forward() -> None:
+    def forward(memory_format: torch.memory_format) -> None:
         with torch.no_grad():
-            model(images.to(DEVICE))
+            model(images.to(DEVICE).to(memory_format=memory_format))
 
     def score() -> None:
         embed_pool(model, images, batch_size=BATCH, last_layer=layer, progress=False)
 
-    times = compare(benchmark, "scoring", {"scoring": score, "forward": forward}, rounds=15)
-    benchmark.extra_info["overhead_over_forward_percent"] = round(100 * (ratio(times, "scoring", "forward") - 1), 2)
-    benchmark.extra_info["floor_ms_per_image"] = per_image(times["forward"])
+    contenders: Contenders = {
+        "scoring": score,
+        "forward": lambda: forward(torch.contiguous_format),
+        "forward_channels_last": lambda: forward(torch.channels_last),
+    }
+    times = compare(benchmark, "scoring", contenders, rounds=15)
+    for floor in ("forward", "forward_channels_last"):
+        benchmark.extra_info[f"overhead_over_{floor}_percent"] = round(100 * (ratio(times, "scoring", floor) - 1), 2)
 
 
 def test_whole_pool(benchmark: Any, model: nn.Module, images: Tensor) -> None:
     """Against what gives the same embeddings, from the usual way to the best one can do with autograd.
 
-    `backward` is loss.backward() one image at a time, as ALGES's released code does; `autograd` asks for the last weight's
-    gradient alone; `autograd_frozen` besides lets no other parameter require one; `torch.func` runs the model on the whole
-    batch and vmaps the gradient of the head.
+    `backward` is loss.backward() one image at a time, as ALGES's released code does; `autograd` asks for the last
+    weight's gradient alone; `autograd_frozen` besides lets no other parameter require one; `torch.func` runs the model
+    on the whole batch and vmaps the gradient of the head.
     """
     layer = LastLayer.find(model, images[:1].to(DEVICE))
     on_device, weight = images.to(DEVICE), layer.module.weight
