@@ -117,7 +117,12 @@ def embed_pool(
     device = parameter.device if device is None else torch.device(device)
     files: dict[str, RowFile] = {}
     if out is not None:
-        made_by = {"model": fingerprint(model), "loss": repr(loss), "precision": precision, "shard": [rank, world_size]}
+        made_by = {
+            "model": fingerprint(model),
+            "loss": getattr(loss, "__qualname__", repr(loss)),
+            "precision": precision,
+            "shard": [rank, world_size],
+        }
         paths = [Path(out)] if isinstance(output, str) else [Path(out) / f"{name}.npy" for name in names]
         for name, path in zip(names, paths, strict=True):
             files[name] = RowFile(path, {"output": name, **made_by}, resume=resume)
