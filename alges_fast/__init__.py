@@ -4,6 +4,20 @@ from alges_fast._native import native_status
 from alges_fast.last_layer import LastLayer
 from alges_fast.ops import PixelGradients, pixel_gradients
 from alges_fast.pool import PoolEmbeddings, embed_pool
+from alges_fast.seeding import Seeding, k_center_greedy, kmeans_plusplus
+from alges_fast.selection import Selection, select
 
-__all__ = ["LastLayer", "PixelGradients", "PoolEmbeddings", "embed_pool", "native_status", "pixel_gradients"]
+__all__ = [
+    "LastLayer",
+    "PixelGradients",
+    "PoolEmbeddings",
+    "Seeding",
+    "Selection",
+    "embed_pool",
+    "k_center_greedy",
+    "kmeans_plusplus",
+    "native_status",
+    "pixel_gradients",
+    "select",
+]
 __version__ = "0.1.0"

@@ -24,7 +24,7 @@ from alges_fast.losses import Loss
 from alges_fast.ops import OUTPUTS
 from alges_fast.row_file import RowFile, fingerprint
 
-__all__ = ["PRECISIONS", "Id", "Pool", "PoolEmbeddings", "Progress", "embed_pool"]
+__all__ = ["PRECISIONS", "Id", "Pool", "PoolEmbeddings", "Progress", "embed_pool", "pool_ids"]
 
 logger = logging.getLogger(__name__)
 
@@ -157,6 +157,16 @@ def embed_pool(
         if not rows.done:
             rows.add_none(score(source.any_image()))
     return rows.finish()
+
+
+def pool_ids(pool: Pool) -> tuple[Id, ...]:
+    """The ids of a pool's images in order. Nothing is decoded where it is an array or has an attribute `ids`."""
+    if isinstance(pool, (Tensor, np.ndarray)):
+        return tuple(range(len(pool)))
+    known = getattr(pool, "ids", None)
+    if known is not None:
+        return tuple(known)
+    return tuple(id for batch in _Source(pool, 0, 1).batches(1, start=0) for id in batch.ids)
 
 
 def _validate(

@@ -1,0 +1,171 @@
+"""`alges_fast.select`: picks are what the strategies define, and what the user asked for besides holds."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from alges_fast import Selection, embed_pool, select
+from alges_fast.selection import STRATEGIES
+from alges_fast.strategies import Query, get_strategy
+
+ROOT = Path(__file__).resolve().parents[1]
+N_CLASSES = 3
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.ReLU(), nn.Conv2d(5, N_CLASSES, 1)).eval()
+
+
+@pytest.fixture(scope="module")
+def pool() -> list[tuple[str, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [(f"frame{i:02d}", torch.rand(3, 9, 7, generator=generator) * (1 + i % 4)) for i in range(40)]
+
+
+PLACES = {f"frame{i:02d}": (f"video{i // 10}", float(i % 10)) for i in range(40)}
+
+
+def choose(model: nn.Module, pool: list[tuple[str, Tensor]], n: int = 8, **options: object) -> Selection:
+    return select(model, pool, n, progress=False, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_picks_are_those_of_the_strategy_itself(
+    strategy: str, model: nn.Module, pool: list[tuple[str, Tensor]]
+) -> None:
+    videos = {name: video for name, (video, _) in PLACES.items()}
+    query = Query(model=model, unlabelled=pool, labelled=[], videos=videos, n=8, seed=5)
+    found = choose(model, pool, strategy=strategy, seed=5, places=PLACES)
+    assert found.ids == get_strategy(strategy)().query(query).ids
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_labelled_images_are_never_picked(strategy: str, model: nn.Module, pool: list[tuple[str, Tensor]]) -> None:
+    labelled = [name for name, _ in pool[::2]]
+    found = choose(model, pool, 20, strategy=strategy, labelled=labelled, places=PLACES)
+    assert sorted(found.ids) == [name for name, _ in pool[1::2]]
+
+
+def test_labelled_images_are_centres_from_the_start(model: nn.Module, pool: list[tuple[str, Tensor]]) -> None:
+    """A copy of a labelled image is at distance 0 of a centre, so it is picked only after all others."""
+    copies = [(f"copy{i}", image) for i, (_, image) in enumerate(pool[:5])]
+    labelled = [name for name, _ in pool[:5]]
+    for strategy in ("alges-img", "alges-sem", "alges-sem-vector", "coreset"):
+        found = choose(model, [*pool, *copies], 40, strategy=strategy, labelled=labelled)
+        assert set(found.ids[-5:]) == {name for name, _ in copies}, strategy
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_neighbours_in_a_video_are_not_picked_together(
+    strategy: str, model: nn.Module, pool: list[tuple[str, Tensor]]
+) -> None:
+    options = {"strategy": strategy, "places": PLACES, "min_gap": 3.0, "labelled": ["frame00", "frame15"]}
+    found = choose(model, pool, 8, **options)
+    places = [PLACES[str(name)] for name in (*found.ids, "frame00", "frame15")]
+    for i, (video, time) in enumerate(places):
+        for other, other_time in places[:i]:
+            assert video != other or abs(time - other_time) >= 3
+    assert found == choose(model, pool, 8, **options)
+
+
+def test_a_gap_that_leaves_too_few_is_halved_and_said(
+    model: nn.Module, pool: list[tuple[str, Tensor]], caplog: pytest.LogCaptureFixture
+) -> None:
+    found = choose(model, pool, 30, places=PLACES, min_gap=8.0)
+    assert len(set(found.ids)) == 30
+    assert "min_gap is now 4" in caplog.text
+
+
+def test_a_class_of_weight_zero_has_no_part_and_a_heavy_one_leads(
+    model: nn.Module, pool: list[tuple[str, Tensor]]
+) -> None:
+    rows = embed_pool(model, pool, output="image", progress=False).values
+    alone = choose(model, pool, class_weights=[0, 0, 1])
+    assert list(alone.scores.values()) == pytest.approx(rows[:, 2].flatten(1).norm(dim=1).tolist(), rel=1e-5)
+    assert choose(model, pool, class_weights=[1e-4, 1e-4, 1]).ids == alone.ids
+    assert choose(model, pool, class_weights=[1, 1, 1]).ids == choose(model, pool).ids
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_refused_picks_are_replaced_and_the_others_stay(
+    strategy: str, model: nn.Module, pool: list[tuple[str, Tensor]]
+) -> None:
+    first = choose(model, pool, strategy=strategy, places=PLACES, min_gap=2.0)
+    refused = [first.ids[1], first.ids[4]]
+    second = first.reject(refused)
+    assert len(set(second.ids)) == len(first.ids)
+    assert second.ids[:6] == tuple(name for name in first.ids if name not in refused)
+    assert second == first.reject(refused[:1]).reject(refused[1:])
+    third = second
+    for _ in range(10):
+        third = third.reject(third.ids[-1:])
+    assert not set(third.ids) & set(refused)
+    with pytest.raises(ValueError, match="is not among the picks"):
+        second.reject(refused)
+
+
+@pytest.mark.parametrize("strategy", ["coreset", "entropy", "alges-sem"])
+def test_killed_scoring_is_continued(
+    strategy: str, model: nn.Module, pool: list[tuple[str, Tensor]], tmp_path: Path
+) -> None:
+    def stop(done: int, total: int | None) -> None:
+        if done >= 12:
+            raise KeyboardInterrupt
+
+    options = {"strategy": strategy, "out": tmp_path, "batch_size": 4}
+    with pytest.raises(KeyboardInterrupt):
+        select(model, pool, 8, progress=stop, **options)
+    seen: list[int] = []
+    found = select(model, pool, 8, resume=True, progress=lambda done, total: seen.append(done), **options)
+    assert seen[0] >= 8
+    assert found == choose(model, pool, strategy=strategy, batch_size=4)
+
+
+def test_a_pool_of_arrays_is_named_by_position(model: nn.Module) -> None:
+    images = np.random.default_rng(0).integers(0, 255, (12, 3, 8, 8)).astype(np.uint8)
+    for strategy in ("random", "alges-img"):
+        assert set(select(model, images, 12, strategy=strategy, progress=False).ids) == set(range(12))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"strategy": "deal"}, "'deal' needs a model that was trained for it; choose from"),
+        ({"strategy": "algesimg"}, "'algesimg' is unknown; choose from"),
+        ({"n": 41}, "n must be between 1 and 40"),
+        ({"n": 0}, "n must be between 1 and 40"),
+        ({"labelled": ["nowhere"]}, "labelled: 'nowhere' is not in the pool"),
+        ({"class_weights": [1.0]}, "class_weights: expected 3, one per class, got 1"),
+        ({"class_weights": [1.0, -1.0, 0.0]}, "not negative"),
+        ({"class_weights": [1.0, 1.0, 1.0], "strategy": "entropy"}, "class_weights: entropy has no rows"),
+        ({"min_gap": -1.0}, "min_gap must be 0 or more"),
+    ],
+)
+def test_mistakes_are_named(
+    options: dict[str, object], message: str, model: nn.Module, pool: list[tuple[str, Tensor]]
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        choose(model, pool, **options)  # type: ignore[arg-type]
+
+
+def test_the_public_names_need_torch_and_numpy_alone() -> None:
+    block = "".join(
+        f"sys.modules[{name!r}] = None; "
+        for name in ("segmentation_models_pytorch", "faiss", "lightning_fabric", "jsonargparse", "rich", "PIL", "yaml")
+    )
+    code = (
+        f"import sys; {block}from alges_fast import (pixel_gradients, PixelGradients, kmeans_plusplus, "
+        "k_center_greedy, Seeding, LastLayer, embed_pool, select); import torch; "
+        "print(len(select(torch.nn.Conv2d(3, 2, 1), torch.rand(9, 3, 4, 4), 3).ids))"
+    )
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert said.stdout.strip() == "3", said.stderr
