@@ -36,8 +36,6 @@ class NativePool(Pool):
         *,
         nearest: bool = False,
     ) -> None:
-        if points.dtype == torch.float16:
-            points = points.float()
         super().__init__(
             points if points.stride(1) == 1 else points.contiguous(), index, centres, weights, nearest=nearest
         )

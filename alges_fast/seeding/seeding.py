@@ -61,8 +61,8 @@ def kmeans_plusplus(
     into shards.
 
     Args:
-        points: (N, D) float32, bfloat16, float16 or float64; a tensor or an array, also a memory-mapped one, which is
-            read in chunks.
+        points: (N, D) float32, bfloat16, float16 or float64; a tensor or an array. A memory-mapped one is read as it
+            comes and never held whole; the 8-bit codes that spare later reads are, where they fit.
         n_clusters: how many to pick, at most the points of all shards.
         seed: 0 to 2^64 - 1.
         first: the first pick is any point alike ("uniform") or the one of largest norm ("largest", as in BADGE). With
@@ -230,11 +230,12 @@ def _picks(
     pool: Pool, shards: Shards, total: int, n_clusters: int, draw: Draw, candidates: Candidates, picks: list[int]
 ) -> list[int]:
     """Go on from `picks` and what was drawn after them, one pick at a time, to `n_clusters`."""
+    picks = list(picks)
     if shards.size == 1 and draw.trials == 1:
         _agreed(shards, pool, candidates)
         chained = pool.chain(replace(draw, round=len(picks)), n_clusters - len(picks))
         if chained:
-            picks = picks + chained
+            picks += chained
             left = replace(draw, round=len(picks)) if len(picks) < n_clusters else None
             candidates = pool.draw(left)
     while True:
@@ -254,7 +255,7 @@ def _picks(
             candidates = pool.accept(best, following)
         else:
             candidates = pool.absorb(centres, following)
-        picks = [*picks, winners.indices[best]]
+        picks.append(winners.indices[best])
 
 
 def _agreed(shards: Shards, pool: Pool, candidates: Candidates) -> Winners:

@@ -21,6 +21,13 @@ double value(const Shard& shard, int64_t row, int64_t column) {
   switch (shard.type) {
     case PointType::float32: return static_cast<const float*>(shard.points)[at];
     case PointType::float64: return static_cast<const double*>(shard.points)[at];
+    case PointType::float16: {
+      const uint16_t half = static_cast<const uint16_t*>(shard.points)[at];
+      const int exponent = half >> 10 & 31, fraction = half & 1023;
+      double size = exponent ? std::ldexp(1024 + fraction, exponent - 25) : std::ldexp(fraction, -24);
+      if (exponent == 31) size = fraction ? std::nan("") : HUGE_VAL;
+      return half & 0x8000 ? -size : size;
+    }
     case PointType::bfloat16: break;
   }
   const uint32_t bits = uint32_t{static_cast<const uint16_t*>(shard.points)[at]} << 16;

@@ -10,7 +10,7 @@
 
 namespace alges {
 
-enum class PointType { float32, bfloat16, float64 };
+enum class PointType { float32, bfloat16, float16, float64 };
 enum class DrawRule { none, uniform, race, farthest };
 
 struct Draw {

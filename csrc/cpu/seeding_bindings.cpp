@@ -13,6 +13,7 @@ namespace {
 PointType point_type(const std::string& name) {
   if (name == "float32") return PointType::float32;
   if (name == "bfloat16") return PointType::bfloat16;
+  if (name == "float16") return PointType::float16;
   if (name == "float64") return PointType::float64;
   throw py::value_error("no CPU seeding kernel for points of " + name);
 }

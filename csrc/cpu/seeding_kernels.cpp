@@ -47,6 +47,9 @@ struct Wide<double> {
 struct Bfloat16 {
   uint16_t bits;
 };
+struct Float16 {
+  uint16_t bits;
+};
 
 ALGES_INLINE Vec widen(const float* p) { return load(p); }
 ALGES_INLINE DoubleVec widen(const double* p) {
@@ -58,6 +61,22 @@ ALGES_INLINE Vec widen(const Bfloat16* p) {
   HalfInts bits;
   memcpy(&bits, p, sizeof bits);
   return (Vec)(__builtin_convertvector(bits, Int) << 16);
+}
+ALGES_INLINE Vec widen(const Float16* p) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif defined(__AVX2__)
+  return (Vec)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+  // Exponent and fraction moved to their places and the exponent's bias mended by a product, exact for subnormals too;
+  // above 65504 they are Inf and NaN.
+  HalfInts half;
+  memcpy(&half, p, sizeof half);
+  const Int bits = __builtin_convertvector(half, Int), size = (bits & 0x7FFF) << 13;
+  const Vec scaled = (Vec)size * 0x1p112f;
+  const Int finite = (bits & 0x7C00) != 0x7C00;
+  return (Vec)((((Int)scaled & finite) | ((size | 0x7F800000) & ~finite)) | (bits & 0x8000) << 16);
+#endif
 }
 
 ALGES_INLINE void narrow(float* p, Vec v) { store(p, v); }
@@ -539,6 +558,7 @@ void seeding_pass(Pass& pass) {
   switch (pass.shard->type) {
     case PointType::float32: return run<float, float>(pass);
     case PointType::bfloat16: return run<Bfloat16, float>(pass);
+    case PointType::float16: return run<Float16, float>(pass);
     case PointType::float64: return run<double, double>(pass);
   }
 }

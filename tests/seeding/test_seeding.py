@@ -205,7 +205,7 @@ def test_backends_pick_the_same(
 
 
 @native
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("columns", [3, 16, 70])
 def test_the_sketch_changes_nothing(dtype: torch.dtype, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     points = blobs(3000, columns, dtype=dtype)
@@ -239,6 +239,17 @@ def test_threads_change_nothing(threads: int) -> None:
     finally:
         torch.set_num_threads(before)
     assert torch.equal(found.indices, expected.indices)
+
+
+@native
+def test_every_half_is_read_right() -> None:
+    halves = torch.arange(-(2**15), 2**15, dtype=torch.int32).short().view(torch.float16)
+    halves = halves[halves.isfinite()][:, None].expand(-1, 17).contiguous()
+    found = NativePool(halves, range(len(halves)), 1)
+    found.absorb(torch.zeros(1, 17), None)
+    expected = TorchPool(halves, range(len(halves)), 1)
+    expected.absorb(torch.zeros(1, 17), None)
+    torch.testing.assert_close(found.min_sq_distance, expected.min_sq_distance, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
