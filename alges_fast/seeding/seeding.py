@@ -171,6 +171,7 @@ def _seed(
         _check_count("n_clusters", n_clusters, 1)
         _check_count("trials", trials, 1)
         _check_count("seed", seed, 0)
+        n_clusters, trials, seed = int(n_clusters), int(trials), int(seed)
         if seed >= 2**64:
             raise ValueError(f"seed must be below 2**64, got {seed}")
         if first not in ("uniform", "largest"):

@@ -12,7 +12,7 @@
 namespace alges {
 namespace {
 
-constexpr int64_t kMaxSketched = int64_t{1} << 20;  // columns; beyond, an int32 sum of products leaves the centre too few bits
+constexpr int64_t kMaxSketched = int64_t{1} << 16;  // columns; beyond, an int32 sum of products leaves the centre few bits
 constexpr int kSampled = 256;
 constexpr size_t kHugePage = size_t{1} << 21;
 
