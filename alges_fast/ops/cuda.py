@@ -52,6 +52,7 @@ def launch(native: Any, problem: Problem, device: int, stream: int) -> dict[str,
         residual=None if problem.residual is None else _operand(problem.residual),
         valid=None if problem.valid is None else (problem.valid.data_ptr(), problem.valid.stride()),
         outputs=[outputs[name].data_ptr() if name in outputs else 0 for name in OUTPUTS],
+        allow_tf32=torch.get_float32_matmul_precision() != "highest",
     )
     scratch = problem.features.new_empty(call.scratch_bytes(device), dtype=torch.uint8)
     call.run(device, scratch.data_ptr(), stream)

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "cuda/pixel_gradients_finish.cuh"
 #include "cuda/pixel_gradients_tile.cuh"
 
 namespace alges::cuda_pixel_gradients {
@@ -17,11 +18,32 @@ void launch_tile(const Pass& pass, const TilePlan& plan, int64_t images, void* s
   }
 }
 
-TilePlan plan_or_throw(const Call& call, int shared_limit) {
-  TilePlan plan;
-  const std::string reason = plan_tile(call.shape, shared_limit, plan);
-  if (!reason.empty()) throw std::invalid_argument(reason);
+// The plan of one call: a stream kernel where the call is for it, else a tile kernel.
+struct Plan {
+  bool streams;
+  StreamPlan stream;
+  TilePlan tile;
+
+  const Cut& cut() const { return streams ? stream.cut : tile.cut; }
+};
+
+Plan plan_or_throw(const Call& call, int shared_limit) {
+  Plan plan;
+  plan.streams = plan_stream(call, shared_limit, plan.stream).empty();
+  if (!plan.streams) {
+    const std::string reason = plan_tile(call.shape, shared_limit, plan.tile);
+    if (!reason.empty()) throw std::invalid_argument(reason);
+  }
   return plan;
+}
+
+void launch_main(const Pass& pass, const Plan& plan, int64_t images, void* stream) {
+  if (!plan.streams)
+    launch_tile(pass, plan.tile, images, stream);
+  else if (pass.call.features.dtype == Dtype::float32)
+    launch_stream_float32(pass, plan.stream, images, stream);
+  else
+    launch_stream_bfloat16(pass, plan.stream, images, stream);
 }
 
 }  // namespace
@@ -29,12 +51,13 @@ TilePlan plan_or_throw(const Call& call, int shared_limit) {
 int shared_limit(int device) { return shared_memory_limit(device); }
 
 int64_t scratch_bytes(const Call& call, int shared_limit) {
-  const Cut cut = plan_or_throw(call, shared_limit).cut;
+  const Cut cut = plan_or_throw(call, shared_limit).cut();
   return cut.images_a_launch * cut.chunks * cut.words * 4;
 }
 
 void run(const Call& call, int device, void* scratch, void* stream) {
-  const TilePlan plan = plan_or_throw(call, shared_limit(device));
+  const Plan plan = plan_or_throw(call, shared_limit(device));
+  const Cut& cut = plan.cut();
   use_device(device);
   Pass pass{};
   pass.call = call;
@@ -53,12 +76,12 @@ void run(const Call& call, int device, void* scratch, void* stream) {
       pass.needs_norm = false;
       pass.call.norm_map = nullptr;
     }
-    for (pass.first_image = 0; pass.first_image < call.shape.batch; pass.first_image += plan.cut.images_a_launch) {
-      const int64_t images = std::min(plan.cut.images_a_launch, call.shape.batch - pass.first_image);
-      launch_tile(pass, plan, images, stream);
-      const dim3 grid(static_cast<unsigned>((plan.cut.words + kFinishThreads - 1) / kFinishThreads),
+    for (pass.first_image = 0; pass.first_image < call.shape.batch; pass.first_image += cut.images_a_launch) {
+      const int64_t images = std::min(cut.images_a_launch, call.shape.batch - pass.first_image);
+      launch_main(pass, plan, images, stream);
+      const dim3 grid(static_cast<unsigned>((cut.words + kFinishThreads - 1) / kFinishThreads),
                       static_cast<unsigned>(images));
-      launch(finish_kernel, grid, kFinishThreads, 0, stream, pass, plan.cut);
+      launch(finish_kernel, grid, kFinishThreads, 0, stream, pass, cut);
     }
   }
 }

@@ -1,6 +1,6 @@
 // pixel_gradients on CUDA: what a call is, how it is cut into launches, and the launches.
 //
-// Two kernels make per-(image, chunk) partial results: `stream` (pixel_gradients_stream.cuh: 1 x 1 heads of up to 32 classes
+// Two kernels make per-(image, chunk) partial results: `stream` (pixel_gradients_stream.cuh: 1 x 1 heads of up to 24 classes
 // over planar or channels-last rows, tensor cores, bound by memory) and `tile` (pixel_gradients_tile.cuh: everything else).
 // A chunk is a run of tiles of one image; how many there are depends on the image's own size and on the head, never on the
 // batch. A second kernel adds an image's chunks up in order. So results repeat bitwise and do not depend on the batch.
@@ -48,6 +48,7 @@ struct Call {
   float *image = nullptr, *semantic = nullptr, *semantic_vector = nullptr, *norm_map = nullptr;
   int64_t* class_pixels = nullptr;
   float *entropy = nullptr, *margin = nullptr, *confidence = nullptr;
+  bool allow_tf32 = false;  // one TF32 product where float32's accuracy takes three
 };
 
 constexpr int64_t kScratchBytes = 16 << 20;
@@ -75,6 +76,29 @@ struct TilePlan {
   int shared_bytes;
   Cut cut;
 };
+
+// The stream kernel: 128 threads, one block per (image, chunk).
+struct StreamPlan {
+  bool channels_last;
+  int pixels;                       // of a tile
+  int class_tiles;                  // of 8 classes: 2 or 3
+  int channel_tiles;                // of 16 channels
+  int sharing;                      // warps that share the channels of the same pixels: 1, 2 or 4
+  int tiles_a_warp;                 // of 16 channels
+  int stride;                       // elements from a row of a stage to the next
+  int stages, stage_bytes;
+  int weight_words, exchange_words; // of shared memory
+  int shared_bytes;
+  Cut cut;
+};
+
+constexpr int kStreamThreads = 128;
+constexpr int kStreamWarps = kStreamThreads / 32;
+// Tiles of 16 channels whose gradient a warp keeps in registers. float32 takes more registers beside it.
+constexpr int stream_most_tiles(int element_bytes) { return element_bytes == 4 ? 4 : 8; }
+
+// Fills `plan`, or says why this call is not for the stream kernel.
+std::string plan_stream(const Call& call, int shared_limit, StreamPlan& plan);
 
 constexpr int kTileThreads = 256;
 constexpr int kTileWarps = kTileThreads / 32;

@@ -38,7 +38,7 @@ T* address(uintptr_t pointer) {
 
 Call call(const Shape& shape, const Tensor& features, uintptr_t weight, uintptr_t bias,
           const std::optional<Tensor>& logits, const std::optional<Tensor>& residual, const std::optional<Valid>& valid,
-          const std::array<uintptr_t, 8>& outputs) {
+          const std::array<uintptr_t, 8>& outputs, bool allow_tf32) {
   Call result;
   result.shape = shape;
   result.features = operand(features);
@@ -58,6 +58,7 @@ Call call(const Shape& shape, const Tensor& features, uintptr_t weight, uintptr_
   result.entropy = address<float>(outputs[5]);
   result.margin = address<float>(outputs[6]);
   result.confidence = address<float>(outputs[7]);
+  result.allow_tf32 = allow_tf32;
   return result;
 }
 
@@ -74,6 +75,19 @@ py::object tile_plan(const Shape& shape, int limit) {
                   "images_a_launch"_a = plan.cut.images_a_launch);
 }
 
+py::object stream_plan(const Call& call, int limit) {
+  StreamPlan plan;
+  const std::string reason = plan_stream(call, limit, plan);
+  if (!reason.empty()) return py::str(reason);
+  using py::literals::operator""_a;
+  return py::dict("channels_last"_a = plan.channels_last, "pixels"_a = plan.pixels, "class_tiles"_a = plan.class_tiles,
+                  "channel_tiles"_a = plan.channel_tiles, "sharing"_a = plan.sharing,
+                  "tiles_a_warp"_a = plan.tiles_a_warp, "stride"_a = plan.stride, "stages"_a = plan.stages,
+                  "stage_bytes"_a = plan.stage_bytes, "shared_bytes"_a = plan.shared_bytes, "tiles"_a = plan.cut.tiles,
+                  "chunks"_a = plan.cut.chunks, "words"_a = plan.cut.words,
+                  "images_a_launch"_a = plan.cut.images_a_launch);
+}
+
 }  // namespace
 
 // Types are local to the module: the tests load these bindings a second time, over the emulation.
@@ -83,7 +97,8 @@ void bind_cuda_pixel_gradients(py::module_& m) {
       .def("plan_tile", &tile_plan, py::arg("shared_limit"), "The tile kernel's plan, or why there is none.");
   py::class_<Call>(m, "CudaPixelGradientsCall", py::module_local())
       .def(py::init(&call), py::arg("shape"), py::arg("features"), py::arg("weight"), py::arg("bias"), py::arg("logits"),
-           py::arg("residual"), py::arg("valid"), py::arg("outputs"))
+           py::arg("residual"), py::arg("valid"), py::arg("outputs"), py::arg("allow_tf32"))
+      .def("plan_stream", &stream_plan, py::arg("shared_limit"), "The stream kernel's plan, or why the tile kernel runs.")
       .def("scratch_bytes", [](const Call& self, int device) { return scratch_bytes(self, shared_limit(device)); })
       .def("run", [](const Call& self, int device, uintptr_t scratch, uintptr_t stream) {
         run(self, device, address<void>(scratch), address<void>(stream));

@@ -100,4 +100,56 @@ std::string plan_tile(const Shape& shape, int shared_limit, TilePlan& plan) {
          " elements needs more shared memory than the " + std::to_string(shared_limit / 1024) + " KB of this GPU";
 }
 
+std::string plan_stream(const Call& call, int shared_limit, StreamPlan& plan) {
+  const Shape& shape = call.shape;
+  const Operand& features = call.features;
+  const int element = features.dtype == Dtype::float32 ? 4 : 2, piece = 16 / element;
+  if (features.dtype == Dtype::float16) return "float16: its range does not hold a confident pixel's residual";
+  if (shape.taps() != 1) return "a kernel larger than 1 x 1";
+  if (shape.classes > 24) return "more classes than registers hold";
+  plan.channel_tiles = static_cast<int>(ceil_div(shape.channels, 16));
+  if (plan.channel_tiles > kStreamWarps * stream_most_tiles(element)) return "too many channels for registers";
+
+  // One run of pixels, whatever the spatial axes, and copies of 16 bytes.
+  const int64_t* stride = features.stride;
+  const int64_t step = stride[4];
+  if ((shape.size[1] > 1 && stride[3] != step * shape.size[2]) ||
+      (shape.size[0] > 1 && stride[2] != step * shape.size[2] * shape.size[1]))
+    return "rows that do not follow one another";
+  const bool aligned = reinterpret_cast<uintptr_t>(features.data) % 16 == 0 &&
+                       (shape.batch == 1 || stride[0] % piece == 0);
+  if (aligned && step == 1 && (shape.channels == 1 || stride[1] % piece == 0) && shape.pixels() % piece == 0)
+    plan.channels_last = false;
+  else if (aligned && stride[1] == 1 && step > 0 && step % piece == 0 && shape.channels % piece == 0)
+    plan.channels_last = true;
+  else
+    return "neither planar nor channels-last rows of 16 bytes";
+
+  plan.class_tiles = std::max(2, static_cast<int>(ceil_div(shape.classes, 8)));
+  plan.sharing = 1;
+  while (plan.channel_tiles > plan.sharing * stream_most_tiles(element)) plan.sharing *= 2;
+  plan.tiles_a_warp = static_cast<int>(ceil_div(plan.channel_tiles, plan.sharing));
+  const int channels = plan.channel_tiles * 16;
+  // A warp takes 32 pixels at a time; narrow layers take more a tile, for fewer barriers.
+  plan.pixels = 32 * kStreamWarps / plan.sharing;
+  while (plan.pixels * channels * element < 8 * 1024 && plan.pixels < 512) plan.pixels *= 2;
+  // Row strides that spread a fragment's rows over the banks: an odd number of 16 bytes for ldmatrix; for float32, 8 words
+  // beyond a multiple of 32 where lanes step over channels, 4 where they step over pixels.
+  plan.stride = plan.channels_last ? channels + (element == 4 ? 4 : 8) : plan.pixels + 8;
+  plan.stage_bytes = (plan.channels_last ? plan.pixels : channels) * plan.stride * element;
+  plan.weight_words = channels * plan.class_tiles * 8 * (element == 4 ? 1 : 3) * element / 4;
+  plan.exchange_words = plan.sharing > 1 ? kStreamWarps * 2 * (4 * plan.class_tiles + 2) * 32 : 0;
+  const int fixed = 4 * (plan.weight_words + plan.exchange_words + 8 * plan.class_tiles);
+  // Two blocks a multiprocessor if they fit (1 KB of each is the system's), else one.
+  for (int budget : {shared_limit / 2 - 1024, shared_limit}) {
+    for (plan.stages = 4; plan.stages >= 2; --plan.stages) {
+      plan.shared_bytes = plan.stages * plan.stage_bytes + fixed;
+      if (plan.shared_bytes > budget) continue;
+      plan.cut = cut(shape, ceil_div(shape.pixels(), plan.pixels), 16);
+      return "";
+    }
+  }
+  return "too little shared memory";
+}
+
 }  // namespace alges::cuda_pixel_gradients

@@ -35,6 +35,8 @@ ALGES_DEVICE unsigned char* dynamic_shared() {
   return memory;
 }
 
+ALGES_DEVICE bool block_any(bool value) { return __syncthreads_or(value); }
+ALGES_DEVICE unsigned ballot(bool value) { return __ballot_sync(0xffffffffu, value); }
 ALGES_DEVICE float shuffle_xor(float value, int lanes) { return __shfl_xor_sync(0xffffffffu, value, lanes); }
 ALGES_DEVICE int shuffle_xor(int value, int lanes) { return __shfl_xor_sync(0xffffffffu, value, lanes); }
 
@@ -47,9 +49,76 @@ ALGES_DEVICE T broadcast(T value, int lane) {
 // Of all blocks of a cooperative launch.
 ALGES_DEVICE void grid_barrier() { cooperative_groups::this_grid().sync(); }
 
+// Warp-wide products, C += A B, in PTX's fragment layouts: with g = lane / 4 and t = lane % 4,
+//   C 16 x 8: c[0..1] = C[g][2t..2t+1], c[2..3] = C[g+8][2t..2t+1]
+//   bfloat16, k 16: a[0] = A[g][2t..], a[1] = A[g+8][2t..], a[2] = A[g][2t+8..], a[3] = A[g+8][2t+8..];
+//                   b[0] = B[2t..2t+1][g], b[1] = B[2t+8..2t+9][g]
+//   TF32, k 8: a[0] = A[g][t], a[1] = A[g+8][t], a[2] = A[g][t+4], a[3] = A[g+8][t+4]; b[0] = B[t][g], b[1] = B[t+4][g]
+ALGES_DEVICE void mma_bfloat16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+ALGES_DEVICE void mma_tf32(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+ALGES_DEVICE uint32_t to_tf32(float value) {  // to nearest, ties away
+  uint32_t bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
+  return bits;
+}
+ALGES_DEVICE float bits_to_float(uint32_t bits) { return __uint_as_float(bits); }
+ALGES_DEVICE uint32_t float_to_bits(float value) { return __float_as_uint(value); }
+ALGES_DEVICE uint32_t pack_bfloat16(float low, float high) {
+  uint32_t packed;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  return packed;
+}
+
+// Four 8 x 8 matrices of 16-bit elements: lane 8 i + r points at row r of matrix i, whose element [g][2t..2t+1] comes back
+// in a[i], or [2t..2t+1][g] of it when transposed.
+ALGES_DEVICE uint32_t shared_address(const void* pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+ALGES_DEVICE void load_matrices(uint32_t (&a)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3])
+               : "r"(shared_address(row)) : "memory");
+}
+ALGES_DEVICE void load_matrices_transposed(uint32_t (&a)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3])
+               : "r"(shared_address(row)) : "memory");
+}
+// An 8 x 8 matrix of 16-bit elements, [g][2t..2t+1] in and [2t..2t+1][g] out.
+ALGES_DEVICE uint32_t transpose(uint32_t value) {
+  uint32_t result;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(value));
+  return result;
+}
+ALGES_DEVICE uint32_t low_halves(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x5410); }
+ALGES_DEVICE uint32_t high_halves(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x7632); }
+
+// 16 bytes to shared memory in the background, or zeros without reading; both addresses aligned to 16.
+ALGES_DEVICE void copy_async(void* to, const void* from, bool read) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(read ? 16 : 0)
+               : "memory");
+}
+ALGES_DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Until at most `pending` of this thread's committed groups are under way.
+template <int pending>
+ALGES_DEVICE void copy_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
+}
+
 inline void check(cudaError_t error, const char* what) {
   if (error != cudaSuccess)
-    throw std::runtime_error(std::string("pixel_gradients: ") + what + ": " + cudaGetErrorString(error));
+    throw std::runtime_error(std::string("CUDA: ") + what + ": " + cudaGetErrorString(error));
 }
 
 // What one block may take of shared memory on this device.

@@ -22,7 +22,8 @@ endif()
 message(STATUS "CUDA architectures: ${architectures}")
 set_target_properties(_C PROPERTIES CUDA_ARCHITECTURES "${architectures}" CUDA_STANDARD 17 CUDA_RUNTIME_LIBRARY Static)
 target_compile_definitions(_C PRIVATE ALGES_FAST_WITH_CUDA)
-target_sources(_C PRIVATE csrc/cuda/device.cu csrc/cuda/pixel_gradients.cu csrc/cuda/pixel_gradients_plan.cpp
-               csrc/cuda/pixel_gradients_bindings.cpp
+target_sources(_C PRIVATE csrc/cuda/device.cu csrc/cuda/pixel_gradients.cu
+               csrc/cuda/pixel_gradients_stream_float32.cu csrc/cuda/pixel_gradients_stream_bfloat16.cu
+               csrc/cuda/pixel_gradients_plan.cpp csrc/cuda/pixel_gradients_bindings.cpp
                csrc/cuda/seeding.cu csrc/cuda/seeding_bindings.cpp)
 target_link_libraries(_C PRIVATE CUDA::cudart_static)

@@ -12,14 +12,16 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import test_pixel_gradients as conformance
 import torch
 from emulation import ROOT, load
-from oracle import Inputs, draw
+from oracle import OUTPUTS, Inputs, draw
 
 from alges_fast.ops import cuda
 from alges_fast.ops.problem import Problem
@@ -59,7 +61,29 @@ def shared_limit(emulated: ModuleType, request: pytest.FixtureRequest) -> Iterat
     emulated.set_shared_limit(SHARED_LIMITS["sm_90"])
 
 
+def channels_last_inputs(features: torch.Tensor, weight: torch.Tensor) -> Inputs:
+    return channels_last(Inputs(features, weight))
+
+
+def channels_last(inputs: Inputs) -> Inputs:
+    return replace(inputs, features=conformance.channels_last(inputs.features))
+
+
+# `plan_stream` takes these: sizes of 16 bytes; several tiles, and each number of warps that share channels.
+STREAMED = {
+    "float32": draw(2, 13, 16, (56, 64)),
+    "float32, channels last": channels_last(draw(1, 21, 40, (31, 24), given=("valid",))),
+    "float32, 2 warps share": draw(1, 24, 100, (17, 16), given=("logits", "residual", "valid")),
+    "float32, 4 warps share, channels last": channels_last(draw(1, 19, 256, (9, 17))),
+    "bfloat16": draw(2, 19, 64, (24, 40), dtype=torch.bfloat16, given=("valid",)),
+    "bfloat16, channels last": channels_last(draw(1, 3, 8, (56, 64), dtype=torch.bfloat16)),
+    "bfloat16, 2 warps share, float32 weight": replace(
+        draw(1, 19, 250, (24, 16)), features=draw(1, 19, 250, (24, 16)).features.bfloat16()
+    ),
+    "bfloat16, 4 warps share, channels last": channels_last(draw(1, 1, 512, (5, 5), dtype=torch.bfloat16)),
+}
 CASES = {
+    **STREAMED,
     "1x1": draw(2, 13, 16, (20, 23)),
     "1x1, many channels": draw(1, 19, 300, (7, 9)),
     "1x1, one axis": draw(1, 3, 5, (700,), given=("valid",)),
@@ -86,6 +110,78 @@ def test_no_order_of_threads_between_barriers_changes_a_bit(
             conformance.same(backend(inputs), expected)
     finally:
         emulated.set_order(0)
+
+
+def test_plain_tf32_runs_where_torch_allows_it(backend: conformance.Backend) -> None:
+    inputs = draw(1, 13, 64, (24, 40))
+    exact = backend(inputs)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        found = backend(inputs)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    error = (found.image - exact.image).abs().max() / exact.image.abs().max()
+    assert 1e-6 < error < 1e-3
+
+
+def call(emulated: ModuleType, inputs: Inputs) -> Any:
+    problem = _operator._canonical(**inputs.keywords(), outputs=frozenset(OUTPUTS))
+    return emulated.CudaPixelGradientsCall(
+        shape=cuda._shape(emulated, problem),
+        features=cuda._operand(problem.features),
+        weight=problem.weight.data_ptr(),
+        bias=0,
+        logits=None,
+        residual=None,
+        valid=None,
+        outputs=[0] * len(OUTPUTS),
+        allow_tf32=False,
+    )
+
+
+@pytest.mark.parametrize("inputs", STREAMED.values(), ids=STREAMED.keys())
+def test_aligned_rows_stream(emulated: ModuleType, inputs: Inputs) -> None:
+    plan = call(emulated, inputs).plan_stream(SHARED_LIMITS["sm_90"])
+    assert not isinstance(plan, str), plan
+
+
+NOT_STREAMED = {
+    "kernel": (draw(1, 3, 16, (8, 8), (3, 3)), "kernel"),
+    "classes": (draw(1, 25, 16, (8, 8)), "classes"),
+    "channels": (draw(1, 3, 257, (8, 8)), "channels"),
+    "float16": (draw(1, 3, 16, (8, 8), dtype=torch.float16), "float16"),
+    "odd rows": (draw(1, 3, 16, (7, 7)), "16 bytes"),
+    "odd channels": (channels_last(draw(1, 3, 17, (7, 7))), "16 bytes"),
+    "cut rows": (replace(draw(1, 3, 16, (8, 8)), features=torch.ones(1, 16, 8, 16)[..., :8]), "rows"),
+    "unaligned": (replace(draw(1, 3, 16, (8, 8)), features=torch.ones(1025)[1:].view(1, 16, 8, 8)), "16 bytes"),
+}
+
+
+@pytest.mark.parametrize(("inputs", "reason"), NOT_STREAMED.values(), ids=NOT_STREAMED.keys())
+def test_other_calls_say_why_they_do_not_stream(emulated: ModuleType, inputs: Inputs, reason: str) -> None:
+    assert reason in call(emulated, inputs).plan_stream(SHARED_LIMITS["sm_90"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("limit", SHARED_LIMITS.values(), ids=SHARED_LIMITS.keys())
+def test_stream_plans_fit_the_machine(emulated: ModuleType, limit: int, dtype: torch.dtype) -> None:
+    for layout, n_classes, channels in itertools.product(
+        (Inputs, channels_last_inputs), range(1, 25), range(8, 513, 8)
+    ):
+        inputs = layout(
+            torch.empty(3, channels, 224, 224, dtype=dtype, device="meta"), torch.empty(n_classes, channels)
+        )
+        plan = call(emulated, inputs).plan_stream(limit)
+        if isinstance(plan, str):
+            assert channels > (224 if limit == SHARED_LIMITS["sm_86"] else 256), plan
+            continue
+        assert plan["shared_bytes"] <= limit
+        assert plan["stages"] * plan["stage_bytes"] >= plan["class_tiles"] * 8 * plan["channel_tiles"] * 16 * 4
+        assert plan["stage_bytes"] % 16 == 0
+        assert plan["tiles_a_warp"] * plan["sharing"] >= plan["channel_tiles"]
+        assert plan["pixels"] % (32 * 4 // plan["sharing"]) == 0
+        assert plan["images_a_launch"] * plan["chunks"] * plan["words"] * 4 <= 16 * 2**20
 
 
 @pytest.mark.parametrize("limit", SHARED_LIMITS.values(), ids=SHARED_LIMITS.keys())

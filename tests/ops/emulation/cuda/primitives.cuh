@@ -26,6 +26,9 @@ struct dim3 {
   unsigned x, y, z;
   dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
+struct alignas(8) float2 {
+  float x, y;
+};
 struct alignas(16) float4 {
   float x, y, z, w;
 };
@@ -192,6 +195,122 @@ T broadcast(T value, int lane) {
 
 inline void grid_barrier() { __syncthreads(); }  // launch_cooperative runs a single block
 
+inline bool block_any(bool value) {
+  static bool any;
+  __syncthreads();
+  any = false;
+  __syncthreads();
+  any |= value;
+  __syncthreads();
+  return any;
+}
+inline unsigned ballot(bool value) {
+  const bool* all = emulation::gather(value);
+  unsigned bits = 0;
+  for (int lane = 0; lane < 32; ++lane) bits |= static_cast<unsigned>(all[lane]) << lane;
+  return bits;
+}
+
+// C + A B of this lane's elements, added exactly and then cut to float32: tensor cores do not round to nearest.
+struct Operands {
+  uint32_t a[4], b[2];
+};
+inline void mma(float (&c)[4], const Operands* all, int depth, float (*left)(const Operands*, int, int),
+                float (*right)(const Operands*, int, int)) {
+  const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+  for (int i = 0; i < 4; ++i) {
+    const int row = g + (i >= 2 ? 8 : 0), column = 2 * t + i % 2;
+    double sum = c[i];
+    for (int k = 0; k < depth; ++k) sum += static_cast<double>(left(all, row, k)) * right(all, k, column);
+    float cut = static_cast<float>(sum);
+    if (std::isfinite(cut) && std::fabs(static_cast<double>(cut)) > std::fabs(sum)) cut = std::nextafter(cut, 0.f);
+    c[i] = cut;
+  }
+}
+inline float half_of(uint32_t pair, int which) { return bits_to_float(which ? pair & 0xffff0000u : pair << 16); }
+inline void mma_bfloat16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  const Operands* all = emulation::gather(Operands{{a[0], a[1], a[2], a[3]}, {b0, b1}});
+  mma(c, all, 16,
+      [](const Operands* all, int row, int k) {
+        return half_of(all[row % 8 * 4 + k % 8 / 2].a[row / 8 + 2 * (k / 8)], k % 2);
+      },
+      [](const Operands* all, int k, int column) { return half_of(all[column * 4 + k % 8 / 2].b[k / 8], k % 2); });
+}
+inline void mma_tf32(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  const Operands* all = emulation::gather(Operands{{a[0], a[1], a[2], a[3]}, {b0, b1}});
+  mma(c, all, 8,
+      [](const Operands* all, int row, int k) {
+        return bits_to_float(all[row % 8 * 4 + k % 4].a[row / 8 + 2 * (k / 4)] & 0xffffe000u);
+      },
+      [](const Operands* all, int k, int column) { return bits_to_float(all[column * 4 + k % 4].b[k / 4] & 0xffffe000u); });
+}
+
+inline uint32_t to_tf32(float value) {
+  const uint32_t bits = float_to_bits(value);
+  return std::isfinite(value) ? (bits + 0x1000u) & 0xffffe000u : bits;
+}
+inline uint32_t round_bfloat16(float value) {
+  const uint32_t bits = float_to_bits(value);
+  if (value != value) return 0x7fff;
+  return (bits + 0x7fffu + (bits >> 16 & 1)) >> 16;
+}
+inline uint32_t pack_bfloat16(float low, float high) { return round_bfloat16(low) | round_bfloat16(high) << 16; }
+
+inline uint16_t element(const void* const* rows, int matrix, int row, int column) {
+  uint16_t value;
+  if (reinterpret_cast<uintptr_t>(rows[8 * matrix + row]) % 16 != 0) throw std::runtime_error("emulation: ldmatrix alignment");
+  std::memcpy(&value, static_cast<const char*>(rows[8 * matrix + row]) + 2 * column, 2);
+  return value;
+}
+inline void load_matrices(uint32_t (&a)[4], const void* row) {
+  const void* const* rows = emulation::gather(row);
+  const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+  for (int i = 0; i < 4; ++i) a[i] = element(rows, i, g, 2 * t) | element(rows, i, g, 2 * t + 1) << 16;
+}
+inline void load_matrices_transposed(uint32_t (&a)[4], const void* row) {
+  const void* const* rows = emulation::gather(row);
+  const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+  for (int i = 0; i < 4; ++i) a[i] = element(rows, i, 2 * t, g) | element(rows, i, 2 * t + 1, g) << 16;
+}
+inline uint32_t transpose(uint32_t value) {
+  const uint32_t* all = emulation::gather(value);
+  const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+  const auto at = [&](int row, int column) { return all[4 * row + column / 2] >> 16 * (column % 2) & 0xffffu; };
+  return at(2 * t, g) | at(2 * t + 1, g) << 16;
+}
+inline uint32_t low_halves(uint32_t a, uint32_t b) { return (a & 0xffffu) | b << 16; }
+inline uint32_t high_halves(uint32_t a, uint32_t b) { return a >> 16 | (b & 0xffff0000u); }
+
+// A copy lands when it is waited for, not before: a read too early finds what was there.
+struct Copy {
+  void* to;
+  unsigned char bytes[16];
+};
+inline std::vector<std::vector<std::vector<Copy>>> copies;  // [thread][group]; the last group is open
+inline void copy_async(void* to, const void* from, bool read) {
+  if (reinterpret_cast<uintptr_t>(to) % 16 != 0 || (read && reinterpret_cast<uintptr_t>(from) % 16 != 0))
+    throw std::runtime_error("emulation: copy alignment");
+  Copy copy{to, {}};
+  if (read) std::memcpy(copy.bytes, from, 16);
+  copies.resize(1024);
+  if (copies[threadIdx.x].empty()) copies[threadIdx.x].emplace_back();
+  copies[threadIdx.x].back().push_back(copy);
+}
+inline void copy_commit() {
+  copies.resize(1024);
+  if (copies[threadIdx.x].empty()) copies[threadIdx.x].emplace_back();
+  copies[threadIdx.x].emplace_back();
+}
+template <int pending>
+void copy_wait() {
+  copies.resize(1024);
+  auto& groups = copies[threadIdx.x];
+  while (groups.size() > pending + 1) {
+    for (const Copy& copy : groups.front()) std::memcpy(copy.to, copy.bytes, 16);
+    groups.erase(groups.begin());
+  }
+}
+
 inline int shared_memory_limit(int) { return emulation::machine.shared_limit; }
 inline void use_device(int) {}
 
@@ -201,6 +320,7 @@ void launch(void (*kernel)(Parameters...), dim3 grid, int threads, int shared_by
   for (unsigned y = 0; y < grid.y; ++y)
     for (unsigned x = 0; x < grid.x; ++x) {
       blockIdx = dim3(x, y);
+      copies.clear();
       emulation::run_block(threads, shared_bytes);
     }
 }
