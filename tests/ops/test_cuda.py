@@ -174,7 +174,7 @@ def test_stream_plans_fit_the_machine(emulated: ModuleType, limit: int, dtype: t
         )
         plan = call(emulated, inputs).plan_stream(limit)
         if isinstance(plan, str):
-            assert channels > (224 if limit == SHARED_LIMITS["sm_86"] else 256), plan
+            assert channels >= (200 if limit == SHARED_LIMITS["sm_86"] else 257), plan
             continue
         assert plan["shared_bytes"] <= limit
         assert plan["stages"] * plan["stage_bytes"] >= plan["class_tiles"] * 8 * plan["channel_tiles"] * 16 * 4
