@@ -10,26 +10,37 @@ import torch
 
 
 def seconds(run: Callable[[], object], repeats: int = 7) -> float:
-    """The shortest of some runs, after one to warm up."""
+    """The shortest of some runs, after one to warm up; the GPU's work included where there is one."""
+    synchronize = torch.cuda.synchronize if torch.cuda.is_available() else (lambda: None)
     run()
     times = []
     for _ in range(repeats):
+        synchronize()
         start = time.perf_counter()
         run()
+        synchronize()
         times.append(time.perf_counter() - start)
     return min(times)
 
 
 @cache
-def copy_bandwidth() -> float:
+def copy_bandwidth(device: str = "cpu") -> float:
     """Bytes a second, read and written together, of copying 400 MB of float32."""
-    source = torch.randn(100_000_000)
+    source = torch.randn(100_000_000, device=device)
     target = torch.empty_like(source)
     return 2 * source.nbytes / seconds(lambda: target.copy_(source))
 
 
 @cache
-def matmul_rate(dtype: torch.dtype) -> float:
-    """Flops a second of a 2048 x 2048 x 2048 matrix product."""
-    a, b = torch.randn(2, 2048, 2048).to(dtype).unbind()
-    return 2 * 2048**3 / seconds(lambda: a @ b)
+def read_bandwidth(device: str = "cpu") -> float:
+    """Bytes a second of summing 400 MB of float32."""
+    source = torch.randn(100_000_000, device=device)
+    return source.nbytes / seconds(source.sum)
+
+
+@cache
+def matmul_rate(dtype: torch.dtype, device: str = "cpu") -> float:
+    """Flops a second of a matrix product of side 2048, or 8192 on a GPU."""
+    side = 2048 if device == "cpu" else 8192
+    a, b = torch.randn(2, side, side, device=device).to(dtype).unbind()
+    return 2 * side**3 / seconds(lambda: a @ b)

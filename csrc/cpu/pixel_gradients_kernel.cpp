@@ -1,6 +1,6 @@
 // One chunk of one image. For each block of positions:
 //
-//   1. features    planar (d rows of positions), float32: read in place where they are so already, else copied to scratch
+//   1. features    copied to scratch as d rows of positions in float32
 //   2. logits      s = W z + b, a register tile of classes x positions, positions along the lanes
 //   3. residual    softmax, prediction, norms, and every sum that needs no features
 //   4. products    Σ r ⊗ z̃, a register tile of classes x channels, channels along the lanes: features are transposed once,
@@ -141,6 +141,8 @@ class Chunk {
         image_(image),
         packed_(packed),
         partial_(partial),
+        item_(call.features.type == Type::float32 ? 4 : 2),
+        pitch_(plan.windows * plan.window),
         features_(scratch + plan.scratch.features),
         residual_(scratch + plan.scratch.residual),
         columns_(scratch + plan.scratch.columns),
@@ -185,6 +187,8 @@ class Chunk {
   const int64_t image_;
   const float* const packed_;
   const Partial& partial_;
+  const int64_t item_;   // bytes of a feature
+  const int64_t pitch_;  // from one row of features to the next: the positions of the block's windows
   float *const features_, *const residual_, *const columns_, *const squares_, *const patch_squares_, *const norms_,
       *const own_residual_, *const best_;
   int32_t *const prediction_, *const mask_;
@@ -195,8 +199,6 @@ class Chunk {
   // The block in hand.
   int64_t z_, begin_, n_;  // plane, first position, positions
   bool masked_;            // some positions do not count: mask_ says which
-  const float* planar_;    // row c of the windows is planar_ + c * planar_pitch_
-  int64_t planar_pitch_;
 
   bool pointwise() const { return plan_.taps == 1; }
   int64_t classes() const { return call_.classes; }
@@ -274,39 +276,31 @@ class Chunk {
 
   void load_features() {
     const Operand& features = call_.features;
-    const bool one_run = call_.size[1] == 1 || features.stride[3] == call_.size[2] * features.stride[4];
-    if (pointwise() && !masked_ && one_run && features.type == Type::float32 && features.stride[4] == 1) {
-      planar_ = at<float>(features, image_, z_, 0, 0) + begin_;
-      planar_pitch_ = features.stride[1];
-      return;
-    }
-    planar_ = features_;
-    planar_pitch_ = plan_.windows * plan_.window;
     const int64_t height = call_.kernel[1], half_width = call_.kernel[2] / 2;
     for (int64_t w = 0; w < plan_.windows; ++w) {
       const int64_t z = plan_.rows_apart ? w / height : w, y = plan_.rows_apart ? w % height : 0;
       copy(features, channels(), z_ + z - call_.kernel[0] / 2, begin_ + (y - height / 2) * plan_.pitch - half_width,
-           plan_.window, features_ + w * plan_.window, planar_pitch_);
+           plan_.window, features_ + w * plan_.window, pitch_);
     }
     if (call_.valid.data) forget_unreached();
   }
 
   // Features in no valid pixel's patch become 0: 0 times a NaN there would still be NaN.
   void forget_unreached() {
-    if (pointwise()) return mask_rows(features_, planar_pitch_, channels(), mask_, round_up(n_, kGroup));
+    if (pointwise()) return mask_rows(features_, pitch_, channels(), mask_, round_up(n_, kGroup));
     int32_t* const reached = reinterpret_cast<int32_t*>(squares_);
-    std::memset(reached, 0, planar_pitch_ * sizeof *reached);
+    std::memset(reached, 0, pitch_ * sizeof *reached);
     for (int64_t t = 0; t < plan_.taps; ++t)
       for (int64_t i = 0; i < n_; i += kLanes) {
         int32_t* const at_tap = reached + plan_.offset[t] + i;
         store(at_tap, load(at_tap) | load(mask_ + i));
       }
-    mask_rows(features_, planar_pitch_, channels(), reached, planar_pitch_);
+    mask_rows(features_, pitch_, channels(), reached, pitch_);
   }
 
   // ‖z̃‖² of each position: the box sum of ‖z‖².
   void sum_squares() {
-    const int64_t length = loaded();
+    const int64_t length = pitch_;
     float* const to = pointwise() ? patch_squares_ : squares_;
     constexpr int kRun = 8;
     for (int64_t i = 0; i < length; i += kRun * kLanes)
@@ -316,7 +310,7 @@ class Chunk {
         for (int64_t c = 0; c < channels();) {
           Vec sums[n] = {};
           for (const int64_t last = smaller(c + kTerms, channels()); c < last; ++c) {
-            const float* row = planar_ + c * planar_pitch_ + i;
+            const float* row = features_ + c * pitch_ + i;
 #pragma GCC unroll 8
             for (int v = 0; v < n; ++v) sums[v] += load(row + v * kLanes) * load(row + v * kLanes);
           }
@@ -331,9 +325,6 @@ class Chunk {
       store(patch_squares_ + i, box);
     }
   }
-
-  // Positions of the block's windows.
-  int64_t loaded() const { return planar_ == features_ ? plan_.windows * plan_.window : n_; }
 
   // Logits of a step into residual_of(step); best_ is the largest of each position, prediction_ its class.
   void logits(int64_t step) {
@@ -381,10 +372,10 @@ class Chunk {
       for (int k = 0; k < N; ++k)
         for (int v = 0; v < kVecs; ++v) sums[k][v] = splat(call_.bias ? call_.bias[first + k] : 0.0f);
       const float* w = weights;
-      const float* row = planar_ + step + i;
+      const float* row = features_ + step + i;
       for (int64_t run = 0; run < runs; ++run) {
         const int64_t last = (run + 1) * channels() / runs;
-        for (int64_t c = run * channels() / runs; c < last; ++c, row += planar_pitch_)
+        for (int64_t c = run * channels() / runs; c < last; ++c, row += pitch_)
           for (int64_t t = 0; t < plan_.taps; ++t, w += N) {
             Vec z[kVecs];
             for (int v = 0; v < kVecs; ++v) z[v] = load(row + plan_.offset[t] + v * kLanes);
@@ -566,10 +557,21 @@ class Chunk {
   struct Column {
     const float* from;
     int64_t to;
+    const char* ahead;  // the same channels in the next block, null where they need no fetching
   };
 
+  // Fetching the next block during the products hides memory behind them. Larger kernels have flops to hide it anyway, and
+  // channels-last features are one stretch that the processor fetches by itself.
+  const char* ahead_of(int64_t channel) const {
+    const Operand& features = call_.features;
+    if (!pointwise() || call_.size[1] > 1 || features.stride[4] != 1 || begin_ + plan_.block >= plan_.plane) return nullptr;
+    const char* const start = static_cast<const char*>(features.data);
+    return start + item_ * (image_ * features.stride[0] + channel * features.stride[1] + z_ * features.stride[2] + begin_ +
+                            plan_.block);
+  }
+
   void products() {
-    const int64_t length = loaded(), n_groups = (channels() + kLanes - 1) / kLanes;
+    const int64_t length = pitch_, n_groups = (channels() + kLanes - 1) / kLanes;
     for (int64_t group = 0; group < n_groups; group += kVecs) {
       const int64_t groups = smaller(kVecs, n_groups - group);
       for (int64_t v = 0; v < groups; ++v) transpose_channels((group + v) * kLanes, length, columns_ + v * length * kLanes);
@@ -577,7 +579,7 @@ class Chunk {
       const auto column = [&](int64_t index) {
         const int64_t t = index / groups, v = index % groups;
         return Column{columns_ + (v * length + plan_.offset[t]) * kLanes,
-                      t * classes() * plan_.padded_channels + (group + v) * kLanes};
+                      t * classes() * plan_.padded_channels + (group + v) * kLanes, ahead_of((group + v) * kLanes)};
       };
       const int64_t count = plan_.taps * groups;
       if (call_.image)
@@ -601,15 +603,14 @@ class Chunk {
   void transpose_channels(int64_t first, int64_t length, float* to) const {
     const int64_t there = smaller(kLanes, channels() - first);
     for (int64_t i = 0; i < length; i += kLanes) {
-      Vec square[kLanes] = {};
-      const float* row = planar_ + first * planar_pitch_ + i;
+      Vec square[kLanes];
+      const float* row = features_ + first * pitch_ + i;
       if (there == kLanes) {
-#pragma GCC unroll 16
-        for (int c = 0; c < kLanes; ++c) square[c] = load(row + c * planar_pitch_);
+        load_transposed(row, pitch_, square);
       } else {
-        for (int64_t c = 0; c < there; ++c) square[c] = load(row + c * planar_pitch_);
+        for (int64_t c = 0; c < kLanes; ++c) square[c] = c < there ? load(row + c * pitch_) : Vec{};
+        transpose(square);
       }
-      transpose(square);
 #pragma GCC unroll 16
       for (int c = 0; c < kLanes; ++c) store(to + (i + c) * kLanes, square[c]);
     }
@@ -623,16 +624,26 @@ class Chunk {
     for (int64_t tile = 0; tile < tiles.count; ++tile)
       with_constant(tiles.size(tile), [&](auto size) {
         const int64_t first = tiles.begin(tile);
-        products_tile<decltype(size)::value, M>(rows + first * kStep, n, step, columns, first * plan_.padded_channels);
+        const float* const r = rows + first * kStep;
+        if (tile == 0 && columns[0].ahead)
+          products_tile<decltype(size)::value, M, true>(r, n, step, columns, 0);
+        else
+          products_tile<decltype(size)::value, M, false>(r, n, step, columns, first * plan_.padded_channels);
       });
   }
 
-  template <int N, int M>
+  template <int N, int M, bool kFetch>
   void products_tile(const float* residuals, int64_t n, int64_t step, const Column (&columns)[M], int64_t first) {
     Vec sums[N][M] = {};
+    const int64_t fetch_pitch = call_.features.stride[1] * item_;
     const float* from[M];
     for (int v = 0; v < M; ++v) from[v] = columns[v].from + step * kLanes;
     for (int64_t i = 0; i < n; ++i) {
+      if (kFetch && i % (16 / kLanes) == 0) {
+        // One cache line after the other of kLanes rows of kStep floats, down the rows first.
+        const int64_t line = i * kLanes / 16, offset = line % kLanes * fetch_pitch + line / kLanes * 64;
+        for (int v = 0; v < M; ++v) __builtin_prefetch(columns[v].ahead + offset, 0, 3);  // the L2 hint is slower
+      }
       Vec z[M];
       for (int v = 0; v < M; ++v) z[v] = load(from[v] + i * kLanes);
 #pragma GCC unroll 16

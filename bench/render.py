@@ -1,0 +1,86 @@
+"""Writes the tables of bench/results/NAME.json into README.md, from `<!-- bench:NAME -->` to `<!-- /bench:NAME -->`.
+
+    python bench/render.py
+
+One table for each of a file's groups: a row per benchmark, its median time, how many times the first row's that is, and
+what its extra_info holds. What is the same in every row stands once above the table.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+
+
+def main() -> None:
+    readme = ROOT / "README.md"
+    text = readme.read_text()
+    for path in sorted((ROOT / "bench" / "results").glob("*.json")):
+        found = json.loads(path.read_text())
+        if "benchmarks" in found:
+            text = replace(text, path.stem, "\n\n".join(tables(found)))
+    readme.write_text(text)
+
+
+def replace(text: str, name: str, content: str) -> str:
+    """The text with what stands between the markers of `name`, if it has them, replaced."""
+    pattern = rf"(<!-- bench:{re.escape(name)} -->\n).*?(<!-- /bench:{re.escape(name)} -->)"
+    return re.sub(pattern, lambda match: f"{match[1]}{content}\n{match[2]}", text, flags=re.DOTALL)
+
+
+def tables(found: dict[str, Any]) -> list[str]:
+    """The machine, then a Markdown table per group, in the file's order."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for benchmark in found["benchmarks"]:
+        groups.setdefault(benchmark["group"] or "", []).append(benchmark)
+    return [_machine(found["machine_info"]), *(_table(name, rows) for name, rows in groups.items())]
+
+
+def _machine(info: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {number}" for name, number in info.get("versions", {}).items())
+    where = info.get("gpu") or info.get("processor", "")
+    return f"{where}, {info.get('threads')} threads; {versions}."
+
+
+def _table(group: str, rows: list[dict[str, Any]]) -> str:
+    keys = list(dict.fromkeys(key for row in rows for key, value in row["extra_info"].items() if _is_number(value)))
+    values = {key: [row["extra_info"].get(key) for row in rows] for key in keys}
+    shared = [key for key in keys if len(rows) > 1 and len(set(values[key])) == 1]
+    columns = [key for key in keys if key not in shared]
+    first = rows[0]["stats"]["median"]
+    lines = [
+        ", ".join([f"**{group}**"] * bool(group) + [f"{key} {_number(values[key][0])}" for key in shared]),
+        "",
+        "| | ms | times the first | " + " | ".join(columns) + " |",
+        "|---" * (3 + len(columns)) + "|",
+    ]
+    for row in rows:
+        median = row["stats"]["median"]
+        cells = [_title(row["name"], group), _number(1e3 * median), _number(median / first)]
+        lines.append("| " + " | ".join(cells + [_number(row["extra_info"].get(key)) for key in columns]) + " |")
+    return "\n".join(lines)
+
+
+def _title(name: str, group: str) -> str:
+    """`test_rival[cpu B8 ...-eager]`, in the group of that case, is `eager`."""
+    test, _, parameters = name.removeprefix("test_").removesuffix("]").partition("[")
+    own = parameters.replace(group, "").strip("-") if group else parameters
+    return " ".join(([] if test == "rival" else [test]) + ([own] if own else []))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+if __name__ == "__main__":
+    main()
