@@ -1,0 +1,139 @@
+"""What only the C++ backend has: instruction sets, threads, and a bound on scratch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+
+from alges_fast._native import cpu_kernels
+from alges_fast.ops import cpu
+from alges_fast.ops.pixel_gradients import OUTPUTS, pixel_gradients
+from alges_fast.ops.problem import Problem
+
+pytestmark = pytest.mark.skipif(cpu_kernels() is None, reason="no native kernels")
+
+ISA_PROGRAM = """
+import torch
+from alges_fast import pixel_gradients
+from alges_fast._native import cpu_kernels
+from alges_fast.ops import OUTPUTS
+assert cpu_kernels().isa() == {isa!r}
+torch.manual_seed(0)
+for dtype, kernel, channels, classes in (
+    (torch.float32, 1, 16, 13), (torch.float16, 1, 19, 21), (torch.bfloat16, 3, 35, 5), (torch.float32, 3, 70, 3),
+):
+    features = torch.randn(2, channels, 23, 37).to(dtype)
+    weight, bias = torch.randn(classes, channels, kernel, kernel), torch.randn(classes)
+    valid = torch.rand(2, 23, 37) < 0.8
+    for layout in (torch.contiguous_format, torch.channels_last):
+        found = pixel_gradients(
+            features.to(memory_format=layout), weight, bias, outputs=OUTPUTS, valid=valid, backend="cpu"
+        )
+        exact = pixel_gradients(
+            features.double(), weight.double(), bias.double(), outputs=OUTPUTS, valid=valid, backend="reference"
+        )
+        for name, ours, theirs in zip(OUTPUTS, found, exact):
+            scale = theirs.double().abs().max().clamp(min=1).item()
+            assert (ours.double() - theirs).abs().max() <= 5e-6 * scale, (name, dtype, kernel)
+"""
+
+MEMORY_PROGRAM = """
+import resource
+import torch
+from alges_fast import pixel_gradients
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+weight = torch.randn(3, 16)
+pixel_gradients(torch.randn(1, 16, 8, 8), weight, backend="cpu")
+before = peak()
+pixel_gradients(torch.randn(1, 16, 1, 1).expand(1, 16, 2048, 2048), weight, backend="cpu")
+print((peak() - before) / 1024)
+"""
+
+
+def run_program(program: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def processor_has(isa: str) -> bool:
+    program = "from alges_fast._native import cpu_kernels; print(cpu_kernels().isa())"
+    return run_program(program, ALGES_FAST_ISA=isa).strip() == isa
+
+
+@pytest.mark.parametrize("isa", ["plain", "avx2", "avx512", "neon"])
+def test_every_instruction_set_computes_the_same(isa: str) -> None:
+    if not processor_has(isa):
+        pytest.skip(f"this processor or build has no {isa}")
+    run_program(ISA_PROGRAM.format(isa=isa), ALGES_FAST_ISA=isa)
+
+
+def test_strided_features_are_not_copied() -> None:
+    """256 MB of features that are one pixel, repeated by stride 0."""
+    assert float(run_program(MEMORY_PROGRAM)) < 32
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_bits_do_not_depend_on_threads_or_layout(kernel: int) -> None:
+    torch.manual_seed(0)
+    features, weight = torch.randn(3, 20, 61, 67), torch.randn(7, 20, kernel, kernel)
+    wide = torch.randn(3, 20, 122, 134)
+    wide[:, :, ::2, ::2] = features
+    threads = torch.get_num_threads()
+    expected = pixel_gradients(features, weight, outputs=OUTPUTS, backend="cpu")
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            for same in (features, features.to(memory_format=torch.channels_last), wide[:, :, ::2, ::2]):
+                found = pixel_gradients(same, weight, outputs=OUTPUTS, backend="cpu")
+                for name, ours, theirs in zip(OUTPUTS, found, expected, strict=True):
+                    assert torch.equal(ours, theirs), (name, count, same.stride())
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("outputs", [("image", "semantic"), OUTPUTS])
+@pytest.mark.parametrize(
+    ("batch", "channels", "classes", "spatial", "kernel"),
+    [
+        (8, 16, 13, (1, 224, 224), (1, 1, 1)),
+        (8, 16, 13, (1, 2160, 3840), (1, 1, 1)),
+        (4, 256, 19, (1, 128, 128), (1, 1, 1)),
+        (1, 2048, 256, (1, 33, 33), (1, 1, 1)),
+        (8, 16, 13, (1, 224, 224), (1, 3, 3)),
+        (2, 256, 21, (1, 128, 128), (1, 3, 3)),
+        (2, 16, 5, (96, 96, 96), (3, 3, 3)),
+    ],
+)
+def test_scratch_stays_below_a_megabyte_a_thread(
+    batch: int,
+    channels: int,
+    classes: int,
+    spatial: tuple[int, int, int],
+    kernel: tuple[int, int, int],
+    outputs: tuple[str, ...],
+) -> None:
+    features = torch.empty(1).expand(batch, channels, *spatial)
+    weight: Tensor = torch.empty(classes, channels, *kernel)
+    problem = Problem(features, weight, None, None, None, None, frozenset(outputs))
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 8):
+            torch.set_num_threads(count)
+            assert 0 < cpu.scratch_bytes(problem) <= count * 2**20
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_what_does_not_fit_the_cache_is_refused_and_runs_in_the_reference() -> None:
+    features, weight = torch.randn(1, 20_000, 2, 2), torch.randn(3, 20_000)
+    with pytest.raises(ValueError, match="20000 channels"):
+        pixel_gradients(features, weight, backend="cpu")
+    assert pixel_gradients(features, weight).image is not None
