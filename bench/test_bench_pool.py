@@ -56,7 +56,7 @@ def test_overhead_over_the_forward_pass(benchmark: Any, model: nn.Module, images
         "forward": lambda: forward(torch.contiguous_format),
         "forward_channels_last": lambda: forward(torch.channels_last),
     }
-    times = compare(benchmark, "scoring", contenders, rounds=15)
+    times = compare(benchmark, "scoring", contenders, rounds=11)
     for floor in ("forward", "forward_channels_last"):
         benchmark.extra_info[f"overhead_over_{floor}_percent"] = round(100 * (ratio(times, "scoring", floor) - 1), 2)
 
