@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 import alges_fast
 from alges_fast import atomic
+from alges_fast.command import check_unchanged, plain
 from alges_fast.config import RunConfig
 from alges_fast.data import Dataset, FrameSet, load_dataset, to_input
 from alges_fast.errors import UserError
@@ -145,7 +146,7 @@ def run_experiment(config: RunConfig, monitor: Monitor | None = None) -> list[di
         raise UserError(f"--strategies gives two strategies of one name: {', '.join(names)}")
     fabric, group = _launch(config)
     out = Path(config.out)
-    _check_unchanged(config, out / "config.yaml")
+    check_unchanged(out / "config.yaml", plain(config), FREE_FIELDS)
     dataset = load_dataset(
         config.dataset,
         root=config.data_root,
@@ -391,28 +392,6 @@ def _scoring_batch(run: _Run) -> int:
 # What a run is checked for before it starts.
 
 
-def _check_unchanged(config: RunConfig, path: Path) -> None:
-    """Refuse to continue a folder that was begun with another configuration."""
-    if not path.exists():
-        return
-    try:
-        before = yaml.safe_load(path.read_text())
-        assert isinstance(before, dict)
-    except (OSError, ValueError, yaml.YAMLError, AssertionError) as error:
-        raise UserError(f"{path} is damaged: restore it, or choose another --out") from error
-    now = _plain(config)
-    differences = [
-        f"{name} was {before.get(name)} and is now {now.get(name)}"
-        for name in [*now, *(name for name in before if name not in now)]
-        if name not in FREE_FIELDS and before.get(name) != now.get(name)
-    ]
-    if differences:
-        raise UserError(
-            f"{path.parent} holds a run of another configuration ({'; '.join(differences)}): choose another --out, or "
-            "the old configuration to continue it"
-        )
-
-
 def _check_budget(config: RunConfig, names: Sequence[str], pool: int) -> None:
     wanted = config.init_size + (config.rounds - 1) * config.query_size
     if set(names) != {Full.name} and wanted > pool:
@@ -429,11 +408,7 @@ def _prepare_folder(run: _Run) -> None:
     if before is not None and before != artefacts.load_dataset(out):
         raise UserError(f"the data has changed since {out} was begun: choose another --out, or restore the data")
     atomic.write_json(out / "environment.json", _environment(run))
-    atomic.write_text(out / "config.yaml", yaml.safe_dump(_plain(run.config), sort_keys=False))
-
-
-def _plain(config: RunConfig) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
+    atomic.write_text(out / "config.yaml", yaml.safe_dump(plain(run.config), sort_keys=False))
 
 
 def _environment(run: _Run) -> dict[str, Any]:

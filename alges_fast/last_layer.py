@@ -22,7 +22,7 @@ from alges_fast.losses import Loss, loss_residual
 from alges_fast.ops import OUTPUTS, PixelGradients, pixel_gradients
 from alges_fast.upsampled_norms import upsampled_patch_norms
 
-__all__ = ["LastLayer", "evaluating"]
+__all__ = ["LastLayer", "evaluating", "logits_of"]
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -253,7 +253,7 @@ class LastLayer:
         handle = self.module.register_forward_hook(capture, with_kwargs=True)
         try:
             with torch.no_grad():
-                logits = _logits(self.model(images))
+                logits = logits_of(self.model(images))
         finally:
             handle.remove()
         if len(seen) != 1:
@@ -434,7 +434,7 @@ def _trace(model: nn.Module, example: Tensor) -> _Trace:
                 stack.callback(module.register_forward_hook(record, with_kwargs=True).remove)
         stack.enter_context(_parameters_require_grad(model, True))
         stack.enter_context(torch.enable_grad())
-        logits = _logits(model(example))
+        logits = logits_of(model(example))
         reached = {id(node.variable) for node in _nodes(logits) if hasattr(node, "variable")}
     return _Trace(
         calls=calls,
@@ -538,7 +538,7 @@ def _check_outputs(outputs: Sequence[str]) -> None:
             raise ValueError(f"outputs: unknown name {name!r}; choose from {', '.join(OUTPUTS)}")
 
 
-def _logits(output: object) -> Tensor:
+def logits_of(output: object) -> Tensor:
     """The logits in what a model returns."""
     found: object = output
     if isinstance(output, Mapping):

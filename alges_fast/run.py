@@ -19,6 +19,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from alges_fast._native import cpu_kernels, native_status
+from alges_fast.command import bracketed, one_line
 from alges_fast.config import PRESETS, RunConfig
 from alges_fast.errors import UserError
 from alges_fast.experiment import Monitor, run_experiment
@@ -59,13 +60,13 @@ def parse(argv: Sequence[str]) -> RunConfig:
     Raises:
         UserError: a flag, key or value that does not exist; one line.
     """
-    arguments = _bracketed(argv)
+    arguments = bracketed(argv, LISTS)
     parser = _parser()
     parser.set_defaults(dict(PRESETS[_preset(arguments)]))
     try:
         parsed = parser.parse_args(arguments)
     except jsonargparse.ArgumentError as error:
-        raise UserError(f"{_line(str(error))}. See --help") from error
+        raise UserError(f"{one_line(str(error))}. See --help") from error
     values = {name: value for name, value in parsed.clone(with_meta=False).as_dict().items() if name != "config"}
     return RunConfig(**{**values, "strategies": tuple(values["strategies"]), "seeds": tuple(values["seeds"])})
 
@@ -132,29 +133,12 @@ def _preset(arguments: Sequence[str]) -> str:
         except OSError as error:
             raise UserError(f"--config {path}: {error.strerror}; give a YAML file") from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"--config {path} is not a YAML file: {_line(str(error))}") from error
+            raise UserError(f"--config {path} is not a YAML file: {one_line(str(error))}") from error
         preset = settings.get("preset") if isinstance(settings, dict) else None
     preset = "demo" if preset is None else preset
     if preset not in PRESETS:
         raise UserError(f"--preset {preset} is unknown: use {', '.join(PRESETS)}")
     return preset
-
-
-def _bracketed(argv: Sequence[str]) -> list[str]:
-    """`--seeds 0,1` as `--seeds=[0,1]`, which is how YAML writes a list."""
-    arguments: list[str] = []
-    rest = iter(argv)
-    for argument in rest:
-        flag, equals, value = argument.partition("=")
-        if flag in LISTS:
-            value = value if equals else next(rest, "")
-            argument = f"{flag}={value if value.startswith('[') else f'[{value}]'}"
-        arguments.append(argument)
-    return arguments
-
-
-def _line(message: str) -> str:
-    return " ".join(message.split()).rstrip(".")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ never unpacked: their frames are decoded as they are scored, and the picked ones
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ class PoolFrame:
 
     id: unique and stable: "video1/frame_12.png", or "theatre.mp4@00012.500s" in a video.
     video: what it is a frame of: the video file, or the folder and the picture's name less its number.
-    order: its place in the video: seconds for a video file, the picture's number, else its place in the list.
+    order: its place in the video: seconds for a video file, the picture's number; infinity for one without a number.
     path: the picture or the video file.
     timestamp: presentation time stamp in the video file's own units; None for a picture.
     """
@@ -66,7 +67,7 @@ def list_frames(source: Path, *, fps: float = 1.0) -> list[PoolFrame]:
             frames += _video_frames(path, name, fps)
         else:
             video, number = _numbered(name)
-            frames.append(PoolFrame(name, video, len(frames) if number is None else number, path))
+            frames.append(PoolFrame(name, video, math.inf if number is None else number, path))
     if not frames:
         kinds = " ".join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)
         raise UserError(f"{source}: no frames in it: expected files ending in {kinds}")
@@ -116,6 +117,7 @@ class FramePool(Sequence[tuple[str, Tensor]]):
     def __init__(self, frames: Sequence[PoolFrame], image_size: int) -> None:
         self.frames = frames
         self.image_size = image_size
+        self.ids = tuple(frame.id for frame in frames)
         self._reader: FrameReader | None = None
 
     def __len__(self) -> int:

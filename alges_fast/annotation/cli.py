@@ -1,0 +1,377 @@
+"""The command line of `python -m alges_fast.select`; `--help` for what can be set.
+
+    OUT/picks.csv                       the frames, in order of picking, and why
+    OUT/index.html, contact_sheet.png   to look through
+    OUT/images, masks, norm_maps        the picked frames, predicted class ids at their size, gradient mass over them
+    OUT/cvat.zip, label_studio/         import files with the predictions as pre-annotations
+    OUT/config.yaml, scores/            what the same command continues from
+
+Nothing in OUT is overwritten with other contents: masks that were corrected there stay as they are.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import logging
+import math
+import sys
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import torch
+import yaml
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+
+from alges_fast import atomic
+from alges_fast.annotation.config import SelectConfig
+from alges_fast.annotation.exports import AnnotatedFrame, cvat_xml, label_studio_config, label_studio_tasks
+from alges_fast.annotation.models import load_model
+from alges_fast.annotation.page import Card, selection_page
+from alges_fast.annotation.picks import Pick, explain
+from alges_fast.annotation.pictures import contact_sheet, encoded, thumbnail, with_mask, with_norm_map
+from alges_fast.annotation.sources import FramePool, PoolFrame, list_frames
+from alges_fast.command import check_unchanged, one_line, plain
+from alges_fast.data import to_input
+from alges_fast.data.files import IMAGE_SUFFIXES
+from alges_fast.data.loading import palette
+from alges_fast.errors import UserError
+from alges_fast.last_layer import LastLayer
+from alges_fast.models import build_model
+from alges_fast.selection import Place, Selection, select
+
+FREE_FIELDS = frozenset({"out", "reject", "device", "batch_size"})
+"""Fields of SelectConfig that may differ when a selection is continued."""
+
+GAP_SECONDS, NUMBERS_A_SECOND = 2.0, 25.0  # of the default --min_gap: pictures are numbered at a video's rate
+PAGE_CARDS = 200
+THUMBNAIL_WIDTH = 480
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, choose, write; the exit code: 0, 2 for a user's mistake, 130 when interrupted."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    try:
+        _run(parse(sys.argv[1:] if argv is None else argv), Console(highlight=False, soft_wrap=True))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error}: make it readable and --out writable, then run again", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; the same command continues", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parse(argv: Sequence[str]) -> SelectConfig:
+    """A configuration from flags, over a YAML file, over SelectConfig's defaults.
+
+    Raises:
+        UserError: a flag, key or value that does not exist, or a needed one left out; one line.
+    """
+    parser = jsonargparse.ArgumentParser(
+        prog="python -m alges_fast.select",
+        description="The next frames to annotate: a trained model chooses them from a pool, and shows why.",
+        exit_on_error=False,
+        default_meta=False,
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of these settings; flags override it.")
+    parser.add_class_arguments(SelectConfig, fail_untyped=True)
+    try:
+        parsed = parser.parse_args(list(argv))
+    except jsonargparse.ArgumentError as error:
+        raise UserError(f"{one_line(str(error))}. See --help") from error
+    values = {name: value for name, value in parsed.as_dict().items() if name != "config"}
+    for name in ("model", "images"):
+        if values[name] is None:
+            raise UserError(f"--{name} is missing: give it. See --help")
+    return SelectConfig(**values)
+
+
+def _run(config: SelectConfig, console: Console) -> None:
+    out = Path(config.out)
+    frames = list_frames(Path(config.images), fps=config.fps)
+    frames, labelled = _with_labelled(frames, config.labelled)
+    refused = _refused(frames, config.reject)
+    if config.n > len(frames) - len(labelled):
+        raise UserError(f"--n {config.n}: the pool has {len(frames) - len(labelled)} frames to choose from")
+
+    device = _device(config.device)
+    model, classes, batch_size = _model(config, device)
+    weights = _class_weights(config.class_weights, classes)
+    _begin(out, config, frames, labelled)
+    console.print(f"{len(frames)} frames, {len(labelled)} labelled, {len(classes)} classes, on {device}")
+
+    pool = FramePool(frames, config.image_size)
+    transform = to_input if config.normalise == "imagenet" else _to_unit
+    gap = GAP_SECONDS if config.min_gap is None else config.min_gap
+    try:
+        selection = select(
+            model,
+            pool,
+            config.n,
+            strategy=config.strategy,
+            seed=config.seed,
+            labelled=labelled,
+            places=_places(frames, config.min_gap),
+            min_gap=gap,
+            class_weights=weights,
+            out=out / "scores",
+            resume=True,
+            transform=transform,
+            batch_size=batch_size,
+            device=device,
+            precision=config.precision,
+        )
+        while again := [id for id in refused if id in selection.ids][:1]:
+            selection = selection.reject(again)
+    except ValueError as error:
+        raise UserError(one_line(str(error))) from error
+
+    by_id = {frame.id: frame for frame in frames}
+    picks = explain(
+        model,
+        [by_id[str(id)] for id in selection.ids],
+        strategy=config.strategy,
+        class_weights=weights,
+        image_size=config.image_size,
+        device=device,
+        precision=config.precision,
+        transform=transform,
+    )
+    _write(out, config, classes, selection, refused, picks, console)
+    console.print(f"{len(selection.ids)} picks: {out}/picks.csv   to look through: {out}/index.html")
+
+
+# Reading what the user gave.
+
+
+def _with_labelled(frames: list[PoolFrame], source: str | None) -> tuple[list[PoolFrame], list[str]]:
+    """The pool, with labelled pictures from elsewhere added, and the ids of all labelled frames."""
+    if source is None:
+        return frames, []
+    ids = {frame.id for frame in frames}
+    ids_of_paths = {frame.path.resolve(): frame.id for frame in frames if frame.timestamp is None}
+    added: list[PoolFrame] = []
+    labelled: list[str] = []
+    for line in _lines(source, "--labelled"):
+        path = next((p for p in (Path(source).parent / line, Path(line)) if p.is_file()), None)
+        if line in ids:
+            labelled.append(line)
+        elif path is not None and path.resolve() in ids_of_paths:
+            labelled.append(ids_of_paths[path.resolve()])
+        elif path is not None and path.suffix.lower() in IMAGE_SUFFIXES:
+            added.append(PoolFrame(path.as_posix(), path.parent.as_posix(), math.inf, path))
+        else:
+            raise UserError(f"{source}: {line} is neither an id of the pool nor a picture: correct the list")
+    return frames + added, list(dict.fromkeys([*labelled, *(frame.id for frame in added)]))
+
+
+def _refused(frames: Sequence[PoolFrame], source: str | None) -> list[str]:
+    if source is None:
+        return []
+    ids = {frame.id for frame in frames}
+    refused = _lines(source, "--reject")
+    for line in refused:
+        if line not in ids:
+            raise UserError(f"{source}: {line} is no id of the pool: give ids as picks.csv has them")
+    return refused
+
+
+def _lines(source: str, flag: str) -> list[str]:
+    try:
+        text = Path(source).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{flag} {source}: cannot be read ({one_line(str(error))}): give a text file") from None
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: no usable GPU; use --device cpu or auto")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _model(config: SelectConfig, device: torch.device) -> tuple[nn.Module, list[str], int]:
+    """The model on its device, the names of its classes, and how many frames it takes at a time."""
+
+    def build(n_classes: int) -> nn.Module:
+        return build_model(
+            config.architecture, config.encoder, num_classes=n_classes, head_kernel=config.head_kernel, seed=0
+        )
+
+    model, fixed = load_model(config.model, image_size=config.image_size, build=build)
+    if fixed not in (None, 1):
+        raise UserError(f"{config.model}: takes {fixed} frames at a time: export it for one, or for any number")
+    model.to(device)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    blank = torch.zeros(1, 3, config.image_size, config.image_size, device=device)
+    try:
+        layer: Any = LastLayer.find(model, blank)
+    except (ValueError, RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"{config.model} cannot score frames of --image_size {config.image_size}: {one_line(str(error))[:300]}"
+        ) from error
+    return model, _class_names(config.classes, len(layer.module.weight)), fixed or config.batch_size
+
+
+def _class_names(given: str | None, n_classes: int) -> list[str]:
+    if given is None:
+        return [f"class {k}" for k in range(n_classes)]
+    names = _lines(given, "--classes") if Path(given).is_file() else [name.strip() for name in given.split(",")]
+    if len(names) != n_classes or len(set(names)) < len(names):
+        raise UserError(
+            f"--classes {given}: {len(set(names))} different names, but the model has {n_classes} classes: give one "
+            "for each, in the order of its ids"
+        )
+    return names
+
+
+def _class_weights(given: str | None, classes: Sequence[str]) -> list[float] | None:
+    if given is None:
+        return None
+    try:
+        if not given.lstrip().startswith("{"):
+            return [float(value) for value in given.split(",")]
+        factors = json.loads(given)
+        unknown = [name for name in factors if name not in classes]
+        if unknown:
+            raise UserError(f"--class_weights: no class {unknown[0]!r}: use {', '.join(classes)}")
+        return [float(factors.get(name, 1)) for name in classes]
+    except (ValueError, TypeError):
+        raise UserError(f'--class_weights {given}: give numbers like 1,1,10 or JSON like {{"polyp": 10}}') from None
+
+
+def _places(frames: Sequence[PoolFrame], min_gap: float | None) -> Mapping[Any, Place]:
+    """Where frames are in their videos: as files give it, or in seconds for the default gap."""
+    return {
+        frame.id: (
+            frame.video,
+            frame.order / NUMBERS_A_SECOND if min_gap is None and frame.timestamp is None else frame.order,
+        )
+        for frame in frames
+    }
+
+
+def _to_unit(images: Tensor) -> Tensor:
+    return images.float() / 255
+
+
+def _begin(out: Path, config: SelectConfig, frames: Sequence[PoolFrame], labelled: Sequence[str]) -> None:
+    """Take the folder, or refuse one that is somebody else's or of another configuration."""
+    if out.exists() and not (out / "config.yaml").exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out {out} holds other files: choose a new folder")
+    digest = hashlib.blake2b("\n".join([*(frame.id for frame in frames), "", *labelled]).encode(), digest_size=8)
+    settings = {**plain(config), "pool": f"{len(frames)} frames, {len(labelled)} labelled, {digest.hexdigest()}"}
+    check_unchanged(out / "config.yaml", settings, FREE_FIELDS)
+    atomic.write_text(out / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
+
+
+# Writing what was chosen.
+
+
+def _write(
+    out: Path,
+    config: SelectConfig,
+    classes: Sequence[str],
+    selection: Selection,
+    refused: Sequence[str],
+    picks: Any,
+    console: Console,
+) -> None:
+    """Everything a person or a tool reads, picks.csv last."""
+    colours = palette(len(classes))
+    for id in refused:
+        _, *paths = _paths(out, id)
+        for path in paths:
+            path.unlink(missing_ok=True)
+    annotated: list[AnnotatedFrame] = []
+    sheet: list[tuple[str, Image.Image]] = []
+    cards: list[Card] = []
+    rows: list[dict[str, Any]] = []
+    progress = track(picks, "drawing the picks", total=len(selection.ids), console=Console(stderr=True), transient=True)
+    for pick in progress:
+        frame = pick.frame
+        name, image_path, mask_path, map_path = _paths(out, frame.id)
+        picture = Image.fromarray(pick.image)
+        _write_once(image_path, _original(pick))
+        _write_once(mask_path, encoded(Image.fromarray(pick.mask), "png"))
+        views = {"frame": picture}
+        if pick.norm_map is not None:
+            views["gradient"] = with_norm_map(pick.image, pick.norm_map)
+            _write_once(map_path, encoded(views["gradient"], "jpeg", quality=88))
+        views["prediction"] = with_mask(pick.image, pick.mask, colours)
+        score = selection.scores.get(frame.id)
+        annotated.append(AnnotatedFrame(name, pick.mask, 0.0 if score is None else score))
+        sheet.append((f"{pick.rank}  {frame.id}", thumbnail(picture, THUMBNAIL_WIDTH)))
+        row = {
+            "rank": pick.rank,
+            "id": frame.id,
+            "score": "" if score is None else f"{score:.6g}",
+            "class": classes[pick.leading_class],
+            "nearest": pick.nearest or "",
+            "distance": "" if pick.nearest is None else f"{pick.distance:.6g}",
+            "video": frame.video,
+        }
+        rows.append(row)
+        if pick.rank <= PAGE_CARDS:
+            cards.append(Card(row, {view: thumbnail(p, THUMBNAIL_WIDTH) for view, p in views.items()}))
+    if not any("gradient" in card.views for card in cards):
+        console.print("no norm maps: what follows this model's last layer does not define them")
+
+    atomic.write_bytes(out / "contact_sheet.png", encoded(contact_sheet(sheet), "png"))
+    xml = cvat_xml(annotated, classes, colours)
+    atomic.write_bytes(out / "cvat.zip", _archive(out, xml, [frame.name for frame in annotated]))
+    atomic.write_text(
+        out / "label_studio" / "tasks.json",
+        label_studio_tasks(annotated, classes, image_prefix=config.image_prefix, model_version=Path(config.model).name),
+    )
+    atomic.write_text(out / "label_studio" / "config.xml", label_studio_config(classes, colours))
+    atomic.write_text(out / "index.html", selection_page(config, classes, colours, cards, len(rows)))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    atomic.write_text(out / "picks.csv", text.getvalue())
+
+
+def _paths(out: Path, id: str) -> tuple[str, Path, Path, Path]:
+    """A frame's name in import files and its image, mask and norm map; pictures of one folder that differ in their
+    extension alone stay apart, as every name but the image's is the whole name plus an extension."""
+    name = "/".join(part for part in id.split("/") if part not in ("", ".", ".."))
+    if Path(name).suffix.lower() not in IMAGE_SUFFIXES:
+        name += ".png"  # a frame of a video
+    return name, out / "images" / name, out / "masks" / f"{name}.png", out / "norm_maps" / f"{name}.jpg"
+
+
+def _original(pick: Pick) -> bytes:
+    """The picture's own file; a video's frame as PNG."""
+    if pick.frame.timestamp is None:
+        return pick.frame.path.read_bytes()
+    return encoded(Image.fromarray(pick.image), "png")
+
+
+def _write_once(path: Path, contents: bytes) -> None:
+    if not path.exists():
+        atomic.write_bytes(path, contents)
+
+
+def _archive(out: Path, xml: str, names: Sequence[str]) -> bytes:
+    """CVAT's import: annotations.xml beside images/. Equal contents give equal bytes."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr(zipfile.ZipInfo("annotations.xml"), xml, zipfile.ZIP_DEFLATED)
+        for name in names:
+            archive.writestr(zipfile.ZipInfo(f"images/{name}"), (out / "images" / name).read_bytes())
+    return buffer.getvalue()

@@ -1,0 +1,78 @@
+"""The settings of `python -m alges_fast.select`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from alges_fast.errors import UserError
+from alges_fast.selection import STRATEGIES
+
+
+@dataclass(frozen=True)
+class SelectConfig:
+    """What to choose from, and how. Every field is a flag of the same name and a key of a YAML file given by --config.
+
+    Args:
+        model: a trained model: model.pt2 (torch.export), model.ts or model.pt (TorchScript), package.module:function
+            that returns one, or state.safetensors, the weights of --architecture with --encoder.
+        images: the pool: a folder of pictures and videos (searched to its depths), a text list of paths, or one video.
+        n: how many frames to choose.
+        out: folder for what is chosen; the same command again continues what is in it.
+        strategy: random, stratified-random (over videos), entropy, margin, least-confidence, coreset, alges-img,
+            alges-sem or alges-sem-vector.
+        seed: fixes every pick.
+        labelled: text file of frames that are annotated already, one id or path a line; they are not picked, and what
+            is like them is picked less.
+        reject: text file of picked frames that were refused, one id a line; each is replaced, the other picks stay.
+            Add to the file and run again as often as you like.
+        min_gap: frames of one video are picked at least this far apart, in seconds of a video file and in numbers of
+            numbered pictures; by default 2 seconds, 50 numbers. Halved where too few are left; 0 allows any.
+        fps: frames taken from each second of a video.
+        class_weights: classes to aim at: a factor per class, comma separated, or JSON by name such as
+            {"polyp": 10}, others 1. A class's part of every embedding is multiplied by it. ALGES strategies only.
+        classes: class names: a text file, one a line, or a comma-separated list; by default "class 0", "class 1", ...
+        image_size: side of the square that frames are stretched to, in pixels: the size the model was trained at.
+        normalise: imagenet (its mean and deviation, as alges_fast.run trains) or unit (0 to 1).
+        architecture: network of a safetensors state, by its name in segmentation-models-pytorch.
+        encoder: its encoder.
+        head_kernel: size of its last convolution.
+        image_prefix: what Label Studio serves the folder OUT/images under.
+        device: auto, cpu or cuda.
+        precision: 32-true, bf16-mixed or 16-mixed.
+        batch_size: frames per forward pass.
+    """
+
+    model: str
+    images: str
+    n: int = 50
+    out: str = "alges_fast_selection"
+    strategy: str = "alges-img"
+    seed: int = 0
+    labelled: str | None = None
+    reject: str | None = None
+    min_gap: float | None = None
+    fps: float = 1.0
+    class_weights: str | None = None
+    classes: str | None = None
+    image_size: int = 224
+    normalise: Literal["imagenet", "unit"] = "imagenet"
+    architecture: str = "unet"
+    encoder: str = "resnet18"
+    head_kernel: int = 1
+    image_prefix: str = "/data/local-files/?d=images/"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        if self.strategy not in STRATEGIES:
+            why = "needs a model trained for it" if self.strategy.startswith("deal") else "is unknown here"
+            raise UserError(f"--strategy {self.strategy} {why}: use {', '.join(STRATEGIES)}")
+        for name, least in (("n", 1), ("seed", 0), ("batch_size", 1), ("image_size", 16)):
+            if getattr(self, name) < least:
+                raise UserError(f"--{name} is {getattr(self, name)}: give at least {least}")
+        if not self.fps > 0:
+            raise UserError(f"--fps is {self.fps}: give a number above 0")
+        if self.min_gap is not None and not self.min_gap >= 0:
+            raise UserError(f"--min_gap is {self.min_gap}: give 0 or more")

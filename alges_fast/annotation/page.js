@@ -1,0 +1,19 @@
+const cards = [...document.querySelectorAll(".cards li")];
+const views = [...document.querySelectorAll("input[name=view]")];
+const boxOf = (card) => card.querySelector("input[type=checkbox]");
+
+function listRefused() {
+  const refused = cards.filter((card) => boxOf(card).checked);
+  document.getElementById("refused").value = refused.map((card) => card.dataset.id + "\n").join("");
+}
+
+cards.forEach((card) => boxOf(card).addEventListener("change", listRefused));
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("textarea")) return;
+  const current = cards.indexOf(document.activeElement.closest(".cards li"));
+  if (event.key === "j") cards[Math.min(current + 1, cards.length - 1)].focus();
+  else if (event.key === "k") cards[Math.max(current - 1, 0)].focus();
+  else if (event.key === "x" && current >= 0) boxOf(cards[current]).click();
+  else if (views[Number(event.key) - 1]) views[Number(event.key) - 1].checked = true;
+});
+listRefused();

@@ -1,0 +1,69 @@
+"""Pictures of picked frames: gradient mass over a frame, predicted classes over a frame, a sheet of all."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+
+import matplotlib
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+_SHEET_COLUMNS = 5
+_THUMBNAIL = 260  # pixels across
+_MARGIN, _CAPTION = 12, 22
+
+
+def with_norm_map(image: NDArray[np.uint8], norm_map: NDArray[np.float32]) -> Image.Image:
+    """The frame in grey with its gradient mass in colour, on a scale of its own: black none, yellow the 99.5th
+    percentile."""
+    top = max(float(np.percentile(norm_map, 99.5)), np.finfo(np.float32).tiny)
+    share = np.clip(norm_map / top, 0, 1)
+    colour = matplotlib.colormaps["inferno"](share)[..., :3] * 255
+    grey = image.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+    opacity = (0.35 + 0.6 * share)[..., None]
+    return Image.fromarray(((1 - opacity) * grey[..., None] + opacity * colour).astype(np.uint8))
+
+
+def with_mask(
+    image: NDArray[np.uint8], mask: NDArray[np.uint8], palette: Sequence[tuple[int, int, int]]
+) -> Image.Image:
+    """The frame under its predicted classes."""
+    colours = np.array(palette, np.float32)[mask]
+    return Image.fromarray((0.45 * image + 0.55 * colours).astype(np.uint8))
+
+
+def thumbnail(picture: Image.Image, width: int) -> Image.Image:
+    return picture.resize((width, max(1, round(picture.height * width / picture.width))), Image.Resampling.LANCZOS)
+
+
+def contact_sheet(rows: Sequence[tuple[str, Image.Image]]) -> Image.Image:
+    """Captioned pictures in order, five across."""
+    pictures = [(caption, thumbnail(picture, _THUMBNAIL)) for caption, picture in rows]
+    cell_height = max(picture.height for _, picture in pictures) + _CAPTION + _MARGIN
+    columns = min(_SHEET_COLUMNS, len(pictures))
+    n_rows = -(-len(pictures) // columns)
+    size = columns * (_THUMBNAIL + _MARGIN) + _MARGIN, n_rows * cell_height + _MARGIN
+    sheet = Image.new("RGB", size, "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+    for number, (caption, picture) in enumerate(pictures):
+        left = _MARGIN + number % columns * (_THUMBNAIL + _MARGIN)
+        top = _MARGIN + number // columns * cell_height
+        fits = next((text for text in _shortened(caption) if pen.textlength(text, font) <= _THUMBNAIL), "")
+        pen.text((left, top), fits, fill=(28, 33, 38), font=font)
+        sheet.paste(picture, (left, top + _CAPTION))
+    return sheet
+
+
+def _shortened(caption: str) -> Iterator[str]:
+    """The caption, then less and less of it: the end of an id says more than its folders."""
+    yield caption
+    for start in range(1, len(caption)):
+        yield "…" + caption[start:]
+
+
+def encoded(picture: Image.Image, kind: str, **options: int) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()

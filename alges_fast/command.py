@@ -1,0 +1,65 @@
+"""What the two commands share: arguments as people type them, and folders that belong to one configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from alges_fast.errors import UserError
+
+__all__ = ["bracketed", "check_unchanged", "one_line", "plain"]
+
+
+def bracketed(argv: Sequence[str], lists: Collection[str]) -> list[str]:
+    """`--seeds 0,1` as `--seeds=[0,1]`, which is how YAML writes a list, for the flags in `lists`."""
+    arguments: list[str] = []
+    rest = iter(argv)
+    for argument in rest:
+        flag, equals, value = argument.partition("=")
+        if flag in lists:
+            value = value if equals else next(rest, "")
+            argument = f"{flag}={value if value.startswith('[') else f'[{value}]'}"
+        arguments.append(argument)
+    return arguments
+
+
+def one_line(message: str) -> str:
+    """A message of any library as part of a sentence."""
+    return " ".join(message.split()).rstrip(".")
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A configuration (a dataclass) as YAML holds it."""
+    values = {field.name: getattr(config, field.name) for field in fields(config)}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def check_unchanged(path: Path, now: Mapping[str, Any], free: Collection[str]) -> None:
+    """Refuse to continue a folder that was begun with another configuration, as its config.yaml, `path`, says.
+
+    Values named in `free` may differ.
+
+    Raises:
+        UserError: a damaged file, or the differences.
+    """
+    if not path.exists():
+        return
+    try:
+        before = yaml.safe_load(path.read_text())
+        assert isinstance(before, dict)
+    except (OSError, ValueError, yaml.YAMLError, AssertionError) as error:
+        raise UserError(f"{path} is damaged: restore it, or choose another --out") from error
+    differences = [
+        f"{name} was {before.get(name)} and is now {now.get(name)}"
+        for name in [*now, *(name for name in before if name not in now)]
+        if name not in free and before.get(name) != now.get(name)
+    ]
+    if differences:
+        raise UserError(
+            f"{path.parent} holds a run of another configuration ({'; '.join(differences)}): choose another --out, or "
+            "the old configuration to continue it"
+        )
