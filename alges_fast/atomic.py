@@ -1,42 +1,47 @@
-"""Files that are there whole or not at all, whenever the process or the machine stops."""
+"""Files that are there whole or not at all, whenever the process or the machine stops; locks that end with it."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from alges_fast.errors import UserError
 
+try:
+    import fcntl
+except ImportError:  # not POSIX
+    fcntl = None  # type: ignore[assignment]
+
 
 def write_bytes(path: Path, contents: bytes) -> None:
-    """Write to a temporary file beside path, flush it to the disk and rename it. Makes the folder.
+    """Write to a draft beside path, flush it to the disk and rename it. Makes the folder.
+
+    The draft's name is fixed, so that one left by a killed process goes when the file is written again. Processes that
+    may write one file at a time need `locked`.
 
     Raises:
         UserError: the file cannot be written (disk full, folder not writable); what was there before is untouched.
     """
+    draft = path.with_name(f".{path.name}.draft")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
-            with os.fdopen(descriptor, "wb") as file:
+            with draft.open("wb") as file:
                 file.write(contents)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)  # mkstemp makes it readable by its owner alone
-            os.replace(temporary, path)
+            draft.replace(path)
         except BaseException:
             with contextlib.suppress(OSError):
-                os.unlink(temporary)
+                draft.unlink()
             raise
         _flush_folder(path.parent)
     except OSError as error:
-        reason = error.strerror or str(error)
-        remedy = "make room or choose another --out, then run again"
-        raise UserError(f"{path} cannot be written ({reason}): {remedy}") from error
+        raise _unwritable(path, error) from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -47,6 +52,38 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """`write_bytes` of JSON with sorted keys, so equal values give equal bytes."""
     write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold the lock at path, a file that is made; False if another process has it and `wait` is False.
+
+    The system lets go of it when the process ends, however that comes about. On a file system without locks everybody
+    gets it.
+
+    Raises:
+        UserError: the file cannot be made.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(path.open("w"))
+        except OSError as error:
+            raise _unwritable(path, error) from error
+        free = True
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                free = False
+            except OSError:
+                pass
+        yield free
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+    reason = error.strerror or str(error)
+    return UserError(f"{path} cannot be written ({reason}): make room or choose another --out, then run again")
 
 
 def _flush_folder(folder: Path) -> None:

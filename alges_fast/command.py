@@ -49,9 +49,8 @@ def check_unchanged(path: Path, now: Mapping[str, Any], free: Collection[str]) -
     if not path.exists():
         return
     try:
-        before = yaml.safe_load(path.read_text())
-        assert isinstance(before, dict)
-    except (OSError, ValueError, yaml.YAMLError, AssertionError) as error:
+        before = dict(yaml.safe_load(path.read_text()))
+    except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{path} is damaged: restore it, or choose another --out") from error
     differences = [
         f"{name} was {before.get(name)} and is now {now.get(name)}"

@@ -7,18 +7,24 @@ and a round's weights and shuffling on (seed, round) alone: strategies are compa
 With several processes (torchrun) the first one trains and sends the weights to the others: the labelled set is small,
 and so a run's numbers do not depend on how many processes took part. Testing and scoring the pool, which are large, are
 shared.
+
+Several runs of one command in one folder share its work by strategy and seed: each takes one that nobody is at, under
+a lock that ends with the process that holds it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
+import itertools
 import math
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -69,6 +75,15 @@ FORWARD_COST = 1 / 3
 """Work of a forward pass over an image in units of a training step's; only the time left is estimated from it."""
 
 N_REPORT_FRAMES = 4
+
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "Connection refused")
+"""Parts of what the back ends of torch.distributed say when a process is gone."""
+
+LOCK = ".lock"
+"""Held under OUT while files there are written, and under OUT/<strategy>/seed<k> while its rounds are run."""
+
+PATIENCE = timedelta(days=7)
+"""How long a process waits for the first one to train. One that dies is noticed at once, by its closed connections."""
 
 
 class Monitor:
@@ -160,20 +175,18 @@ def run_experiment(config: RunConfig, monitor: Monitor | None = None) -> list[di
     check_image_size(_build(config, dataset, strategies[0], 0, 0), config.image_size)
     run = _Run(config, dataset, fabric, group, monitor, {})
     if run.leads:
-        _prepare_folder(run)
+        with atomic.locked(out / LOCK):
+            _prepare_folder(run)
     for note in dataset.notes:
         monitor.note(note)
     monitor.start(sum(_work(run, strategy) for strategy in strategies) * len(config.seeds))
+    _run_pairs(run, [(seed, strategy) for seed in config.seeds for strategy in strategies])
+    rows = _write_results(run, strategies)
     if run.leads:
-        run.rows.update(_finished_rows(run, strategies))
-    for seed in config.seeds:
-        for strategy in strategies:
-            _run_strategy(run, strategy, seed)
-    rows = _write_results(run, names)
-    if run.leads:
-        _save_thumbnails(run, strategies)
         monitor.doing("writing the report")
-        write_report(out)
+        with atomic.locked(out / LOCK):
+            _save_thumbnails(run, strategies)
+            write_report(out)
     return rows
 
 
@@ -181,6 +194,27 @@ def initial_pool(n_frames: int, init_size: int, seed: int) -> list[int]:
     """Positions of the frames that are labelled at the start: a uniform draw that depends on the seed alone."""
     generator = np.random.default_rng(stream_seed("initial pool", seed))
     return [int(position) for position in generator.permutation(n_frames)[:init_size]]
+
+
+def _run_pairs(run: _Run, pairs: Sequence[tuple[int, Strategy]]) -> None:
+    """First the pairs that no other process is at; then the others, in case their process has died."""
+    others: list[tuple[int, Strategy]] = []
+    for wait in (False, True):
+        for seed, strategy in others if wait else pairs:
+            if wait:
+                run.monitor.doing(f"waiting for another process: {strategy.name}, seed {seed}")
+            with _claimed(run, strategy, seed, wait) as mine:
+                if mine:
+                    _run_strategy(run, strategy, seed)
+                else:
+                    others.append((seed, strategy))
+
+
+@contextlib.contextmanager
+def _claimed(run: _Run, strategy: Strategy, seed: int, wait: bool) -> Iterator[bool]:
+    lock = atomic.locked(RoundFolder.of(run.out, strategy.name, seed, 0).path.parent / LOCK, wait=wait)
+    with contextlib.ExitStack() as stack:
+        yield _from_leader(run, lambda: stack.enter_context(lock))
 
 
 def _run_strategy(run: _Run, strategy: Strategy, seed: int) -> None:
@@ -196,8 +230,10 @@ def _run_strategy(run: _Run, strategy: Strategy, seed: int) -> None:
         else:
             _run_round(run, strategy, seed, round, labelled, folder, last, done)
         if not last:
-            picks = _from_leader(run, folder.picks)
-            labelled += [pool.index(name) for name in picks["ids"]]
+            picked = _from_leader(run, folder.picked)
+            if not (set(pool.ids).issuperset(picked) and set(labelled).isdisjoint(map(pool.index, picked))):
+                raise folder.damaged("picks.json")
+            labelled += map(pool.index, picked)
 
 
 def _run_round(
@@ -244,8 +280,8 @@ def _run_round(
         folder.finish("query")
         if not config.keep_models:
             folder.remove_model()
-        row = run.rows[strategy.name, seed, round] = _row(folder)
-        _write_results(run, [strategy.name for strategy in map(get_strategy, config.strategies)])
+        _write_results(run, [get_strategy(name)() for name in config.strategies])
+        row = run.rows[strategy.name, seed, round]
         cost = f"trained in {row['train_seconds']:.1f} s"
         if picks is not None:
             cost += f", chose {len(picks.ids)} in {row['embed_seconds'] + row['seeding_seconds']:.1f} s"
@@ -364,9 +400,14 @@ def _launch(config: RunConfig) -> tuple[Fabric, dist.ProcessGroup | None]:
     group = None
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         if not dist.is_initialized():
-            dist.init_process_group("cpu:gloo,cuda:nccl" if use_cuda else "gloo")
+            dist.init_process_group("cpu:gloo,cuda:nccl" if use_cuda else "gloo", timeout=PATIENCE)
         group = dist.group.WORLD
     return fabric, group
+
+
+def lost_process(error: RuntimeError) -> bool:
+    """Whether an error means that another process of this job has gone."""
+    return dist.is_initialized() and any(sign in str(error) for sign in LOST)
 
 
 def _share_weights(run: _Run, model: nn.Module) -> None:
@@ -403,10 +444,11 @@ def _check_budget(config: RunConfig, names: Sequence[str], pool: int) -> None:
 
 def _prepare_folder(run: _Run) -> None:
     out = run.out
-    before = artefacts.load_dataset(out)
-    artefacts.save_dataset(out, run.dataset)
-    if before is not None and before != artefacts.load_dataset(out):
+    check_unchanged(out / "config.yaml", plain(run.config), FREE_FIELDS)  # again: another process may have begun it meanwhile
+    before, now = artefacts.load_dataset(out), artefacts.summarize(run.dataset)
+    if before is not None and before != now:
         raise UserError(f"the data has changed since {out} was begun: choose another --out, or restore the data")
+    artefacts.save_dataset(out, run.dataset)
     atomic.write_json(out / "environment.json", _environment(run))
     atomic.write_text(out / "config.yaml", yaml.safe_dump(plain(run.config), sort_keys=False))
 
@@ -465,29 +507,26 @@ def _row(folder: RoundFolder) -> dict[str, Any]:
     """One row of results.csv; a round that asked for no frames spent no time choosing."""
     row = {"embed_seconds": 0.0, "seeding_seconds": 0.0, **folder.metrics()}
     if (folder.path / "picks.json").exists():
-        picks = folder.picks()
-        row.update({name: picks[name] for name in ("embed_seconds", "seeding_seconds")})
+        row.update(folder.query_seconds())
     return row
 
 
-def _finished_rows(run: _Run, strategies: Sequence[Strategy]) -> dict[tuple[str, int, int], dict[str, Any]]:
-    found = {}
-    for strategy in strategies:
-        for seed in run.config.seeds:
-            for round in range(_rounds(run.config, strategy)):
-                folder = RoundFolder.of(run.out, strategy.name, seed, round)
-                if folder.n_finished() == len(STEPS):
-                    found[strategy.name, seed, round] = _row(folder)
-    return found
-
-
-def _write_results(run: _Run, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Derive results.csv from the finished rounds, in the configured order, whatever order they were finished in."""
-    seeds = list(run.config.seeds)
-    order = sorted(run.rows, key=lambda key: (names.index(key[0]), seeds.index(key[1]), key[2]))
+def _write_results(run: _Run, strategies: Sequence[Strategy]) -> list[dict[str, Any]]:
+    """Derive results.csv from all finished rounds, in the configured order, whoever finished them in what order."""
+    if not run.leads:
+        return []
     columns = [*COLUMNS, *(f"dice_{name}" for name in run.dataset.classes)]
-    rows = [{name: run.rows[key][name] for name in columns} for key in order]
-    if run.leads:
+    rows = []
+    with atomic.locked(run.out / LOCK):
+        for strategy, seed in itertools.product(strategies, run.config.seeds):
+            for round in range(_rounds(run.config, strategy)):
+                place, folder = (strategy.name, seed, round), RoundFolder.of(run.out, strategy.name, seed, round)
+                if place not in run.rows and folder.n_finished() == len(STEPS):
+                    run.rows[place] = _row(folder)
+                    if not run.rows[place].keys() >= set(columns):
+                        raise folder.damaged("metrics.json")
+                if place in run.rows:
+                    rows.append({name: run.rows[place][name] for name in columns})
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
@@ -531,5 +570,5 @@ def _save_thumbnails(run: _Run, strategies: Sequence[Strategy]) -> None:
     for strategy in strategies:
         for seed in run.config.seeds:
             for round in range(_rounds(run.config, strategy) - 1):
-                picked.update(RoundFolder.of(run.out, strategy.name, seed, round).picks()["ids"])
+                picked.update(RoundFolder.of(run.out, strategy.name, seed, round).picked())
     artefacts.save_thumbnails(run.out, [(name, pool.images[pool.index(name)]) for name in sorted(picked)])

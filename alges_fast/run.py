@@ -22,14 +22,17 @@ from alges_fast._native import cpu_kernels, native_status
 from alges_fast.command import bracketed, one_line
 from alges_fast.config import PRESETS, RunConfig
 from alges_fast.errors import UserError
-from alges_fast.experiment import Monitor, run_experiment
+from alges_fast.experiment import Monitor, lost_process, run_experiment
 from alges_fast.report.console import summary_table
 
 LISTS = ("--strategies", "--seeds")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, run, print the table; the exit code: 0, 2 for a user's mistake, 130 when interrupted."""
+    """Parse, run, print the table.
+
+    The exit code: 0, 1 where another process of the job has died, 2 for a user's mistake, 130 when interrupted.
+    """
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
         config = parse(sys.argv[1:] if argv is None else argv)
@@ -45,6 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # a disk that fills or a folder that goes away under a file of the report or the cache
         print(f"error: {error}: make it writable or choose another --out, then run again", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        if not lost_process(error):
+            raise
+        print("error: another process of this job has stopped; the same command continues the run", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("\nstopped; the same command continues", file=sys.stderr)
         return 130

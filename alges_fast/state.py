@@ -39,7 +39,7 @@ class RoundFolder:
         return cls(out / strategy / f"seed{seed}" / f"round{round:02d}")
 
     def n_finished(self) -> int:
-        """How many of STEPS are done.
+        """How many of STEPS are done; none if the model that the rest need is damaged: training makes the same again.
 
         Raises:
             UserError: the state file is damaged.
@@ -48,7 +48,9 @@ class RoundFolder:
             return 0
         last = self.facts().get("finished")
         if last not in STEPS:
-            raise self._damaged("state.json")
+            raise self.damaged("state.json")
+        if last != STEPS[-1] and not self._has_model():
+            return 0
         return STEPS.index(last) + 1
 
     def finish(self, step: str, **facts: float) -> None:
@@ -69,7 +71,7 @@ class RoundFolder:
         try:
             model.load_state_dict(safetensors.torch.load_file(self.path / "model.safetensors"))
         except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-            raise self._damaged("model.safetensors") from error
+            raise self.damaged("model.safetensors") from error
 
     def remove_model(self) -> None:
         (self.path / "model.safetensors").unlink(missing_ok=True)
@@ -83,19 +85,39 @@ class RoundFolder:
     def save_picks(self, picks: dict[str, Any]) -> None:
         atomic.write_json(self.path / "picks.json", picks)
 
-    def picks(self) -> dict[str, Any]:
-        return self._read("picks.json")
+    def picked(self) -> list[str]:
+        """The ids that were picked, in order."""
+        ids = self._read("picks.json").get("ids")
+        if not isinstance(ids, list) or len({str(name) for name in ids}) < len(ids):
+            raise self.damaged("picks.json")
+        return [str(name) for name in ids]
+
+    def query_seconds(self) -> dict[str, float]:
+        """What the query took, by column of results.csv."""
+        picks = self._read("picks.json")
+        try:
+            return {name: float(picks[name]) for name in ("embed_seconds", "seeding_seconds")}
+        except (KeyError, TypeError, ValueError) as error:
+            raise self.damaged("picks.json") from error
+
+    def damaged(self, name: str) -> UserError:
+        """The error to raise where this file is missing or does not hold what was written."""
+        return UserError(
+            f"{self.path / name} is damaged or missing: delete {self.path} and the rounds after it, then run again"
+        )
+
+    def _has_model(self) -> bool:
+        try:
+            with safetensors.safe_open(self.path / "model.safetensors", "pt"):
+                return True
+        except (OSError, safetensors.SafetensorError):
+            return False
 
     def _read(self, name: str) -> dict[str, Any]:
         try:
             value = json.loads((self.path / name).read_text())
         except (OSError, ValueError) as error:
-            raise self._damaged(name) from error
+            raise self.damaged(name) from error
         if not isinstance(value, dict):
-            raise self._damaged(name)
+            raise self.damaged(name)
         return value
-
-    def _damaged(self, name: str) -> UserError:
-        return UserError(
-            f"{self.path / name} is damaged or missing: delete {self.path} and the rounds after it, then run again"
-        )

@@ -5,16 +5,18 @@
     OUT/report_data/thumbnails.npz                           ids (n,) and images (n, 3, 64, 64) uint8
     OUT/<strategy>/seed<k>/round<rr>/picks.json              {"ids": [...], ...}, which the experiment itself writes
 
-Every write goes to a temporary file that is then renamed, so a reader never sees half a file; equal contents give equal
-bytes. Every reader returns None or nothing for a file that is not there.
+Files are written whole or not at all; equal contents give equal bytes. Every reader returns None or nothing for a file
+that is not there, and raises UserError for one that is damaged.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
-import os
-from collections.abc import Iterable, Mapping
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,10 +24,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from alges_fast import atomic
+from alges_fast.errors import UserError
+
 if TYPE_CHECKING:
     from alges_fast.data import Dataset
 
 THUMBNAIL = 64
+
+_DAMAGE = (OSError, ValueError, TypeError, KeyError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error)
+"""What reading a file raises where its contents are not what was written."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +79,10 @@ class PickRecord:
     ids: tuple[str, ...]
 
 
-def save_dataset(out: Path, dataset: Dataset) -> None:
-    """Count classes per split and write dataset.json."""
+def summarize(dataset: Dataset) -> DatasetSummary:
+    """Count classes per split."""
     splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
-    summary = DatasetSummary(
+    return DatasetSummary(
         name=dataset.name,
         classes=dataset.classes,
         palette=dataset.palette,
@@ -82,8 +90,11 @@ def save_dataset(out: Path, dataset: Dataset) -> None:
         shares={split: class_shares(frames.masks, len(dataset.classes)) for split, frames in splits.items()},
         notes=dataset.notes,
     )
-    text = json.dumps(asdict(summary), indent=1)
-    write_atomically(out / "report_data" / "dataset.json", text.encode())
+
+
+def save_dataset(out: Path, dataset: Dataset) -> None:
+    """Write dataset.json."""
+    atomic.write_text(out / "report_data" / "dataset.json", json.dumps(asdict(summarize(dataset)), indent=1))
 
 
 def class_shares(masks: npt.NDArray[np.uint8], n_classes: int) -> tuple[float, ...]:
@@ -120,22 +131,23 @@ def load_dataset(out: Path) -> DatasetSummary | None:
     path = out / "report_data" / "dataset.json"
     if not path.is_file():
         return None
-    stored = json.loads(path.read_text())
-    return DatasetSummary(
-        name=stored["name"],
-        classes=tuple(stored["classes"]),
-        palette=tuple((r, g, b) for r, g, b in stored["palette"]),
-        frames=stored["frames"],
-        shares={split: tuple(shares) for split, shares in stored["shares"].items()},
-        notes=tuple(stored["notes"]),
-    )
+    with _whole(path):
+        stored = json.loads(path.read_text())
+        return DatasetSummary(
+            name=stored["name"],
+            classes=tuple(stored["classes"]),
+            palette=tuple((r, g, b) for r, g, b in stored["palette"]),
+            frames=stored["frames"],
+            shares={split: tuple(shares) for split, shares in stored["shares"].items()},
+            notes=tuple(stored["notes"]),
+        )
 
 
 def load_frames(out: Path) -> list[FrameMaps]:
     """All stored frames, by strategy, seed and round."""
     found = []
     for path in sorted((out / "report_data" / "frames").glob("*.npz")):
-        with np.load(path) as stored:
+        with _whole(path), np.load(path) as stored:
             found.append(
                 FrameMaps(
                     strategy=str(stored["strategy"]),
@@ -156,7 +168,7 @@ def load_thumbnails(out: Path) -> dict[str, npt.NDArray[np.uint8]]:
     path = out / "report_data" / "thumbnails.npz"
     if not path.is_file():
         return {}
-    with np.load(path) as stored:
+    with _whole(path), np.load(path) as stored:
         return dict(zip(stored["ids"].tolist(), stored["images"], strict=True))
 
 
@@ -165,7 +177,8 @@ def load_picks(out: Path) -> list[PickRecord]:
     found = []
     for path in out.glob("*/seed*/round*/picks.json"):
         strategy, seed, round_ = path.parts[-4:-1]
-        ids = tuple(json.loads(path.read_text())["ids"])
+        with _whole(path):
+            ids = tuple(json.loads(path.read_text())["ids"])
         found.append(PickRecord(strategy, int(seed.removeprefix("seed")), int(round_.removeprefix("round")), ids))
     return sorted(found, key=lambda picks: (picks.strategy, picks.seed, picks.round))
 
@@ -182,15 +195,16 @@ def _thumbnail(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return np.rint(pixels).astype(np.uint8)
 
 
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """Turn what reading a damaged file raises into a line that names it."""
+    try:
+        yield
+    except _DAMAGE as error:
+        raise UserError(f"{path} is damaged: delete it, then run again") from error
+
+
 def _write_npz(path: Path, **arrays: Any) -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
-    write_atomically(path, buffer.getvalue())
-
-
-def write_atomically(path: Path, contents: bytes) -> None:
-    """Write a file so that it is there whole or not at all; makes its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(contents)
-    temporary.replace(path)
+    atomic.write_bytes(path, buffer.getvalue())

@@ -22,8 +22,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from alges_fast import atomic
 from alges_fast.report import figures, tables
-from alges_fast.report.artefacts import PickRecord, write_atomically
+from alges_fast.report.artefacts import PickRecord
 from alges_fast.report.findings import Findings, find, sentences
 from alges_fast.report.run_folder import RunFolder, read_run
 from alges_fast.report.style import DARK, LIGHT, NARROW, Look, in_order, strategy_styles
@@ -88,10 +89,10 @@ def write_report(out: Path) -> None:
     inlined = {}
     for picture in [p for section in sections for part in section.parts() for p in part.pictures]:
         drawn = {screen: _draw(picture, look) for screen, look in _SCREENS.items()}
-        write_atomically(out / "figures" / f"{picture.name}.png", _encode(drawn["wide"], "png"))
+        atomic.write_bytes(out / "figures" / f"{picture.name}.png", _encode(drawn["wide"], "png"))
         inlined[picture.name] = {screen: _address(image, picture) for screen, image in drawn.items()}
-    write_atomically(out / "table.md", _markdown(run, said, sections).encode())
-    write_atomically(out / "report.html", _page(run, said, sections, inlined).encode())
+    atomic.write_bytes(out / "table.md", _markdown(run, said, sections).encode())
+    atomic.write_bytes(out / "report.html", _page(run, said, sections, inlined).encode())
 
 
 def _sections(run: RunFolder, findings: Findings) -> list[_Section]:

@@ -1,0 +1,292 @@
+"""A run that survives: killed at any instant, shared by several processes, on a full disk, beside damaged files."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from commands import SMALL, contents, finish, rows, start
+from data.trees import folder_tree
+
+from alges_fast import experiment
+from alges_fast.run import main
+
+STRATEGIES = ("--strategies", "random,alges-img", "--keep_models", "true")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return folder_tree(tmp_path_factory.mktemp("data") / "frames", 6)
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return {"ALGES_FAST_CACHE": str(tmp_path_factory.mktemp("cache"))}
+
+
+@pytest.fixture(scope="module")
+def command(root: Path) -> list[str]:
+    return [*SMALL, "--data_root", str(root), *STRATEGIES]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, command: list[str], environment: dict[str, str]) -> Path:
+    """The folder of a run that nobody disturbed."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    process = start(out.parent / "log", [*command, "--out", str(out)], environment)
+    assert finish(process) == 0, (out.parent / "log").read_text()
+    return out
+
+
+@pytest.fixture
+def alone(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """This process as the others are: one thread, their cache, no report."""
+    monkeypatch.setenv("ALGES_FAST_CACHE", environment["ALGES_FAST_CACHE"])
+    monkeypatch.setattr(experiment, "write_report", lambda out: None)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def same(out: Path, whole: Path) -> None:
+    assert rows(out) == rows(whole)
+    assert contents(out) == contents(whole)
+    files, expected = ({str(path.relative_to(top)) for path in top.rglob("*")} for top in (out, whole))
+    assert files == expected
+
+
+@pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_random_instants(
+    kills: int, whole: Path, command: list[str], environment: dict[str, str], tmp_path: Path
+) -> None:
+    """Runs are killed and continued until so many kills have struck; each ends like the undisturbed run."""
+    draw = random.Random(kills)
+    importing = [sys.executable, "-m", "alges_fast.run", *command, "--out", str(tmp_path / "out 0")]
+    with pytest.raises(subprocess.TimeoutExpired):  # the first while still importing; run() kills
+        subprocess.run(importing, timeout=draw.uniform(0.2, 1.5), env={**os.environ, **environment}, check=False)
+    struck: Counter[str] = Counter({"importing": 1})
+    finished = 0
+    while struck.total() < kills or not finished:
+        out = tmp_path / f"out {finished}"
+        log = tmp_path / "log"
+        process = start(log, [*command, "--out", str(out)], environment)
+        if struck.total() < kills:
+            # An instant of a stage drawn first, since writing takes so much less time than training.
+            stage = draw.choice(["loading", "training", "writing", "results", "report"])
+            _wait_for(stage, out, process)
+            time.sleep(draw.expovariate(1 / {"loading": 0.3, "training": 0.5, "report": 1.0}.get(stage, 0.005)))
+            if process.is_alive():
+                process.kill()
+        code = finish(process)
+        if code == 0:
+            same(out, whole)
+            finished += 1
+        else:
+            assert code == -9, log.read_text()
+            struck[stage] += 1
+    print(f"\n{struck.total()} kills ({dict(struck)}), {finished} runs finished as one that was never killed")
+
+
+def _wait_for(stage: str, out: Path, process: object) -> None:
+    """Until the stage begins, for the first time in this process, or the process ends."""
+    before = _written(out)
+    signs: dict[str, Callable[[set[tuple[str, int]]], bool]] = {
+        "loading": lambda new: True,
+        "training": lambda new: any("config.yaml" in name for name, _ in new),
+        "writing": lambda new: any(".draft" in name for name, _ in new),
+        "results": lambda new: any("results.csv" in name for name, _ in new),
+        "report": lambda new: any("thumbnails.npz" in name for name, _ in new),
+    }
+    while process.is_alive() and not signs[stage](_written(out) - before):  # type: ignore[attr-defined]
+        time.sleep(0.002)
+
+
+def _written(out: Path) -> set[tuple[str, int]]:
+    found = set()
+    for path in out.rglob("*"):
+        try:
+            found.add((path.name if path.suffix != ".draft" else str(path), path.stat().st_mtime_ns))
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def test_the_same_command_twice_at_once_shares_the_work(
+    whole: Path, command: list[str], environment: dict[str, str], tmp_path: Path
+) -> None:
+    """Three processes in one folder, one of which is killed: the others do its part too, and nobody's twice."""
+    out = tmp_path / "out"
+    processes = [start(tmp_path / f"{n}.log", [*command, "--out", str(out)], environment) for n in range(3)]
+    while not list(out.glob("*/seed0/round00/model.safetensors")):
+        time.sleep(0.002)
+    processes[0].kill()
+    assert [finish(process) for process in processes] == [-9, 0, 0], [p.read_text() for p in tmp_path.glob("*.log")]
+    same(out, whole)
+    told = [(tmp_path / f"{n}.log").read_text() for n in (1, 2)]
+    assert sum(log.count(" labelled, Dice ") for log in told) <= 6
+
+
+@pytest.mark.parametrize("flags", [("--epochs", "2"), ("--seeds", "0,1"), ("--strategies", "random"), ("--lr", "0.1")])
+def test_another_configuration_is_an_error_that_shows_the_difference(
+    flags: tuple[str, str], whole: Path, command: list[str], alone: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+    assert main([*command, "--out", str(whole), *flags]) == 2
+    error = capsys.readouterr().err
+    assert f"{flags[0][2:]} was " in error
+    assert error.count("\n") == 1
+    assert before == {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+
+
+def test_other_data_under_the_same_name_is_an_error_every_time(
+    whole: Path, root: Path, command: list[str], alone: None, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out, moved = shutil.copytree(whole, tmp_path / "out"), root.with_name("moved")
+    root.rename(moved)
+    try:
+        folder_tree(root, 7)
+        for _ in range(2):
+            assert main([*command, "--out", str(out)]) == 2
+            assert f"the data has changed since {out} was begun" in capsys.readouterr().err
+    finally:
+        shutil.rmtree(root)
+        moved.rename(root)
+
+
+def test_a_full_disk(whole: Path, command: list[str], environment: dict[str, str], tmp_path: Path) -> None:
+    """One line that names the file; with room again the run goes on from there."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("no right to mount a small disk")
+    try:
+        argv, log = [*command, "--out", str(disk / "out")], tmp_path / "log"
+        assert finish(start(log, argv, environment)) == 2
+        line = log.read_text().splitlines()[-1]
+        assert line.startswith(f"error: {disk}/out/")
+        assert "cannot be written (No space left on device): make room" in line
+        earlier = contents(disk / "out")
+        assert earlier
+        assert all(contents(whole)[name] == value for name, value in earlier.items() if "state" not in name)
+        subprocess.run(["mount", "-o", "remount,size=400m", str(disk)], check=True)
+        assert finish(start(log, argv, environment)) == 0
+        same(disk / "out", whole)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_folder_that_cannot_be_written(
+    command: list[str], alone: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for out in ("/proc/out", "/sys/out", str(tmp_path / "file"), str(tmp_path / "file" / "out")):
+        assert main([*command, "--out", out]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: {out}")
+        assert error.count("\n") == 1
+
+
+ROUND = "alges-img/seed0/round01"
+GARBAGE = {
+    "empty": b"",
+    "cut": None,
+    "garbage": b"\x00\xff{[",
+    "another type": b"[1, 2]",
+    "another mapping": b'{"a": 1}',
+}
+STOPS = ("state.json", "picks.json", "metrics.json")
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+@pytest.mark.parametrize("name", [*(f"{ROUND}/{name}" for name in STOPS), "config.yaml", "report_data/dataset.json"])
+def test_a_damaged_file_is_named(
+    name: str,
+    garbage: str,
+    whole: Path,
+    command: list[str],
+    alone: None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What only a disk's fault can do to a finished step stops the run; what the line advises mends it."""
+    out = shutil.copytree(whole, tmp_path / "out")
+    _spoil(out / name, GARBAGE[garbage])
+    assert main([*command, "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    if not (name == "config.yaml" and garbage == "another mapping"):  # that is another configuration
+        assert f"{out / name} is damaged" in error
+    for file in (file for file in contents(whole) if ROUND not in file):
+        assert (out / file).read_bytes() == (whole / file).read_bytes()
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+@pytest.mark.parametrize("name", [f"{ROUND}/model.safetensors", "results.csv", "environment.json"])
+def test_a_damaged_file_is_made_again(
+    name: str, garbage: str, whole: Path, command: list[str], alone: None, tmp_path: Path
+) -> None:
+    """Weights that the round's other steps still need are trained again, to the same bits; the rest is derived."""
+    out = shutil.copytree(whole, tmp_path / "out")
+    for later in ("round02", "round01/picks.json", "round01/metrics.json"):
+        target = out / "alges-img/seed0" / later
+        shutil.rmtree(target) if target.is_dir() else target.unlink()
+    (out / ROUND / "state.json").write_text((whole / ROUND / "state.json").read_text().replace("query", "train"))
+    _spoil(out / name, GARBAGE[garbage])
+    assert main([*command, "--out", str(out)]) == 0
+    assert rows(out) == rows(whole)
+    assert contents(out) == contents(whole)
+
+
+@pytest.mark.parametrize("garbage", ["empty", "cut", "garbage"])
+def test_a_damaged_picture_file_is_named(
+    garbage: str,
+    whole: Path,
+    command: list[str],
+    alone: None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.undo()
+    out = shutil.copytree(whole, tmp_path / "out")
+    frames = next((out / "report_data" / "frames").iterdir())
+    _spoil(frames, GARBAGE[garbage])
+    assert main([*command, "--out", str(out)]) == 2
+    assert f"{frames} is damaged: delete it" in capsys.readouterr().err
+
+
+def test_picks_that_are_not_the_pools_are_refused(
+    whole: Path, command: list[str], alone: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for ids in ('["train/never_1"]', '["train/trainA_0", "train/trainA_0"]', '"train/trainA_0"', "[[1]]"):
+        out = shutil.copytree(whole, tmp_path / "out", dirs_exist_ok=True)
+        picks = out / ROUND / "picks.json"
+        picks.write_text(f'{{"ids": {ids}, "embed_seconds": 0, "seeding_seconds": 0}}')
+        assert main([*command, "--out", str(out)]) == 2
+        assert f"{picks} is damaged" in capsys.readouterr().err
+
+
+def test_a_round_is_the_same_whatever_ran_before(whole: Path, command: list[str], alone: None, tmp_path: Path) -> None:
+    """In the other order, with another strategy between and another seed: the same weights, metrics and picks."""
+    other = [*command, "--strategies", "alges-img,entropy,random", "--seeds", "1,0", "--out", str(tmp_path)]
+    assert main(other) == 0
+    found = contents(tmp_path)
+    assert all(found[name] == value for name, value in contents(whole).items())
+    assert found["random/seed1/round00/model.safetensors"] != found["random/seed0/round00/model.safetensors"]
+
+
+def _spoil(path: Path, garbage: bytes | None) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if garbage is None else garbage)
