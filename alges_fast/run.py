@@ -8,12 +8,14 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jsonargparse
 import yaml
+from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -34,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     The exit code: 0, 1 where another process of the job has died, 2 for a user's mistake, 130 when interrupted.
     """
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # the loaders have a lower limit
     try:
         config = parse(sys.argv[1:] if argv is None else argv)
         leads = int(os.environ.get("RANK", "0")) == 0
