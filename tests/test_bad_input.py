@@ -132,10 +132,17 @@ def loop_for_root(root: Path) -> None:
     root.symlink_to(root.name)
 
 
+UNET = [
+    "--architecture",
+    "unet",
+    "--encoder",
+    "resnet18",
+]  # one pixel at its deepest: no batch statistics from one image
+
 MISTAKES: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     "empty split": (empty("test"), [], "no usable frame in the test split"),
     "one image in the pool": (leave_one, [], "the pool has 1: lower"),
-    "one image to train on": (leave_one, ["--init_size", "1", "--architecture", "unet", "--encoder", "resnet18"], "raise --init_size"),
+    "one image to train on": (leave_one, ["--init_size", "1", *UNET], "raise --init_size"),
     "query larger than the pool": (nothing, ["--rounds", "2", "--query_size", "50"], "need 52, but the pool has 4"),
     "initial pool larger than the pool": (nothing, ["--init_size", "50"], "need 50, but the pool has 4"),
     "missing root": (nothing, ["--data_root", "/no/such"], "/no/such: no such folder"),
@@ -174,7 +181,9 @@ def test_one_image_in_the_pool_is_enough_for_one_training(root: Path, run: Calla
 
 def test_nothing_is_read_by_pickle() -> None:
     """Weights are safetensors, arrays are read with numpy's default (no pickle), the rest is JSON and safe YAML."""
-    reads = re.compile(r"torch\.load\b|pickle[.]|import pickle|allow_pickle|yaml\.(unsafe_|full_)?load\(|\bjoblib\b|\b(eval|exec)\(")
+    reads = re.compile(
+        r"torch\.load\b|pickle[.]|import pickle|allow_pickle|yaml\.(unsafe_|full_)?load\(|\bjoblib\b|\b(eval|exec)\("
+    )
     found = [
         f"{path.name}:{number}: {line.strip()}"
         for path in Path(alges_fast.__file__).parent.rglob("*.py")
