@@ -444,7 +444,8 @@ def _check_budget(config: RunConfig, names: Sequence[str], pool: int) -> None:
 
 def _prepare_folder(run: _Run) -> None:
     out = run.out
-    check_unchanged(out / "config.yaml", plain(run.config), FREE_FIELDS)  # again: another process may have begun it meanwhile
+    # Again: another process may have begun it meanwhile.
+    check_unchanged(out / "config.yaml", plain(run.config), FREE_FIELDS)
     before, now = artefacts.load_dataset(out), artefacts.summarize(run.dataset)
     if before is not None and before != now:
         raise UserError(f"the data has changed since {out} was begun: choose another --out, or restore the data")
