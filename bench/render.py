@@ -2,8 +2,9 @@
 
     python bench/render.py
 
-One table for each of a file's groups: a row per benchmark, its median time, how many times the first row's that is, and
-what its extra_info holds. What is the same in every row stands once above the table.
+A file of pytest-benchmark's becomes one table for each of its groups: a row per benchmark, its median time, how many
+times the first row's that is, and what its extra_info holds; what is the same in every row stands once above the table.
+A file of named rows becomes one table.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ def main() -> None:
         found = json.loads(path.read_text())
         if "benchmarks" in found:
             text = replace(text, path.stem, "\n\n".join(tables(found)))
+        elif all(isinstance(row, dict) for row in found.values()):
+            text = replace(text, path.stem, named_rows(found))
     readme.write_text(text)
 
 
@@ -40,10 +43,20 @@ def tables(found: dict[str, Any]) -> list[str]:
     return [_machine(found["machine_info"]), *(_table(name, rows) for name, rows in groups.items())]
 
 
+def named_rows(found: dict[str, dict[str, Any]]) -> str:
+    """One Markdown table of a row per name."""
+    columns = list(dict.fromkeys(key for row in found.values() for key in row))
+    lines = ["| | " + " | ".join(map(_words, columns)) + " |", "|---" * (1 + len(columns)) + "|"]
+    for name, row in found.items():
+        lines.append(f"| {name} | " + " | ".join(_cell(row.get(key)) for key in columns) + " |")
+    return "\n".join(lines)
+
+
 def _machine(info: dict[str, Any]) -> str:
-    versions = ", ".join(f"{name} {number}" for name, number in info.get("versions", {}).items())
-    where = info.get("gpu") or info.get("processor", "")
-    return f"{where}, {info.get('threads')} threads; {versions}."
+    facts = [info.get("gpu") or info.get("processor") or info.get("cpu", {}).get("brand_raw", "")]
+    facts += [f"{info['threads']} threads"] if "threads" in info else []
+    facts += [f"{name} {number}" for name, number in info.get("versions", {}).items()]
+    return ", ".join(facts) + "."
 
 
 def _table(group: str, rows: list[dict[str, Any]]) -> str:
@@ -53,15 +66,15 @@ def _table(group: str, rows: list[dict[str, Any]]) -> str:
     columns = [key for key in keys if key not in shared]
     first = rows[0]["stats"]["median"]
     lines = [
-        ", ".join([f"**{group}**"] * bool(group) + [f"{key} {_number(values[key][0])}" for key in shared]),
+        ", ".join([f"**{group}**"] * bool(group) + [f"{_words(key)} {_cell(values[key][0])}" for key in shared]),
         "",
-        "| | ms | times the first | " + " | ".join(columns) + " |",
+        "| | ms | times the first | " + " | ".join(map(_words, columns)) + " |",
         "|---" * (3 + len(columns)) + "|",
     ]
     for row in rows:
         median = row["stats"]["median"]
-        cells = [_title(row["name"], group), _number(1e3 * median), _number(median / first)]
-        lines.append("| " + " | ".join(cells + [_number(row["extra_info"].get(key)) for key in columns]) + " |")
+        cells = [_title(row["name"], group), _cell(1e3 * median), _cell(median / first)]
+        lines.append("| " + " | ".join(cells + [_cell(row["extra_info"].get(key)) for key in columns]) + " |")
     return "\n".join(lines)
 
 
@@ -76,9 +89,17 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _number(value: float | None) -> str:
+def _words(key: str) -> str:
+    return key.replace("_", " ")
+
+
+def _cell(value: object) -> str:
     if value is None:
         return ""
+    if isinstance(value, list):
+        return " x ".join(map(str, value))
+    if not _is_number(value):
+        return str(value)
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 

@@ -28,7 +28,7 @@ for dtype, kernel, channels, classes in (
     (torch.float32, 1, 16, 13), (torch.float16, 1, 19, 21), (torch.bfloat16, 3, 35, 5), (torch.float32, 3, 70, 3),
 ):
     features = torch.randn(2, channels, 23, 37).to(dtype)
-    weight, bias = torch.randn(classes, channels, kernel, kernel), torch.randn(classes)
+    weight, bias = torch.randn(classes, channels, kernel, kernel) / (channels**0.5 * kernel), torch.randn(classes)
     valid = torch.rand(2, 23, 37) < 0.8
     for layout in (torch.contiguous_format, torch.channels_last):
         found = pixel_gradients(
