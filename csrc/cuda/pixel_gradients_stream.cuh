@@ -116,7 +116,6 @@ struct StreamLayout {
 };
 
 // In the order that plan_stream counts.
-template <typename T>
 ALGES_DEVICE StreamLayout stream_layout(const StreamPlan& plan) {
   StreamLayout at;
   at.stages = dynamic_shared();
@@ -289,7 +288,7 @@ stream_kernel(ALGES_PARAMETER Pass pass, ALGES_PARAMETER StreamPlan plan) {
   constexpr int flush = 64 / 16;                  // channel tiles that tensor cores add up
   const Call& call = pass.call;
   const Shape& shape = call.shape;
-  const StreamLayout at = stream_layout<T>(plan);
+  const StreamLayout at = stream_layout(plan);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const int sharing = plan.sharing, groups = kStreamWarps / sharing;
   const int group = warp / sharing, share = warp % sharing;
