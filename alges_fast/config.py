@@ -56,7 +56,7 @@ class RunConfig:
     rounds: int = 4
     init_size: int = 10
     query_size: int = 10
-    epochs: int = 10
+    epochs: int = 8
     batch_size: int = 8
     lr: float = 1e-3
     architecture: str = "unet"

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 import yaml
@@ -106,14 +107,19 @@ class Monitor:
 
 
 class FramePool(Sequence[tuple[str, Tensor]]):
-    """Frames of a set as (id, image (3, S, S) float32) pairs, normalised when indexed.
+    """Frames of a set as (id, image (3, S, S) float32) pairs, normalised when indexed, on the device of `images`.
+
+    Args:
+        frames: the set.
+        positions: which of its frames, in which order.
+        images: the set's images, (N, 3, S, S) uint8, wherever they are.
 
     Attributes:
         ids: the frames' ids, in order.
     """
 
-    def __init__(self, frames: FrameSet, positions: Sequence[int]) -> None:
-        self.frames = frames
+    def __init__(self, frames: FrameSet, positions: Sequence[int], images: Tensor | npt.NDArray[np.uint8]) -> None:
+        self.images = images
         self.positions = positions
         self.ids = tuple(frames.ids[position] for position in positions)
 
@@ -121,7 +127,7 @@ class FramePool(Sequence[tuple[str, Tensor]]):
         return len(self.positions)
 
     def __getitem__(self, index: Any) -> Any:
-        return self.ids[index], to_input(self.frames.images[self.positions[index]])
+        return self.ids[index], to_input(self.images[self.positions[index]])
 
 
 @dataclass(frozen=True)
@@ -133,6 +139,7 @@ class _Run:
     fabric: Fabric
     group: dist.ProcessGroup | None
     monitor: Monitor
+    pool_images: Tensor | npt.NDArray[np.uint8]
     rows: dict[tuple[str, int, int], dict[str, Any]]
 
     @property
@@ -173,7 +180,7 @@ def run_experiment(config: RunConfig, monitor: Monitor | None = None) -> list[di
     )
     _check_budget(config, names, len(dataset.train))
     check_image_size(_build(config, dataset, strategies[0], 0, 0), config.image_size)
-    run = _Run(config, dataset, fabric, group, monitor, {})
+    run = _Run(config, dataset, fabric, group, monitor, _near(fabric, dataset.train.images), {})
     if run.leads:
         with atomic.locked(out / LOCK):
             _prepare_folder(run)
@@ -348,8 +355,8 @@ def _query(run: _Run, strategy: Strategy, model: nn.Module, seed: int, round: in
     unlabelled = [position for position in range(len(pool)) if position not in taken]
     query = Query(
         model=model,
-        unlabelled=FramePool(pool, unlabelled),
-        labelled=FramePool(pool, labelled),
+        unlabelled=FramePool(pool, unlabelled, run.pool_images),
+        labelled=FramePool(pool, labelled, run.pool_images),
         videos=dict(zip(pool.ids, pool.videos, strict=True)),
         n=config.query_size,
         seed=seed,
@@ -408,6 +415,13 @@ def _launch(config: RunConfig) -> tuple[Fabric, dist.ProcessGroup | None]:
 def lost_process(error: RuntimeError) -> bool:
     """Whether an error means that another process of this job has gone."""
     return dist.is_initialized() and any(sign in str(error) for sign in LOST)
+
+
+def _near(fabric: Fabric, images: npt.NDArray[np.uint8]) -> Tensor | npt.NDArray[np.uint8]:
+    """The pool's images on the GPU where they take at most a quarter of what is free there, else as they are."""
+    if fabric.device.type != "cuda" or images.nbytes > torch.cuda.mem_get_info(fabric.device)[0] / 4:
+        return images
+    return torch.from_numpy(np.array(images)).to(fabric.device)
 
 
 def _share_weights(run: _Run, model: nn.Module) -> None:
