@@ -77,7 +77,7 @@ FORWARD_COST = 1 / 3
 
 N_REPORT_FRAMES = 4
 
-LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "Connection refused")
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 """Parts of what the back ends of torch.distributed say when a process is gone."""
 
 LOCK = ".lock"
@@ -135,6 +135,7 @@ class _Run:
     """What all rounds of an experiment share."""
 
     config: RunConfig
+    strategies: Sequence[Strategy]
     dataset: Dataset
     fabric: Fabric
     group: dist.ProcessGroup | None
@@ -180,7 +181,7 @@ def run_experiment(config: RunConfig, monitor: Monitor | None = None) -> list[di
     )
     _check_budget(config, names, len(dataset.train))
     check_image_size(_build(config, dataset, strategies[0], 0, 0), config.image_size)
-    run = _Run(config, dataset, fabric, group, monitor, _near(fabric, dataset.train.images), {})
+    run = _Run(config, strategies, dataset, fabric, group, monitor, _near(fabric, dataset.train.images), {})
     if run.leads:
         with atomic.locked(out / LOCK):
             _prepare_folder(run)
@@ -188,11 +189,11 @@ def run_experiment(config: RunConfig, monitor: Monitor | None = None) -> list[di
         monitor.note(note)
     monitor.start(sum(_work(run, strategy) for strategy in strategies) * len(config.seeds))
     _run_pairs(run, [(seed, strategy) for seed in config.seeds for strategy in strategies])
-    rows = _write_results(run, strategies)
+    rows = _write_results(run)
     if run.leads:
         monitor.doing("writing the report")
         with atomic.locked(out / LOCK):
-            _save_thumbnails(run, strategies)
+            _save_thumbnails(run)
             write_report(out)
     return rows
 
@@ -284,10 +285,10 @@ def _run_round(
     if run.leads:
         if picks is not None:
             folder.save_picks({**asdict(picks), "ids": list(picks.ids), "scores": dict(picks.scores)})
-        folder.finish("query")
         if not config.keep_models:
-            folder.remove_model()
-        _write_results(run, [get_strategy(name)() for name in config.strategies])
+            folder.remove_model()  # before the last step is recorded, after which nobody would
+        folder.finish("query")
+        _write_results(run)
         row = run.rows[strategy.name, seed, round]
         cost = f"trained in {row['train_seconds']:.1f} s"
         if picks is not None:
@@ -526,14 +527,14 @@ def _row(folder: RoundFolder) -> dict[str, Any]:
     return row
 
 
-def _write_results(run: _Run, strategies: Sequence[Strategy]) -> list[dict[str, Any]]:
+def _write_results(run: _Run) -> list[dict[str, Any]]:
     """Derive results.csv from all finished rounds, in the configured order, whoever finished them in what order."""
     if not run.leads:
         return []
     columns = [*COLUMNS, *(f"dice_{name}" for name in run.dataset.classes)]
     rows = []
     with atomic.locked(run.out / LOCK):
-        for strategy, seed in itertools.product(strategies, run.config.seeds):
+        for strategy, seed in itertools.product(run.strategies, run.config.seeds):
             for round in range(_rounds(run.config, strategy)):
                 place, folder = (strategy.name, seed, round), RoundFolder.of(run.out, strategy.name, seed, round)
                 if place not in run.rows and folder.n_finished() == len(STEPS):
@@ -579,10 +580,10 @@ def _save_frames(run: _Run, strategy: str, model: nn.Module, seed: int, round: i
     )
 
 
-def _save_thumbnails(run: _Run, strategies: Sequence[Strategy]) -> None:
+def _save_thumbnails(run: _Run) -> None:
     pool = run.dataset.train
     picked = set()
-    for strategy in strategies:
+    for strategy in run.strategies:
         for seed in run.config.seeds:
             for round in range(_rounds(run.config, strategy) - 1):
                 picked.update(RoundFolder.of(run.out, strategy.name, seed, round).picked())

@@ -19,6 +19,7 @@ from data.trees import folder_tree
 
 from alges_fast import experiment
 from alges_fast.run import main
+from alges_fast.state import RoundFolder
 
 STRATEGIES = ("--strategies", "random,alges-img", "--keep_models", "true")
 
@@ -94,7 +95,7 @@ def test_killed_at_random_instants(
         else:
             assert code == -9, log.read_text()
             struck[stage] += 1
-    print(f"\n{struck.total()} kills ({dict(struck)}), {finished} runs finished as one that was never killed")
+    print(f"\n{struck.total()} kills ({dict(struck)}); runs that finished like one that was never killed: {finished}")
 
 
 def _wait_for(stage: str, out: Path, process: object) -> None:
@@ -119,6 +120,27 @@ def _written(out: Path) -> set[tuple[str, int]]:
         except FileNotFoundError:
             continue
     return found
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_no_weights_are_left_behind(
+    when: str, command: list[str], alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped just before or after a round's last step is recorded."""
+    finish = RoundFolder.finish
+
+    def stopped(folder: RoundFolder, step: str, **facts: float) -> None:
+        if when == "after" or step != "query":
+            finish(folder, step, **facts)
+        if step == "query":
+            raise KeyboardInterrupt
+
+    argv = [*command, "--keep_models", "false", "--out", str(tmp_path)]
+    monkeypatch.setattr(RoundFolder, "finish", stopped)
+    assert main(argv) == 130
+    monkeypatch.setattr(RoundFolder, "finish", finish)
+    assert main(argv) == 0
+    assert list(tmp_path.rglob("*.safetensors")) == []
 
 
 def test_the_same_command_twice_at_once_shares_the_work(
