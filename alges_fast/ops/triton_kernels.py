@@ -646,9 +646,7 @@ def _outer_sums(
         pixel = first + in_segment
         z, y, x = _position(pixel, height, width, FLAT)
         counting = _counting(valid, image, z, y, x, pixel < stop)
-        patch = tl.trans(
-            _patches(features, image, z, y, x, counting, channel, height, width, pixels, C, KERNEL, FLAT)
-        )
+        patch = tl.trans(_patches(features, image, z, y, x, counting, channel, height, width, pixels, C, KERNEL, FLAT))
         in_flight = row * segment_pixels + in_segment
         r = tl.load(flight + in_flight[:, None] * TILE_K + class_[None, :])
         if IMAGE:
