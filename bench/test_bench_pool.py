@@ -170,6 +170,7 @@ def compare(benchmark: Any, subject: str, contenders: Contenders, rounds: int) -
     contenders[subject]()
     for name in times:
         times[name].clear()
+    benchmark.group = benchmark.name.removeprefix("test_").partition("[")[0].replace("_", " ")
     benchmark.pedantic(timed, args=(subject,), setup=others, rounds=rounds)
     for name, seconds in times.items():
         benchmark.extra_info[f"{name}_ms_per_image"] = per_image(seconds)
