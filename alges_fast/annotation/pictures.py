@@ -35,6 +35,7 @@ def with_mask(
 
 
 def thumbnail(picture: Image.Image, width: int) -> Image.Image:
+    """The picture at this width in pixels, its shape kept."""
     return picture.resize((width, max(1, round(picture.height * width / picture.width))), Image.Resampling.LANCZOS)
 
 
@@ -64,6 +65,7 @@ def _shortened(caption: str) -> Iterator[str]:
 
 
 def encoded(picture: Image.Image, kind: str, **options: int) -> bytes:
+    """The bytes of a file of this kind ("PNG", "JPEG"), with Pillow's options for it."""
     buffer = io.BytesIO()
     picture.save(buffer, kind, **options)
     return buffer.getvalue()

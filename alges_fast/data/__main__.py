@@ -36,6 +36,7 @@ What ROOT holds, by data set:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run a subcommand; the exit code: 0, or 2 for an unusable tree or a user's mistake."""
     options = _parser().parse_args(arguments)
     console = Console()
     try:

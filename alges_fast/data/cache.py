@@ -119,6 +119,7 @@ def load_or_build(
 
 
 def default_cache_dir() -> Path:
+    """$ALGES_FAST_CACHE, else ~/.cache/alges_fast. Raises UserError where there is no home folder."""
     if given := os.environ.get("ALGES_FAST_CACHE"):
         return Path(given)
     try:

@@ -11,6 +11,7 @@ from alges_fast.report import write_report
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Write the report of a run's folder again; the exit code: 0, or 2 for a folder that holds no run."""
     parser = argparse.ArgumentParser(prog="python -m alges_fast.report", description="Write a run's report again.")
     parser.add_argument("out", type=Path, help="the --out folder of a run")
     out: Path = parser.parse_args(arguments).out

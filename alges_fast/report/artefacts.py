@@ -128,6 +128,7 @@ def save_thumbnails(out: Path, frames: Iterable[tuple[str, npt.NDArray[np.uint8]
 
 
 def load_dataset(out: Path) -> DatasetSummary | None:
+    """What `save_dataset` wrote, or None where it did not. Raises UserError for a damaged file."""
     path = out / "report_data" / "dataset.json"
     if not path.is_file():
         return None

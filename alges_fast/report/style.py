@@ -18,6 +18,8 @@ _DOTTED: Dash = (0, (1.2, 1.4))
 
 @dataclass(frozen=True)
 class StrategyStyle:
+    """How a strategy is drawn in every figure."""
+
     colour: str
     dash: Dash
     marker: str

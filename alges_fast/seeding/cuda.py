@@ -24,6 +24,8 @@ def grid(rows: int, resident: int) -> tuple[int, int]:
 
 
 class CudaPool(Pool):
+    """The native CUDA kernels: one cooperative launch for a small pool, one launch a pick for a large one."""
+
     name = "cuda"
 
     def __init__(

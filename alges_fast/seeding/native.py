@@ -24,6 +24,8 @@ def wants_sketch(centres: int, points: Tensor, memory: int) -> bool:
 
 
 class NativePool(Pool):
+    """The native CPU kernels: distance, running minimum and race in one read of the points."""
+
     name = "cpu"
     measured = 0  # rows the last pass measured in full, over all its centres: the sketch spared the others
 

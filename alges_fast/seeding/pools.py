@@ -198,6 +198,7 @@ class MeasuredPool(Pool):
 
 
 def chunk_rows(dimension: int, dtype: torch.dtype) -> int:
+    """How many points of this dimension fill CHUNK_BYTES."""
     return max(16, CHUNK_BYTES // (max(dimension, 1) * dtype.itemsize))
 
 
@@ -340,6 +341,7 @@ def mend(distances: Tensor, centres: Tensor, chunk: Tensor, sq_norms: Tensor, mi
 
 
 def faiss_has_gpu() -> bool:
+    """Whether the installed faiss was built with GPU support."""
     return hasattr(_faiss(), "StandardGpuResources")
 
 
