@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import abstractmethod
 from typing import ClassVar
 
 import torch
@@ -42,9 +43,9 @@ class _Deal(Strategy):
         own = dict(zip((ids[i] for i in mine), scores, strict=True))
         return pick_highest(query, own, embed_seconds=time.perf_counter() - start)
 
+    @abstractmethod
     def score(self, logits: Tensor, difficulty: Tensor) -> Tensor:
         """(B,) from logits (B, K, S, S) and difficulty (B, S, S)."""
-        raise NotImplementedError
 
 
 @register_strategy

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from alges_fast.errors import UserError
 from alges_fast.seeding import kmeans_plusplus
 from alges_fast.strategies.base import Picks, Query, Strategy, register_strategy
 from alges_fast.strategies.pools import embed, gather, last_layer_inputs, share
@@ -78,9 +79,9 @@ def with_batch_statistics(model: nn.Module) -> nn.Module:
 def _summed_by_class(features: Tensor, logits: Tensor) -> Tensor:
     """(B, K) float32 on the CPU: the released weight of each pixel, summed over the pixels predicted as each class."""
     if features.ndim != 4 or features.shape[2:] != logits.shape[2:]:
-        raise ValueError(
-            f"alges-sem-released is defined for a 1 x 1 last convolution at full resolution, got features "
-            f"{tuple(features.shape)} for logits {tuple(logits.shape)}"
+        raise UserError(
+            f"alges-sem-released is defined for a last convolution at full resolution, and this model's works on "
+            f"{tuple(features.shape[2:])} for logits of {tuple(logits.shape[2:])}: leave it out, or use a U-Net"
         )
     n_classes = logits.shape[1]
     probability = logits.float().softmax(1)
