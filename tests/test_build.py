@@ -34,7 +34,9 @@ def build(source: Path, **environment: str) -> dict[str, object]:
 
 
 def run_in(source: Path, code: str) -> str:
-    command = [sys.executable, "-c", code]
+    # An editable installation's finder would hand out its own alges_fast._C for the one that was not built here.
+    alone = "import sys; sys.meta_path[:] = [finder for finder in sys.meta_path if 'editable' not in repr(finder)]; "
+    command = [sys.executable, "-c", alone + code]
     environment = {**os.environ, "PYTHONPATH": str(source)}
     return subprocess.run(command, cwd=source, env=environment, check=True, capture_output=True, text=True).stdout
 
