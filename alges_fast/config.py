@@ -90,7 +90,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "camvid": {
             "dataset": "folder",
             "ignore_index": 11,
-            "image_size": 96,
+            "image_size": 64,
             "strategies": (
                 "random",
                 "stratified-random",
@@ -101,13 +101,16 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
                 "deal",
                 "alges-img",
                 "alges-sem",
+                "alges-sem-vector",
+                "alges-img-released",
+                "alges-sem-released",
                 "full",
             ),
             "seeds": (0, 1, 2, 3, 4),
-            "rounds": 5,
+            "rounds": 4,
             "init_size": 10,
             "query_size": 10,
-            "epochs": 20,
+            "epochs": 40,
             "out": "alges_fast_camvid",
         },
         # ALGES (Aklilu & Yeung 2022), its experiments. Fixed: from scratch each round, cross-entropy, Adam(0.9, 0.999).

@@ -18,7 +18,7 @@ _MARGIN, _CAPTION = 12, 22
 def with_norm_map(image: NDArray[np.uint8], norm_map: NDArray[np.float32]) -> Image.Image:
     """The frame in grey with its gradient mass in colour, on a scale of its own: black none, yellow the 99.5th
     percentile."""
-    top = max(float(np.percentile(norm_map, 99.5)), np.finfo(np.float32).tiny)
+    top = max(float(np.percentile(norm_map, 99.5)), float(np.finfo(np.float32).tiny))
     share = np.clip(norm_map / top, 0, 1)
     colour = matplotlib.colormaps["inferno"](share)[..., :3] * 255
     grey = image.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)

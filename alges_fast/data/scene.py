@@ -319,7 +319,7 @@ class Shot:
         x = x * _s(a.mirror)
         u = cos * x + sin * y + _s(self._shift[0] + drift[0])
         v = cos * y - sin * x + _s(self._shift[1] + drift[1] + breath)
-        v = v + _s(pulse) * np.sin(3 * u)
+        v = _f32(v + _s(pulse) * np.sin(3 * u))
         texture = _sample(u + _s(a.offset[0]), v + _s(a.offset[1]), pixel)
         wu, wv = u + 0.09 * texture[0], v + 0.09 * texture[1]
         makers = {
@@ -523,7 +523,7 @@ def _sample(u: Plane, v: Plane, pixel: float) -> Plane:
     right, left = (left + 1) & (n - 1), left & (n - 1)
     lower, top = ((top + 1) & (n - 1)) * n, (top & (n - 1)) * n
     planes = _textures()[n].reshape(6, n * n)
-    sampled = planes.take(top + left, axis=1)
+    sampled: Plane = planes.take(top + left, axis=1)
     waves = planes[:SHAPING]
     upper = sampled[:SHAPING] + right_share * (waves.take(top + right, axis=1) - sampled[:SHAPING])
     under = waves.take(lower + left, axis=1)

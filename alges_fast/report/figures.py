@@ -306,7 +306,7 @@ def round_seconds(rows: Sequence[Row], strategies: Sequence[str], look: Look) ->
         ax = fig.add_axes((left / look.width, bottom / height, w / look.width, (panel - 0.25) / height))
         longest = max(np.sum(list(parts.values()), axis=0))
         unit, scale = ("min", 60.0) if longest > 180 else ("s", 1.0) if longest > 0.5 else ("ms", 1e-3)
-        start = np.zeros(len(strategies))
+        start: npt.NDArray[np.float64] = np.zeros(len(strategies))
         for part, values in parts.items():
             ax.barh(range(len(strategies)), values / scale, left=start, height=0.66, color=PART_COLOURS[part])
             start = start + values / scale
