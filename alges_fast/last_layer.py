@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from alges_fast.losses import Loss, loss_residual
 from alges_fast.ops import OUTPUTS, PixelGradients, pixel_gradients
-from alges_fast.upsampled_norms import upsampled_patch_norms
+from alges_fast.upsampled_norms import resize_matrix, upsampled_patch_norms
+from alges_fast.windows import Box, cell_boxes, cut, inside, padded, rim
 
 __all__ = ["LastLayer", "evaluating", "logits_of"]
 
@@ -132,6 +133,162 @@ class LastLayer:
                     )
             return self._through_tail(images, tail, outputs, loss, valid, backend)
 
+    def window_gradients(
+        self,
+        images: Tensor,
+        regions: tuple[int, int],
+        *,
+        outputs: Sequence[str] = ("image",),
+        loss: Loss | None = None,
+        backend: str | None = None,
+    ) -> PixelGradients:
+        """The outputs of `pixel_gradients` for every window of a grid over the logits, in one pass of the model.
+
+        A window's outputs are those of `pixel_gradients` with `valid` true in the window alone. So `image` is the mean
+        over the window's n pixels of r ⊗ z̃ (Eq. 4 restricted to the window), which is autograd's gradient, with respect
+        to the layer's weight, of the loss of the window's pixels; `semantic` and the others are sums over them. Patches
+        z̃ are whole: they reach beyond the window into its neighbours.
+
+        The op reads views of the features cut to a window, with a rim of kernel // 2, so all windows together cost
+        about one pass over the image; through a resize, the features under the window's part of the resized grid.
+        After any other tail, `image` takes a backward pass of the tail per window.
+
+        Args:
+            images: (B, C, height, width), as for `pixel_gradients`.
+            regions: rows R and columns C of the grid. Windows cover every pixel of the logits once; their sides differ
+                by at most a pixel.
+            outputs: as for `pixel_gradients`, but for `norm_map`, which has a number per pixel.
+            loss: as for `pixel_gradients`; it is called on one window of one image at a time.
+            backend: as for `alges_fast.pixel_gradients`.
+
+        Returns:
+            PixelGradients whose fields have an axis of R C windows, row by row, after the batch's: `image` is
+            (B, R C, *weight's shape).
+
+        Raises:
+            ValueError: as `pixel_gradients`; a grid finer than the logits.
+        """
+        _check_outputs(outputs)
+        if "norm_map" in outputs:
+            raise ValueError("outputs: norm_map has a number per pixel and none per window; ask pixel_gradients for it")
+        with torch.inference_mode(False), torch.no_grad(), evaluating(self.model):
+            images = _ordinary(images)
+            tail = self._tail(images)
+            if tail.resize is _SAME_GRID:
+                found = self._windows_on_grid(images, tail, regions, outputs, loss, backend)
+            else:
+                found = self._windows_through_tail(images, tail, regions, outputs, loss, backend)
+        return PixelGradients(**{name: torch.stack([one[name] for one in found], 1) for name in outputs})
+
+    def _windows_on_grid(
+        self,
+        images: Tensor,
+        tail: _Tail,
+        regions: tuple[int, int],
+        outputs: Sequence[str],
+        loss: Loss | None,
+        backend: str | None,
+    ) -> list[dict[str, Tensor]]:
+        """Each window's outputs where the layer works at the logits' own resolution."""
+        boxes = cell_boxes(tail.grid, regions)
+        weight, bias = self._parameters()
+        logits: Tensor | None = None
+        if tail.plain and loss is None:
+            features = _on_grid(self._features(images), self.module, tail.grid)
+        else:
+            run = self._forward(images, record_tail=False)
+            features, bias = _on_grid(run.features, self.module, tail.grid), None
+            logits = _like(run.logits, features)
+        found = []
+        with _full_precision(features):
+            for box in boxes:
+                around = rim(box, weight.shape[2:] or (1, 1), tail.grid)
+                residual: Tensor | None = None
+                if loss is not None:
+                    assert logits is not None
+                    residual = _like(padded(loss_residual(cut(logits, box), loss=loss), box, around), features)
+                result = pixel_gradients(
+                    cut(features, around),
+                    weight,
+                    bias,
+                    outputs=outputs,
+                    logits=None if logits is None else cut(logits, around),
+                    residual=residual,
+                    valid=inside(box, around, len(features), features.device),
+                    backend=backend,
+                )
+                found.append({name: getattr(result, name) for name in outputs})
+        return found
+
+    def _windows_through_tail(
+        self,
+        images: Tensor,
+        tail: _Tail,
+        regions: tuple[int, int],
+        outputs: Sequence[str],
+        loss: Loss | None,
+        backend: str | None,
+    ) -> list[dict[str, Tensor]]:
+        """Each window's outputs where something follows the layer."""
+        self._check_defined(outputs, tail)
+        with _parameters_require_grad(self.model, False):
+            run = self._forward(images, record_tail=True)
+        with _full_precision(run.features):
+            logits = run.logits.detach()
+            if logits.dtype != torch.float64:
+                logits = logits.float()
+            boxes = cell_boxes(logits.shape[2:], regions)
+            others = [name for name in outputs if name not in ("image", "semantic_vector")]
+            norms = self._patch_norms(run, logits, tail, others) if others else None
+            found: list[dict[str, Tensor]] = []
+            for box in boxes:
+                window = cut(logits, box)
+                residual = loss_residual(window, loss=loss)
+                result: dict[str, Tensor] = {}
+                if "image" in outputs:
+                    n_pixels = math.prod(window.shape[2:])
+                    result["image"] = self._pull_back_window(run, residual, box, tail, backend) / n_pixels
+                if "semantic_vector" in outputs:
+                    own = _own_class(residual, window)
+                    result["semantic_vector"] = self._pull_back_window(run, own, box, tail, backend)
+                if norms is not None:
+                    rest = _from_norms(cut(norms, box), window, residual, others, loss, None, backend)
+                    result.update({name: getattr(rest, name) for name in others})
+                found.append(result)
+        return found
+
+    def _pull_back_window(self, run: _Forward, residual: Tensor, box: Box, tail: _Tail, backend: str | None) -> Tensor:
+        """`_pull_back` of a residual (B, K, *box) that is zero outside the box."""
+        if tail.resize is None:
+            whole = run.logits.new_zeros(run.logits.shape, dtype=residual.dtype)
+            cut(whole, box).copy_(residual)
+            return self._pull_back(run, whole, backend)
+        # A resize works along one axis after the other, so its adjoint is a matrix product per axis; only the features
+        # that the box was made from have a part in it.
+        under, delta = [], residual
+        for axis, pixels in enumerate(box):
+            matrix = resize_matrix(
+                residual,
+                tail.grid[axis],
+                run.logits.shape[2 + axis],
+                mode=tail.resize.mode,
+                align_corners=tail.resize.align_corners,
+            )[:, pixels.start : pixels.stop]
+            used = matrix.any(1).nonzero()[:, 0]
+            under.append(range(int(used[0]), int(used[-1]) + 1))
+            weights = matrix[under[axis].start : under[axis].stop]
+            delta = weights @ delta if axis == 0 else delta @ weights.mT
+        features = _on_grid(run.features, self.module, tail.grid)
+        weight, _ = self._parameters()
+        inner: Box = (under[0], under[1])
+        around = rim(inner, weight.shape[2:] or (1, 1), tail.grid)
+        crop = cut(features, around)
+        summed = pixel_gradients(
+            crop, weight, outputs=("image",), residual=_like(padded(delta, inner, around), crop), backend=backend
+        ).image
+        assert summed is not None
+        return summed * math.prod(crop.shape[2:])  # the op returns the mean over the crop
+
     def _through_tail(
         self,
         images: Tensor,
@@ -141,12 +298,7 @@ class LastLayer:
         valid: Tensor | None,
         backend: str | None,
     ) -> PixelGradients:
-        refused = [name for name in outputs if name in ("semantic", "semantic_vector", "norm_map")]
-        if refused and tail.resize is None:
-            raise ValueError(
-                f"outputs: {', '.join(refused)} not defined for this model: between {self.name!r} and the logits it "
-                f"runs {tail.description}, which is not a linear resize of the layer's output; `image` is defined"
-            )
+        self._check_defined(outputs, tail)
         with _parameters_require_grad(self.model, False):
             run = self._forward(images, record_tail=True)
         with _full_precision(run.features):
@@ -164,35 +316,35 @@ class LastLayer:
                 scale = torch.as_tensor(n_pixels, dtype=gradient.dtype, device=gradient.device).clamp(min=1)
                 found["image"] = gradient / scale.view(-1, *[1] * (gradient.ndim - 1))
             if "semantic_vector" in outputs:
-                predicted = logits.argmax(1, keepdim=True)
-                own = torch.zeros_like(residual).scatter_(1, predicted, residual.gather(1, predicted))
-                found["semantic_vector"] = self._pull_back(run, own, backend)
+                found["semantic_vector"] = self._pull_back(run, _own_class(residual, logits), backend)
             others = [name for name in outputs if name not in found]
             if others:
-                if "semantic" in others or "norm_map" in others:
-                    assert tail.resize is not None
-                    kernel = self._parameters()[0].shape[2:] or (1,) * len(tail.grid)
-                    norms = upsampled_patch_norms(
-                        _on_grid(run.features, self.module, tail.grid),
-                        kernel,
-                        logits.shape[2:],
-                        mode=tail.resize.mode,
-                        align_corners=tail.resize.align_corners,
-                    ).unsqueeze(1)
-                else:
-                    norms = torch.zeros_like(logits[:, :1])
-                # ‖r ⊗ z̃‖ = ‖r‖ ‖z̃‖: one channel that holds ‖z̃‖ stands for all d upsampled ones.
-                rest = pixel_gradients(
-                    norms,
-                    norms.new_zeros(logits.shape[1], 1),
-                    outputs=others,
-                    logits=_like(logits, norms),
-                    residual=None if loss is None else _like(residual, norms),
-                    valid=valid,
-                    backend=backend,
-                )
+                norms = self._patch_norms(run, logits, tail, others)
+                rest = _from_norms(norms, logits, residual, others, loss, valid, backend)
                 found.update({name: getattr(rest, name) for name in others})
         return PixelGradients(**found)
+
+    def _check_defined(self, outputs: Sequence[str], tail: _Tail) -> None:
+        refused = [name for name in outputs if name in ("semantic", "semantic_vector", "norm_map")]
+        if refused and tail.resize is None:
+            raise ValueError(
+                f"outputs: {', '.join(refused)} not defined for this model: between {self.name!r} and the logits it "
+                f"runs {tail.description}, which is not a linear resize of the layer's output; `image` is defined"
+            )
+
+    def _patch_norms(self, run: _Forward, logits: Tensor, tail: _Tail, outputs: Sequence[str]) -> Tensor:
+        """(B, 1, *logits' grid): ‖z̃‖ of every pixel, or zeros where no output needs it."""
+        if "semantic" not in outputs and "norm_map" not in outputs:
+            return torch.zeros_like(logits[:, :1])
+        assert tail.resize is not None
+        kernel = self._parameters()[0].shape[2:] or (1,) * len(tail.grid)
+        return upsampled_patch_norms(
+            _on_grid(run.features, self.module, tail.grid),
+            kernel,
+            logits.shape[2:],
+            mode=tail.resize.mode,
+            align_corners=tail.resize.align_corners,
+        ).unsqueeze(1)
 
     def _pull_back(self, run: _Forward, residual: Tensor, backend: str | None) -> Tensor:
         """Σ over pixels of δ ⊗ z̃ with δ the tail's vector-Jacobian product with the residual: (B, *weight's shape)."""
@@ -521,6 +673,37 @@ def _candidates(trace: _Trace) -> str:
         for call in {**dict.fromkeys(trace.direct), **dict.fromkeys(trace.calls[-8:])}
     ]
     return f"Logits have shape {tuple(trace.logits.shape)}; the last layers called are:{''.join(rows)}"
+
+
+# Residuals and norms.
+
+
+def _own_class(residual: Tensor, logits: Tensor) -> Tensor:
+    """The residual of the predicted class alone, 0 elsewhere."""
+    predicted = logits.argmax(1, keepdim=True)
+    return torch.zeros_like(residual).scatter_(1, predicted, residual.gather(1, predicted))
+
+
+def _from_norms(
+    norms: Tensor,
+    logits: Tensor,
+    residual: Tensor,
+    outputs: Sequence[str],
+    loss: Loss | None,
+    valid: Tensor | None,
+    backend: str | None,
+) -> PixelGradients:
+    """Outputs that need no more of a patch than its norm, from (B, 1, *grid) norms: ‖r ⊗ z̃‖ = ‖r‖ ‖z̃‖, so one channel
+    that holds ‖z̃‖ stands for all d upsampled ones."""
+    return pixel_gradients(
+        norms,
+        norms.new_zeros(logits.shape[1], 1),
+        outputs=outputs,
+        logits=_like(logits, norms),
+        residual=None if loss is None else _like(residual, norms),
+        valid=valid,
+        backend=backend,
+    )
 
 
 # Small things.

@@ -60,6 +60,7 @@ def embed_pool(
     batch_size: int = 16,
     last_layer: LastLayer | str | None = None,
     loss: Loss | None = None,
+    regions: tuple[int, int] | None = None,
     device: torch.device | str | None = None,
     precision: str | None = None,
     channels_last: bool = True,
@@ -87,6 +88,8 @@ def embed_pool(
         batch_size: images per forward pass; a DataLoader has its own.
         last_layer: a `LastLayer`, or its name; default `LastLayer.find` on the first image.
         loss: as for `LastLayer.pixel_gradients`.
+        regions: rows R and columns C of a grid of windows: outputs are those of `LastLayer.window_gradients`, and an
+            image's row of values has an axis of R C windows first.
         device: where the model is; default its parameters' device.
         precision: "32-true", "bf16-mixed" or "16-mixed" (autocast); default the caller's autocast state.
         channels_last: memory format of the batches, the faster one for convolutions (for volumes on CUDA alone).
@@ -122,6 +125,7 @@ def embed_pool(
             "loss": getattr(loss, "__qualname__", repr(loss)),
             "precision": precision,
             "shard": [rank, world_size],
+            **({} if regions is None else {"regions": list(regions)}),
         }
         paths = [Path(out)] if isinstance(output, str) else [Path(out) / f"{name}.npy" for name in names]
         for name, path in zip(names, paths, strict=True):
@@ -140,7 +144,10 @@ def embed_pool(
             images = _to_device(batch.images, device, parameter.dtype, channels_last, transform)
             if not isinstance(last_layer, LastLayer):
                 last_layer = LastLayer.find(model, images[:1], name=last_layer)
-            found = last_layer.pixel_gradients(images, outputs=names, loss=loss, backend=backend)
+            if regions is None:
+                found = last_layer.pixel_gradients(images, outputs=names, loss=loss, backend=backend)
+            else:
+                found = last_layer.window_gradients(images, regions, outputs=names, loss=loss, backend=backend)
             finite = images.sum(tuple(range(1, images.ndim))).isfinite()
             return _Scored(batch, *_to_host([finite, *(getattr(found, name) for name in names)]))
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["upsampled_patch_norms"]
+__all__ = ["resize_matrix", "upsampled_patch_norms"]
 
 
 def upsampled_patch_norms(
@@ -50,12 +50,17 @@ def upsampled_patch_norms(
     return squared.clamp(min=0).sqrt()
 
 
+def resize_matrix(like: Tensor, source: int, target: int, *, mode: str, align_corners: bool | None) -> Tensor:
+    """(source, target) in the type of `like`: the weight of each source pixel in each pixel of a resized axis."""
+    eye = torch.eye(source, dtype=like.dtype, device=like.device)
+    return F.interpolate(eye[None], size=target, mode=mode, align_corners=align_corners)[0]
+
+
 def _axis_weights(
     features: Tensor, source: int, target: int, mode: str, align_corners: bool | None
 ) -> tuple[Tensor, Tensor]:
     """(source, target): the squared weight of each source pixel, and the product of its weight with the next one's."""
-    eye = torch.eye(source, dtype=features.dtype, device=features.device)
-    matrix = F.interpolate(eye[None], size=target, mode=mode, align_corners=align_corners)[0]
+    matrix = resize_matrix(features, source, target, mode=mode, align_corners=align_corners)
     following = torch.cat([matrix[1:], matrix.new_zeros(1, target)])
     return matrix.square(), matrix * following
 

@@ -1,0 +1,99 @@
+"""Windows of an image: a grid that covers every pixel exactly once, and views of maps cut to one of its cells."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["Box", "Window", "cell_boxes", "cut", "inside", "padded", "rim", "windows_of"]
+
+Box = tuple[range, range]
+"""Rows and columns of a cell."""
+
+
+class Window(NamedTuple):
+    """A rectangle of an image, in its pixels from the upper left corner on."""
+
+    id: str | int
+    """The image."""
+    x: int
+    y: int
+    width: int
+    height: int
+
+    @property
+    def pixels(self) -> int:
+        return self.width * self.height
+
+
+def cell_boxes(size: Sequence[int], regions: tuple[int, int]) -> list[Box]:
+    """The cells of a grid over (height, width), row by row; their sides differ by at most one pixel.
+
+    Args:
+        size: height and width.
+        regions: rows and columns of the grid.
+
+    Raises:
+        ValueError: more rows or columns than pixels, or none.
+    """
+    rows, columns = regions
+    if len(size) != 2:
+        raise ValueError(f"regions: windows need images with two spatial axes, got {len(size)}: {tuple(size)}")
+    if not (1 <= rows <= size[0] and 1 <= columns <= size[1]):
+        raise ValueError(
+            f"regions: {rows} rows x {columns} columns of windows do not fit {size[0]} x {size[1]} pixels (height x "
+            "width): ask for fewer, at least one of each"
+        )
+    return [(top, left) for top in _pieces(size[0], rows) for left in _pieces(size[1], columns)]
+
+
+def windows_of(id: str | int, size: Sequence[int], regions: tuple[int, int]) -> list[Window]:
+    """The windows of an image of (height, width) pixels, row by row."""
+    return [Window(id, xs.start, ys.start, len(xs), len(ys)) for ys, xs in cell_boxes(size, regions)]
+
+
+def rim(box: Box, kernel: Sequence[int], size: Sequence[int]) -> Box:
+    """The box and what its pixels' kernel-sized patches reach beyond it, within (height, width).
+
+    Where it ends at the image's border the zero padding is the image's own, so patches in the box are what they are
+    in the whole image.
+    """
+    (ys, xs), (k_y, k_x), (height, width) = box, kernel, size
+    return (
+        range(max(ys.start - k_y // 2, 0), min(ys.stop + k_y // 2, height)),
+        range(max(xs.start - k_x // 2, 0), min(xs.stop + k_x // 2, width)),
+    )
+
+
+def padded(values: Tensor, box: Box, around: Box) -> Tensor:
+    """(..., *box) as (..., *around), zeros (False) outside the box."""
+    (ys, xs), (outer_ys, outer_xs) = box, around
+    if box == around:
+        return values
+    margins = [xs.start - outer_xs.start, outer_xs.stop - xs.stop, ys.start - outer_ys.start, outer_ys.stop - ys.stop]
+    return F.pad(values, margins)
+
+
+def cut(values: Tensor, box: Box) -> Tensor:
+    """A view of (..., height, width) at the box."""
+    ys, xs = box
+    return values[..., ys.start : ys.stop, xs.start : xs.stop]
+
+
+def inside(box: Box, around: Box, batch: int, device: torch.device) -> Tensor | None:
+    """(batch, *around) bool, true in the box alone; None where that is everywhere."""
+    if box == around:
+        return None
+    return padded(torch.ones([len(side) for side in box], dtype=torch.bool, device=device), box, around).expand(
+        batch, -1, -1
+    )
+
+
+def _pieces(length: int, n: int) -> list[range]:
+    edges = [length * i // n for i in range(n + 1)]
+    return [range(start, stop) for start, stop in itertools.pairwise(edges)]

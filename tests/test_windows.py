@@ -1,0 +1,149 @@
+"""A window's embedding is the gradient of its own pixels' loss, whatever head and tail the model has."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from alges_fast import LastLayer, embed_pool
+from alges_fast.losses import cross_entropy_with_dice
+from alges_fast.windows import windows_of
+
+N_CLASSES, SIZE = 4, (19, 14)
+REGIONS = (4, 3)
+
+
+class Net(nn.Module):
+    """A body, a head with a square kernel, and what follows it."""
+
+    def __init__(self, kernel: int, tail: str) -> None:
+        super().__init__()
+        self.tail = tail
+        self.body = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1, stride=2 if "x2" in tail else 1), nn.Tanh())
+        self.head = nn.Conv2d(6, N_CLASSES, kernel, padding=kernel // 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        output: Tensor = self.head(self.body(images))
+        if self.tail == "plus":
+            return output + images[:, :1].sin()
+        if self.tail == "x2 bilinear":
+            return F.interpolate(output, size=SIZE, mode="bilinear")
+        if self.tail == "x2 nearest":
+            return F.interpolate(output, size=SIZE, mode="nearest")
+        if self.tail == "x2 bicubic":
+            return F.interpolate(output, size=SIZE, mode="bicubic")
+        return output
+
+
+NETS = [(1, "nothing"), (3, "nothing"), (5, "nothing"), (3, "plus")]
+NETS += [(kernel, f"x2 {mode}") for mode in ("bilinear", "nearest", "bicubic") for kernel in (1, 3)]
+every_net = pytest.mark.parametrize(("kernel", "tail"), NETS)
+
+
+def net(kernel: int, tail: str) -> Net:
+    torch.manual_seed(kernel)
+    return Net(kernel, tail).double().eval()
+
+
+def images() -> Tensor:
+    return torch.randn(2, 3, *SIZE, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+
+
+def slices() -> list[tuple[slice, slice]]:
+    return [(slice(w.y, w.y + w.height), slice(w.x, w.x + w.width)) for w in windows_of("image", SIZE, REGIONS)]
+
+
+@pytest.mark.parametrize(
+    ("size", "regions"), [((19, 14), (4, 3)), ((8, 8), (8, 8)), ((7, 5), (1, 1)), ((480, 360), (7, 11))]
+)
+def test_windows_cover_every_pixel_once_and_are_of_like_size(size: tuple[int, int], regions: tuple[int, int]) -> None:
+    covered = torch.zeros(size, dtype=torch.int64)
+    windows = windows_of("image", size, regions)
+    assert len(windows) == regions[0] * regions[1]
+    for window in windows:
+        covered[window.y : window.y + window.height, window.x : window.x + window.width] += 1
+    assert bool((covered == 1).all())
+    for sides in ({window.width for window in windows}, {window.height for window in windows}):
+        assert max(sides) - min(sides) <= 1
+
+
+@every_net
+def test_a_windows_embedding_is_the_gradient_of_its_pixels_mean_loss(kernel: int, tail: str) -> None:
+    model = net(kernel, tail)
+    found = LastLayer.find(model, images()).window_gradients(images(), REGIONS).image
+    assert found is not None
+    for index in range(2):
+        for at, (ys, xs) in enumerate(slices()):
+            logits = model(images()[index : index + 1])
+            loss = F.cross_entropy(logits[:, :, ys, xs], logits.argmax(1)[:, ys, xs])
+            (expected,) = torch.autograd.grad(loss, model.head.weight)
+            torch.testing.assert_close(found[index, at], expected, rtol=1e-9, atol=1e-12)
+
+
+@every_net
+def test_another_loss_sees_one_window_at_a_time(kernel: int, tail: str) -> None:
+    model = net(kernel, tail)
+    found = LastLayer.find(model, images()).window_gradients(images(), REGIONS, loss=cross_entropy_with_dice).image
+    assert found is not None
+    for at, (ys, xs) in enumerate(slices()):
+        logits = model(images()[:1])
+        loss = cross_entropy_with_dice(logits[:, :, ys, xs], logits.argmax(1)[:, ys, xs])
+        (expected,) = torch.autograd.grad(loss, model.head.weight)
+        torch.testing.assert_close(found[0, at], expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("kernel", "tail"), [one for one in NETS if "bicubic" not in one[1]])
+def test_every_output_is_that_of_an_image_of_which_the_window_alone_counts(kernel: int, tail: str) -> None:
+    layer = LastLayer.find(net(kernel, tail), images())
+    outputs = ("image", "semantic", "semantic_vector", "class_pixels", "entropy", "margin", "confidence")
+    found = layer.window_gradients(images(), REGIONS, outputs=outputs)
+    for at, (ys, xs) in enumerate(slices()):
+        valid = torch.zeros(2, *SIZE, dtype=torch.bool)
+        valid[:, ys, xs] = True
+        expected = layer.pixel_gradients(images(), outputs=outputs, valid=valid)
+        for name in outputs:
+            value = getattr(found, name)[:, at]
+            torch.testing.assert_close(value, getattr(expected, name), rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_windows_add_up_to_the_image() -> None:
+    layer = LastLayer.find(net(3, "nothing"), images())
+    found = layer.window_gradients(images(), REGIONS, outputs=("image", "semantic"))
+    whole = layer.pixel_gradients(images(), outputs=("image", "semantic"))
+    assert found.image is not None
+    assert found.semantic is not None
+    assert whole.image is not None
+    shares = torch.tensor([w.pixels for w in windows_of("image", SIZE, REGIONS)], dtype=torch.float64)
+    summed = torch.einsum("bw...,w->b...", found.image, shares / shares.sum())
+    torch.testing.assert_close(summed, whole.image, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(found.semantic.sum(1), whole.semantic, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("kernel", "tail"), [(1, "nothing"), (3, "nothing"), (3, "x2 bilinear")])
+def test_a_pool_of_windows_is_that_of_its_images_in_order(kernel: int, tail: str) -> None:
+    model = net(kernel, tail).float()
+    pool = [(f"frame{i}", torch.rand(3, *SIZE, generator=torch.Generator().manual_seed(i))) for i in range(5)]
+    found = embed_pool(model, pool, output=("image", "entropy"), regions=REGIONS, batch_size=2, progress=False)
+    assert found.ids == tuple(name for name, _ in pool)
+    layer = LastLayer.find(model, pool[0][1][None])
+    for at, (_, image) in enumerate(pool):
+        expected = layer.window_gradients(image[None], REGIONS, outputs=("image", "entropy"))
+        assert expected.image is not None
+        assert expected.entropy is not None
+        torch.testing.assert_close(found.values[at], expected.image[0], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(found.outputs["entropy"][at], expected.entropy[0], rtol=1e-4, atol=1e-4)
+
+
+def test_mistakes_are_named() -> None:
+    layer = LastLayer.find(net(1, "nothing"), images())
+    with pytest.raises(ValueError, match="20 rows x 3 columns of windows do not fit 19 x 14 pixels"):
+        layer.window_gradients(images(), (20, 3))
+    with pytest.raises(ValueError, match="norm_map has a number per pixel"):
+        layer.window_gradients(images(), REGIONS, outputs=("norm_map",))
+    with pytest.raises(ValueError, match="semantic not defined for this model"):
+        LastLayer.find(net(1, "x2 bicubic"), images()).window_gradients(images(), REGIONS, outputs=("semantic",))
+    volume = nn.Conv3d(1, 2, 1)
+    with pytest.raises(ValueError, match="two spatial axes"):
+        LastLayer.find(volume, torch.rand(1, 1, 4, 4, 4)).window_gradients(torch.rand(1, 1, 4, 4, 4), (2, 2))
