@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from types import ModuleType
 from typing import NamedTuple
 
@@ -153,8 +153,8 @@ def _validate(
     valid: Tensor | None,
     backend: str | None,
 ) -> None:
-    if isinstance(outputs, str):
-        raise TypeError(f"outputs must be a sequence of names, such as ({outputs!r},), not the string {outputs!r}")
+    if isinstance(outputs, str) or not isinstance(outputs, Collection):  # an iterator could be read only once
+        raise TypeError(f"outputs must be a sequence of names, such as ('image',), got {outputs!r}")
     for output in outputs:
         if output not in OUTPUTS:
             raise ValueError(f"outputs: unknown name {output!r}; choose from {', '.join(OUTPUTS)}")
@@ -164,6 +164,7 @@ def _validate(
     for name, tensor in (("features", features), ("weight", weight)):
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+        _check_dense(name, tensor)
     if features.dtype not in _DTYPES:
         raise TypeError(f"features must be float16, bfloat16, float32 or float64, got {_name(features.dtype)}")
     if not 3 <= features.ndim <= 5:
@@ -201,6 +202,7 @@ def _validate(
             continue
         if not isinstance(operand, Tensor):
             raise TypeError(f"{name} must be a tensor or None, got {type(operand).__name__}")
+        _check_dense(name, operand)
         if shape is not None and tuple(operand.shape) != shape:
             raise ValueError(f"{name} must have shape {shape}, got {_shape(operand)}")
         if operand.device != features.device:
@@ -211,6 +213,12 @@ def _validate(
         elif operand.dtype != features.dtype and (operand.dtype != torch.float32 or features.dtype == torch.float64):
             also = "" if features.dtype in (torch.float32, torch.float64) else " or float32"
             raise TypeError(f"{name} must be {_name(features.dtype)}{also} like features, got {_name(operand.dtype)}")
+
+
+def _check_dense(name: str, tensor: Tensor) -> None:
+    if tensor.layout != torch.strided or tensor.is_nested:
+        layout = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
+        raise TypeError(f"{name} must be a dense tensor, got a {layout} one")
 
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:

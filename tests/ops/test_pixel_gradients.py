@@ -718,10 +718,19 @@ def test_scratch_memory_does_not_grow_with_the_map(on_gpu: Backend) -> None:
 
 BAD_ARGUMENTS: dict[str, tuple[dict[str, object], type[Exception], str]] = {
     "outputs, a string": ({"outputs": "image"}, TypeError, r"outputs.*sequence.*'image'"),
+    "outputs, an iterator": ({"outputs": iter(["image"])}, TypeError, r"outputs.*sequence.*list_iterator"),
+    "outputs, None": ({"outputs": None}, TypeError, r"outputs.*sequence.*None"),
     "outputs, unknown": ({"outputs": ("images",)}, ValueError, r"outputs.*'images'.*image, semantic"),
     "backend, unknown": ({"backend": "cudnn"}, ValueError, r"backend.*'cudnn'.*reference, cpu, triton, cuda"),
     "features, a list": ({"features": [1.0]}, TypeError, r"features.*tensor.*list"),
     "features, integers": ({"features": torch.ones(2, 4, 5, 6, dtype=torch.int32)}, TypeError, r"features.*int32"),
+    "features, sparse": ({"features": torch.ones(2, 4, 5, 6).to_sparse()}, TypeError, r"features.*dense.*sparse_coo"),
+    "features, nested": (
+        {"features": torch.nested.nested_tensor([torch.ones(4, 5)], layout=torch.jagged)},
+        TypeError,
+        r"features.*dense.*nested",
+    ),
+    "logits, sparse": ({"logits": torch.ones(2, 3, 5, 6).to_sparse()}, TypeError, r"logits.*dense.*sparse_coo"),
     "features, two axes": ({"features": torch.ones(2, 4)}, ValueError, r"features.*\(B, d, \*spatial\).*\(2, 4\)"),
     "features, six axes": ({"features": torch.ones(2, 4, 1, 1, 1, 1)}, ValueError, r"features.*1 to 3.*\(2, 4, 1"),
     "features, no channel": (
