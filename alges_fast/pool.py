@@ -24,7 +24,7 @@ from alges_fast.losses import Loss
 from alges_fast.ops import OUTPUTS
 from alges_fast.row_file import RowFile, fingerprint
 
-__all__ = ["PRECISIONS", "Id", "Pool", "PoolEmbeddings", "Progress", "embed_pool", "pool_ids"]
+__all__ = ["PRECISIONS", "Id", "Pool", "PoolEmbeddings", "Progress", "embed_pool", "pool_ids", "pool_sizes"]
 
 logger = logging.getLogger(__name__)
 
@@ -174,6 +174,14 @@ def pool_ids(pool: Pool) -> tuple[Id, ...]:
     if known is not None:
         return tuple(known)
     return tuple(id for batch in _Source(pool, 0, 1).batches(1, start=0) for id in batch.ids)
+
+
+def pool_sizes(pool: Pool) -> dict[Id, tuple[int, ...]]:
+    """id -> spatial sizes of a pool's images. One that is no array is read for them."""
+    if isinstance(pool, (Tensor, np.ndarray)):
+        return dict.fromkeys(range(len(pool)), tuple(pool.shape[2:]))
+    batches = _Source(pool, 0, 1).batches(1, start=0)
+    return {id: tuple(batch.images.shape[2:]) for batch in batches for id in batch.ids}
 
 
 def _validate(

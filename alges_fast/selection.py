@@ -1,4 +1,4 @@
-"""Which images of a pool to annotate next, for anyone with a model: the function `select`.
+"""Which images of a pool to annotate next, or which windows of them: the functions `select` and `select_regions`.
 
 The strategies are those of `alges_fast.strategies` that need no training of their own, with what a user's own pool asks
 for besides: labelled images as centres, neighbours in a video kept apart, classes to aim at, picks that an annotator
@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from alges_fast.pool import Id, Pool, embed_pool, pool_ids
+from alges_fast.pool import Id, Pool, embed_pool, pool_ids, pool_sizes
 from alges_fast.random_streams import stream_seed
 from alges_fast.seeding import Seeding, k_center_greedy, kmeans_plusplus
 from alges_fast.strategies import Query
@@ -25,8 +25,9 @@ from alges_fast.strategies.alges import AlgesImage, AlgesSemantic, AlgesSemantic
 from alges_fast.strategies.coreset import Coreset
 from alges_fast.strategies.random import Random, StratifiedRandom
 from alges_fast.strategies.uncertainty import Entropy, LeastConfidence, Margin
+from alges_fast.windows import Window, windows_of
 
-__all__ = ["STRATEGIES", "Selection", "select", "weighted"]
+__all__ = ["STRATEGIES", "RegionSelection", "Selection", "select", "select_regions", "weighted"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,8 @@ _DRAWN = {cls.name: cls for cls in (Random, StratifiedRandom)}
 STRATEGIES = (*_DRAWN, *_UNCERTAINTY, Coreset.name, *EMBEDDING)
 
 Place: TypeAlias = tuple[str, float]
+_C = TypeVar("_C", bound="Id | Window")
+"""What is picked."""
 _Draw: TypeAlias = Callable[[Sequence[int], int, Sequence[int], int], Iterable[int]]
 """Positions to choose from, how many, positions of the centres so far, seed -> positions, best first."""
 
@@ -55,7 +58,7 @@ class Selection:
 
     ids: tuple[Id, ...]
     scores: Mapping[Id, float]
-    _candidates: _Candidates = field(repr=False, compare=False)
+    _candidates: _Candidates[Id] = field(repr=False, compare=False)
     _refused: tuple[Id, ...] = field(default=(), repr=False)
 
     def reject(self, ids: Iterable[Id]) -> Selection:
@@ -74,6 +77,47 @@ class Selection:
             refused.append(id)
             kept = self._candidates.fill(kept, len(kept) + 1, refused)
         return replace(self, ids=tuple(kept), _refused=tuple(refused))
+
+
+@dataclass(frozen=True)
+class RegionSelection:
+    """What `select_regions` chose.
+
+    Attributes:
+        windows: in order of picking, together at most `budget_pixels` large.
+        scores: a number per window of the pool, as in `Selection`.
+        budget_pixels: what there was to spend.
+    """
+
+    windows: tuple[Window, ...]
+    scores: Mapping[Window, float]
+    budget_pixels: int
+    _candidates: _Candidates[Window] = field(repr=False, compare=False)
+    _refused: tuple[Window, ...] = field(default=(), repr=False)
+
+    def reject(self, refused: Iterable[Window | Id]) -> RegionSelection:
+        """The same selection with these windows, or all windows of an image, replaced by others for their pixels.
+
+        The other picks stay, as centres, and the new ones come last. Each item is replaced in turn, and what is refused
+        never comes back: of an image no window does, picked or not.
+
+        Raises:
+            ValueError: a window that is not among the picks, an image that is not in the pool, or too little left.
+        """
+        kept, gone = list(self.windows), list(self._refused)
+        for item in refused:
+            if isinstance(item, Window):
+                these = [window for window in kept if window == item]
+            else:
+                these = [window for window in self._candidates.ids if window.id == item and window not in gone]
+            if not these:
+                where = "among the picks" if isinstance(item, Window) else "in the pool, or refused already"
+                raise ValueError(f"refused: {str(item)!r} is not {where}")
+            gone += these
+            left = [window for window in kept if window not in these]
+            if len(left) < len(kept):
+                kept = self._candidates.fill(left, self.budget_pixels, gone)
+        return replace(self, windows=tuple(kept), _refused=tuple(gone))
 
 
 def select(
@@ -122,44 +166,89 @@ def select(
         >>> len(select(model, pool, 5, progress=False).ids)
         5
     """
-    if strategy not in STRATEGIES:
-        why = "needs a model that was trained for it" if strategy.startswith("deal") else "is unknown"
-        raise ValueError(f"strategy: {strategy!r} {why}; choose from {', '.join(STRATEGIES)}")
-    if class_weights is not None and strategy not in EMBEDDING:
-        raise ValueError(f"class_weights: {strategy} has no rows per class to weigh; use {', '.join(EMBEDDING)}")
-    if not min_gap >= 0:
-        raise ValueError(f"min_gap must be 0 or more, got {min_gap}")
-    if seed < 0:
-        raise ValueError(f"seed must be 0 or more, got {seed}")
+    _check(strategy, class_weights, min_gap, seed)
     places = {} if places is None else places
     taken = frozenset(labelled)
-    embed_options = {**options, "out": out}
-    scores: dict[Id, float] = {}
-    draw: _Draw
+    rated = _rate(model, pool, strategy, seed, taken, places, class_weights, None, {**options, "out": out})
+    unit = "n", "images that can be picked"
+    candidates: _Candidates[Id] = _Candidates(rated.ids, taken, places, min_gap, seed, rated.draw, unit)
+    return Selection(tuple(candidates.fill([], n, [])), rated.scores, candidates)
 
-    if strategy in _DRAWN:
-        ids = pool_ids(pool)
-        draw = _in_order(_drawn_order(_DRAWN[strategy], model, ids, taken, places, seed))
-    elif strategy in _UNCERTAINTY:
-        measure = _UNCERTAINTY[strategy]
-        found = embed_pool(model, pool, output=(measure.output, "class_pixels"), **embed_options)
-        ids = found.ids
-        means = found.values.double() / found.outputs["class_pixels"].sum(1).clamp(min=1)
-        scores = dict(zip(ids, measure().uncertainty(means).tolist(), strict=True))
-        draw = _in_order(sorted(range(len(ids)), key=lambda position: -scores[ids[position]]))
-    elif strategy == Coreset.name:
-        # The gradient of the mean logit of class 0 is the mean of the features: one pass of the engine, resumable.
-        found = embed_pool(model, pool, output=("image",), **{**embed_options, "loss": _MeanLogit()})
-        ids, taps = found.ids, found.values[:, 0].flatten(2) if found.values.ndim > 3 else found.values[:, 0, :, None]
-        draw = _by_seeding(taps[:, :, taps.shape[2] // 2].contiguous(), k_center_greedy)
-    else:
-        found = embed_pool(model, pool, output=(EMBEDDING[strategy],), **embed_options)
-        ids, points = found.ids, weighted(found.values, class_weights).flatten(1)
-        scores = dict(zip(ids, points.norm(dim=1).tolist(), strict=True))
-        draw = _by_seeding(points, kmeans_plusplus)
 
-    candidates = _Candidates(ids, taken, places, min_gap, seed, draw)
-    return Selection(tuple(candidates.fill([], n, [])), scores, candidates)
+def select_regions(
+    model: nn.Module,
+    pool: Pool,
+    budget_pixels: int,
+    *,
+    regions: tuple[int, int] = (8, 8),
+    strategy: str = "alges-img",
+    seed: int = 0,
+    labelled: Iterable[Id | Window] = (),
+    sizes: Mapping[Id, tuple[int, int]] | None = None,
+    places: Mapping[Id, Place] | None = None,
+    min_gap: float = 0.0,
+    class_weights: Sequence[float] | None = None,
+    out: str | Path | None = None,
+    **options: Any,
+) -> RegionSelection:
+    """Choose the windows of a pool's images to annotate next, within a budget of pixels.
+
+    Every image is cut into a grid of windows, and a window is to the strategy what an image is to `select`: alges-img
+    seeds from the mean of r ⊗ z̃ over its pixels (Eq. 4 restricted to the window), alges-sem from its pixels' gradient
+    norms summed by class, so windows with much gradient lie far apart and are picked more; the uncertainty strategies
+    take the mean over its pixels, coreset its mean features, and the random strategies draw windows. Aklilu & Yeung
+    name regions as future work.
+
+    Args:
+        model: trained, on its device; see `LastLayer.window_gradients`.
+        pool: see `embed_pool`; images with two spatial axes.
+        budget_pixels: windows are picked until the next one would exceed it. n whole images have n x height x width.
+        regions: rows and columns of the grid; windows cover every pixel once, and their sides differ by at most one.
+            The model sees the same grid over its logits: where the two do not divide alike, a window's border there is
+            within a pixel of its own.
+        strategy: one of `STRATEGIES`.
+        seed: fixes every pick.
+        labelled: images, or windows of this grid, that are annotated already: never picked, and centres of the seeding
+            from the start.
+        sizes: id -> (height, width) that windows are given in and the budget is counted in. Default: the images' own;
+            unless the pool is an array it is read once more for them.
+        places: as for `select`.
+        min_gap: windows of two images of one video are picked only if the images are at least this far apart in time,
+            labelled ones counted. Windows of one image may always be picked together. Halved as in `select`.
+        class_weights: as for `select`, on the rows of a window's embedding.
+        out: as for `select`.
+        **options: as for `select`.
+
+    Returns:
+        RegionSelection.
+
+    Raises:
+        ValueError, TypeError: as for `select`; a grid finer than an image; a budget below the smallest window or above
+            what can be picked.
+
+    Example:
+        >>> model = torch.nn.Conv2d(3, 2, 1)
+        >>> pool = torch.rand(20, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+        >>> len(select_regions(model, pool, 2 * 8 * 8, regions=(4, 4), progress=False).windows)
+        32
+    """
+    _check(strategy, class_weights, min_gap, seed)
+    places = {} if places is None else places
+    known: Mapping[Id, Sequence[int]] = pool_sizes(pool) if sizes is None else sizes
+    grids = {id: windows_of(id, size, regions) for id, size in known.items()}
+    taken: set[Window] = set()
+    for item in labelled:
+        image = _image_of(item)
+        if image not in grids:
+            raise ValueError(f"labelled: {image!r} is not in the pool")
+        if isinstance(item, Window) and item not in grids[image]:
+            raise ValueError(f"labelled: '{item}' is no window of a grid of {regions[0]} x {regions[1]} over its image")
+        taken.update([item] if isinstance(item, Window) else grids[image])
+    embed_options = {**options, "out": out, "regions": regions}
+    rated = _rate(model, pool, strategy, seed, taken, places, class_weights, grids, embed_options)
+    unit = "budget_pixels", "pixels of the smallest window and of all that can be picked"
+    candidates: _Candidates[Window] = _Candidates(rated.ids, frozenset(taken), places, min_gap, seed, rated.draw, unit)
+    return RegionSelection(tuple(candidates.fill([], budget_pixels, [])), rated.scores, budget_pixels, candidates)
 
 
 def weighted(embeddings: Tensor, class_weights: Sequence[float] | None) -> Tensor:
@@ -178,73 +267,165 @@ def weighted(embeddings: Tensor, class_weights: Sequence[float] | None) -> Tenso
     return embeddings * weights.view(-1, *[1] * (embeddings.ndim - 2))
 
 
-@dataclass(frozen=True)
-class _Candidates:
-    """The pool as picks are drawn from it."""
+def _check(strategy: str, class_weights: object, min_gap: float, seed: int) -> None:
+    if strategy not in STRATEGIES:
+        why = "needs a model that was trained for it" if strategy.startswith("deal") else "is unknown"
+        raise ValueError(f"strategy: {strategy!r} {why}; choose from {', '.join(STRATEGIES)}")
+    if class_weights is not None and strategy not in EMBEDDING:
+        raise ValueError(f"class_weights: {strategy} has no rows per class to weigh; use {', '.join(EMBEDDING)}")
+    if not min_gap >= 0:
+        raise ValueError(f"min_gap must be 0 or more, got {min_gap}")
+    if seed < 0:
+        raise ValueError(f"seed must be 0 or more, got {seed}")
 
-    ids: Sequence[Id]
-    labelled: frozenset[Id]
+
+@dataclass(frozen=True)
+class _Rated:
+    """The pool's images, or their windows, as a strategy sees them."""
+
+    ids: Sequence[Any]
+    scores: dict[Any, float]
+    draw: _Draw
+
+
+def _rate(
+    model: nn.Module,
+    pool: Pool,
+    strategy: str,
+    seed: int,
+    taken: Collection[Any],
+    places: Mapping[Id, Place],
+    class_weights: Sequence[float] | None,
+    grids: Mapping[Id, Sequence[Window]] | None,
+    options: dict[str, Any],
+) -> _Rated:
+    def named(images: Sequence[Id]) -> Sequence[Any]:
+        if grids is None:
+            return images
+        unknown = [id for id in images if id not in grids]
+        if unknown:
+            raise ValueError(f"sizes: has no size of image {unknown[0]!r} ({len(unknown)} such images)")
+        return [window for id in images for window in grids[id]]
+
+    def embed(*outputs: str, **more: Any) -> tuple[Sequence[Any], list[Tensor]]:
+        found = embed_pool(model, pool, output=outputs, **{**options, **more})
+        values = [found.outputs[name] for name in outputs]
+        return named(found.ids), values if grids is None else [value.flatten(0, 1) for value in values]
+
+    if strategy in _DRAWN:
+        ids = named(pool_ids(pool))
+        return _Rated(ids, {}, _in_order(_drawn_order(_DRAWN[strategy], model, ids, taken, places, seed)))
+    if strategy in _UNCERTAINTY:
+        measure = _UNCERTAINTY[strategy]
+        ids, (sums, class_pixels) = embed(measure.output, "class_pixels")
+        means = sums.double() / class_pixels.sum(1).clamp(min=1)
+        scores = measure().uncertainty(means).tolist()
+        order = sorted(range(len(ids)), key=lambda position: -scores[position])
+        return _Rated(ids, dict(zip(ids, scores, strict=True)), _in_order(order))
+    if strategy == Coreset.name:
+        # The gradient of the mean logit of class 0 is the mean of the features: one pass of the engine, resumable.
+        ids, (values,) = embed("image", loss=_MeanLogit())
+        taps = values[:, 0].flatten(2) if values.ndim > 3 else values[:, 0, :, None]
+        return _Rated(ids, {}, _by_seeding(taps[:, :, taps.shape[2] // 2].contiguous(), k_center_greedy))
+    ids, (values,) = embed(EMBEDDING[strategy])
+    points = weighted(values, class_weights).flatten(1)
+    norms = points.norm(dim=1).tolist()
+    return _Rated(ids, dict(zip(ids, norms, strict=True)), _by_seeding(points, kmeans_plusplus))
+
+
+@dataclass(frozen=True)
+class _Candidates(Generic[_C]):
+    """The pool as picks are drawn from it: images that cost 1 each, or windows that cost their pixels."""
+
+    ids: Sequence[_C]
+    labelled: frozenset[_C]
     places: Mapping[Id, Place]
     min_gap: float
     seed: int
     draw: _Draw
+    unit: tuple[str, str]
+    """Name of the budget, and what it is counted in."""
 
     def __post_init__(self) -> None:
         unknown = self.labelled.difference(self.ids)
         if unknown:
             raise ValueError(f"labelled: {min(map(str, unknown))!r} is not in the pool ({len(unknown)} such ids)")
 
-    def fill(self, picks: Sequence[Id], n: int, refused: Sequence[Id]) -> list[Id]:
-        """Add picks until there are n.
+    def fill(self, picks: Sequence[_C], budget: int, refused: Collection[_C]) -> list[_C]:
+        """Add picks until the next would exceed the budget.
 
-        As many as are missing are drawn and taken in order, but for those too near an earlier one in its video; what is
-        then missing is drawn again from what is far enough from all of them.
+        As many as may be missing are drawn and taken in order, but for those too near an earlier one in its video; what
+        is then missing is drawn again from what is far enough from all of them.
         """
-        available = len(self.ids) - len(self.labelled) - len(refused)
-        if not 1 <= n <= available:
-            raise ValueError(f"n must be between 1 and {available}, the images that can be picked, got {n}")
-        chosen, gap = list(picks), self.min_gap
+        gone = {*self.labelled, *refused}
+        free = [_cost(id) for id in self.ids if id not in gone]
+        if not (free and min(free) <= budget <= sum(free)):
+            name, what = self.unit
+            raise ValueError(f"{name} must be between {min(free, default=1)} and {sum(free)}, the {what}, got {budget}")
+        chosen, gap, left = list(picks), self.min_gap, budget - sum(map(_cost, picks))
         position = {id: at for at, id in enumerate(self.ids)}
         centres = [position[id] for id in self.ids if id in self.labelled] if self.labelled else []
-        while len(chosen) < n:
-            out = {*self.labelled, *refused, *chosen}
-            crowd = _Crowd([self.places[id] for id in (*self.labelled, *chosen) if id in self.places], gap)
-            open = [at for at, id in enumerate(self.ids) if id not in out and not crowd.near(self.places.get(id))]
+        images = dict.fromkeys(map(_image_of, self.ids))
+        while left > 0:
+            out = gone.union(chosen)
+            crowd = _Crowd(map(_image_of, (*self.labelled, *chosen)), self.places, gap)
+            near = {image for image in images if crowd.near(image)}
+            open = [at for at, id in enumerate(self.ids) if id not in out and _image_of(id) not in near]
             if not open:
                 gap = gap / 2 if gap > 1e-3 else 0.0
                 logger.warning("too few images lie that far apart: min_gap is now %g", gap)
                 continue
             # Of the first draw, the seed is the one that the strategy itself has in round 0.
             seed = stream_seed("seeding", self.seed, len(chosen) + len(refused))
-            missing = min(n - len(chosen), len(open))
+            missing = min(left // min(_cost(self.ids[at]) for at in open), len(open))
+            if not missing:
+                break
             for at in self.draw(open, missing, [*centres, *(position[id] for id in chosen)], seed):
-                place = self.places.get(self.ids[at])
-                if not crowd.near(place):
-                    chosen.append(self.ids[at])
-                    crowd.add(place)
+                pick = self.ids[at]
+                if crowd.near(_image_of(pick)):
+                    continue
+                if _cost(pick) > left:
+                    return chosen
+                chosen.append(pick)
+                left -= _cost(pick)
+                crowd.add(_image_of(pick))
         return chosen
 
 
+def _image_of(candidate: Id | Window) -> Id:
+    return candidate.id if isinstance(candidate, Window) else candidate
+
+
+def _cost(candidate: Id | Window) -> int:
+    return candidate.pixels if isinstance(candidate, Window) else 1
+
+
 class _Crowd:
-    """Places that others must keep a distance from."""
+    """Images that others of their video must keep a distance from."""
 
-    def __init__(self, places: Iterable[Place], gap: float) -> None:
+    def __init__(self, images: Iterable[Id], places: Mapping[Id, Place], gap: float) -> None:
+        self.places = places
         self.gap = gap
+        self.images: set[Id] = set()
         self.times: dict[str, list[float]] = {}
-        for place in places:
-            self.add(place)
+        for image in images:
+            self.add(image)
 
-    def add(self, place: Place | None) -> None:
-        if place is not None:
-            times = self.times.setdefault(place[0], [])
-            times.insert(bisect_left(times, place[1]), place[1])
+    def add(self, image: Id) -> None:
+        if image not in self.images and image in self.places:
+            video, time = self.places[image]
+            times = self.times.setdefault(video, [])
+            times.insert(bisect_left(times, time), time)
+        self.images.add(image)
 
-    def near(self, place: Place | None) -> bool:
-        if place is None or place[0] not in self.times:
+    def near(self, image: Id) -> bool:
+        """Whether the image is none of them, and too near to one."""
+        if image in self.images or image not in self.places:
             return False
-        times = self.times[place[0]]
-        after = bisect_left(times, place[1])
-        return any(abs(time - place[1]) < self.gap for time in times[max(after - 1, 0) : after + 1])
+        video, time = self.places[image]
+        times = self.times.get(video, [])
+        after = bisect_left(times, time)
+        return any(abs(other - time) < self.gap for other in times[max(after - 1, 0) : after + 1])
 
 
 @dataclass(frozen=True)
@@ -256,10 +437,10 @@ class _MeanLogit:
 
 
 @dataclass(frozen=True)
-class _Names(Sequence[tuple[Id, Tensor]]):
+class _Names(Sequence[tuple[Any, Tensor]]):
     """A pool of names, for strategies that look at nothing else."""
 
-    ids: tuple[Id, ...]
+    ids: tuple[Any, ...]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -271,18 +452,18 @@ class _Names(Sequence[tuple[Id, Tensor]]):
 def _drawn_order(
     strategy: type[Random] | type[StratifiedRandom],
     model: nn.Module,
-    ids: Sequence[Id],
-    labelled: frozenset[Id],
+    ids: Sequence[Any],
+    taken: Collection[Any],
     places: Mapping[Id, Place],
     seed: int,
 ) -> list[int]:
-    """The unlabelled images in the order in which the strategy picks them all."""
-    unlabelled = _Names(tuple(id for id in ids if id not in labelled))
+    """The unlabelled images, or windows, in the order in which the strategy picks them all."""
+    unlabelled = _Names(tuple(id for id in ids if id not in taken))
     query: Any = Query(
         model=model,
-        unlabelled=unlabelled,  # type: ignore[arg-type]
-        labelled=_Names(tuple(id for id in ids if id in labelled)),  # type: ignore[arg-type]
-        videos={id: video for id, (video, _) in places.items()},  # type: ignore[misc]
+        unlabelled=unlabelled,
+        labelled=_Names(tuple(id for id in ids if id in taken)),
+        videos={id: places[_image_of(id)][0] for id in ids if _image_of(id) in places},
         n=len(unlabelled),
         seed=seed,
     )

@@ -30,6 +30,10 @@ class Window(NamedTuple):
     def pixels(self) -> int:
         return self.width * self.height
 
+    def __str__(self) -> str:
+        """The image and the window as a media fragment has it (https://www.w3.org/TR/media-frags/#naming-space)."""
+        return f"{self.id}#xywh={self.x},{self.y},{self.width},{self.height}"
+
 
 def cell_boxes(size: Sequence[int], regions: tuple[int, int]) -> list[Box]:
     """The cells of a grid over (height, width), row by row; their sides differ by at most one pixel.
