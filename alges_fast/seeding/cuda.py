@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -39,10 +40,10 @@ class CudaPool(Pool):
     ) -> None:
         points = points if points.stride(1) == 1 else points.contiguous()
         super().__init__(points, index, centres, weights, nearest=nearest)
-        self._device, self._kernels = points.device.index or 0, self.kernels()
-        self._blocks, tile = grid(
-            len(points), self._kernels.cuda_seeding_resident_blocks(_TYPES[points.dtype], self._device)
-        )
+        self._kernels = self.kernels()
+        count = self._kernels.cuda_seeding_resident_blocks
+        resident = self.on_device(lambda device, _: count(_TYPES[points.dtype], device))
+        self._blocks, tile = grid(len(points), resident)
         self._seeding = self._kernels.CudaSeeding(
             points.data_ptr(),
             _TYPES[points.dtype],
@@ -63,8 +64,11 @@ class CudaPool(Pool):
     def kernels(self) -> Any:
         return cuda_kernels()
 
-    def stream(self) -> int:
-        return torch.cuda.current_stream(self.points.device).cuda_stream
+    def on_device(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        """Call with the points' device and its current stream as last arguments; torch's device stays as it was."""
+        device = self.points.device
+        with torch.cuda.device(device):
+            return call(*arguments, device.index, torch.cuda.current_stream(device).cuda_stream)
 
     def draw(self, draw: Draw | None) -> Candidates:
         return self.absorb(self.points.new_empty(0, self.points.shape[1], dtype=self.dtype), draw)
@@ -94,21 +98,15 @@ class CudaPool(Pool):
         indices = torch.empty(count, dtype=torch.int64, device=self.points.device)
         self._prepare(draw)
         one_launch = self.points.numel() * self.points.element_size() <= ONE_LAUNCH
-        self._seeding.chain(indices.data_ptr(), count, self._absorbed, one_launch, self._device, self.stream())
+        self.on_device(self._seeding.chain, indices.data_ptr(), count, self._absorbed, one_launch)
         picks = [index for index in indices.tolist() if index >= 0]
         self._absorbed += len(picks)
         return picks
 
     def _run(self, centres: Tensor, draw: Draw | None, tried: Tensor | None) -> None:
         self._prepare(draw)
-        self._seeding.run(
-            centres.data_ptr(),
-            len(centres),
-            self._absorbed,
-            0 if tried is None else tried.data_ptr(),
-            self._device,
-            self.stream(),
-        )
+        address = 0 if tried is None else tried.data_ptr()
+        self.on_device(self._seeding.run, centres.data_ptr(), len(centres), self._absorbed, address)
 
     def _prepare(self, draw: Draw | None) -> None:
         trials = draw.trials if draw else 1

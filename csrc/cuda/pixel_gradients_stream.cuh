@@ -431,6 +431,7 @@ stream_kernel(ALGES_PARAMETER Pass pass, ALGES_PARAMETER StreamPlan plan) {
       }
 
       // 2. Residuals: a lane has pixels g and g + 8 of each 16.
+      if (call.valid != nullptr) __syncwarp();  // step 1 has read what is masked below
 #pragma unroll
       for (int m = 0; m < 2; ++m) {
 #pragma unroll

@@ -131,13 +131,13 @@ ALGES_DEVICE A measure(const T* row, const C* centre, int64_t columns) {
   return sum;
 }
 
-// One pass of this block over its share of the rows; its candidate, on every thread. C: the type centres are given in.
+// One pass over share `block` of the rows; its candidate, on every thread. C: the type centres are given in.
 template <typename T, typename C, typename A>
-ALGES_DEVICE Candidate share(const Seeding& s, const C* centres, int count, int first_number, uint32_t round, int trial,
-                             bool draws) {
+ALGES_DEVICE Candidate share(const Seeding& s, int block, const C* centres, int count, int first_number, uint32_t round,
+                             int trial, bool draws) {
   constexpr int kLanes = sizeof(A) == 8 ? 8 : 16, kAtOnce = 32 / kLanes;
   const int lane = threadIdx.x % 32, group = lane / kLanes;
-  const int64_t warps = int64_t{s.blocks} * kWarps, warp = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32;
+  const int64_t warps = int64_t{s.blocks} * kWarps, warp = int64_t{block} * kWarps + threadIdx.x / 32;
   A* minima = static_cast<A*>(s.min_sq_distance);
   Candidate best = nobody();
   for (int64_t first = warp * s.tile; first < s.rows; first += warps * s.tile) {
@@ -172,10 +172,10 @@ ALGES_DEVICE Candidate share(const Seeding& s, const C* centres, int count, int 
 
 template <typename T, typename A>
 ALGES_KERNEL(kThreads, 4) pass_kernel(ALGES_PARAMETER Seeding s) {
-  const int trial = static_cast<int>(blockIdx.y);
-  const Candidate best =
-      share<T, A, A>(s, static_cast<const A*>(s.centres), s.count, s.first_number, s.round, trial, s.rule != Rule::none);
-  if (threadIdx.x == 0 && !s.tried) s.partials[int64_t{blockIdx.x} * s.trials + trial] = best;
+  const int trial = static_cast<int>(blockIdx.x / s.blocks), block = static_cast<int>(blockIdx.x % s.blocks);
+  const Candidate best = share<T, A, A>(s, block, static_cast<const A*>(s.centres), s.count, s.first_number, s.round, trial,
+                                        s.rule != Rule::none);
+  if (threadIdx.x == 0 && !s.tried) s.partials[int64_t{block} * s.trials + trial] = best;
 }
 
 // Step t of a chain: take what step t - 1 drew, measure it, draw the next.
@@ -186,7 +186,7 @@ ALGES_DEVICE void step(const Seeding& s, int64_t* indices, int picks, int t) {
   Candidate next = nobody();
   if (picked.position >= 0) {
     const T* centre = static_cast<const T*>(s.points) + picked.position * s.stride;
-    next = share<T, T, A>(s, centre, 1, s.first_number + t, s.round + t + 1, 0, t + 1 < picks);
+    next = share<T, T, A>(s, static_cast<int>(blockIdx.x), centre, 1, s.first_number + t, s.round + t + 1, 0, t + 1 < picks);
   }
   if (threadIdx.x == 0) s.partials[int64_t{(t + 1) % 2} * s.blocks + blockIdx.x] = next;
 }
@@ -212,14 +212,14 @@ struct Kernels {
   static void pass(const Seeding& s, void* stream) {
     const unsigned draws = s.rule == Rule::none ? 1 : s.trials;
     if (s.count == 0 || draws == 1) {
-      launch(pass_kernel<T, A>, dim3(s.blocks, draws), kThreads, kShared, stream, s);
+      launch(pass_kernel<T, A>, dim3(s.blocks * draws), kThreads, kShared, stream, s);
       return;
     }
     Seeding measures = s, trials = s;  // the trials' draws read the minima that the first launch leaves
     measures.rule = Rule::none;
     trials.count = 0;
     launch(pass_kernel<T, A>, dim3(s.blocks), kThreads, kShared, stream, measures);
-    launch(pass_kernel<T, A>, dim3(s.blocks, draws), kThreads, kShared, stream, trials);
+    launch(pass_kernel<T, A>, dim3(s.blocks * draws), kThreads, kShared, stream, trials);
   }
   static void chain(const Seeding& s, int64_t* indices, int picks, bool one_launch, void* stream) {
     if (one_launch) {

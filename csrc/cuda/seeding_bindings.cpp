@@ -59,12 +59,12 @@ void bind_cuda_seeding(py::module_& m) {
              seeding.first_number = first_number;
              seeding.tried = address<void>(tried);
              cuda_seeding::pass(seeding, device, address<void>(stream));
-           })
+           }, py::call_guard<py::gil_scoped_release>())
       .def("chain", [](Seeding seeding, uintptr_t indices, int picks, int first_number, bool one_launch, int device,
                        uintptr_t stream) {
         seeding.first_number = first_number;
         cuda_seeding::chain(seeding, address<int64_t>(indices), picks, one_launch, device, address<void>(stream));
-      });
+      }, py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace alges

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import test_pixel_gradients as conformance
 import torch
-from emulation import ROOT, load
+from ops.emulation import ROOT, load
 from oracle import OUTPUTS, Inputs, draw
 
 from alges_fast.ops import cuda

@@ -1,67 +1,26 @@
 """The CUDA kernels, on a GPU where there is one, and built by the host's compiler and run thread by thread on the CPU.
 
-The emulation (tests/ops/emulation/cuda/primitives.cuh) runs blocks one after another and threads in a shuffled order.
+The emulation is tests/ops/emulation/cuda/primitives.cuh.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
-import shutil
-import subprocess
-import sysconfig
-from pathlib import Path
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from ops.emulation import load
 from torch import Tensor
 
 from alges_fast.seeding import k_center_greedy, kmeans_plusplus, seeding
 from alges_fast.seeding.cuda import CudaPool, grid
 
-ROOT = Path(__file__).resolve().parents[2]
-MODULE = """
-#include <pybind11/pybind11.h>
-#include "cuda/primitives.cuh"
-namespace alges {
-void bind_cuda_seeding(pybind11::module_& m);
-}
-PYBIND11_MODULE(emulated_seeding, m) {
-  alges::bind_cuda_seeding(m);
-  m.def("set_order", [](uint32_t seed) { alges::emulation::machine.order_seed = seed; });
-}
-"""
-
 
 @pytest.fixture(scope="session")
 def emulated() -> ModuleType:
-    pybind11 = pytest.importorskip("pybind11")
-    compiler = shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        pytest.skip("no C++ compiler to build the emulation of the CUDA kernels with")
-    primitives = ROOT / "tests/ops/emulation/cuda/primitives.cuh"
-    header, *sources = (ROOT / "csrc/cuda" / name for name in ("seeding.h", "seeding.cu", "seeding_bindings.cpp"))
-    content = [MODULE.encode(), *(path.read_bytes() for path in (primitives, header, *sources))]
-    folder = ROOT / "build" / "emulation" / hashlib.sha256(b"".join(content)).hexdigest()[:16]
-    target = folder / "emulated_seeding.so"
-    if not target.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "module.cpp").write_text(MODULE)
-        includes = [primitives.parents[1], ROOT / "csrc", sysconfig.get_paths()["include"], pybind11.get_include()]
-        flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-ffp-contract=off", *(f"-I{path}" for path in includes)]
-        files = [folder / "module.cpp", *sources]
-        subprocess.run(
-            [compiler, *flags, "-x", "c++", *map(str, files), "-o", str(target.with_suffix(".new"))], check=True
-        )
-        target.with_suffix(".new").rename(target)
-    spec = importlib.util.spec_from_file_location("emulated_seeding", target)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load()
 
 
 @pytest.fixture(params=[0, 1, 2])
@@ -72,10 +31,10 @@ def emulation(request: pytest.FixtureRequest, emulated: ModuleType, monkeypatch:
         def kernels(self) -> Any:
             return emulated
 
-        def stream(self) -> int:
-            return 0
+        def on_device(self, call: Callable[..., Any], *arguments: Any) -> Any:
+            return call(*arguments, 0, 0)
 
-    emulated.set_order(request.param)  # type: ignore[attr-defined]
+    emulated.set_order(request.param)
     if request.param == 1:
         monkeypatch.setattr("alges_fast.seeding.cuda.ONE_LAUNCH", 0)
         monkeypatch.setattr("alges_fast.seeding.cuda.grid", lambda rows, resident: (3, 4))
