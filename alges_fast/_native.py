@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch  # noqa: F401  first: the native module then shares torch's OpenMP runtime instead of bringing a second one
+import torch  # first: the native module then shares torch's OpenMP runtime instead of bringing a second one
 
 _C: ModuleType | None = None
 _import_error: str | None = None
@@ -34,7 +35,17 @@ def cpu_kernels() -> ModuleType | None:
 
 def cuda_kernels() -> ModuleType | None:
     """The native module where it holds CUDA kernels, else None. Says nothing of whether a GPU is present."""
-    return _C if _C is not None and hasattr(_C, "cuda_device_count") else None
+    return _C if _C is not None and hasattr(_C, "CudaSeeding") else None
+
+
+@functools.cache
+def cuda_unavailable(device: int) -> str | None:
+    """Why the CUDA kernels cannot run on this device: not built, an old driver, an old or unknown GPU."""
+    if cuda_kernels() is None:
+        return f"built without CUDA kernels ({native_status()})"
+    assert _C is not None
+    with torch.cuda.device(device):
+        return _C.cuda_unavailable(device) or None
 
 
 def native_status() -> str:

@@ -24,7 +24,7 @@ PYBIND11_MODULE(_C, m) {
   alges::bind_pixel_gradients_cpu(m);
   alges::bind_seeding(m);
 #ifdef ALGES_FAST_WITH_CUDA
-  m.def("cuda_device_count", &alges::cuda_device_count);
+  m.def("cuda_unavailable", &alges::cuda_unavailable, pybind11::arg("device"), "Why the CUDA kernels cannot run there, or \"\".");
   alges::bind_cuda_pixel_gradients(m);
   alges::bind_cuda_seeding(m);
 #endif

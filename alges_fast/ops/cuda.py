@@ -28,6 +28,9 @@ def unsupported(problem: Problem) -> str | None:
         return f"features are on {problem.features.device}, not on a CUDA device"
     if problem.features.dtype not in _DTYPES:
         return f"{problem.features.dtype} features; it computes in float32"
+    reason = _native.cuda_unavailable(problem.features.device.index)
+    if reason is not None:
+        return reason
     native: Any = _native.cuda_kernels()
     plan = _shape(native, problem).plan_tile(native.cuda_shared_limit(problem.features.device.index))
     return plan if isinstance(plan, str) else None

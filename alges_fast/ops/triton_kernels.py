@@ -52,6 +52,10 @@ def unavailable() -> str | None:
         return None
     if not torch.cuda.is_available() or torch.version.hip is not None:
         return "no NVIDIA GPU (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly)"
+    try:
+        triton.runtime.driver.active.get_current_target()
+    except Exception as error:  # of many kinds: no C compiler, no headers of Python, no driver library
+        return f"Triton cannot build its launcher: {error}"
     return None
 
 
@@ -364,7 +368,7 @@ def _patches(features, image, z, y, x, counting, channel, height, width, pixels,
     if KERNEL[0] > 1:
         shift += dz.to(tl.int64) * strides[2]
         there = z[:, None] + dz[None, :]
-        read = read & (there >= 0) & (there < pixels // (height * width))
+        read = read & (there >= 0) & (there < pixels // height // width)
     if KERNEL[1] > 1:
         shift += dy.to(tl.int64) * strides[3]
         there = y[:, None] + dy[None, :]

@@ -1,8 +1,11 @@
 #pragma once
 
+#include <string>
+
 namespace alges {
 
-// Devices this process can use; 0 where there is no driver.
-int cuda_device_count();
+// Why the kernels of this module cannot run on the device: an old driver, an old or unknown GPU. Empty where they can.
+// Leaves `device` current in this thread.
+std::string cuda_unavailable(int device);
 
 }  // namespace alges
