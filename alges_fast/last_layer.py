@@ -9,8 +9,9 @@ model runs without gradients up to o, which a hook replaces by a leaf, and with 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +24,7 @@ from alges_fast.ops import OUTPUTS, PixelGradients, pixel_gradients
 from alges_fast.upsampled_norms import resize_matrix, upsampled_patch_norms
 from alges_fast.windows import Box, cell_boxes, cut, inside, padded, rim
 
-__all__ = ["LastLayer", "evaluating", "logits_of"]
+__all__ = ["LastLayer", "evaluating", "logits_of", "unwrapped"]
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -44,6 +45,7 @@ class LastLayer:
     model: nn.Module
     name: str
     module: nn.Module
+    _mixes_images: str | None = field(repr=False, compare=False)
     _tails: dict[tuple[int, ...], _Tail] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
@@ -52,7 +54,8 @@ class LastLayer:
 
         It is the layer from whose output the logits are reached without passing another layer, and that has a channel
         per class. Where two branches are summed (torchvision's LRASPP) it is the one called last. Modes, parameters,
-        gradients, buffers and hooks of the model are left as they were.
+        gradients, buffers and hooks of the model are left as they were. Hooks do not reach into compiled code, so a
+        compiled model runs uncompiled, and a DataParallel one on one device.
 
         Args:
             model: maps images (B, C, *spatial) to logits (B, K, *grid), to a mapping that holds them under "out" or
@@ -63,11 +66,13 @@ class LastLayer:
         Raises:
             ValueError: no layer, or none this method applies to, makes the logits; the message lists the candidates.
         """
-        model = getattr(model, "_orig_mod", model)  # hooks do not reach into what torch.compile made
+        model = unwrapped(model)
+        if not len(example):
+            raise ValueError(f"example must hold an image, got shape {tuple(example.shape)}")
         with torch.inference_mode(False), evaluating(model), _buffers_kept(model):
-            example = _ordinary(example[:1])
+            example = _without_nan(_ordinary(example[:1]))
             chosen = _choose(_trace(model, example), name)
-            layer = cls(model, chosen.name, chosen.module)
+            layer = cls(model, chosen.name, chosen.module, _mixes_images(model))
             layer._tail(example)
         return layer
 
@@ -99,13 +104,14 @@ class LastLayer:
             with respect to the layer's weight, and everything per pixel is on the logits' grid.
 
         Raises:
-            ValueError: an output this model's tail does not allow, or a shape that does not fit.
+            ValueError: an output this model's tail does not allow, a shape that does not fit, a model that returns
+                probabilities with the default loss, or one that mixes the images of a batch.
         """
         _check_outputs(outputs)
         model = self.model
         with torch.inference_mode(False), torch.no_grad(), evaluating(model):
             images = _ordinary(images)
-            tail = self._tail(images)
+            tail = self._tail_for(images, loss)
             if tail.plain and loss is None:
                 features = self._features(images)
                 with _full_precision(features):
@@ -173,7 +179,7 @@ class LastLayer:
             raise ValueError("outputs: norm_map has a number per pixel and none per window; ask pixel_gradients for it")
         with torch.inference_mode(False), torch.no_grad(), evaluating(self.model):
             images = _ordinary(images)
-            tail = self._tail(images)
+            tail = self._tail_for(images, loss)
             if tail.resize is _SAME_GRID:
                 found = self._windows_on_grid(images, tail, regions, outputs, loss, backend)
             else:
@@ -376,7 +382,7 @@ class LastLayer:
 
         handle = self.module.register_forward_pre_hook(stop, with_kwargs=True)
         try:
-            self.model(images)
+            _run(self.model, images)
         except _Stop:
             pass
         finally:
@@ -405,7 +411,7 @@ class LastLayer:
         handle = self.module.register_forward_hook(capture, with_kwargs=True)
         try:
             with torch.no_grad():
-                logits = logits_of(self.model(images))
+                logits = logits_of(_run(self.model, images))
         finally:
             handle.remove()
         if len(seen) != 1:
@@ -425,12 +431,29 @@ class LastLayer:
                 "must stay apart along its first axis"
             )
 
+    def _tail_for(self, images: Tensor, loss: Loss | None) -> _Tail:
+        """What follows the layer, where these images can be scored with this loss."""
+        if len(images) > 1 and self._mixes_images is not None:
+            raise ValueError(
+                f"{self._mixes_images} has no running statistics, so an image's logits depend on the others of its "
+                f"batch of {len(images)}: use batches of one image"
+            )
+        tail = self._tail(images)
+        if loss is None and tail.probabilities:
+            raise ValueError(
+                f"the model returns probabilities (between {self.name!r} and its output it runs {tail.description}), "
+                "and the default loss takes logits: leave the activation out of the model, or give loss=, a function "
+                "of probabilities"
+            )
+        return tail
+
     def _tail(self, images: Tensor) -> _Tail:
         """What follows the layer at this image size; found out once per size, on the first image of it."""
         key = tuple(images.shape[1:])
         if key not in self._tails:
             with torch.no_grad(), _parameters_require_grad(self.model, False):
-                self._tails[key] = _describe_tail(self._forward(images[:1], record_tail=True), self.module)
+                run = self._forward(_without_nan(images[:1]), record_tail=True)
+                self._tails[key] = _describe_tail(run, self.module)
         return self._tails[key]
 
 
@@ -469,12 +492,14 @@ class _Tail:
         grid: spatial sizes of o, with as many axes as the logits.
         resize: the logits are resize(o) + something that does not depend on o; None where they are not.
         description: what autograd saw between o and the logits.
+        probabilities: what the model returns are no logits, but a softmax or sigmoid of them.
     """
 
     plain: bool
     grid: tuple[int, ...]
     resize: _Resize | None
     description: str
+    probabilities: bool = False
 
 
 @dataclass(frozen=True)
@@ -492,8 +517,9 @@ def _describe_tail(run: _Forward, module: nn.Module) -> _Tail:
     logits, output = run.logits, _channels_first(run.leaf, module)
     description = ", ".join(_operations(run.logits)) or "nothing"
     grid = _grid(output, logits)
+    probabilities = _are_probabilities(logits.detach(), description)
     if grid is None or output.shape[1] != logits.shape[1]:
-        return _Tail(False, tuple(output.shape[2:]), None, description)
+        return _Tail(False, tuple(output.shape[2:]), None, description, probabilities)
 
     generator = torch.Generator().manual_seed(0)
     probe = torch.randn(logits.shape, generator=generator, dtype=torch.float64).to(logits)
@@ -505,7 +531,13 @@ def _describe_tail(run: _Forward, module: nn.Module) -> _Tail:
     for resize in _RESIZES:
         if _close(pulled, _resize_adjoint(probe, grid, resize)):
             return _Tail(False, grid, resize, description)
-    return _Tail(False, grid, None, description)
+    return _Tail(False, grid, None, description, probabilities)
+
+
+def _are_probabilities(logits: Tensor, description: str) -> bool:
+    if not ((logits >= 0) & (logits <= 1)).all():
+        return False
+    return "Sigmoid" in description or bool(((logits.float().sum(1) - 1).abs() < 0.01).all())
 
 
 def _grid(output: Tensor, logits: Tensor) -> tuple[int, ...] | None:
@@ -579,6 +611,7 @@ def _trace(model: nn.Module, example: Tensor) -> _Trace:
                 ) -> Tensor | None:
                     if not isinstance(output, Tensor) or not output.is_floating_point():
                         return None
+                    torch.set_grad_enabled(True)  # a model's forward may be under torch.no_grad
                     leaf = output.detach().requires_grad_()
                     calls.append(_Call(name, module, _input(args, kwargs).detach().clone(), leaf))
                     return leaf.clone()
@@ -586,7 +619,7 @@ def _trace(model: nn.Module, example: Tensor) -> _Trace:
                 stack.callback(module.register_forward_hook(record, with_kwargs=True).remove)
         stack.enter_context(_parameters_require_grad(model, True))
         stack.enter_context(torch.enable_grad())
-        logits = logits_of(model(example))
+        logits = logits_of(_run(model, example))
         reached = {id(node.variable) for node in _nodes(logits) if hasattr(node, "variable")}
     return _Trace(
         calls=calls,
@@ -599,6 +632,11 @@ def _trace(model: nn.Module, example: Tensor) -> _Trace:
 
 def _choose(trace: _Trace, name: str | None) -> _Call:
     n_classes = trace.logits.shape[1]
+    if not trace.logits.isfinite().all():
+        raise ValueError(
+            "the model makes a NaN or infinity of the example, so its layers cannot be told apart: check its weights, "
+            "or give another image"
+        )
     if n_classes == 1:
         raise ValueError(
             "the model has one output channel, and the softmax of one class is constant: its gradient is zero. Give "
@@ -619,6 +657,8 @@ def _choose(trace: _Trace, name: str | None) -> _Call:
             why = "no convolution or linear layer with a channel per class leads straight to the logits"
             if trace.loose:
                 why += f" (they use {', '.join(trace.loose)}, which is not in a convolution or linear module)"
+            elif not trace.direct:
+                why += ", as far as autograd sees (they may be detached, or made in torch.inference_mode)"
             raise ValueError(f"{why}; name the layer with name=. {_candidates(trace)}")
     reason = _unservable(chosen, trace)
     if reason is not None:
@@ -638,13 +678,17 @@ def _unservable(call: _Call, trace: _Trace) -> str | None:
         if any(size % 2 == 0 for size in module.kernel_size):
             return f"its kernel is {module.kernel_size}, and only odd sizes are supported"
         half = tuple(size // 2 for size in module.kernel_size)
-        if any(half) and (module.padding not in (half, "same") or module.padding_mode != "zeros"):
+        fits = module.padding in (half, "same") or (module.padding == "valid" and not any(half))
+        if not fits or (any(half) and module.padding_mode != "zeros"):
             return f"its padding is {module.padding} ({module.padding_mode}), and only zeros, {half}, are supported"
     elif not isinstance(module, nn.Linear):
         return f"it is a {type(module).__name__}, and only convolutions and linear layers are supported"
     n_calls = sum(other.module is module for other in trace.calls)
     if n_calls > 1:
         return f"the forward pass calls it {n_calls} times"
+    twins = [other.name for other in trace.calls if other.module is not module and other.module.weight is module.weight]
+    if twins or f"{call.name}.weight" in trace.loose:
+        return f"its weight is used again, in {', '.join(twins) or 'a function'}, and has the gradient of both uses"
     if len(call.output) != trace.batch or call.features.ndim < 3:
         return (
             f"its input has shape {tuple(call.features.shape)} for {trace.batch} image, and images must stay apart "
@@ -666,7 +710,7 @@ def _unservable(call: _Call, trace: _Trace) -> str | None:
 
 def _candidates(trace: _Trace) -> str:
     if not trace.calls:
-        return "No convolution or linear module was called: is the model scripted, or written with functions alone?"
+        return "No convolution or linear module was called: is the model scripted, quantised, or of functions alone?"
     rows = [
         f"\n  {call.name}: {type(call.module).__name__} {tuple(call.features.shape)} -> {tuple(call.output.shape)}"
         + (", leads straight to the logits" if call in trace.direct else "")
@@ -730,13 +774,45 @@ def logits_of(output: object) -> Tensor:
         found = output.logits
     elif isinstance(output, (tuple, list)) and output:
         found = output[0]
-    if not isinstance(found, Tensor) or found.ndim < 3:
-        what = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(output).__name__}"
+    if not isinstance(found, Tensor) or found.ndim < 3 or not found.is_floating_point():
+        what = f"a {type(output).__name__}"
+        if isinstance(found, Tensor):
+            what = f"{found.dtype} values of shape {tuple(found.shape)}"
+        elif isinstance(output, Mapping):
+            what += f" of {', '.join(map(repr, output)) or 'nothing'}"
         raise ValueError(
             "the model must return logits (B, K, *spatial), a mapping with them under 'out' or 'logits', an object "
             f"with .logits, or a sequence that starts with them; it returned {what}"
         )
     return found
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The user's own module: hooks do not reach into what torch.compile made, nor into replicas on other devices."""
+    inner = getattr(model, "_orig_mod", None)
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        inner = model.module
+    return unwrapped(inner) if isinstance(inner, nn.Module) else model
+
+
+def _run(model: nn.Module, images: Tensor) -> Any:
+    """Call the model with whatever is compiled in it left uncompiled, so that hooks are called."""
+    compiled = "torch._dynamo" in sys.modules  # else nothing is, and importing it takes seconds
+    with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+        return model(images)
+
+
+def _mixes_images(model: nn.Module) -> str | None:
+    """A module that in eval mode too takes its statistics from the batch."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            return f"{type(module).__name__} {name!r}"
+    return None
+
+
+def _without_nan(images: Tensor) -> Tensor:
+    """For a look at the model: its layers are found on the first image of a pool, which may be a broken one."""
+    return images.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, SequentialSampler, Subset
 
-from alges_fast.last_layer import LastLayer, evaluating
+from alges_fast.last_layer import LastLayer, evaluating, unwrapped
 from alges_fast.losses import Loss
 from alges_fast.ops import OUTPUTS
 from alges_fast.row_file import RowFile, fingerprint
@@ -85,7 +86,8 @@ def embed_pool(
             that gives batches of images or (ids, images). Images are uint8 or floating. Where no ids are given an
             image's id is its position.
         output: a field of `PixelGradients`, or several.
-        batch_size: images per forward pass; a DataLoader has its own.
+        batch_size: images per forward pass on a GPU, at most that on the CPU, where fewer large images go through at
+            once are faster; a DataLoader has its own.
         last_layer: a `LastLayer`, or its name; default `LastLayer.find` on the first image.
         loss: as for `LastLayer.pixel_gradients`.
         regions: rows R and columns C of a grid of windows: outputs are those of `LastLayer.window_gradients`, and an
@@ -130,6 +132,8 @@ def embed_pool(
         paths = [Path(out)] if isinstance(output, str) else [Path(out) / f"{name}.npy" for name in names]
         for name, path in zip(names, paths, strict=True):
             files[name] = RowFile(path, {"output": name, **made_by}, resume=resume)
+    if isinstance(last_layer, LastLayer) and last_layer.model is not unwrapped(model):
+        raise ValueError("last_layer was found in another model: LastLayer.find(model, example) finds this one's")
     source = _Source(pool, rank, world_size)
     rows = _Rows(names, files, skip_bad=on_nan == "skip")
     if rows.done != source.total:
@@ -137,6 +141,8 @@ def embed_pool(
         step = batch_size if not isinstance(pool, DataLoader) else pool.batch_size or 1
         rows.go_back_to(rows.done - rows.done % step)
 
+    if device.type == "cpu":
+        _keep_freed_memory()
     with _progress(progress, source.total) as advance, evaluating(model), torch.no_grad(), _autocast(device, precision):
 
         def score(batch: _Batch) -> _Scored:
@@ -144,12 +150,15 @@ def embed_pool(
             images = _to_device(batch.images, device, parameter.dtype, channels_last, transform)
             if not isinstance(last_layer, LastLayer):
                 last_layer = LastLayer.find(model, images[:1], name=last_layer)
-            if regions is None:
-                found = last_layer.pixel_gradients(images, outputs=names, loss=loss, backend=backend)
-            else:
-                found = last_layer.window_gradients(images, regions, outputs=names, loss=loss, backend=backend)
-            finite = images.sum(tuple(range(1, images.ndim))).isfinite()
-            return _Scored(batch, *_to_host([finite, *(getattr(found, name) for name in names)]))
+            parts = []
+            for part in _parts(images):
+                if regions is None:
+                    found = last_layer.pixel_gradients(part, outputs=names, loss=loss, backend=backend)
+                else:
+                    found = last_layer.window_gradients(part, regions, outputs=names, loss=loss, backend=backend)
+                parts.append([getattr(found, name) for name in names])
+            values = [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
+            return _Scored(batch, *_to_host([_finite(images), *values]))
 
         advance(rows.done)
         waiting: _Scored | None = None
@@ -385,6 +394,35 @@ def _to_device(
     if channels_last and images.ndim == 5 and device.type == "cuda":
         return images.to(memory_format=torch.channels_last_3d)
     return images
+
+
+def _parts(images: Tensor) -> tuple[Tensor, ...]:
+    """A batch on the CPU in parts of `_CPU_PIXELS`, one image at least."""
+    if images.device.type != "cpu":
+        return (images,)
+    at_once = max(_CPU_PIXELS // max(math.prod(images.shape[2:]), 1), 1)
+    return images.tensor_split(max(math.ceil(len(images) / at_once), 1))
+
+
+_CPU_PIXELS = 160_000
+"""A U-Net holds some 400 bytes for every pixel (measured, ResNet-18 encoder), and `_KEPT_BYTES` are kept of what it
+frees. What is not kept the next layer faults in again, page by page: a quarter of the time at 224 x 224."""
+
+_KEPT_BYTES = 2**26
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep as much freed memory as it ever does: twice the largest block freed before, 64 MiB at the most.
+
+    See M_TRIM_THRESHOLD in mallopt(3). The block is not touched, so it costs nothing; other allocators do not mind.
+    """
+    torch.empty(_KEPT_BYTES // 2 - 2**16, dtype=torch.uint8)  # of 32 MiB and more glibc takes no notice
+
+
+def _finite(images: Tensor) -> Tensor:
+    """(B,) bool: no NaN or infinity. From the extremes, since a sum may overflow: of float16 it soon does."""
+    axes = tuple(range(1, images.ndim))
+    return images.amax(axes).isfinite() & images.amin(axes).isfinite()
 
 
 def _to_host(tensors: list[Tensor]) -> tuple[list[Tensor], torch.cuda.Event | None]:

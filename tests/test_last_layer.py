@@ -448,6 +448,10 @@ def test_a_pixel_shuffle_head() -> None:
         (Head(nn.Conv2d(6, CLASSES, 3, padding=1, padding_mode="reflect")), r"'head'.*reflect"),
         (Head(nn.Conv2d(6, CLASSES, 2)), r"'head'.*kernel is \(2, 2\)"),
         (Head(nn.Conv2d(6, 6, 1, groups=2)), r"'head'.*2 groups"),
+        (Head(nn.Conv2d(6, CLASSES, 1, padding=1)), r"'head'.*padding is \(1, 1\)"),
+        (Head(nn.Conv2d(6, CLASSES, 1), lambda logits: logits.argmax(1)), "torch.int64 values of shape"),
+        (Head(nn.Conv2d(6, CLASSES, 1), lambda logits: {"masks": logits}), "it returned a dict of 'masks'"),
+        (Head(nn.Conv2d(6, CLASSES, 1), lambda logits: logits / 0), "NaN or infinity of the example"),
         (Head(nn.Conv2d(6, CLASSES, 1), lambda logits: logits.mean((2, 3))), r"must return logits.*\(1, 5\)"),
         (Head(nn.Conv2d(6, CLASSES, 1), lambda logits: [{"masks": logits}]), "must return logits"),
         (Head(nn.Conv2d(6, CLASSES, 1), lambda logits: logits.detach()), "name the layer"),
@@ -460,6 +464,101 @@ def test_what_cannot_be_served_says_so(model: nn.Module, message: str | None) ->
         return
     with pytest.raises(ValueError, match=message):
         LastLayer.find(model, torch.randn(1, 3, 16, 16))
+
+
+class ProbabilityModel(Head):
+    """The logits' softmax, resized; its own cross-entropy is that of probabilities."""
+
+    def __init__(self, activation: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(nn.Conv2d(6, CLASSES, 1), lambda logits: F.interpolate(activation(logits), scale_factor=2))
+
+
+@pytest.mark.parametrize("activation", [nn.Softmax2d(), torch.sigmoid])
+def test_probabilities_are_no_logits(activation: Callable[[Tensor], Tensor]) -> None:
+    """The default loss would take a second softmax of them; a loss of probabilities is welcome."""
+
+    def likelihood(probabilities: Tensor, target: Tensor) -> Tensor:
+        return F.nll_loss(probabilities.log(), target)
+
+    torch.manual_seed(13)
+    model = ProbabilityModel(activation).double()
+    images = images_for(model)
+    layer = LastLayer.find(model, images)
+    with pytest.raises(ValueError, match=r"returns probabilities.*(Softmax|Sigmoid)"):
+        layer.pixel_gradients(images, outputs=("image",))
+    found = layer.pixel_gradients(images, outputs=("image",), loss=likelihood).image
+    torch.testing.assert_close(found, autograd_embeddings(model, layer, images, likelihood), rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("tail", [lambda logits: logits, resized((12, 12))])
+@pytest.mark.parametrize("wrap", ["compile", "compile in place", "compiled trunk", "DataParallel", "no_grad"])
+def test_wrapped_models(wrap: str, tail: Callable[[Tensor], Tensor]) -> None:
+    """Compiled code was made without our hooks and never calls them, so it is passed by."""
+    torch.manual_seed(14)
+    plain = Head(nn.Conv2d(6, CLASSES, 3, padding=1), tail).double().eval()
+    images = images_for(plain)
+    expected = autograd_embeddings(plain, LastLayer.find(plain, images), images)
+    model: nn.Module = plain
+    if wrap == "compile":
+        model = torch.compile(plain, backend="eager")
+    elif wrap == "compile in place":
+        plain.compile(backend="eager")
+    elif wrap == "compiled trunk":
+        plain.stem.compile(backend="eager")
+    elif wrap == "DataParallel":
+        model = nn.DataParallel(plain)
+    else:
+        plain.forward = torch.no_grad()(plain.forward)
+    with torch.no_grad():
+        model(images)
+        model(images[:1])
+    found = LastLayer.find(model, images).pixel_gradients(images, outputs=("image",)).image
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-14)
+
+
+def test_a_weight_used_elsewhere_too_is_refused() -> None:
+    """Its gradient is a sum over its uses, which the last layer alone does not know."""
+
+    class Tied(Head):
+        def forward(self, images: Tensor) -> Tensor:
+            features = self.relu(self.stem(images))
+            if self.other is None:
+                return self.head(features) + F.conv2d(features.flip(-1), self.head.weight)
+            return self.head(features) + self.other(features.flip(-1))
+
+    model = Tied(nn.Conv2d(6, CLASSES, 1))
+    model.other = None
+    with pytest.raises(ValueError, match=r"'head'.*used again, in a function"):
+        LastLayer.find(model, torch.randn(1, 3, 16, 16))
+    model.other = nn.Conv2d(6, CLASSES, 1)
+    model.other.weight = model.head.weight
+    with pytest.raises(ValueError, match=r"'other'.*used again, in head"):
+        LastLayer.find(model, torch.randn(1, 3, 16, 16))
+
+
+def test_statistics_of_the_batch_mix_its_images() -> None:
+    torch.manual_seed(15)
+    norm = nn.BatchNorm2d(6, track_running_stats=False)
+    model = Head(nn.Sequential(norm, nn.Conv2d(6, CLASSES, 1))).double()
+    images = images_for(model)
+    layer = LastLayer.find(model, images)
+    with pytest.raises(ValueError, match=r"BatchNorm2d 'head.0' has no running statistics.*batches of one"):
+        layer.pixel_gradients(images)
+    found = torch.cat([layer.pixel_gradients(image[None]).image for image in images])
+    torch.testing.assert_close(found, autograd_embeddings(model, layer, images), rtol=1e-10, atol=1e-14)
+
+
+def test_an_example_that_is_broken_or_missing() -> None:
+    torch.manual_seed(16)
+    model = HAND_WRITTEN["bilinear, aligned corners"]()
+    images = images_for(model).float()
+    images[0] = float("nan")
+    found = LastLayer.find(model, images).pixel_gradients(images)
+    clean = LastLayer.find(model, images[1:]).pixel_gradients(images[1:])
+    torch.testing.assert_close(found.image[1:], clean.image)
+    torch.testing.assert_close(found.semantic[1:], clean.semantic)
+    with pytest.raises(ValueError, match=r"example must hold an image, got shape \(0, 3, 24, 20\)"):
+        LastLayer.find(model, images[:0])
 
 
 def test_a_layer_called_twice_is_refused() -> None:

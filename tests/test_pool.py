@@ -173,6 +173,39 @@ def test_a_bad_image_is_named(model: nn.Module, images: Tensor, caplog: pytest.L
     assert "left out 2 images: 'frame_2', 'frame_5'" in caplog.text
 
 
+def test_the_first_image_may_be_the_bad_one(model: nn.Module, images: Tensor) -> None:
+    """The layer is found on it, whatever it holds."""
+    images[0] = float("nan")
+    with pytest.raises(ValueError, match="pixels of image 0; on_nan"):
+        embed_pool(model, images, progress=False)
+    assert embed_pool(model, images, on_nan="skip", progress=False).ids == tuple(range(1, N))
+
+
+def test_large_values_are_no_infinity() -> None:
+    """The sum of a float16 image overflows long before its pixels do."""
+    model = nn.Conv2d(3, CLASSES, 1).half()
+    found = embed_pool(model, torch.full((2, 3, 100, 100), 3.0), output="class_pixels", progress=False)
+    assert found.values.sum(1).tolist() == [10_000, 10_000]
+
+
+@pytest.mark.parametrize("output", ["image", "norm_map"])
+@pytest.mark.parametrize("pixels", [1, 250, 1_000_000])
+def test_parts_of_a_batch_change_nothing(
+    model: nn.Module, images: Tensor, monkeypatch: pytest.MonkeyPatch, pixels: int, output: str
+) -> None:
+    """On the CPU a batch goes through in parts, from single images to the whole."""
+    whole = getattr(LastLayer.find(model, images).pixel_gradients(images, outputs=(output,)), output)
+    monkeypatch.setattr("alges_fast.pool._CPU_PIXELS", pixels)
+    found = embed_pool(model, images, output=output, batch_size=N, progress=False).values
+    torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-7)
+
+
+def test_a_layer_of_another_model_is_refused(model: nn.Module, images: Tensor) -> None:
+    layer = LastLayer.find(nn.Conv2d(3, CLASSES, 1), images)
+    with pytest.raises(ValueError, match="found in another model"):
+        embed_pool(model, images, last_layer=layer, progress=False)
+
+
 def test_a_model_that_overflows_is_told_from_a_bad_image(model: nn.Module, images: Tensor) -> None:
     images[3] *= 1e30  # its squares overflow
     with pytest.raises(ValueError, match="the model makes a NaN or infinity of image 3"):
