@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import re
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,13 +16,29 @@ from alges_fast.seeding.shards import Candidates
 
 SKETCH_FROM = 16  # centres to measure; with fewer, writing the sketch costs more than it saves
 CACHED = 8 << 20  # bytes of a pool that is read from cache at every pick anyway
+UNKNOWN = 8 << 30  # bytes of memory taken for available where the system, not Linux, does not say
 
 
-def wants_sketch(centres: int, points: Tensor, memory: int) -> bool:
+def wants_sketch(centres: int, points: Tensor, memory: Callable[[], int]) -> bool:
     """Whether 8-bit codes of the points pay for so many centres, and fit: a quarter of a float32 pool's bytes."""
     rows, columns = points.shape
     large = rows * columns * points.element_size() > CACHED
-    return centres >= SKETCH_FROM and large and rows * (columns + 12) <= memory // 4
+    return centres >= SKETCH_FROM and large and rows * (columns + 12) <= memory() // 4
+
+
+def available_memory(root: Path = Path("/")) -> int:
+    """Bytes the system can still give this process: what it has free, and no more than a container may have in all."""
+    found = [int(kib) << 10 for kib in re.findall(r"MemAvailable: *([0-9]+) kB", _read(root / "proc/meminfo"))]
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # control groups, version 2 and 1
+        found += [int(limit) for limit in re.findall(r"^[0-9]+$", _read(root / "sys/fs/cgroup" / name).strip())]
+    return min(found, default=UNKNOWN)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
 
 
 class NativePool(Pool):
@@ -29,33 +47,23 @@ class NativePool(Pool):
     name = "cpu"
     measured = 0  # rows the last pass measured in full, over all its centres: the sketch spared the others
 
-    def __init__(
-        self,
-        points: Tensor,
-        index: range | Tensor,
-        centres: int,
-        weights: Tensor | None = None,
-        *,
-        nearest: bool = False,
-    ) -> None:
-        super().__init__(
-            points if points.stride(1) == 1 else points.contiguous(), index, centres, weights, nearest=nearest
-        )
+    def prepare(self, centres: int) -> None:
+        if self.points.stride(1) != 1:
+            self.points = self.points.contiguous()
         kernels = cpu_kernels()
         assert kernels is not None
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         self._draw_type = kernels.SeedingDraw
         self._native = kernels.SeedingPool(
             self.points.data_ptr(),
             str(self.points.dtype).removeprefix("torch."),
             *self.points.shape,
             self.points.stride(0),
-            index.start if isinstance(index, range) else 0,
-            0 if isinstance(index, range) else index.data_ptr(),
+            self.index.start if isinstance(self.index, range) else 0,
+            0 if isinstance(self.index, range) else self.index.data_ptr(),
             self.min_sq_distance.data_ptr(),
             0 if self.weights is None else self.weights.data_ptr(),
             0 if self.nearest is None else self.nearest.data_ptr(),
-            wants_sketch(centres, self.points, memory),
+            wants_sketch(centres, self.points, available_memory),
         )
 
     def draw(self, draw: Draw | None) -> Candidates:

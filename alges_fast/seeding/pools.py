@@ -34,7 +34,7 @@ class Draw:
 class Pool(ABC):
     """One shard: (N, D) points, their global indices, and `min_sq_distance` (N,) to the centres absorbed so far.
 
-    `centres` is how many will be measured in all, as far as is known: what a provider prepares has to pay by then.
+    `centres` is how many will be measured in all, as far as is known: what a provider prepares must pay by then.
     With `weights` (N,) a point counts so many times in draws and sums. With `nearest` the pool keeps the number of each
     point's nearest centre, in order of absorption, along with the distance.
     """
@@ -56,6 +56,10 @@ class Pool(ABC):
         self.min_sq_distance = torch.full((len(points),), torch.inf, dtype=self.dtype, device=points.device)
         self.weights = None if weights is None else weights.to(self.dtype)
         self.nearest = torch.full((len(points),), -1, dtype=torch.int32, device=points.device) if nearest else None
+        self.prepare(centres)
+
+    def prepare(self, centres: int) -> None:  # noqa: B027  torch alone needs nothing
+        """What a provider makes once, before it measures so many centres."""
 
     @abstractmethod
     def draw(self, draw: Draw | None) -> Candidates:
@@ -124,18 +128,8 @@ class Pool(ABC):
 class MeasuredPool(Pool):
     """A pool over whole rows of distances: a provider measures, and torch keeps the minimum and draws."""
 
-    def __init__(
-        self,
-        points: Tensor,
-        index: range | Tensor,
-        centres: int,
-        weights: Tensor | None = None,
-        *,
-        nearest: bool = False,
-    ) -> None:
-        super().__init__(points, index, centres, weights, nearest=nearest)
-        self._absorbed = 0
-        self._tried: Tensor | None = None
+    _absorbed = 0
+    _tried: Tensor | None = None
 
     @abstractmethod
     def sq_distances(self, centres: Tensor) -> Tensor:
@@ -231,16 +225,7 @@ class FaissPool(MeasuredPool):
 
     name = "faiss"
 
-    def __init__(
-        self,
-        points: Tensor,
-        index: range | Tensor,
-        centres: int,
-        weights: Tensor | None = None,
-        *,
-        nearest: bool = False,
-    ) -> None:
-        super().__init__(points, index, centres, weights, nearest=nearest)
+    def prepare(self, centres: int) -> None:
         self._faiss = _faiss()
         self._sq_norms = torch.empty_like(self.min_sq_distance)
         for rows, chunk in self.chunks():
@@ -279,16 +264,7 @@ class FaissGpuPool(MeasuredPool):
     name = "faiss"
     _resources: ClassVar[Any] = None  # one for the process, which by itself would take 1.5 GiB of scratch
 
-    def __init__(
-        self,
-        points: Tensor,
-        index: range | Tensor,
-        centres: int,
-        weights: Tensor | None = None,
-        *,
-        nearest: bool = False,
-    ) -> None:
-        super().__init__(points, index, centres, weights, nearest=nearest)
+    def prepare(self, centres: int) -> None:
         self._faiss = _faiss()
         if FaissGpuPool._resources is None:
             FaissGpuPool._resources = self._faiss.StandardGpuResources()
