@@ -17,7 +17,7 @@ from torch import Tensor
 
 from alges_fast._native import cpu_kernels
 from alges_fast.seeding import k_center_greedy, kmeans_plusplus, seeding
-from alges_fast.seeding.native import NativePool
+from alges_fast.seeding.native import NativePool, available_memory, wants_sketch
 from alges_fast.seeding.pools import Pool, TorchPool
 from alges_fast.seeding.race import exponentials, philox
 
@@ -164,6 +164,7 @@ def test_rounds_reach_the_potential_of_one_pick_at_a_time(monkeypatch: pytest.Mo
     points = blobs(2000, 6, seed=1)
     one_at_a_time = potentials(points, 60, 10)
     monkeypatch.setattr(seeding, "ROUNDS_ABOVE", 50)
+    monkeypatch.setattr(seeding, "ROUNDS_FROM", 0)
     by_rounds = [kmeans_plusplus(points, 60, seed=seed) for seed in range(10)]
     for found in by_rounds:
         assert len(set(found.indices.tolist())) == 60
@@ -172,8 +173,23 @@ def test_rounds_reach_the_potential_of_one_pick_at_a_time(monkeypatch: pytest.Mo
     assert np.mean([float(found.min_sq_distance.sum()) for found in by_rounds]) < 1.1 * one_at_a_time.mean()
 
 
+@pytest.mark.parametrize(
+    ("n_clusters", "total", "row_bytes", "expected"),
+    [
+        (10_000, 10**8, 832, False),  # one pick at a time up to here
+        (10_001, 10**8, 832, True),
+        (12_000, 200_000, 128, False),  # 26 MB: every pass is quick
+        (12_000, 3_000_000, 128, True),
+        (40_000, 300_000, 8192, False),  # the candidates would be most of the pool
+    ],
+)
+def test_when_to_seed_by_rounds(n_clusters: int, total: int, row_bytes: int, expected: bool) -> None:
+    assert seeding.wants_rounds(n_clusters, total, row_bytes) is expected
+
+
 def test_rounds_on_few_distinct_points_fill_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(seeding, "ROUNDS_ABOVE", 20)
+    monkeypatch.setattr(seeding, "ROUNDS_FROM", 0)
     picked = kmeans_plusplus(blobs(10, 3).repeat(40, 1), 30).indices
     assert len(set((picked % 10).tolist())) == 10
     assert len(set(picked.tolist())) == 30
@@ -215,6 +231,25 @@ def test_the_sketch_changes_nothing(dtype: torch.dtype, columns: int, monkeypatc
     sketched = kmeans_plusplus(points, 60, trials=2, backend="cpu")
     assert torch.equal(plain.indices, sketched.indices)
     assert torch.equal(plain.min_sq_distance, sketched.min_sq_distance)
+
+
+def test_the_sketch_stays_within_a_quarter_of_the_memory_a_container_may_have(tmp_path: Path) -> None:
+    """A limit that the machine's own memory does not show: to exceed it is to be killed."""
+    points = torch.empty(1).expand(1_000_000, 208)
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "sys/fs/cgroup/memory").mkdir(parents=True)
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 64000000 kB\nMemAvailable:   48000000 kB\n")
+    (tmp_path / "sys/fs/cgroup/memory.max").write_text("max\n")
+    (tmp_path / "sys/fs/cgroup/memory/memory.limit_in_bytes").write_text("9223372036854771712\n")
+    assert available_memory(tmp_path) == 48_000_000 * 1024
+    assert wants_sketch(100, points, lambda: available_memory(tmp_path))
+    for name, other in (("memory.max", "max\n"), ("memory/memory.limit_in_bytes", "9223372036854771712\n")):
+        limit = tmp_path / "sys/fs/cgroup" / name
+        limit.write_text(f"{800 << 20}\n")
+        assert available_memory(tmp_path) == 800 << 20
+        assert not wants_sketch(100, points, lambda: available_memory(tmp_path))
+        limit.write_text(other)
+    assert available_memory(tmp_path / "elsewhere") > 0
 
 
 @native
@@ -279,6 +314,17 @@ def test_views_need_no_copy(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_a_view_that_negates_is_read_negated(backend: str) -> None:
+    """What memory holds are the numbers without their sign."""
+    points = blobs(300, 6)
+    arguments = {"existing": points[:2] + 0.5, "trials": 3, "backend": backend}
+    found = kmeans_plusplus(torch._neg_view(-points), 8, **arguments)  # type: ignore[arg-type]
+    expected = kmeans_plusplus(points, 8, **arguments)  # type: ignore[arg-type]
+    assert torch.equal(found.indices, expected.indices)
+    assert torch.equal(found.min_sq_distance, expected.min_sq_distance)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_zero_vectors_and_all_of_a_pool(backend: str) -> None:
     points = torch.zeros(20, 4)
     points[5:8] = torch.eye(3, 4)
@@ -321,6 +367,11 @@ def test_overflowing_distances_raise_and_float64_takes_them() -> None:
         ({"points": torch.zeros(10)}, ValueError, r"points must have shape \(N, D\), got \(10,\)"),
         ({"points": torch.zeros(10, 3, dtype=torch.int64)}, TypeError, "points must be float32.*got torch.int64"),
         ({"points": [[0.0]]}, TypeError, "points must be a torch.Tensor or a numpy array, got list"),
+        ({"points": torch.zeros(10, 3).to_sparse()}, TypeError, "points must be a dense tensor.*sparse_coo"),
+        ({"points": torch.zeros(10, 3, device="meta")}, TypeError, "points must be a dense tensor.*meta"),
+        ({"points": np.zeros((10, 3), np.float32)[::-1]}, ValueError, "points cannot be taken as a tensor: .*stride"),
+        ({"points": np.zeros((10, 3), object)}, TypeError, "points cannot be taken as a tensor: .*object"),
+        ({"existing": np.zeros((1, 3), ">f4")}, ValueError, "existing cannot be taken as a tensor: .*byte order"),
         ({"existing": torch.zeros(2, 4)}, ValueError, r"existing must have shape \(M, 3\), got \(2, 4\)"),
         ({"existing": torch.full((1, 3), torch.nan)}, ValueError, "existing must be finite"),
         ({"global_index": torch.arange(9)}, ValueError, r"global_index must be int64 of shape \(10,\)"),

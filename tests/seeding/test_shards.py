@@ -63,7 +63,7 @@ def cases() -> dict[str, tuple[Callable[..., Any], Tensor, dict[str, Any]]]:
 
 def seed_all(group: Any, rank: int, ranks: int, cut: Cut) -> dict[str, tuple[Tensor, Tensor]]:
     """(indices, this rank's D²) of every case, of the rank's shard."""
-    seeding.ROUNDS_ABOVE = 20
+    seeding.ROUNDS_ABOVE, seeding.ROUNDS_FROM = 20, 0
     results = {}
     for name, (function, points, arguments) in cases().items():
         mine = cut(len(points), ranks, rank)
@@ -150,9 +150,9 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def alone() -> dict[str, tuple[Tensor, Tensor]]:
     """The same in one piece and one process."""
-    above = seeding.ROUNDS_ABOVE
+    usual = seeding.ROUNDS_ABOVE, seeding.ROUNDS_FROM
     results = seed_all(None, 0, 1, contiguous)
-    seeding.ROUNDS_ABOVE = above
+    seeding.ROUNDS_ABOVE, seeding.ROUNDS_FROM = usual
     return results
 
 
@@ -161,7 +161,8 @@ def alone() -> dict[str, tuple[Tensor, Tensor]]:
 def test_any_cut_gives_the_picks_of_the_whole(
     world: int, cut: Cut, alone: dict[str, tuple[Tensor, Tensor]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(seeding, "ROUNDS_ABOVE", seeding.ROUNDS_ABOVE)  # put back after
+    for name in ("ROUNDS_ABOVE", "ROUNDS_FROM"):
+        monkeypatch.setattr(seeding, name, getattr(seeding, name))  # put back after
     monkeypatch.setattr(seeding, "Shards", lambda group, device: group or Shards(None, device))
     barrier, board = threading.Barrier(world), [None] * world
     with ThreadPoolExecutor(world) as ranks:
