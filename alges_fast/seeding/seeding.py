@@ -30,7 +30,7 @@ POOLS: dict[str, type[Pool]] = {"faiss": FaissPool, "cpu": NativePool, "cuda": C
 BACKENDS = ("faiss", "cpu", "cuda", "torch")
 TIED = 1e-6  # relative; potentials this close are one, as those of two points nearest to each other, on every backend
 ROUNDS_ABOVE = 10_000  # picks: beyond, one pass over the pool and one exchange between ranks a pick take too long
-# Bytes of the whole pool. The rounds measure some 3.5 times as many distances: on two cores 12 000 picks of 200 000 x 32
+# Bytes of the whole pool. The rounds measure 3.5 times as many distances: on two cores 12 000 picks of 200 000 x 32
 # (26 MB) took 12 s and more against 4.4 s one at a time, 1500 picks of 1 000 000 x 64 (256 MB) 8.8 s either way.
 ROUNDS_FROM = 1 << 28
 ROUNDS = 5  # enough in Bahmani et al., section 5, with ℓ = n / 2
