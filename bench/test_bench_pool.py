@@ -22,6 +22,7 @@ from torch.func import functional_call, grad, vmap
 from alges_fast import LastLayer, embed_pool
 from alges_fast.last_layer import evaluating
 from alges_fast.models import build_model
+from alges_fast.pool import _parts
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BATCH, CLASSES, SIDE = (64 if DEVICE.type == "cuda" else 8), 13, 224
@@ -40,13 +41,18 @@ def images() -> Tensor:
 
 
 def test_overhead_over_the_forward_pass(benchmark: Any, model: nn.Module, images: Tensor) -> None:
-    """`embed_pool` and a bare forward pass over the same images in memory, in the format they come in and in the faster
-    one that `embed_pool` puts them in."""
+    """`embed_pool` and a bare forward pass over the same images in memory: in the format they come in, in the faster
+    one that `embed_pool` puts them in, and besides in its parts, which is the floor."""
     layer = LastLayer.find(model, images[:1].to(DEVICE))
 
     def forward(memory_format: torch.memory_format) -> None:
         with torch.no_grad():
             model(images.to(DEVICE).to(memory_format=memory_format))
+
+    def forward_in_parts() -> None:
+        with torch.no_grad():
+            for part in _parts(images.to(DEVICE).to(memory_format=torch.channels_last)):
+                model(part)
 
     def score() -> None:
         embed_pool(model, images, batch_size=BATCH, last_layer=layer, progress=False)
@@ -55,9 +61,10 @@ def test_overhead_over_the_forward_pass(benchmark: Any, model: nn.Module, images
         "scoring": score,
         "forward": lambda: forward(torch.contiguous_format),
         "forward_channels_last": lambda: forward(torch.channels_last),
+        "forward_in_parts": forward_in_parts,
     }
     times = compare(benchmark, "scoring", contenders, rounds=11)
-    for floor in ("forward", "forward_channels_last"):
+    for floor in ("forward", "forward_channels_last", "forward_in_parts"):
         benchmark.extra_info[f"overhead_over_{floor}_percent"] = round(100 * (ratio(times, "scoring", floor) - 1), 2)
 
 
