@@ -81,6 +81,11 @@ FRAMES_PER_VIDEO = {
 }  # fmt: skip
 """Of the whole data set, in clips of 80."""
 
+SYNTHETIC_MARK = "SYNTHETIC.txt"
+"""File that `write-synthetic` leaves in its root: what lies there is drawn, in CholecSeg8k's layout."""
+
+SYNTHETIC_NOTE = "synthetic video in CholecSeg8k's layout, not CholecSeg8k: it says nothing about surgery"
+
 _CLASS_OF = np.full(256, IGNORE, np.uint8)
 _CLASS_OF[list(WATERSHED_CODES)] = range(len(CLASSES))
 
@@ -101,10 +106,14 @@ def list_cholecseg8k(root: Path, split: str, faults: Faults) -> Listing:
             else:
                 faults.add(FaultyFile(f"{root / f'video{name}'}: no such folder: split {split} has it in {part}"))
         splits[part] = tuple(files)
-    notes = []
-    listed, published = sum(map(len, splits.values())), sum(FRAMES_PER_VIDEO.values())
-    if listed != published:
-        notes.append(f"{listed} frames, where the published CholecSeg8k has {published}")
+    notes = [SYNTHETIC_NOTE] if (root / SYNTHETIC_MARK).exists() else []
+    listed = Counter(file.video.removeprefix("video") for files in splits.values() for file in files)
+    if listed != FRAMES_PER_VIDEO:
+        videos = [f"{name} {listed[name]} of {n}" for name, n in FRAMES_PER_VIDEO.items() if listed[name] != n]
+        notes.append(
+            f"{listed.total()} frames, where the published CholecSeg8k has {sum(FRAMES_PER_VIDEO.values())}; by video: "
+            + ", ".join(videos)
+        )
     if extra := sorted(set(present) - set(FRAMES_PER_VIDEO)):
         notes.append(f"videos that no split has are not used: {', '.join(extra)}")
     return Listing(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from alges_fast.data import synthetic
-from alges_fast.data.cholecseg8k import PALETTE, WATERSHED_CODES
+from alges_fast.data.cholecseg8k import PALETTE, SYNTHETIC_MARK, SYNTHETIC_NOTE, WATERSHED_CODES
 from alges_fast.data.loading import map_in_order
 from alges_fast.errors import UserError
 
@@ -35,6 +35,7 @@ def write_cholecseg8k(
         root.mkdir(parents=True, exist_ok=True)
         if any(root.iterdir()):
             raise UserError(f"{root}: not empty: give a new folder")
+        (root / SYNTHETIC_MARK).write_text(f"{SYNTHETIC_NOTE}. Written by python -m alges_fast.data write-synthetic.\n")
         plan = synthetic.plan(full=full, split="alges", seed=seed)
         frames = [frame for part in plan.values() for frame in part]
         size = (height, round(height * 854 / 480))

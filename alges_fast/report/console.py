@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Table
 
 from alges_fast.report.run_folder import FULL
-from alges_fast.report.statistics import Row, areas, spread
+from alges_fast.report.statistics import Row, areas, choosing_seconds, spread
 from alges_fast.report.style import in_order
 from alges_fast.report.tables import mean_sd
 
@@ -36,16 +36,17 @@ def summary_table(rows: Sequence[Row]) -> Table:
             str(most),
             mean_sd(last, of=seeds),
             mean_sd(area, of=seeds) if area.n else "",
-            _seconds([row["embed_seconds"] + row["seeding_seconds"] for row in own]) if strategy != FULL else "",
-            _seconds([row["train_seconds"] for row in own]),
+            _seconds(sum(part.mean for part in choosing_seconds(own))) if strategy != FULL else "",
+            _seconds(spread(row["train_seconds"] for row in own).mean),
         )
-    table.caption = "mean ± sd over seeds; AULC: mean Dice over the learning curve; select, train: mean per round"
+    table.caption = (
+        "mean ± sd over seeds; AULC: mean Dice over the learning curve; select, train: mean per query and training"
+    )
     table.caption_justify = "left"
     return table
 
 
-def _seconds(values: Sequence[float]) -> str:
-    mean = spread(value for value in values if value == value).mean
+def _seconds(mean: float) -> str:
     if mean != mean:
         return "–"
     return f"{mean * 1e3:.0f} ms" if mean < 1 else f"{mean:.1f} s" if mean < 120 else f"{mean / 60:.1f} min"

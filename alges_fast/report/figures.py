@@ -23,11 +23,19 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from alges_fast.data.frames import IGNORE
 from alges_fast.report.artefacts import THUMBNAIL, DatasetSummary, FrameMaps, PickRecord
-from alges_fast.report.statistics import Comparison, Row, Spread, learning_curves, spread
+from alges_fast.report.statistics import (
+    Comparison,
+    Row,
+    Spread,
+    choosing_seconds,
+    learning_curves,
+    spread,
+)
 from alges_fast.report.style import PART_COLOURS, Look, StrategyStyle
 from alges_fast.report.text import p_value, signed
 
 BANDS_TOGETHER = 3  # more curves than this, and their bands hide each other in one panel
+FULL_NEAR = 0.25  # `full` further above the curves than this part of their range is off their scale
 PICKS_SHOWN = 10
 ROUNDS_SHOWN = 8
 FRAMES_SHOWN = 4
@@ -38,13 +46,14 @@ Styles = Mapping[str, StrategyStyle]
 def curves(rows: Sequence[Row], full: Sequence[Row], styles: Styles, look: Look, *, pool: int | None) -> Figure:
     """Dice over labelled images, a line per strategy with its name at its end; `full` is a horizontal line (Fig. 4).
 
+    Where `full` lies far above, its line would press the curves together: then it is written at the top instead.
     With one training there is no curve: then a row per strategy, with its seeds, mean and interval.
     """
     found = learning_curves(rows)
     if max(len(curve) for curve in found.values()) == 1:
         return _one_training(rows, full, styles, look)
     fig, ax = _figure(look, height=5.0 if len(found) > 5 else 4.2, left=0.62, right=0.3, bottom=0.55, top=0.2)
-    limits = _dice_limits([*rows, *full])
+    level, limits = _full_and_limits(rows, full)
     for name, curve in found.items():
         x = list(curve)
         _line(ax, x, [curve[n].mean for n in x], styles[name])
@@ -53,10 +62,11 @@ def curves(rows: Sequence[Row], full: Sequence[Row], styles: Styles, look: Look,
     ax.set_ylim(limits)
     ax.margins(x=0.02)
     ends = {name: curve[max(curve)].mean for name, curve in found.items()}
-    if full:
-        level = spread(row["dice"] for row in full).mean
+    if full and level <= limits[1]:
         ax.axhline(level, color=look.ink, linewidth=1.2, linestyle=styles["full"].dash)
         ends["full"] = level
+    elif full:
+        ax.text(0.02, 0.985, f"full: {level:.3f}, off the scale ↑", transform=ax.transAxes, va="top", fontsize=9)
     _axis_of_images(ax, found, pool)
     ax.set_ylabel("test Dice")
     ax.grid(axis="y")
@@ -85,6 +95,7 @@ def curves_apart(rows: Sequence[Row], full: Sequence[Row], styles: Styles, look:
         hspace=0.35 / panel,
     )
     reference = next(iter(found))
+    level, limits = _full_and_limits(rows, full)
     for i, (name, curve) in enumerate(found.items()):
         ax = panels[i // columns, i % columns]
         if name != reference:
@@ -100,8 +111,7 @@ def curves_apart(rows: Sequence[Row], full: Sequence[Row], styles: Styles, look:
                 ax.plot(x, y, color=styles[name].colour, linewidth=0.6, alpha=0.55)
         _band(ax, curve, styles[name])
         _line(ax, list(curve), [curve[n].mean for n in curve], styles[name], marker=False)
-        if full:
-            level = spread(row["dice"] for row in full).mean
+        if full and level <= limits[1]:
             ax.axhline(level, color=look.ink, linewidth=0.8, linestyle=styles["full"].dash)
         ax.set_title(name, loc="left", fontsize=9.5, pad=3)
         ax.grid(axis="y")
@@ -112,7 +122,7 @@ def curves_apart(rows: Sequence[Row], full: Sequence[Row], styles: Styles, look:
     for column in range(columns):  # the lowest panel of a column carries the numbers, also where the last line is short
         last = (len(found) - 1 - column) // columns
         panels[last, column].xaxis.set_tick_params(labelbottom=True)
-    panels[0, 0].set_ylim(_dice_limits([*rows, *full]))
+    panels[0, 0].set_ylim(limits)
     fig.supxlabel(_images_label(pool), fontsize=10, y=0.1 / height)
     fig.supylabel("test Dice", fontsize=10, x=0.06 / look.width)
     return fig
@@ -164,8 +174,9 @@ def forest(comparisons: Sequence[Comparison], styles: Styles, look: Look, *, res
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: signed(value) if value else "0"))
     ax.set_xlabel("difference in area under the curve (Dice)")
     ax.set_title(f"each strategy minus {ordered[0].second}", loc="left", pad=8)
-    key = "filled: separates after Holm · grey: true differences these seeds would find less than 4 times in 5"
-    fig.text(0.1 / look.width, 0.08 / fig.get_figheight(), key, fontsize=7 if look.narrow else 8.5, color=look.muted)
+    between = "\n" if look.narrow else " · "
+    key = f"filled: separates after Holm{between}grey: true differences these seeds would find less than 4 times in 5"
+    fig.text(0.1 / look.width, 0.06 / fig.get_figheight(), key, fontsize=7.5 if look.narrow else 8.5, color=look.muted)
     return fig
 
 
@@ -276,19 +287,14 @@ def class_shares(dataset: DatasetSummary, look: Look) -> Figure:
 
 
 def round_seconds(rows: Sequence[Row], strategies: Sequence[str], look: Look) -> Figure:
-    """Mean seconds per round by strategy: the whole round, and embedding and seeding alone, which training dwarfs."""
-    columns = {"training": "train_seconds", "embedding": "embed_seconds", "seeding": "seeding_seconds"}
-    columns["evaluation"] = "eval_seconds"
-    means = {
-        part: np.array(
-            [
-                spread(row[c] for row in rows if row["strategy"] == s and not math.isnan(row.get(c, math.nan))).mean
-                for s in strategies
-            ]
-        )
-        for part, c in columns.items()
-    }
-    means = {part: np.nan_to_num(values) for part, values in means.items()}
+    """Mean seconds by strategy: of a round that chooses, and of embedding and seeding alone, which training dwarfs."""
+    parts_of = {}
+    for name in strategies:
+        own = [row for row in rows if row["strategy"] == name]
+        training, evaluation = (spread(row[f"{part}_seconds"] for row in own) for part in ("train", "eval"))
+        embedding, seeding = choosing_seconds(own)
+        parts_of[name] = (training.mean, embedding.mean, seeding.mean, evaluation.mean)
+    means = dict(zip(PART_COLOURS, np.nan_to_num(np.array(list(parts_of.values()))).T, strict=True))
     chosen = {part: means[part] for part in ("embedding", "seeding")}
     label = _text_width(strategies, look, 9) + 0.2
     panel = 0.5 + 0.27 * len(strategies)
@@ -505,6 +511,14 @@ def _dice_limits(rows: Sequence[Row]) -> tuple[float, float]:
     values = [row["dice"] for row in rows if math.isfinite(row["dice"])] or [0.0, 1.0]
     pad = max(0.08 * (max(values) - min(values)), 0.01)
     return max(0.0, min(values) - pad), min(1.0, max(values) + pad)
+
+
+def _full_and_limits(rows: Sequence[Row], full: Sequence[Row]) -> tuple[float, tuple[float, float]]:
+    """Mean Dice of `full` (NaN without it), and limits that show the curves, and `full` unless it is far from them."""
+    level = spread(row["dice"] for row in full).mean
+    low, high = _dice_limits(rows)
+    near = full and level - high < FULL_NEAR * (high - low)
+    return level, _dice_limits([*rows, *full]) if near else (low, high)
 
 
 def _axis_of_images(ax: Axes, found: Mapping[str, Mapping[int, Spread]], pool: int | None) -> None:

@@ -128,7 +128,7 @@ def _curves(run: RunFolder) -> _Section:
     bars = "bars are the means' 95 % t-intervals" if seeds > 1 else "one seed gives no interval"
     text = f"Mean test Dice over {_count(seeds, 'seed')}." if seeds > 1 else "Test Dice of one seed, so without a band."
     if run.full_rows:
-        text += f" The dashed line is a model trained on all {run.full_rows[0]['n_labelled']} images."
+        text += f' "full" is a model trained on all {run.full_rows[0]["n_labelled"]} images.'
     if trainings == 1:
         return _Section(title, f"{text} One training each, so there is no curve yet; {bars}.", [together])
     if seeds > 1 and len(names) <= figures.BANDS_TOGETHER:
@@ -176,24 +176,29 @@ def _about_the_paper(run: RunFolder) -> str:
 
 def _differences(run: RunFolder, findings: Findings) -> _Section:
     title = "Paired differences"
-    if not findings.to_reference:
+    if not findings.to_baselines:
         return _Section(title, "There are no two strategies with two finished seeds in common to compare.")
-    forest = _Picture(
-        "paired_differences",
-        f"Difference of every strategy to {findings.reference} in mean Dice over the curve, with 95 % intervals",
-        partial(
-            figures.forest,
-            findings.to_reference,
-            strategy_styles(run.strategies),
-            resolvable=findings.resolvable,
-        ),
-    )
+    forests = [
+        _Picture(
+            f"paired_differences_to_{family.baseline}",
+            f"Difference of every strategy to {family.baseline} in mean Dice over the curve, with 95 % intervals",
+            partial(
+                figures.forest,
+                family.comparisons,
+                strategy_styles(run.strategies),
+                resolvable=family.resolvable,
+            ),
+        )
+        for family in findings.to_baselines
+    ]
+    baselines = " and of ".join(family.baseline for family in findings.to_baselines)
     text = (
-        f"Area under the learning curve minus that of {findings.reference}, seed by seed. Lines are 95 % t-intervals, "
-        "not corrected for their number; p is corrected by Holm's method, and a dot is filled where it is below 5 %. "
-        "In the grey range lie true differences that these seeds would find less than four times in five."
+        f"Area under the learning curve minus that of {baselines}, seed by seed. Lines are 95 % t-intervals, not "
+        "corrected for their number; p is corrected by Holm's method, over the comparisons of one figure or table, and "
+        "a dot is filled where it is below 5 %. In the grey range lie true differences that these seeds would find "
+        "less than four times in five."
     )
-    return _Section(title, text, [forest], folds=[_Fold("All pairs", table=tables.pairs(findings.pairs))])
+    return _Section(title, text, forests, folds=[_Fold("All pairs", table=tables.pairs(findings.pairs))])
 
 
 def _classes(run: RunFolder) -> _Section:
@@ -219,6 +224,8 @@ def _frames(run: RunFolder) -> _Section:
     title = "What the model sees"
     if not run.frames:
         return _Section(title, "The run stored no test frames (report_data/frames).")
+    place = {name: i for i, name in enumerate(in_order(frames.strategy for frames in run.frames))}
+    shown = sorted(run.frames, key=lambda frames: (place[frames.strategy], frames.seed, frames.round))
     pictures = [
         _Picture(
             f"frames_{frames.strategy}-seed{frames.seed}-round{frames.round:02d}",
@@ -226,7 +233,7 @@ def _frames(run: RunFolder) -> _Section:
             partial(figures.frame_maps, frames, run.dataset),
             photograph=True,
         )
-        for frames in run.frames
+        for frames in shown
     ]
     text = (
         "Test frames, their ground truth, the prediction, and the size of each pixel's gradient embedding, which the "
@@ -234,7 +241,7 @@ def _frames(run: RunFolder) -> _Section:
     )
     folds = [
         _Fold(f"{frames.strategy}, seed {frames.seed}, round {frames.round}", pictures=[picture])
-        for frames, picture in zip(run.frames, pictures, strict=True)
+        for frames, picture in zip(shown, pictures, strict=True)
     ]
     return _Section(title, text, folds=folds)
 
@@ -248,7 +255,8 @@ def _picks(run: RunFolder) -> _Section:
             mine.append(record)
     chosen = {name: chosen[name] for name in in_order(chosen) if chosen[name]}
     if not chosen or not run.thumbnails:
-        return _Section(title, "The run stored no picks or no thumbnails of them (report_data/thumbnails.npz).")
+        why = "no thumbnails of its picks" if chosen else "no picks"
+        return _Section(title, f"The run has stored {why}; it does when it is finished (report_data/thumbnails.npz).")
     folds = [
         _Fold(
             f"{name}, seed {records[0].seed}",
@@ -282,7 +290,8 @@ def _time(run: RunFolder) -> _Section:
         "Mean seconds per round of training, embedding, seeding and evaluation for every strategy",
         partial(figures.round_seconds, run.curve_rows, names),
     )
-    return _Section(title, "Mean over rounds and seeds, on the machine described below.", [picture])
+    text = "Mean over rounds and seeds, choosing over the rounds that chose, on the machine described below."
+    return _Section(title, text, [picture])
 
 
 def _data(run: RunFolder) -> _Section:

@@ -70,7 +70,10 @@ class RunFolder:
 
     @property
     def title(self) -> str:
+        """The data set's name, or the name of its folder where the data set is just a folder."""
         name = self.dataset.name if self.dataset else self.config.get("dataset")
+        if name == "folder" and self.config.get("data_root"):
+            name = Path(self.config["data_root"]).name
         return str(name) if name else self.out.resolve().name
 
     @property
@@ -78,7 +81,9 @@ class RunFolder:
         return self.dataset.frames.get("train") if self.dataset else None
 
     def missing(self) -> list[str]:
-        """Strategies and seeds with fewer trainings than the longest run or the configured number, one phrase each."""
+        """What the run lacks, one phrase each: how many of the configured runs (a strategy with a seed) have not
+        finished a training, and which have fewer than the longest or the configured number.
+        """
         trained: dict[tuple[str, int], int] = {}
         for row in self.curve_rows:
             key = (row["strategy"], row["seed"])
@@ -87,13 +92,16 @@ class RunFolder:
             return []
         configured = self.config.get("rounds")
         wanted = max(configured if isinstance(configured, int) else 0, *trained.values())
-        seeds = {row["seed"] for row in self.curve_rows}
-        return [
-            f"{strategy} with seed {seed} has {trained.get((strategy, seed), 0)} of {wanted} trainings"
-            for strategy in in_order(row["strategy"] for row in self.curve_rows)
-            for seed in sorted(seeds)
-            if trained.get((strategy, seed), 0) < wanted
+        # By number, not by name: the configuration names a user's own strategy by its file.
+        planned = len(self.config.get("strategies") or ()) * len(self.config.get("seeds") or ())
+        begun = len({(row["strategy"], row["seed"]) for row in self.rows})
+        waiting = [f"{planned - begun} of {planned} strategies with a seed have no training yet"]
+        short = [
+            f"{strategy} with seed {seed} has {trainings} of {wanted} trainings"
+            for (strategy, seed), trainings in trained.items()
+            if trainings < wanted
         ]
+        return (waiting if begun < planned else []) + short
 
 
 def read_run(out: Path) -> RunFolder:

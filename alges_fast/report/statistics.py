@@ -95,6 +95,12 @@ def area_under_curve(n_labelled: Sequence[float], values: Sequence[float]) -> fl
     return float(((y[1:] + y[:-1]) / 2 * np.diff(x)).sum() / (x[-1] - x[0]))
 
 
+def choosing_seconds(rows: Sequence[Row]) -> tuple[Spread, Spread]:
+    """Embedding and seeding, over the rounds that took time to choose: a run's last round asks for nothing."""
+    asked = [row for row in rows if row["embed_seconds"] + row["seeding_seconds"] > 0]
+    return spread(row["embed_seconds"] for row in asked), spread(row["seeding_seconds"] for row in asked)
+
+
 def areas(rows: Sequence[Row], metric: str = "dice") -> dict[str, dict[int, float]]:
     """Area under the learning curve by strategy and seed.
 

@@ -82,6 +82,7 @@ _KNOWN = {
     "least-confidence": StrategyStyle("#0072b2", _DOTTED, "s"),
     "coreset": StrategyStyle("#009e73", "-", "o"),
     "deal": StrategyStyle("#cc79a7", "-", "o"),
+    "deal-score": StrategyStyle("#cc79a7", _DASHED, "s"),
     "alges-img": StrategyStyle("#d55e00", "-", "o"),
     "alges-sem": StrategyStyle("#e69f00", "-", "o"),
     "alges-sem-vector": StrategyStyle("#e69f00", _DASHED, "^"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 import shutil
 import subprocess
@@ -12,17 +13,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from fake_run import ABSENT, write_fake_run
 from PIL import Image
 from rich.console import Console
+from scipy import stats
 
+from alges_fast.data.cholecseg8k import SYNTHETIC_NOTE
 from alges_fast.errors import UserError
-from alges_fast.report import write_report
+from alges_fast.report import figures, write_report
 from alges_fast.report.__main__ import main
 from alges_fast.report.console import summary_table
 from alges_fast.report.figures import spaced
-from alges_fast.report.run_folder import read_results
-from alges_fast.report.style import in_order, strategy_styles
+from alges_fast.report.findings import find
+from alges_fast.report.run_folder import read_results, read_run
+from alges_fast.report.statistics import choosing_seconds
+from alges_fast.report.style import LIGHT, in_order, strategy_styles
 
 SMALL = {"seeds": 3, "rounds": 2, "query_size": 4}
 
@@ -71,7 +77,7 @@ def test_a_finished_run_has_every_figure_and_no_external_request(finished: Path)
     assert {
         "learning_curves",
         "learning_curves_by_strategy",
-        "paired_differences",
+        "paired_differences_to_random",
         "class_dice",
         "class_shares",
         "seconds_per_round",
@@ -127,7 +133,7 @@ def test_results_alone_make_a_report_that_says_what_is_absent(tmp_path: Path) ->
     out = _scores(tmp_path / "out", {"random": [[0.2, 0.3]] * 2, "alges-img": [[0.2, 0.31]] * 2})
     write_report(out)
     text = page(out).text
-    for absence in ("no test frames", "no thumbnails", "no Dice per class", "no timings", "no description of its data"):
+    for absence in ("no test frames", "no picks", "no Dice per class", "no timings", "no description of its data"):
         assert absence in text
     assert "no config.yaml" in text
 
@@ -149,7 +155,7 @@ def test_one_seed_claims_nothing(tmp_path: Path) -> None:
     write_report(out)
     text = page(out).text
     assert "nothing here tells a difference between strategies from the luck of one seed" in text
-    assert not (out / "figures" / "paired_differences.png").exists()
+    assert not (out / "figures" / "paired_differences_to_random.png").exists()
 
 
 def test_one_strategy_and_one_training_have_nothing_to_compare(tmp_path: Path) -> None:
@@ -178,6 +184,61 @@ def test_an_unfinished_run_is_named_and_its_seed_left_out_of_the_comparison(tmp_
     assert "(n = 3)" in (out / "table.md").read_text()
 
 
+def test_runs_that_have_not_begun_are_counted(tmp_path: Path) -> None:
+    out = write_fake_run(tmp_path / "out", strategies=("random", "alges-img"), seeds=2, rounds=2, artefacts=False)
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    config.update(strategies=["random", "alges-img", "mine.py:Own"], seeds=[0, 1, 2])
+    (out / "config.yaml").write_text(yaml.safe_dump(config))
+    write_report(out)
+    assert "The run is not finished: 5 of 9 strategies with a seed have no training yet." in page(out).text
+
+
+def test_both_baselines_are_compared_with_each_a_family_of_its_own(tmp_path: Path) -> None:
+    noise = np.random.default_rng(1).normal(0, 0.002, (4, 5, 1))
+    base = np.linspace(0.3, 0.4, 5)[:, None] + np.array([[0.0, 0.1]])
+    means = {"random": 0.0, "stratified-random": 0.04, "coreset": 0.02, "alges-img": 0.04}
+    dice = {name: (base + mean + noise[i]).tolist() for i, (name, mean) in enumerate(means.items())}
+    out = _scores(tmp_path / "out", dice)
+    write_report(out)
+    found = find(read_run(out))
+    assert [family.baseline for family in found.to_baselines] == ["random", "stratified-random"]
+    areas = {name: np.mean(values, axis=1) for name, values in dice.items()}
+    for family in found.to_baselines:
+        others = [name for name in dice if name != family.baseline]
+        assert [c.first for c in family.comparisons] == others
+        p = [stats.ttest_rel(areas[name], areas[family.baseline]).pvalue for name in others]
+        assert [c.p_holm for c in family.comparisons] == pytest.approx(
+            [max(min(1, (3 - sorted(p).index(q)) * q) for q in p if q <= mine) for mine in p]
+        )
+    text = page(out).text
+    below = r"coreset \(−0\.0\d\d\) lie below stratified-random by the same test\. Not separate from it: alges-img\."
+    assert re.search(below, text)
+    assert (out / "figures" / "paired_differences_to_stratified-random.png").exists()
+
+
+def test_a_full_model_far_above_does_not_press_the_curves_together(tmp_path: Path) -> None:
+    base = {"random": [[0.30, 0.35], [0.31, 0.36]], "alges-img": [[0.30, 0.36], [0.31, 0.37]]}
+    for level, shown in ((0.38, True), (0.8, False)):
+        rows = read_results(_scores(tmp_path / f"{level}", {**base, "full": [[level], [level]]}) / "results.csv")
+        full = [row for row in rows if row["strategy"] == "full"]
+        curves = [row for row in rows if row["strategy"] != "full"]
+        styles = strategy_styles([*base, "full"])
+        (axes,) = figures.curves(curves, full, styles, LIGHT, pool=100).axes
+        low, high = axes.get_ylim()
+        assert (low < level < high) == shown
+        assert high - low < 0.2
+        written = {text.get_text() for text in axes.texts}
+        assert ("full: 0.800, off the scale ↑" in written) == (not shown)
+
+
+def test_time_to_choose_is_that_of_the_rounds_that_chose(finished: Path) -> None:
+    rows = [dict(row) for row in read_results(finished / "results.csv") if row["strategy"] == "coreset"]
+    for row in rows:
+        row.update(embed_seconds=3.0 if row["round"] == 0 else 0.0, seeding_seconds=1.0 if row["round"] == 0 else 0.0)
+    embedding, seeding = choosing_seconds(rows)
+    assert (embedding.mean, seeding.mean) == (3.0, 1.0)
+
+
 def test_the_papers_table_stands_beside_cholecseg8k_alone_and_warns_of_other_data(tmp_path: Path) -> None:
     out = write_fake_run(tmp_path / "out", strategies=("random", "alges-sem"), dataset="cholecseg8k", **SMALL)
     shutil.rmtree(out / "report_data" / "frames")
@@ -186,6 +247,24 @@ def test_the_papers_table_stands_beside_cholecseg8k_alone_and_warns_of_other_dat
     text = page(out).text
     assert "0.458" in text
     assert "has 640 images and the paper's 4640, so this is other data" in text
+
+
+def test_the_papers_table_does_not_stand_beside_synthetic_video_in_the_same_layout(tmp_path: Path) -> None:
+    out = write_fake_run(tmp_path / "out", strategies=("random", "alges-sem"), dataset="cholecseg8k", **SMALL)
+    description = json.loads((out / "report_data" / "dataset.json").read_text())
+    description["notes"].append(SYNTHETIC_NOTE)
+    (out / "report_data" / "dataset.json").write_text(json.dumps(description))
+    write_report(out)
+    assert "Beside the paper" not in page(out).text
+    assert "not CholecSeg8k" in page(out).text
+
+
+def test_a_folder_of_frames_is_called_by_its_name(tmp_path: Path) -> None:
+    out = write_fake_run(tmp_path / "out", strategies=("random",), dataset="folder", artefacts=False, **SMALL)
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    (out / "config.yaml").write_text(yaml.safe_dump({**config, "data_root": "/data/camvid"}))
+    write_report(out)
+    assert (out / "table.md").read_text().startswith("# camvid\n")
 
 
 def test_a_class_absent_from_the_truth_is_a_dash_not_a_zero(finished: Path) -> None:
