@@ -5,19 +5,23 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy import stats
 from torch import nn
 
+from alges_fast import models, strategies
 from alges_fast.errors import UserError
 from alges_fast.models.deal import DealModel, attention
 from alges_fast.random_streams import stream_seed
-from alges_fast.seeding import kmeans_plusplus
+from alges_fast.seeding import Seeding, kmeans_plusplus
 from alges_fast.strategies import Picks, Query, Strategy, get_strategy, strategy_names
+from alges_fast.strategies.deal import difficulty_entropy
 
 N, K, SIZE, PICKS = 14, 4, 12, 5
 
@@ -117,6 +121,35 @@ def test_alges_img_released_norms_a_running_sum_over_the_pool_in_train_mode() ->
     assert all(torch.equal(before[name], value) for name, value in query.model.state_dict().items())
 
 
+@pytest.mark.parametrize("name", ["alges-img-released", "alges-sem-released"])
+def test_the_released_seeding_is_the_same_every_round_and_every_seed(name: str) -> None:
+    query = make_query(Net())
+    others = [replace(query, seed=seed, round=round) for seed, round in ((0, 0), (3, 5), (7, 2))]
+    assert {ask(name, other).ids for other in others} == {ask(name, query).ids}
+
+
+def test_alges_img_released_depends_on_the_pools_order_and_alges_img_only_through_its_seeding() -> None:
+    """The running sum: a frame's embedding holds those of all frames before it."""
+    query = make_query(Net())
+    turned = replace(query, unlabelled=query.unlabelled[::-1])
+
+    def embeddings(strategy: str, given: Query) -> torch.Tensor:
+        seen: list[torch.Tensor] = []
+        where = "released" if strategy.endswith("released") else "alges"
+
+        def keep(points: torch.Tensor, n: int, **options: object) -> Seeding:
+            seen.append(points)
+            return kmeans_plusplus(points, n, seed=0)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(getattr(strategies, where), "kmeans_plusplus", keep)
+            ask(strategy, given)
+        return seen[0]
+
+    torch.testing.assert_close(embeddings("alges-img", turned).flip(0), embeddings("alges-img", query))
+    assert not torch.allclose(embeddings("alges-img-released", turned).flip(0), embeddings("alges-img-released", query))
+
+
 def test_alges_sem_released_has_k_where_the_paper_has_one_and_no_root() -> None:
     query = make_query(Net())
     points = torch.zeros(N, K)
@@ -144,6 +177,37 @@ def test_uncertainty_picks_the_highest_mean_over_pixels(query: Query, name: str)
     picks = ask(name, query)
     assert picks.ids == ids(query, np.argsort(scores)[::-1][:PICKS])
     assert list(picks.scores.values()) == pytest.approx(scores, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["entropy", "margin", "least-confidence"])
+def test_a_model_that_is_sure_of_every_pixel_scores_zero_and_ties_go_to_the_earlier_frame(name: str) -> None:
+    query = make_query(Net())
+    query.model.last.weight.data.zero_()
+    query.model.last.bias.data = torch.tensor([0.0, 1e4, -1e4, 0.0])  # p ln p of an underflown p is 0, not NaN
+    picks = ask(name, query)
+    assert list(picks.scores.values()) == [0.0] * N
+    assert picks.ids == ids(query, range(PICKS))
+
+
+@torch.no_grad()
+def test_entropy_is_in_nats_and_largest_where_all_classes_are_as_likely() -> None:
+    query = make_query(Net())
+    query.model.last.weight.data.zero_()
+    query.model.last.bias.data.zero_()
+    assert list(ask("entropy", query).scores.values()) == pytest.approx([math.log(K)] * N)
+    assert list(ask("margin", query).scores.values()) == pytest.approx([1.0] * N)
+    assert list(ask("least-confidence", query).scores.values()) == pytest.approx([1 - 1 / K] * N)
+
+
+def test_coreset_without_labelled_frames_starts_anywhere_and_then_takes_the_farthest(query: Query) -> None:
+    empty = Query(model=query.model, unlabelled=query.unlabelled, labelled=[], n=PICKS, seed=3, batch_size=4)
+    names = [name for name, _ in query.unlabelled]
+    with torch.no_grad():
+        points = {name: query.model.body(image[None])[0].mean((1, 2)) for name, image in query.unlabelled}
+    picks = list(ask("coreset", empty).ids)
+    for n in range(1, PICKS):
+        nearest = {name: min(float((points[name] - points[centre]).norm()) for centre in picks[:n]) for name in names}
+        assert picks[n] == max(nearest, key=nearest.__getitem__)
 
 
 def test_coreset_picks_the_farthest_from_labelled_frames_and_picks(query: Query) -> None:
@@ -197,6 +261,18 @@ def test_deal_score_picks_the_largest_mean_of_entropy_times_difficulty(deal_quer
     assert picks.ids == ids(deal_query, np.argsort(scores)[::-1][:PICKS])
 
 
+def test_a_difficulty_map_of_one_value_has_no_entropy_and_ten_even_bins_have_the_most() -> None:
+    flat, even = torch.full((1, 10, 10), 0.3), torch.linspace(0, 1, 100).view(1, 10, 10)
+    assert difficulty_entropy(torch.cat((flat, even))).tolist() == pytest.approx([0.0, math.log(10)], abs=1e-3)
+
+
+def test_deal_attends_over_a_quarter_of_the_side_56_for_the_papers_224(monkeypatch: pytest.MonkeyPatch) -> None:
+    grids = []
+    monkeypatch.setattr(models.deal, "attention", lambda p: grids.append(tuple(p.shape[2:])) or torch.zeros_like(p))
+    DealModel(Net(), K, seed=0).eval().difficulty(torch.zeros(1, 3, 224, 224))
+    assert grids == [(56, 56)]
+
+
 def test_deal_attention_runs_in_a_kernel_that_stores_no_square_matrix() -> None:
     p = torch.rand(2, 13, 20, 20, requires_grad=True)
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.FLASH_ATTENTION):  # raises where it cannot
@@ -219,13 +295,54 @@ def test_deal_loss_trains_both_branches_and_ignores_unlabelled_pixels() -> None:
     loss = get_strategy("deal")().loss(model, images, masks)
     torch.testing.assert_close(loss, of_labels + F.binary_cross_entropy(branch.sigmoid(), error))
     loss.backward()
-    assert all(float(p.grad.abs().sum()) > 0 for p in (model.gamma, model.head.weight, model.segmentation.last.weight))
+    assert float(model.gamma.grad.abs()) > 0
+    assert float(model.head.weight.grad.abs().sum()) > 0
+    joint = model.segmentation.last.weight.grad
+    alone = torch.autograd.grad(of_labels, model.segmentation.last.weight)[0]
+    assert float((joint - alone).abs().max()) > 0.01 * float(alone.abs().max())  # not detached from the difficulty
+
+
+def test_deal_trains_the_network_through_its_difficulty_too() -> None:
+    """The gradient of the difficulty loss in the network's weights, against differences of the loss along it."""
+    torch.manual_seed(1)
+    model = DealModel(Net(), K, seed=0).eval()
+    model.gamma.data.fill_(0.5)
+    images, wrong = torch.randn(1, 3, SIZE, SIZE), torch.rand(1, SIZE, SIZE) < 0.4
+    weight = model.segmentation.last.weight
+
+    def difficulty_loss() -> torch.Tensor:
+        return F.binary_cross_entropy(model.difficulty(images)[1], wrong.float())
+
+    difficulty_loss().backward()
+    slope = weight.grad.norm()
+    step = 0.05 * weight.grad / slope
+    with torch.no_grad():
+        weight += step
+        above = difficulty_loss()
+        weight -= 2 * step
+        below = difficulty_loss()
+    assert float((above - below) / 0.1) == pytest.approx(float(slope), rel=0.05)
 
 
 def test_random_depends_on_seed_and_round_alone(query: Query) -> None:
     assert ask("random", query).ids == ask("random", make_query(Net(5))).ids
     others = {ask("random", Query(query.model, query.unlabelled, [], PICKS, seed=s)).ids for s in range(20)}
     assert len(others) > 15
+
+
+@pytest.mark.parametrize("name", ["random", "stratified-random"])
+def test_random_draws_each_frame_equally_often(name: str) -> None:
+    """Chi-square over 600 seeds; with no videos known, stratified-random is random."""
+    query, counts = make_query(Net()), dict.fromkeys((f"frame{i:02d}" for i in range(N)), 0)
+    for seed in range(600):
+        for picked in ask(name, Query(query.model, query.unlabelled, [], PICKS, seed=seed)).ids:
+            counts[picked] += 1
+    assert stats.chisquare(list(counts.values())).pvalue > 0.001
+
+
+def test_full_takes_everything() -> None:
+    query = make_query(Net(), n=N)
+    assert sorted(ask("full", query).ids) == sorted(name for name, _ in query.unlabelled)
 
 
 def test_stratified_random_evens_out_the_videos() -> None:
