@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -25,7 +26,7 @@ class RunConfig:
         on_bad_image: stop at a file that cannot be used, or skip the frame and list it.
         image_size: side in pixels that frames are resized to; some architectures want a multiple of 32.
         strategies: how to choose frames, comma separated: random, stratified-random, entropy, margin,
-            least-confidence, coreset, deal, alges-img, alges-sem, alges-sem-vector, alges-img-released,
+            least-confidence, coreset, deal, deal-score, alges-img, alges-sem, alges-sem-vector, alges-img-released,
             alges-sem-released, full (the whole pool, trained once), or your own as path/to/file.py:Class.
         seeds: repetitions, comma separated; a seed fixes the initial pool, weights, shuffling and picks.
         rounds: trainings per strategy and seed; training r has init_size + r x query_size labelled images.
@@ -72,8 +73,10 @@ class RunConfig:
         for name in ("rounds", "init_size", "query_size", "epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} is {getattr(self, name)}: give at least 1")
-        if not self.lr > 0:
-            raise UserError(f"--lr is {self.lr}: give a number above 0")
+        if not 0 < self.lr < math.inf:
+            raise UserError(f"--lr is {self.lr}: give a finite number above 0")
+        if not self.out:
+            raise UserError("--out is empty: give a folder")
         for name in ("strategies", "seeds"):
             values = getattr(self, name)
             if not values:

@@ -158,6 +158,9 @@ def test_two_processes_give_the_picks_and_the_dice_of_one(root: Path, tmp_path: 
         (["--rounds", "0"], "--rounds is 0: give at least 1"),
         (["--rounds", "many"], "rounds"),
         (["--bogus", "1"], "--bogus"),
+        (["--seed", "3"], "--seed 3 (nearest: --seeds)"),
+        (["--pres", "paper"], "(nearest: --preset)"),
+        (["--lr", ".inf"], "--lr is inf"),
         (["--preset", "papper"], "--preset papper is unknown: use demo, camvid, paper"),
         (["--config", "/no/such.yaml"], "/no/such.yaml: No such file"),
         (["--seeds", "0,0"], "names one twice"),
@@ -243,6 +246,26 @@ def test_the_paper_preset_is_the_papers_protocol() -> None:
     assert {name: getattr(config, name) for name in protocol} == protocol
     compared = {"random", "entropy", "margin", "least-confidence", "coreset", "deal", "alges-img", "alges-sem", "full"}
     assert set(config.strategies) == compared
+
+
+def test_the_papers_budget_is_that_of_its_table_1() -> None:
+    config = parse(["--preset", "paper"])
+    labelled = [config.init_size + round * config.query_size for round in range(config.rounds)]
+    assert (labelled[0], labelled[-1], len(labelled)) == (10, 300, 30)
+    assert round(100 * labelled[-1] / 4640, 1) == 6.5
+    assert {20, 90, 140, 230} <= set(labelled)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_what_print_config_prints_is_the_same_configuration_when_read_again(
+    preset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--preset", preset, "--seeds", "3,1", "--lr", "0.002", "--data_root", "/data/x"]
+    with pytest.raises(SystemExit):
+        parse([*flags, "--print_config"])
+    file = tmp_path / "printed.yaml"
+    file.write_text(capsys.readouterr().out)
+    assert parse(["--config", str(file)]) == parse(flags)
 
 
 @pytest.mark.parametrize("preset", PRESETS)

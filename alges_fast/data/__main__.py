@@ -89,7 +89,10 @@ def check(root: Path, dataset: str | None, split: str | None, ignore_index: int 
         remedy = "mend these faults, or run with --on_bad_image skip, which leaves the frames out"
         console.print(f"[red]not usable as it is[/red]: {remedy}", soft_wrap=True)
     else:
-        console.print("[green]usable[/green]: a run can read this tree as it is")
+        flags = {"--dataset": name, "--data_root": root, "--split": split, "--ignore_index": ignore_index}
+        given = " ".join(f"{flag} {value}" for flag, value in flags.items() if value is not None)
+        console.print("[green]usable[/green]: a run can read this tree as it is; for example")
+        console.print(f"  python -m alges_fast.run {escape(given)} --out runs/first", highlight=False, soft_wrap=True)
     return 2 if beyond_skipping or survey.faults else 0
 
 
@@ -97,13 +100,16 @@ def guess_dataset(root: Path) -> str:
     """Which of FILE_DATASETS a tree looks like. Raises UserError where it looks like none."""
     if not root.is_dir():
         raise UserError(f"{root}: no such folder: give the folder of a data set")
-    if any(root.glob("video[0-9][0-9]/")):
-        return "cholecseg8k"
-    if any(root.glob("*/groundtruth/")):
-        return "m2caiseg"
-    if any(root.glob("*/masks/")):
-        return "folder"
-    raise UserError(f"{root}: looks like none of {', '.join(FILE_DATASETS)}: see --help for what their folders hold")
+    if name := _looks_like(root):
+        return name
+    below = next((path for path in sorted(root.iterdir()) if path.is_dir() and _looks_like(path)), None)
+    remedy = f"give {below}, which does" if below else "see --help for what their folders hold"
+    raise UserError(f"{root}: looks like none of {', '.join(FILE_DATASETS)}: {remedy}")
+
+
+def _looks_like(root: Path) -> str | None:
+    signs = {"cholecseg8k": "video[0-9][0-9]/", "m2caiseg": "*/groundtruth/", "folder": "*/masks/"}
+    return next((name for name, sign in signs.items() if any(root.glob(sign))), None)
 
 
 def _videos_table(listing: Listing) -> Table:

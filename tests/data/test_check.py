@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from alges_fast.data.__main__ import main
+from alges_fast.data.export import write_cholecseg8k
 from alges_fast.data.m2caiseg import COLOURS
 
 from .trees import SIZE, folder_tree, m2caiseg_tree, save
@@ -20,6 +22,7 @@ def test_a_usable_tree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     printed = capsys.readouterr().out
     assert "folder (by its folders" in printed
     assert "usable: a run can read this tree as it is" in printed
+    assert f"python -m alges_fast.run --dataset folder --data_root {root} --ignore_index 11" in printed
     rows = [line.replace("│", " ").split() for line in printed.splitlines()]
     assert ["trainA", "train", "1", "3"] in rows
     assert ["all", "9"] in rows
@@ -63,6 +66,31 @@ def test_no_tree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(errors) == 2
     assert "gone: no such folder" in errors[0]
     assert "looks like none of cholecseg8k, m2caiseg, folder" in errors[1]
+
+
+def test_the_folder_above_the_tree_is_told_where_the_tree_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = folder_tree(tmp_path / "archive" / "frames")
+    assert main(["check", str(root.parent)]) == 2
+    assert f"give {root}, which does" in capsys.readouterr().err
+
+
+def test_a_half_present_tree_says_what_is_missing_and_how_to_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "video"
+    write_cholecseg8k(root, full=False, seed=0, height=27)
+    for name in ("video09", "video25", "video55"):
+        shutil.rmtree(root / name)
+    assert main(["check", str(root)]) == 2
+    printed = capsys.readouterr().out
+    for name, part in (("video09", "train"), ("video55", "train"), ("video25", "test")):
+        assert f"fault: {root / name}: no such folder: split alges has it in {part}" in printed
+    assert "480 frames, where the published CholecSeg8k has 8080; by video: 01 80 of 1280, 09 0 of 240," in printed
+    assert "not usable as it is: mend these faults, or run with --on_bad_image skip" in printed
+    assert main(["check", str(root), "--split", "endovit"]) == 2
+    assert f"{root / 'video25'}: no such folder: split endovit has it in train" in capsys.readouterr().out
 
 
 def test_write_synthetic_then_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

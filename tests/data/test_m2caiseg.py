@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,14 @@ def test_colours_become_classes(tree: Path, tmp_path: Path) -> None:
             with Image.open(tree / split / "groundtruth" / f"{stem}_gt.png") as picture:
                 colours = np.asarray(picture.resize((32, 32), Image.Resampling.NEAREST))
             np.testing.assert_array_equal(np.array(data.palette)[mask], colours)
+
+
+def test_colours_are_the_published_ones() -> None:
+    published = """black 0 0 0, grasper 0 85 170, bipolar 0 85 255, hook 0 170 255, scissors 0 255 85,
+    clipper 0 255 170, irrigator 85 0 170, specimen bag 85 0 255, trocars 170 85 85, clip 170 170 170, liver 85 170 0,
+    gallbladder 85 170 255, fat 85 255 0, upper wall 85 255 170, artery 170 0 255, intestine 255 0 255, bile 255 255 0,
+    blood 255 0 0, unknown 170 0 85"""
+    assert [f"{name} {r} {g} {b}" for name, (r, g, b) in COLOURS.items()] == re.split(r",\s+", published)
 
 
 def test_pairs_that_differ_in_size_are_noted(tree: Path, tmp_path: Path) -> None:
