@@ -15,6 +15,10 @@ namespace {
 // Bytes: of one thread's features, residuals and transposed features, preferably and at most; of all the sums of one
 // image's chunks; of weights rearranged once for all threads.
 constexpr int64_t kBlockGoal = 512 << 10, kBlockLimit = 768 << 10, kPartialLimit = 256 << 10, kWeightLimit = 128 << 10;
+// Bytes of products whose lanes are held apart: beside the residuals and features of a step they fit in L1.
+constexpr int64_t kLaneLimit = 28 << 10;
+// Channels that the logits read side by side from the image; more are copied first, one after the other.
+constexpr int64_t kMostStreams = 64;
 constexpr int64_t kMaxChunks = 16;
 // Below this many flops waking threads costs more than it saves.
 constexpr double kSerialFlops = 2e6;
@@ -67,8 +71,13 @@ bool make_plan(const PixelGradientsCall& call, PixelGradientsPlan& plan, std::ve
                  call.margin || call.confidence;
   plan.shared_weights = K * d * plan.taps * 4 <= kWeightLimit;
 
+  plan.along_positions = plan.taps == 1 && K * plan.padded_channels * kWidest * 4 <= kLaneLimit;
+  plan.read_in_place = d <= kMostStreams;
+  plan.step = plan.along_positions ? kLongStep : kShortStep;
+  const int64_t columns = plan.along_positions && !call.semantic_vector ? 0 : 2 * kWidest;
+
   // The largest block that fits; rows of the kernel apart where that takes less than what lies between them.
-  plan.block = std::min(plan.taps == 1 ? kStep : 16 * kStep, round_up(plan.plane, kGroup));
+  plan.block = std::min(plan.taps == 1 ? plan.step : 16 * plan.step, round_up(plan.plane, kGroup));
   for (;; plan.block = round_up(plan.block / 2, kGroup)) {
     const int64_t together = round_up(plan.block + (kernel[1] - 1) * plan.pitch + kernel[2] - 1, kWidest);
     const int64_t apart = round_up(plan.block + kernel[2] - 1, kWidest);
@@ -78,7 +87,7 @@ bool make_plan(const PixelGradientsCall& call, PixelGradientsPlan& plan, std::ve
     // Rows of features an odd number of cache lines apart, so that they do not share the same few sets.
     if (plan.windows * plan.window / kWidest % 2 == 0) plan.window += plan.windows % 2 ? kWidest : 0;
     const int64_t loaded = plan.windows * plan.window;
-    const int64_t bytes = (d * loaded + K * round_up(plan.block, kStep) + 2 * kWidest * loaded) * 4;
+    const int64_t bytes = (d * loaded + K * round_up(plan.block, plan.step) + columns * loaded) * 4;
     if (bytes <= kBlockGoal) break;
     if (plan.block == kGroup && bytes > kBlockLimit) return false;
     if (plan.block == kGroup) break;
@@ -92,22 +101,24 @@ bool make_plan(const PixelGradientsCall& call, PixelGradientsPlan& plan, std::ve
         offsets.push_back(plan.rows_apart ? (z * kernel[1] + y) * plan.window + x : z * plan.window + y * plan.pitch + x);
   plan.offset = offsets.data();
 
-  const int64_t loaded = plan.windows * plan.window, block = round_up(plan.block, kStep);
+  const int64_t loaded = plan.windows * plan.window, block = round_up(plan.block, plan.step);
   Layout layout;
   auto& at = plan.scratch;
   at.features = layout.take(d * loaded);
   at.residual = layout.take(K * block);
-  at.columns = layout.take(2 * kWidest * loaded);
+  at.columns = layout.take(columns * loaded);
   at.squares = layout.take(loaded);
   at.patch_squares = layout.take(std::max(loaded, block));
   at.norms = layout.take(block);
   at.own_residual = layout.take(block);
-  at.best = layout.take(kStep);
+  at.best = layout.take(plan.step);
+  at.inverse = layout.take(plan.step);
   at.prediction = layout.take(block);
   at.mask = layout.take(block);
   at.class_sums = layout.take(K * kWidest);
   at.class_counts = layout.take(K * kWidest);
   at.class_vectors = layout.take(K * kWidest);
+  at.lane_sums = layout.take(plan.along_positions ? plan.padded_channels * K * kWidest : 0);
   at.weights = layout.take(plan.shared_weights ? 0 : std::min(K, kLargestTile) * d * plan.taps);
   at.size = layout.size;
   return true;

@@ -34,7 +34,9 @@ struct PixelGradientsCall {
 };
 
 constexpr int64_t kGroup = 32;  // positions done together: two vectors of the widest set
-constexpr int64_t kStep = 128;  // positions whose residuals stay in L1 from logits to products
+// Positions whose residuals stay in L1 from logits to products, with channels and with positions along the lanes of the
+// products.
+constexpr int64_t kShortStep = 128, kLongStep = 256;
 
 // Positions: the rows of a plane one after the other, each followed by kernel width / 2 zeros. A tap of the kernel is then
 // a constant distance, and no inner loop sees the end of a row; residuals at the zeros in between are 0.
@@ -45,6 +47,9 @@ struct PixelGradientsPlan {
   int64_t block;            // positions in a block, a multiple of kGroup
   int64_t plane_blocks;     // blocks in a plane
   int64_t chunks;           // per image
+  int64_t step;             // positions of a block whose residuals are made together
+  bool along_positions;     // products with positions along the lanes: no transpose, but a vector for every sum
+  bool read_in_place;       // logits are the first to read the features, which are not copied before
   int64_t windows;          // stretches of features a block reads: one per plane of the kernel, or one per row
   int64_t window;           // positions in a window, a multiple of 16
   bool rows_apart;          // windows are per row of the kernel
@@ -55,8 +60,8 @@ struct PixelGradientsPlan {
 
   // A thread's scratch, as offsets in floats, and its size.
   struct {
-    int64_t features, residual, columns, squares, patch_squares, norms, own_residual, best, prediction, mask;
-    int64_t class_sums, class_counts, class_vectors, weights, size;
+    int64_t features, residual, columns, squares, patch_squares, norms, own_residual, best, inverse, prediction, mask;
+    int64_t class_sums, class_counts, class_vectors, lane_sums, weights, size;
   } scratch;
 };
 

@@ -1,10 +1,12 @@
 // One chunk of one image. For each block of positions:
 //
-//   1. features    copied to scratch as d rows of positions in float32
-//   2. logits      s = W z + b, a register tile of classes x positions, positions along the lanes
+//   1. features    copied to scratch as d rows of positions in float32; with a 1 x 1 kernel and few channels by step 2,
+//                  which reads them anyway
+//   2. logits      s = W z + b, a register tile of classes x positions, positions along the lanes; and Σ z²
 //   3. residual    softmax, prediction, norms, and every sum that needs no features
-//   4. products    Σ r ⊗ z̃, a register tile of classes x channels, channels along the lanes: features are transposed once,
-//                  and the taps of a kernel are shifts of the same transposed rows
+//   4. products    Σ r ⊗ z̃, a register tile of classes x channels. Where the sums are few, positions stay along the lanes
+//                  and no row is moved. Else channels lie along the lanes: features are transposed once, and the taps of a
+//                  kernel are shifts of the same transposed rows
 //
 // Steps 2 and 4 are 2 K d (kernel area) flops a pixel each, at the rate of FMA; step 3 is about 20 operations a class.
 // Bytes read: the features once (a larger kernel reads rows shared by two blocks twice).
@@ -28,7 +30,7 @@ constexpr int64_t kFold = 2048;
 // Terms of a dot product added one after the other; longer ones are sums of such runs, as accurate as a blocked product.
 constexpr int64_t kTerms = 48;
 
-static_assert(kGroup % kSpan == 0 && kStep % kGroup == 0, "steps are whole groups");
+static_assert(kGroup % kSpan == 0 && kShortStep % kGroup == 0 && kLongStep % kGroup == 0, "steps are whole groups");
 
 ALGES_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 ALGES_INLINE int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
@@ -151,34 +153,36 @@ class Chunk {
         norms_(scratch + plan.scratch.norms),
         own_residual_(scratch + plan.scratch.own_residual),
         best_(scratch + plan.scratch.best),
+        inverse_(scratch + plan.scratch.inverse),
         prediction_(reinterpret_cast<int32_t*>(scratch + plan.scratch.prediction)),
         mask_(reinterpret_cast<int32_t*>(scratch + plan.scratch.mask)),
         class_sums_(scratch + plan.scratch.class_sums),
         class_counts_(reinterpret_cast<int32_t*>(scratch + plan.scratch.class_counts)),
         class_vectors_(scratch + plan.scratch.class_vectors),
+        lane_sums_(scratch + plan.scratch.lane_sums),
         weights_(scratch + plan.scratch.weights) {}
 
   void run(int64_t first_block, int64_t last_block) {
-    zero_class_sums();
+    zero_sums();
     int64_t positions = 0;
     for (int64_t block = first_block; block < last_block; ++block) {
       locate(block);
       load_features();
-      if (plan_.norms) sum_squares();
-      for (int64_t step = 0; step < n_; step += kStep) {
+      if (plan_.norms && !fused()) sum_squares();
+      for (int64_t step = 0; step < n_; step += plan_.step) {
         if (plan_.predict) logits(step);
-        if (plan_.predict) masked_ ? softmax<true>(step) : softmax<false>(step);
+        if (plan_.predict) softmax(step);
         if (call_.residual.data) given_residual(step);
       }
       if (call_.norm_map) write_norm_map();
       if (call_.image || call_.semantic_vector) products();
       positions += n_;
       if (positions >= kFold) {
-        fold_class_sums();
+        fold();
         positions = 0;
       }
     }
-    fold_class_sums();
+    fold();
   }
 
  private:
@@ -190,20 +194,23 @@ class Chunk {
   const int64_t item_;   // bytes of a feature
   const int64_t pitch_;  // from one row of features to the next: the positions of the block's windows
   float *const features_, *const residual_, *const columns_, *const squares_, *const patch_squares_, *const norms_,
-      *const own_residual_, *const best_;
+      *const own_residual_, *const best_, *const inverse_;
   int32_t *const prediction_, *const mask_;
   float* const class_sums_;
   int32_t* const class_counts_;
-  float *const class_vectors_, *const weights_;
+  float *const class_vectors_, *const lane_sums_, *const weights_;
 
   // The block in hand.
   int64_t z_, begin_, n_;  // plane, first position, positions
+  int64_t incoming_;       // how many of them, from the first on, are not in scratch yet
   bool masked_;            // some positions do not count: mask_ says which
 
   bool pointwise() const { return plan_.taps == 1; }
   int64_t classes() const { return call_.classes; }
   int64_t channels() const { return call_.channels; }
-  // Residuals of a step: row k is kStep floats.
+  // Whether the first tile of logits also adds up the squares of the features, and so is the first to read them.
+  bool fused() const { return pointwise() && plan_.predict && !call_.logits.data; }
+  // Residuals of a step: row k is plan_.step floats.
   float* residual_of(int64_t step) { return residual_ + step * classes(); }
 
   template <class T>
@@ -276,11 +283,19 @@ class Chunk {
 
   void load_features() {
     const Operand& features = call_.features;
-    const int64_t height = call_.kernel[1], half_width = call_.kernel[2] / 2;
-    for (int64_t w = 0; w < plan_.windows; ++w) {
-      const int64_t z = plan_.rows_apart ? w / height : w, y = plan_.rows_apart ? w % height : 0;
-      copy(features, channels(), z_ + z - call_.kernel[0] / 2, begin_ + (y - height / 2) * plan_.pitch - half_width,
-           plan_.window, features_ + w * plan_.window, pitch_);
+    if (pointwise()) {
+      // Whole spans of positions next to each other are left to the logits, which read them once and keep a copy.
+      const bool adjoin = call_.size[0] == 1 && call_.size[1] == 1 && features.stride[4] == 1;
+      incoming_ = plan_.read_in_place && fused() && adjoin && !call_.valid.data ? n_ / kSpan * kSpan : 0;
+      const int64_t rest = round_up(n_, kGroup) - incoming_;
+      if (rest > 0) copy(features, channels(), z_, begin_ + incoming_, rest, features_ + incoming_, pitch_);
+    } else {
+      const int64_t height = call_.kernel[1], half_width = call_.kernel[2] / 2;
+      for (int64_t w = 0; w < plan_.windows; ++w) {
+        const int64_t z = plan_.rows_apart ? w / height : w, y = plan_.rows_apart ? w % height : 0;
+        copy(features, channels(), z_ + z - call_.kernel[0] / 2, begin_ + (y - height / 2) * plan_.pitch - half_width,
+             plan_.window, features_ + w * plan_.window, pitch_);
+      }
     }
     if (call_.valid.data) forget_unreached();
   }
@@ -329,15 +344,16 @@ class Chunk {
   // Logits of a step into residual_of(step); best_ is the largest of each position, prediction_ its class.
   void logits(int64_t step) {
     float* const rows = residual_of(step);
-    const int64_t n = round_up(smaller(kStep, n_ - step), kGroup);
+    const int64_t n = round_up(smaller(plan_.step, n_ - step), kGroup);
     const int32_t* const mask = masked_ ? mask_ + step : nullptr;
     if (call_.logits.data) {
-      copy(call_.logits, classes(), z_, begin_ + step, n, rows, kStep);
-      if (mask) mask_rows(rows, kStep, classes(), mask, n);
+      copy(call_.logits, classes(), z_, begin_ + step, n, rows, plan_.step);
+      if (mask) mask_rows(rows, plan_.step, classes(), mask, n);
       for (int64_t i = 0; i < n; i += kLanes) {
         Vec best = load(rows + i);
         Int prediction = {};
-        for (int64_t k = 1; k < classes(); ++k) improve(best, prediction, load(rows + k * kStep + i), k);
+        for (int64_t k = 1; k < classes(); ++k)
+          improve(best, prediction, load(rows + k * plan_.step + i), splat(static_cast<int32_t>(k)));
         store(best_ + i, best);
         store(prediction_ + step + i, prediction);
       }
@@ -352,198 +368,293 @@ class Chunk {
         weights = weights_;
       }
       with_constant(tiles.size(tile), [&](auto size) {
-        logits_tile<decltype(size)::value>(step, n, first, weights, rows + first * kStep, mask);
+        constexpr int N = decltype(size)::value;
+        if (tile > 0 || !fused()) return logits_tile<N, From::scratch, Float32>(step, 0, n, first, weights, mask);
+        const int64_t incoming = smaller(n, incoming_ - step > 0 ? incoming_ - step : 0);
+        switch (call_.features.type) {
+          case Type::float32: logits_tile<N, From::image, Float32>(step, 0, incoming, first, weights, mask); break;
+          case Type::bfloat16: logits_tile<N, From::image, BFloat16>(step, 0, incoming, first, weights, mask); break;
+          default: logits_tile<N, From::image, Float16>(step, 0, incoming, first, weights, mask);
+        }
+        logits_tile<N, From::copy, Float32>(step, incoming, n, first, weights, mask);
       });
     }
   }
 
-  static ALGES_INLINE void improve(Vec& best, Int& prediction, Vec logit, int64_t k) {
-    const Int better = logit > best;  // strictly: among equals the lowest class stays; a NaN is never better
-    best = better ? logit : best;
-    prediction = better ? splat(static_cast<int32_t>(k)) : prediction;
+  static ALGES_INLINE void improve(Vec& best, Int& prediction, Vec logit, Int k) {
+    prediction = select(greater(logit, best), k, prediction);  // strictly: among equals the lowest class stays
+    best = larger(logit, best);                                // a NaN is never larger
   }
 
-  template <int N>
-  void logits_tile(int64_t step, int64_t n, int64_t first, const float* weights, float* rows, const int32_t* mask) {
+  // Where a tile of logits finds the features: in the image, of which it leaves a copy in scratch; in that copy; or there
+  // after an earlier tile. The first two also leave the sums of squares.
+  enum class From { image, copy, scratch };
+
+  // Logits of N classes from `first` on, for the positions [begin, end) of a step.
+  template <int N, From kFrom, class T>
+  void logits_tile(int64_t step, int64_t begin, int64_t end, int64_t first, const float* weights, const int32_t* mask) {
     const int64_t terms = channels() * plan_.taps;
     const int64_t runs = terms <= kTerms * 4 / 3 ? 1 : smaller(channels(), (terms + kTerms - 1) / kTerms);
-    for (int64_t i = 0; i < n; i += kSpan) {
-      Vec sums[N][kVecs], total[N][kVecs];
-      for (int k = 0; k < N; ++k)
-        for (int v = 0; v < kVecs; ++v) sums[k][v] = splat(call_.bias ? call_.bias[first + k] : 0.0f);
-      const float* w = weights;
-      const float* row = features_ + step + i;
-      for (int64_t run = 0; run < runs; ++run) {
-        const int64_t last = (run + 1) * channels() / runs;
-        for (int64_t c = run * channels() / runs; c < last; ++c, row += pitch_)
-          for (int64_t t = 0; t < plan_.taps; ++t, w += N) {
-            Vec z[kVecs];
-            for (int v = 0; v < kVecs; ++v) z[v] = load(row + plan_.offset[t] + v * kLanes);
+    for (int64_t run = 0; run < runs; ++run) {
+      const int64_t c = run * channels() / runs, last = (run + 1) * channels() / runs;
+      logits_run<N, kFrom, T>(step, begin, end, first, weights + c * plan_.taps * N, c, last, mask);
+    }
+  }
+
+  // The part of channels [c_begin, c_end), added to that of those before.
+  template <int N, From kFrom, class T>
+  void logits_run(const int64_t step, const int64_t begin, const int64_t end, const int64_t first, const float* const weights,
+                  const int64_t c_begin, const int64_t c_end, const int32_t* const mask) {
+    const int64_t pitch = pitch_, row_pitch = plan_.step, taps = kFrom == From::scratch ? plan_.taps : 1;
+    const int64_t image_pitch = call_.features.stride[1];
+    const int64_t* const offset = plan_.offset;
+    const bool last = c_end == channels();
+    const T* const image =
+        kFrom == From::image ? at<T>(call_.features, image_, z_, 0, begin_ + step) + c_begin * image_pitch : nullptr;
+    float* const features = features_ + c_begin * pitch + step;
+    float* const rows = residual_of(step) + first * row_pitch;
+    float *const best_of = best_, *const squares_of = patch_squares_ + step;
+    int32_t* const prediction_of = prediction_ + step;
+    float bias[N];
+    for (int k = 0; k < N; ++k) bias[k] = call_.bias && c_begin == 0 ? call_.bias[first + k] : 0.0f;
+    for (int64_t i = begin; i < end; i += kSpan) {
+      Vec sums[N][kVecs], squares[kVecs] = {};
 #pragma GCC unroll 16
-            for (int k = 0; k < N; ++k)
-              for (int v = 0; v < kVecs; ++v) sums[k][v] += splat(w[k]) * z[v];
+      for (int k = 0; k < N; ++k)
+        for (int v = 0; v < kVecs; ++v) sums[k][v] = splat(bias[k]);
+      const float* w = weights;
+      float* row = features + i;
+      const T* from = image + (kFrom == From::image ? i : 0);
+      int64_t c = c_begin;
+      do {
+        int64_t t = 0;
+        do {
+          Vec z[kVecs];
+          for (int v = 0; v < kVecs; ++v) {
+            if constexpr (kFrom == From::image) {
+              z[v] = T::load_vec(from + v * kLanes);
+              store(row + v * kLanes, z[v]);
+            } else {
+              z[v] = load(row + (kFrom == From::scratch ? offset[t] : 0) + v * kLanes);
+            }
+            if constexpr (kFrom != From::scratch) squares[v] += z[v] * z[v];
           }
-        if (runs == 1) break;
+#pragma GCC unroll 16
+          for (int k = 0; k < N; ++k)
+            for (int v = 0; v < kVecs; ++v) sums[k][v] += splat(w[k]) * z[v];
+          w += N;
+          if constexpr (kFrom != From::scratch) break;  // one tap
+        } while (++t < taps);
+        row += pitch;
+        from += image_pitch;
+      } while (++c < c_end);
+      if (c_begin > 0) {
 #pragma GCC unroll 16
         for (int k = 0; k < N; ++k)
-          for (int v = 0; v < kVecs; ++v) {
-            total[k][v] = run == 0 ? sums[k][v] : total[k][v] + sums[k][v];
-            sums[k][v] = run == runs - 1 ? total[k][v] : Vec{};
-          }
+          for (int v = 0; v < kVecs; ++v) sums[k][v] += load(rows + k * row_pitch + i + v * kLanes);
+        if constexpr (kFrom != From::scratch)
+          for (int v = 0; v < kVecs; ++v) squares[v] += load(squares_of + i + v * kLanes);
       }
+      if constexpr (kFrom != From::scratch)
+        for (int v = 0; v < kVecs; ++v) store(squares_of + i + v * kLanes, squares[v]);
+      if (mask && last)
+        for (int v = 0; v < kVecs; ++v) {
+          const Int keep = load(mask + i + v * kLanes);
+#pragma GCC unroll 16
+          for (int k = 0; k < N; ++k) sums[k][v] = keep ? sums[k][v] : Vec{};
+        }
+#pragma GCC unroll 16
+      for (int k = 0; k < N; ++k)
+        for (int v = 0; v < kVecs; ++v) store(rows + k * row_pitch + i + v * kLanes, sums[k][v]);
+      if (!last) continue;
       for (int v = 0; v < kVecs; ++v) {
         const int64_t at = i + v * kLanes;
-        Vec best = load(best_ + at);
-        Int prediction = load(prediction_ + step + at);
+        Vec best = first == 0 ? sums[0][v] : load(best_of + at);
+        Int prediction = first == 0 ? Int{} : load(prediction_of + at);
+        Int k_lanes = splat(static_cast<int32_t>(first));
 #pragma GCC unroll 16
-        for (int k = 0; k < N; ++k) {
-          Vec logit = sums[k][v];
-          if (mask) logit = load(mask + at) ? logit : Vec{};
-          store(rows + k * kStep + at, logit);
-          if (first + k == 0) {
-            best = logit;
-            prediction = Int{};
-          } else {
-            improve(best, prediction, logit, first + k);
-          }
-        }
-        store(best_ + at, best);
-        store(prediction_ + step + at, prediction);
+        for (int k = 0; k < N; ++k, k_lanes += 1) improve(best, prediction, sums[k][v], k_lanes);
+        store(best_of + at, best);
+        store(prediction_of + at, prediction);
       }
     }
   }
 
-  // Logits of a step become residuals; everything that is known of a pixel without its features is added up.
-  template <bool kMasked>
   void softmax(int64_t step) {
-    float* const rows = residual_of(step);
-    const int64_t n = round_up(smaller(kStep, n_ - step), kGroup);
-    const bool scores = call_.entropy || call_.margin || call_.confidence;
+    if (call_.entropy || call_.margin || call_.confidence)
+      masked_ ? softmax_of<true, true>(step) : softmax_of<false, true>(step);
+    else
+      masked_ ? softmax_of<true, false>(step) : softmax_of<false, false>(step);
+  }
+
+  // Logits of a step become residuals; everything that is known of a pixel without its features is added up. Three loops
+  // over the step, so that the divisions and roots of one span wait for no other's.
+  template <bool kMasked, bool kScored>
+  void softmax_of(const int64_t step) {
+    const int64_t n = round_up(smaller(plan_.step, n_ - step), kGroup), pitch = plan_.step, K = classes();
+    const bool norms = plan_.norms, pixels = call_.class_pixels;
+    float *const rows = residual_of(step), *const best_of = best_, *const own_of = own_residual_ + step,
+        *const norm_of = norms_ + step, *const inverse_of = inverse_, *const class_sums = class_sums_;
+    const float* const patch_squares = patch_squares_ + step;
+    int32_t* const prediction_of = prediction_ + step;
     Vec entropy = {}, margin = {}, confidence = {};
+
+    // e = exp(s - max s) is 1 at the prediction, and left out there: softmax is e / (1 + others).
     for (int64_t i = 0; i < n; i += kSpan) {
       Vec best[kVecs], others[kVecs] = {}, squares[kVecs] = {}, weighted[kVecs] = {}, second[kVecs] = {};
-      Int prediction[kVecs];
+      Int prediction[kVecs], k_lanes = {};
       for (int v = 0; v < kVecs; ++v) {
-        best[v] = load(best_ + i + v * kLanes);
-        prediction[v] = load(prediction_ + step + i + v * kLanes);
+        best[v] = load(best_of + i + v * kLanes);
+        prediction[v] = load(prediction_of + i + v * kLanes);
       }
-      // e = exp(s - max s) is 1 at the prediction, and left out there: softmax is e / (1 + others).
-      for (int64_t k = 0; k < classes(); ++k) {
-        float* const row = rows + k * kStep + i;
-        const Int k_lanes = splat(static_cast<int32_t>(k));
+      float* row = rows + i;
+      int64_t k = 0;
+      do {
         for (int v = 0; v < kVecs; ++v) {
           const Vec x = load(row + v * kLanes) - best[v];
-          const Vec e = prediction[v] == k_lanes ? Vec{} : exp_nonpositive(x);
+          const Vec e = exp_nonpositive(x, unequal(prediction[v], k_lanes));
           others[v] += e;
           squares[v] += e * e;
           store(row + v * kLanes, e);
-          if (scores) {
-            second[v] = e > second[v] ? e : second[v];
+          if (kScored) {
+            second[v] = larger(e, second[v]);
             weighted[v] += e > 0 ? e * x : e;  // x may be -inf where e is 0
           }
         }
-      }
-      Vec inverse[kVecs], own[kVecs], norm[kVecs];
+        k_lanes += 1;
+        row += pitch;
+      } while (++k < K);
       for (int v = 0; v < kVecs; ++v) {
-        const int64_t position = step + i + v * kLanes;
-        const Int keep = kMasked ? load(mask_ + position) : splat(-1);
-        const Vec zero = best[v] - best[v];  // NaN where no logit is finite
-        inverse[v] = splat(1.0f) / (splat(1.0f) + zero + others[v]);
-        if (scores) {
-          const Vec p_entropy = log1p_nonnegative(others[v]) - weighted[v] * inverse[v];
-          const Vec p_margin = (splat(1.0f) - second[v]) * inverse[v];
-          entropy += keep ? p_entropy : Vec{};
-          margin += keep ? p_margin : Vec{};
-          confidence += keep ? inverse[v] : Vec{};
-        }
-        if (kMasked) inverse[v] = keep ? inverse[v] : Vec{};
-        // p - 1 at the prediction, formed as minus the sum of the others: the difference cancels near p = 1.
-        own[v] = -(others[v] * inverse[v]);
-        // The prediction of a pixel with a NaN is the last class, as in the reference; infinities have kept theirs.
-        const Int infinite = (zero != zero) & (best[v] == best[v]);
-        const Int unknown = (inverse[v] != inverse[v]) & ~infinite;
-        prediction[v] = unknown ? splat(static_cast<int32_t>(classes() - 1)) : prediction[v];
-        store(prediction_ + position, prediction[v]);
-        store(own_residual_ + position, own[v]);
-        if (plan_.norms) {
-          norm[v] = sqrt(squares[v] + others[v] * others[v]) * inverse[v] * sqrt(load(patch_squares_ + position));
-          if (kMasked) norm[v] = keep ? norm[v] : Vec{};
-          store(norms_ + position, norm[v]);
+        const int64_t at = i + v * kLanes;
+        store(own_of + at, others[v]);
+        store(norm_of + at, squares[v]);
+        if (kScored) {
+          const Int keep = kMasked ? load(mask_ + step + at) : splat(-1);
+          const Vec p = splat(1.0f) / (splat(1.0f) + (best[v] - best[v]) + others[v]);
+          entropy += keep ? log1p_nonnegative(others[v]) - weighted[v] * p : Vec{};
+          margin += keep ? (splat(1.0f) - second[v]) * p : Vec{};
+          confidence += keep ? p : Vec{};
         }
       }
-      if (call_.residual.data) continue;
-      for (int64_t k = 0; k < classes(); ++k) {
-        float* const row = rows + k * kStep + i;
-        const Int k_lanes = splat(static_cast<int32_t>(k));
-        for (int v = 0; v < kVecs; ++v) {
-          const Vec r = load(row + v * kLanes) * inverse[v];
-          store(row + v * kLanes, prediction[v] == k_lanes ? own[v] : r);
-        }
-      }
-      count_classes(step + i);
     }
-    partial_.scores[kEntropy] += sum(entropy);
-    partial_.scores[kMargin] += sum(margin);
-    partial_.scores[kConfidence] += sum(confidence);
+    if (kScored) {
+      partial_.scores[kEntropy] += sum(entropy);
+      partial_.scores[kMargin] += sum(margin);
+      partial_.scores[kConfidence] += sum(confidence);
+    }
+
+    for (int64_t i = 0; i < n; i += kLanes) {
+      const Vec best = load(best_of + i), others = load(own_of + i), squares = load(norm_of + i);
+      const Int keep = kMasked ? load(mask_ + step + i) : splat(-1), prediction = load(prediction_of + i);
+      const Vec zero = best - best;  // NaN where no logit is finite
+      Vec inverse = splat(1.0f) / (splat(1.0f) + zero + others);
+      if (kMasked) inverse = keep ? inverse : Vec{};
+      store(inverse_of + i, inverse);
+      // p - 1 at the prediction, formed as minus the sum of the others: the difference cancels near p = 1.
+      store(own_of + i, -(others * inverse));
+      // The prediction of a pixel with a NaN is the last class, as in the reference; infinities have kept theirs.
+      const Int infinite = (zero != zero) & (best == best);
+      const Int unknown = (inverse != inverse) & ~infinite;
+      store(prediction_of + i, unknown ? splat(static_cast<int32_t>(K - 1)) : prediction);
+      if (norms) {
+        const Vec norm = sqrt(squares + others * others) * inverse * sqrt(load(patch_squares + i));
+        store(norm_of + i, kMasked ? (keep ? norm : Vec{}) : norm);
+      }
+    }
+    if (call_.residual.data) return;
+
+    for (int64_t i = 0; i < n; i += kSpan) {
+      Vec inverse[kVecs], own[kVecs], norm[kVecs];
+      Int prediction[kVecs], k_lanes = {};
+      for (int v = 0; v < kVecs; ++v) {
+        const int64_t at = i + v * kLanes;
+        inverse[v] = load(inverse_of + at);
+        own[v] = load(own_of + at);
+        norm[v] = load(norm_of + at);
+        prediction[v] = load(prediction_of + at);
+      }
+      float *row = rows + i, *total_of = class_sums;
+      int64_t k = 0;
+      do {
+        Vec total = load(total_of);
+        for (int v = 0; v < kVecs; ++v) {
+          const Mask predicted = equal(prediction[v], k_lanes);
+          store(row + v * kLanes, select(predicted, own[v], load(row + v * kLanes) * inverse[v]));
+          total = add_where(predicted, total, norm[v]);
+        }
+        store(total_of, total);
+        k_lanes += 1;
+        row += pitch;
+        total_of += kLanes;
+      } while (++k < K);
+      if (pixels) count_pixels(step + i);
+    }
   }
 
-  // Norms and pixels of each class, over one span of positions.
-  ALGES_INLINE void count_classes(int64_t position) {
-    if (!call_.semantic && !call_.class_pixels) return;
-    Vec norm[kVecs];
-    Int prediction[kVecs];
-    for (int v = 0; v < kVecs; ++v) {
-      norm[v] = load(norms_ + position + v * kLanes);
-      prediction[v] = load(prediction_ + position + v * kLanes);
-      if (masked_) prediction[v] |= ~load(mask_ + position + v * kLanes);  // -1: no class
-    }
+  // Pixels of each class, over one span of positions.
+  void count_pixels(int64_t position) {
     for (int64_t k = 0; k < classes(); ++k) {
-      const Int k_lanes = splat(static_cast<int32_t>(k));
-      if (call_.semantic) {
-        Vec total = load(class_sums_ + k * kLanes);
-        for (int v = 0; v < kVecs; ++v) total += prediction[v] == k_lanes ? norm[v] : Vec{};
-        store(class_sums_ + k * kLanes, total);
+      Int total = load(class_counts_ + k * kLanes);
+      for (int v = 0; v < kVecs; ++v) {
+        const int64_t at = position + v * kLanes;
+        const Int predicted = load(prediction_ + at) == splat(static_cast<int32_t>(k));
+        total -= masked_ ? predicted & load(mask_ + at) : predicted;
       }
-      if (call_.class_pixels) {
-        Int total = load(class_counts_ + k * kLanes);
-        for (int v = 0; v < kVecs; ++v) total -= prediction[v] == k_lanes;
-        store(class_counts_ + k * kLanes, total);
-      }
+      store(class_counts_ + k * kLanes, total);
     }
   }
 
   // Residuals of another loss for a step, in place of the logits.
   void given_residual(int64_t step) {
     float* const rows = residual_of(step);
-    const int64_t length = smaller(kStep, n_ - step), n = round_up(length, kGroup);
-    copy(call_.residual, classes(), z_, begin_ + step, n, rows, kStep);
-    if (masked_) mask_rows(rows, kStep, classes(), mask_ + step, n);
+    const int64_t length = smaller(plan_.step, n_ - step), n = round_up(length, kGroup), pitch = plan_.step;
+    copy(call_.residual, classes(), z_, begin_ + step, n, rows, pitch);
+    if (masked_) mask_rows(rows, pitch, classes(), mask_ + step, n);
     if (plan_.norms)
       for (int64_t i = 0; i < n; i += kLanes) {
         Vec squares = {};
-        for (int64_t k = 0; k < classes(); ++k) squares += load(rows + k * kStep + i) * load(rows + k * kStep + i);
+        for (int64_t k = 0; k < classes(); ++k) squares += load(rows + k * pitch + i) * load(rows + k * pitch + i);
         Vec norm = sqrt(squares) * sqrt(load(patch_squares_ + step + i));
         if (masked_) norm = load(mask_ + step + i) ? norm : Vec{};
         store(norms_ + step + i, norm);
       }
     if (!plan_.predict) return;
-    for (int64_t i = 0; i < length; ++i)
-      own_residual_[step + i] = rows[prediction_[step + i] * kStep + i];
-    for (int64_t i = 0; i < n; i += kSpan) count_classes(step + i);
+    for (int64_t i = 0; i < length; ++i) {
+      const int64_t k = prediction_[step + i];
+      own_residual_[step + i] = rows[k * pitch + i];
+      if (call_.semantic) class_sums_[k * kLanes + i % kLanes] += norms_[step + i];
+    }
+    if (call_.class_pixels)
+      for (int64_t i = 0; i < n; i += kSpan) count_pixels(step + i);
   }
 
-  void zero_class_sums() {
+  void zero_sums() {
     std::memset(class_sums_, 0, classes() * kLanes * sizeof *class_sums_);
     std::memset(class_counts_, 0, classes() * kLanes * sizeof *class_counts_);
+    if (plan_.along_positions) std::memset(lane_sums_, 0, plan_.padded_channels * classes() * kLanes * sizeof *lane_sums_);
   }
 
-  void fold_class_sums() {
+  // Sums held as lanes move to the partial.
+  void fold() {
     for (int64_t k = 0; k < classes(); ++k)
       for (int64_t i = 0; i < kLanes; ++i) {
         partial_.semantic[k] += class_sums_[k * kLanes + i];
         partial_.class_pixels[k] += class_counts_[k * kLanes + i];
       }
-    zero_class_sums();
+    if (call_.image && plan_.along_positions)
+      for (int64_t c = 0; c < plan_.padded_channels; c += kLanes) fold_lanes(c, lane_sums_ + c * classes() * kLanes);
+    zero_sums();
+  }
+
+  // Sums of kLanes channels from `first` on.
+  void fold_lanes(int64_t first, const float* lanes) {
+    for (int64_t k = 0; k < classes(); ++k) {
+      Vec rows[kLanes];
+#pragma GCC unroll 16
+      for (int c = 0; c < kLanes; ++c) rows[c] = load(lanes + (c * classes() + k) * kLanes);
+      float* const total = partial_.image + k * plan_.padded_channels + first;
+      store(total, load(total) + sums_of_rows(rows));
+    }
   }
 
   void write_norm_map() const {
@@ -571,6 +682,64 @@ class Chunk {
   }
 
   void products() {
+    if (call_.image && plan_.along_positions) products_along_positions();
+    if ((call_.image && !plan_.along_positions) || call_.semantic_vector) products_along_channels();
+  }
+
+  // Positions along the lanes: every sum is a vector, whose lanes are added once in many blocks.
+  void products_along_positions() {
+    for (int64_t c = 0; c < channels(); c += 2) {
+      float* const sums = lane_sums_ + c * classes() * kLanes;
+      c + 1 < channels() ? products_of_channels<2>(c, sums) : products_of_channels<1>(c, sums);
+    }
+  }
+
+  template <int M>
+  void products_of_channels(int64_t channel, float* sums) {
+    const Tiles tiles(classes());
+    const char* const ahead = ahead_of(channel);
+    for (int64_t tile = 0; tile < tiles.count; ++tile)
+      with_constant(tiles.size(tile), [&](auto size) {
+        constexpr int N = decltype(size)::value;
+        const int64_t first = tiles.begin(tile);
+        if (tile == 0 && ahead)
+          channels_tile<N, M, true>(first, channel, ahead, sums);
+        else
+          channels_tile<N, M, false>(first, channel, nullptr, sums);
+      });
+  }
+
+  template <int N, int M, bool kFetch>
+  void channels_tile(int64_t first, int64_t channel, const char* ahead, float* to) {
+    const int64_t K = classes(), n = n_, pitch = pitch_, item = item_, fetch_pitch = call_.features.stride[1] * item_;
+    const float* const r = residual_ + first * kLongStep;
+    const float* const from = features_ + channel * pitch;
+    to += first * kLanes;
+    Vec sums[N][M];
+#pragma GCC unroll 16
+    for (int k = 0; k < N; ++k)
+      for (int v = 0; v < M; ++v) sums[k][v] = load(to + (v * K + k) * kLanes);
+    int64_t i = 0;
+    do {
+      if (kFetch)
+        for (int v = 0; v < M; ++v) __builtin_prefetch(ahead + v * fetch_pitch + i * item, 0, 3);
+      Vec z[M];
+      for (int v = 0; v < M; ++v) z[v] = load(from + v * pitch + i);
+#pragma GCC unroll 16
+      for (int k = 0; k < N; ++k) {
+        Vec r_k = load(r + k * kLongStep + i);
+        keep_in_register(r_k);
+        for (int v = 0; v < M; ++v) sums[k][v] += r_k * z[v];
+      }
+      i += kLanes;
+    } while (i < n);
+#pragma GCC unroll 16
+    for (int k = 0; k < N; ++k)
+      for (int v = 0; v < M; ++v) store(to + (v * K + k) * kLanes, sums[k][v]);
+  }
+
+  // Channels along the lanes: features are transposed once, and the taps of a kernel are shifts of the same rows.
+  void products_along_channels() {
     const int64_t length = pitch_, n_groups = (channels() + kLanes - 1) / kLanes;
     for (int64_t group = 0; group < n_groups; group += kVecs) {
       const int64_t groups = smaller(kVecs, n_groups - group);
@@ -582,8 +751,8 @@ class Chunk {
                       t * classes() * plan_.padded_channels + (group + v) * kLanes, ahead_of((group + v) * kLanes)};
       };
       const int64_t count = plan_.taps * groups;
-      if (call_.image)
-        for (int64_t step = 0; step < n_; step += kStep) {
+      if (call_.image && !plan_.along_positions)
+        for (int64_t step = 0; step < n_; step += kShortStep) {
           int64_t index = 0;
           for (; index + kVecs <= count; index += kVecs) {
             const Column pair[kVecs] = {column(index), column(index + 1)};
@@ -619,12 +788,12 @@ class Chunk {
   template <int M>
   void products_of(int64_t step, const Column (&columns)[M]) {
     const float* const rows = residual_of(step);
-    const int64_t n = smaller(kStep, n_ - step);
+    const int64_t n = smaller(kShortStep, n_ - step);
     const Tiles tiles(classes());
     for (int64_t tile = 0; tile < tiles.count; ++tile)
       with_constant(tiles.size(tile), [&](auto size) {
         const int64_t first = tiles.begin(tile);
-        const float* const r = rows + first * kStep;
+        const float* const r = rows + first * kShortStep;
         if (tile == 0 && columns[0].ahead)
           products_tile<decltype(size)::value, M, true>(r, n, step, columns, 0);
         else
@@ -640,7 +809,7 @@ class Chunk {
     for (int v = 0; v < M; ++v) from[v] = columns[v].from + step * kLanes;
     for (int64_t i = 0; i < n; ++i) {
       if (kFetch && i % (16 / kLanes) == 0) {
-        // One cache line after the other of kLanes rows of kStep floats, down the rows first.
+        // One cache line after the other of kLanes rows of a step, down the rows first.
         const int64_t line = i * kLanes / 16, offset = line % kLanes * fetch_pitch + line / kLanes * 64;
         for (int v = 0; v < M; ++v) __builtin_prefetch(columns[v].ahead + offset, 0, 3);  // the L2 hint is slower
       }
@@ -648,7 +817,7 @@ class Chunk {
       for (int v = 0; v < M; ++v) z[v] = load(from[v] + i * kLanes);
 #pragma GCC unroll 16
       for (int k = 0; k < N; ++k)
-        for (int v = 0; v < M; ++v) sums[k][v] += splat(residuals[k * kStep + i]) * z[v];
+        for (int v = 0; v < M; ++v) sums[k][v] += splat(residuals[k * kShortStep + i]) * z[v];
     }
 #pragma GCC unroll 16
     for (int k = 0; k < N; ++k)

@@ -51,6 +51,28 @@ ALGES_INLINE Int splat(int32_t x) { return x - Int{}; }
 ALGES_INLINE Int bits(Vec v) { return reinterpret_cast<Int>(v); }
 ALGES_INLINE Vec from_bits(Int v) { return reinterpret_cast<Vec>(v); }
 
+// a > b ? a : b, so b where either is NaN.
+ALGES_INLINE Vec larger(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return _mm512_max_ps(a, b);
+#elif defined(__AVX2__)
+  return _mm256_max_ps(a, b);
+#elif defined(__SSE2__)
+  return _mm_max_ps(a, b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+// Loaded once: GCC would rather load again for every use that can take an operand from memory.
+ALGES_INLINE void keep_in_register(Vec& v) {
+#if defined(__x86_64__)
+  asm("" : "+v"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
+#endif
+}
+
 ALGES_INLINE Vec sqrt(Vec v) {
 #if defined(__AVX512F__)
   return _mm512_sqrt_ps(v);
@@ -65,6 +87,25 @@ ALGES_INLINE Vec sqrt(Vec v) {
   return v;
 #endif
 }
+
+// Lanes where a condition holds: a mask register with AVX-512, whole lanes elsewhere.
+#if defined(__AVX512F__)
+typedef __mmask16 Mask;
+ALGES_INLINE Mask equal(Int a, Int b) { return _mm512_cmpeq_epi32_mask((__m512i)a, (__m512i)b); }
+ALGES_INLINE Mask unequal(Int a, Int b) { return _mm512_cmpneq_epi32_mask((__m512i)a, (__m512i)b); }
+ALGES_INLINE Mask greater(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
+ALGES_INLINE Int select(Mask mask, Int yes, Int no) { return (Int)_mm512_mask_blend_epi32(mask, (__m512i)no, (__m512i)yes); }
+ALGES_INLINE Vec select(Mask mask, Vec yes, Vec no) { return _mm512_mask_blend_ps(mask, no, yes); }
+ALGES_INLINE Vec add_where(Mask mask, Vec sum, Vec term) { return _mm512_mask_add_ps(sum, mask, sum, term); }
+#else
+typedef Int Mask;
+ALGES_INLINE Mask equal(Int a, Int b) { return a == b; }
+ALGES_INLINE Mask unequal(Int a, Int b) { return a != b; }
+ALGES_INLINE Mask greater(Vec a, Vec b) { return a > b; }
+ALGES_INLINE Int select(Mask mask, Int yes, Int no) { return mask ? yes : no; }
+ALGES_INLINE Vec select(Mask mask, Vec yes, Vec no) { return mask ? yes : no; }
+ALGES_INLINE Vec add_where(Mask mask, Vec sum, Vec term) { return sum + (mask ? term : Vec{}); }
+#endif
 
 // Sum of the lanes: halves added, then quarters, and so on.
 ALGES_INLINE float sum(Vec v) {
@@ -117,6 +158,16 @@ ALGES_INLINE void transpose(Vec (&row)[kLanes]) {
   }
 }
 
+// Lane i is the sum of the lanes of row i. Each round interleaves row i with row i + rows / 2 and adds the halves.
+ALGES_INLINE Vec sums_of_rows(Vec (&row)[kLanes]) {
+#pragma GCC unroll 4
+  for (int rows = kLanes; rows > 1; rows /= 2)
+#pragma GCC unroll 8
+    for (int i = 0; i < rows / 2; ++i)
+      row[i] = interleave_low(row[i], row[i + rows / 2]) + interleave_high(row[i], row[i + rows / 2]);
+  return row[0];
+}
+
 // Column i of a square whose rows are `pitch` floats apart, as column[i].
 ALGES_INLINE void load_transposed(const float* from, int64_t pitch, Vec (&column)[kLanes]) {
 #if defined(__AVX512F__)
@@ -149,20 +200,25 @@ ALGES_INLINE void load_transposed(const float* from, int64_t pitch, Vec (&column
 #endif
 }
 
-// e^x for x <= 0, within 1.5 ulp near 0; exactly 0 below -87.3 (where float would be subnormal); NaN stays.
-ALGES_INLINE Vec exp_nonpositive(Vec x) {
+// e^x for x <= 0, within 1.5 ulp near 0; exactly 0 below -87.3 (where float would be subnormal) and in lanes
+// that are not `wanted`; NaN stays.
+ALGES_INLINE Vec exp_nonpositive(Vec x, Mask wanted) {
   // 2^t = 2^n 2^f with n an integer and |f| <= 1/2: adding 1.5 * 2^23 rounds t to an integer and leaves it in the low bits.
-  const Vec shifter = splat(12582912.0f), log2_e = splat(1.44269504f);
-  const Vec shifted = x * log2_e + shifter;
-  const Vec f = x * log2_e - (shifted - shifter);
+  const Vec shifter = splat(12582912.0f), log2_e = splat(1.44269504f), least = splat(-87.3f);
+  const Vec shifted = x * log2_e + shifter, n = shifted - shifter;
+  const Vec f = x * log2_e - n;
   Vec p = splat(0.00132647273f);  // minimax polynomial of 2^f, relative error 9.1e-08
   p = p * f + splat(0.00967151299f);
   p = p * f + splat(0.0555073358f);
   p = p * f + splat(0.240222424f);
   p = p * f + splat(0.693147004f);
   p = p * f + splat(1.0f);
+#if defined(__AVX512F__)
+  return _mm512_maskz_scalef_ps(_mm512_mask_cmp_ps_mask(wanted, x, least, _CMP_NLT_UQ), p, n);
+#else
   const Vec scaled = from_bits(bits(p) + (bits(shifted) << 23));
-  return x < splat(-87.3f) ? Vec{} : scaled;
+  return (x < least) | ~wanted ? Vec{} : scaled;
+#endif
 }
 
 // ln(1 + x) for x >= 0, within 2 ulp, small x included; NaN stays.
