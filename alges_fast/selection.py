@@ -184,7 +184,7 @@ def select_regions(
     strategy: str = "alges-img",
     seed: int = 0,
     labelled: Iterable[Id | Window] = (),
-    sizes: Mapping[Id, tuple[int, int]] | None = None,
+    sizes: Mapping[Any, tuple[int, int]] | None = None,
     places: Mapping[Id, Place] | None = None,
     min_gap: float = 0.0,
     class_weights: Sequence[float] | None = None,
@@ -234,7 +234,7 @@ def select_regions(
     """
     _check(strategy, class_weights, min_gap, seed)
     places = {} if places is None else places
-    known: Mapping[Id, Sequence[int]] = pool_sizes(pool) if sizes is None else sizes
+    known: Mapping[Any, Sequence[int]] = pool_sizes(pool) if sizes is None else sizes
     grids = {id: windows_of(id, size, regions) for id, size in known.items()}
     taken: set[Window] = set()
     for item in labelled:

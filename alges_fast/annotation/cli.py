@@ -1,12 +1,13 @@
 """The command line of `python -m alges_fast.select`; `--help` for what can be set.
 
-    OUT/picks.csv                       the frames, in order of picking, and why
+    OUT/picks.csv                       the frames, or windows of frames, in order of picking, and why
     OUT/index.html, contact_sheet.png   to look through
     OUT/images, masks, norm_maps        the picked frames, predicted class ids at their size, gradient mass over them
     OUT/cvat.zip, label_studio/         import files with the predictions as pre-annotations
     OUT/config.yaml, scores/            what the same command continues from
 
-Nothing in OUT is overwritten with other contents: masks that were corrected there stay as they are.
+Nothing in OUT is overwritten with other contents: masks that were corrected there stay as they are. With --regions a
+mask is 255, which is no class, outside the picked windows.
 """
 
 from __future__ import annotations
@@ -17,15 +18,18 @@ import io
 import json
 import logging
 import math
+import re
 import sys
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jsonargparse
+import numpy as np
 import torch
 import yaml
+from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
@@ -33,20 +37,28 @@ from torch import Tensor, nn
 
 from alges_fast import atomic
 from alges_fast.annotation.config import SelectConfig
-from alges_fast.annotation.exports import AnnotatedFrame, cvat_xml, label_studio_config, label_studio_tasks
+from alges_fast.annotation.exports import (
+    ANNOTATE,
+    AnnotatedFrame,
+    cvat_xml,
+    label_studio_config,
+    label_studio_tasks,
+)
 from alges_fast.annotation.models import load_model
 from alges_fast.annotation.page import Card, selection_page
-from alges_fast.annotation.picks import Pick, explain
-from alges_fast.annotation.pictures import contact_sheet, encoded, thumbnail, with_mask, with_norm_map
-from alges_fast.annotation.sources import FramePool, PoolFrame, list_frames
+from alges_fast.annotation.picks import Look, Pick, look_at, reasons
+from alges_fast.annotation.pictures import contact_sheet, encoded, outlined, thumbnail, with_mask, with_norm_map
+from alges_fast.annotation.sources import FramePool, PoolFrame, frame_sizes, list_frames
 from alges_fast.command import check_unchanged, one_line, plain
 from alges_fast.data import to_input
-from alges_fast.data.files import IMAGE_SUFFIXES
+from alges_fast.data.files import IMAGE_SUFFIXES, open_picture
 from alges_fast.data.loading import palette
 from alges_fast.errors import UserError
 from alges_fast.last_layer import LastLayer
 from alges_fast.models import build_model
-from alges_fast.selection import Place, Selection, select
+from alges_fast.selection import Place, select, select_regions
+from alges_fast.strategies.base import IGNORE
+from alges_fast.windows import Window
 
 FREE_FIELDS = frozenset({"out", "reject", "device", "batch_size"})
 """Fields of SelectConfig that may differ when a selection is continued."""
@@ -101,10 +113,11 @@ def parse(argv: Sequence[str]) -> SelectConfig:
 def _run(config: SelectConfig, console: Console) -> None:
     out = Path(config.out)
     frames = list_frames(Path(config.images), fps=config.fps)
-    frames, labelled = _with_labelled(frames, config.labelled)
-    refused = _refused(frames, config.reject)
-    if config.n > len(frames) - len(labelled):
-        raise UserError(f"--n {config.n}: the pool has {len(frames) - len(labelled)} frames to choose from")
+    frames, labelled = _with_labelled(frames, config.labelled, config.regions)
+    refused = _refused(frames, config.reject, config.regions)
+    n_free = len(frames) - sum(not isinstance(item, Window) for item in labelled)
+    if config.n > n_free:
+        raise UserError(f"--n {config.n}: the pool has {n_free} frames to choose from")
 
     device = _device(config.device)
     model, classes, batch_size = _model(config, device)
@@ -114,78 +127,116 @@ def _run(config: SelectConfig, console: Console) -> None:
 
     pool = FramePool(frames, config.image_size)
     transform = to_input if config.normalise == "imagenet" else _to_unit
-    gap = GAP_SECONDS if config.min_gap is None else config.min_gap
+    how: dict[str, Any] = {
+        "strategy": config.strategy,
+        "seed": config.seed,
+        "labelled": labelled,
+        "places": _places(frames, config.min_gap),
+        "min_gap": GAP_SECONDS if config.min_gap is None else config.min_gap,
+        "class_weights": weights,
+        "out": out / "scores",
+        "resume": True,
+        "transform": transform,
+        "batch_size": batch_size,
+        "device": device,
+        "precision": config.precision,
+    }
+    by_id = {frame.id: frame for frame in frames}
     try:
-        selection = select(
-            model,
-            pool,
-            config.n,
-            strategy=config.strategy,
-            seed=config.seed,
-            labelled=labelled,
-            places=_places(frames, config.min_gap),
-            min_gap=gap,
-            class_weights=weights,
-            out=out / "scores",
-            resume=True,
-            transform=transform,
-            batch_size=batch_size,
-            device=device,
-            precision=config.precision,
-        )
-        while again := [id for id in refused if id in selection.ids][:1]:
-            selection = selection.reject(again)
+        if config.grid is None:
+            selection = select(model, pool, config.n, **how)
+            while again := [id for id in refused if id in selection.ids][:1]:
+                selection = selection.reject(again)
+            picks = [Pick(by_id[str(id)], None, selection.scores.get(id)) for id in selection.ids]
+            budget = None
+        else:
+            sizes: dict[Any, tuple[int, int]] = frame_sizes(frames)
+            budget = config.budget_pixels or _pixels_of_frames(config.n, sizes, labelled)
+            chosen = select_regions(model, pool, budget, regions=config.grid, sizes=sizes, **how)
+            while (item := _still_picked(refused, chosen.windows)) is not None:
+                chosen = chosen.reject([item])
+            picks = [Pick(by_id[str(w.id)], w, chosen.scores.get(w)) for w in chosen.windows]
     except ValueError as error:
         raise UserError(one_line(str(error))) from error
 
-    by_id = {frame.id: frame for frame in frames}
-    picks = explain(
+    looks = look_at(
         model,
-        [by_id[str(id)] for id in selection.ids],
+        picks,
         strategy=config.strategy,
         class_weights=weights,
+        regions=config.grid,
         image_size=config.image_size,
         device=device,
         precision=config.precision,
         transform=transform,
     )
-    _write(out, config, classes, selection, refused, picks, console)
-    console.print(f"{len(selection.ids)} picks: {out}/picks.csv   to look through: {out}/index.html")
+    _write(out, config, classes, picks, budget, refused, looks, console)
+    console.print(f"{len(picks)} picks: {out}/picks.csv   to look through: {out}/index.html")
 
 
 # Reading what the user gave.
 
 
-def _with_labelled(frames: list[PoolFrame], source: str | None) -> tuple[list[PoolFrame], list[str]]:
-    """The pool, with labelled pictures from elsewhere added, and the ids of all labelled frames."""
+def _with_labelled(
+    frames: list[PoolFrame], source: str | None, regions: str | None
+) -> tuple[list[PoolFrame], list[str | Window]]:
+    """The pool, with labelled pictures from elsewhere added, and the ids of all labelled frames, and windows."""
     if source is None:
         return frames, []
     ids = {frame.id for frame in frames}
     ids_of_paths = {frame.path.resolve(): frame.id for frame in frames if frame.timestamp is None}
-    added: list[PoolFrame] = []
-    labelled: list[str] = []
+    added: dict[str, PoolFrame] = {}
+    labelled: list[str | Window] = []
     for line in _lines(source, "--labelled"):
         path = next((p for p in (Path(source).parent / line, Path(line)) if p.is_file()), None)
-        if line in ids:
+        window = None if line in ids or path is not None else _window(line, ids)
+        if window is not None:
+            if regions is None:
+                raise UserError(f"{source}: {line} is a window of a frame: give the --regions it was picked with")
+            labelled.append(window)
+        elif line in ids:
             labelled.append(line)
         elif path is not None and path.resolve() in ids_of_paths:
             labelled.append(ids_of_paths[path.resolve()])
         elif path is not None and path.suffix.lower() in IMAGE_SUFFIXES:
-            added.append(PoolFrame(path.as_posix(), path.parent.as_posix(), math.inf, path))
+            added[path.as_posix()] = PoolFrame(path.as_posix(), path.parent.as_posix(), math.inf, path)
         else:
             raise UserError(f"{source}: {line} is neither an id of the pool nor a picture: correct the list")
-    return frames + added, list(dict.fromkeys([*labelled, *(frame.id for frame in added)]))
+    return [*frames, *added.values()], list(dict.fromkeys([*labelled, *added]))
 
 
-def _refused(frames: Sequence[PoolFrame], source: str | None) -> list[str]:
+def _refused(frames: Sequence[PoolFrame], source: str | None, regions: str | None) -> list[str | Window]:
     if source is None:
         return []
     ids = {frame.id for frame in frames}
-    refused = _lines(source, "--reject")
-    for line in refused:
-        if line not in ids:
+    refused: list[str | Window] = []
+    for line in _lines(source, "--reject"):
+        item = line if line in ids or regions is None else _window(line, ids)
+        if item is None or (isinstance(item, str) and item not in ids):
             raise UserError(f"{source}: {line} is no id of the pool: give ids as picks.csv has them")
+        refused.append(item)
     return refused
+
+
+def _window(line: str, ids: Collection[str]) -> Window | None:
+    """The window that `str(window)` names, of one of these frames."""
+    found = re.fullmatch(r"(.*)#xywh=(\d+),(\d+),(\d+),(\d+)", line)
+    if found is None or found[1] not in ids:
+        return None
+    x, y, width, height = map(int, found.groups()[1:])
+    return Window(found[1], x, y, width, height)
+
+
+def _still_picked(refused: Sequence[str | Window], windows: Sequence[Window]) -> str | Window | None:
+    """The first refused window, or frame with such windows, that is among the picks."""
+    picked = {*windows, *(window.id for window in windows)}
+    return next((item for item in refused if item in picked), None)
+
+
+def _pixels_of_frames(n: int, sizes: Mapping[str, tuple[int, int]], labelled: Collection[str | Window]) -> int:
+    """What n whole frames have, on average over those that are not labelled."""
+    free = [height * width for id, (height, width) in sizes.items() if id not in labelled]
+    return n * sum(free) // len(free)
 
 
 def _lines(source: str, flag: str) -> list[str]:
@@ -223,10 +274,10 @@ def _model(config: SelectConfig, device: torch.device) -> tuple[nn.Module, list[
         raise UserError(
             f"{config.model} cannot score frames of --image_size {config.image_size}: {one_line(str(error))[:300]}"
         ) from error
-    return model, _class_names(config.classes, len(layer.module.weight)), fixed or config.batch_size
+    return model, _class_names(config.classes, len(layer.module.weight), config.regions), fixed or config.batch_size
 
 
-def _class_names(given: str | None, n_classes: int) -> list[str]:
+def _class_names(given: str | None, n_classes: int, regions: str | None) -> list[str]:
     if given is None:
         return [f"class {k}" for k in range(n_classes)]
     names = _lines(given, "--classes") if Path(given).is_file() else [name.strip() for name in given.split(",")]
@@ -235,6 +286,8 @@ def _class_names(given: str | None, n_classes: int) -> list[str]:
             f"--classes {given}: {len(set(names))} different names, but the model has {n_classes} classes: give one "
             "for each, in the order of its ids"
         )
+    if regions is not None and ANNOTATE in names:
+        raise UserError(f"--classes: {ANNOTATE!r} is what --regions labels the windows to annotate: rename the class")
     return names
 
 
@@ -268,11 +321,13 @@ def _to_unit(images: Tensor) -> Tensor:
     return images.float() / 255
 
 
-def _begin(out: Path, config: SelectConfig, frames: Sequence[PoolFrame], labelled: Sequence[str]) -> None:
+def _begin(out: Path, config: SelectConfig, frames: Sequence[PoolFrame], labelled: Sequence[str | Window]) -> None:
     """Take the folder, or refuse one that is somebody else's or of another configuration."""
     if out.exists() and not (out / "config.yaml").exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out} holds other files: choose a new folder")
-    digest = hashlib.blake2b("\n".join([*(frame.id for frame in frames), "", *labelled]).encode(), digest_size=8)
+    digest = hashlib.blake2b(
+        "\n".join([*(frame.id for frame in frames), "", *map(str, labelled)]).encode(), digest_size=8
+    )
     settings = {**plain(config), "pool": f"{len(frames)} frames, {len(labelled)} labelled, {digest.hexdigest()}"}
     check_unchanged(out / "config.yaml", settings, FREE_FIELDS)
     atomic.write_text(out / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
@@ -285,48 +340,47 @@ def _write(
     out: Path,
     config: SelectConfig,
     classes: Sequence[str],
-    selection: Selection,
-    refused: Sequence[str],
-    picks: Any,
+    picks: Sequence[Pick],
+    budget: int | None,
+    refused: Sequence[str | Window],
+    looks: Iterator[Look],
     console: Console,
 ) -> None:
     """Everything a person or a tool reads, picks.csv last."""
     colours = palette(len(classes))
-    for id in refused:
-        _, *paths = _paths(out, id)
+    picked = {pick.frame.id for pick in picks}
+    for id in {item.id if isinstance(item, Window) else item for item in refused}.difference(picked):
+        _, *paths = _paths(out, str(id))
         for path in paths:
             path.unlink(missing_ok=True)
     annotated: list[AnnotatedFrame] = []
     sheet: list[tuple[str, Image.Image]] = []
     cards: list[Card] = []
-    rows: list[dict[str, Any]] = []
-    progress = track(picks, "drawing the picks", total=len(selection.ids), console=Console(stderr=True), transient=True)
-    for pick in progress:
-        frame = pick.frame
+    embeddings: dict[int, Tensor] = {}
+    progress = track(looks, "drawing the picks", total=len(picked), console=Console(stderr=True), transient=True)
+    for look in progress:
+        frame = look.frame
+        windows = [window for number in look.picks if (window := picks[number].window) is not None]
         name, image_path, mask_path, map_path = _paths(out, frame.id)
-        picture = Image.fromarray(pick.image)
-        _write_once(image_path, _original(pick))
-        _write_once(mask_path, encoded(Image.fromarray(pick.mask), "png"))
+        picture = Image.fromarray(look.image)
+        _write_once(image_path, _original(look))
+        mask = _within(look.mask, windows)
+        if windows:
+            _write_windows(mask_path, mask, windows)
+        else:
+            _write_once(mask_path, encoded(Image.fromarray(mask), "png"))
         views = {"frame": picture}
-        if pick.norm_map is not None:
-            views["gradient"] = with_norm_map(pick.image, pick.norm_map)
+        if look.norm_map is not None:
+            views["gradient"] = with_norm_map(look.image, look.norm_map)
             _write_once(map_path, encoded(views["gradient"], "jpeg", quality=88))
-        views["prediction"] = with_mask(pick.image, pick.mask, colours)
-        score = selection.scores.get(frame.id)
-        annotated.append(AnnotatedFrame(name, pick.mask, 0.0 if score is None else score))
-        sheet.append((f"{pick.rank}  {frame.id}", thumbnail(picture, THUMBNAIL_WIDTH)))
-        row = {
-            "rank": pick.rank,
-            "id": frame.id,
-            "score": "" if score is None else f"{score:.6g}",
-            "class": classes[pick.leading_class],
-            "nearest": pick.nearest or "",
-            "distance": "" if pick.nearest is None else f"{pick.distance:.6g}",
-            "video": frame.video,
-        }
-        rows.append(row)
-        if pick.rank <= PAGE_CARDS:
-            cards.append(Card(row, {view: thumbnail(p, THUMBNAIL_WIDTH) for view, p in views.items()}))
+        views["prediction"] = with_mask(look.image, look.mask, colours)
+        annotated.append(AnnotatedFrame(name, mask, picks[look.picks[0]].score or 0.0, windows))
+        caption = f"{look.picks[0] + 1}  {frame.id}"
+        sheet.append((caption, thumbnail(outlined(picture, windows) if windows else picture, THUMBNAIL_WIDTH)))
+        if len(cards) < PAGE_CARDS:
+            small = {view: thumbnail(p, THUMBNAIL_WIDTH) for view, p in views.items()}
+            cards.append(Card(frame.id, look.picks, windows, picture.size, small))
+        embeddings.update(zip(look.picks, look.embeddings, strict=True))
     if not any("gradient" in card.views for card in cards):
         console.print("no norm maps: what follows this model's last layer does not define them")
 
@@ -337,13 +391,37 @@ def _write(
         out / "label_studio" / "tasks.json",
         label_studio_tasks(annotated, classes, image_prefix=config.image_prefix, model_version=Path(config.model).name),
     )
-    atomic.write_text(out / "label_studio" / "config.xml", label_studio_config(classes, colours))
-    atomic.write_text(out / "index.html", selection_page(config, classes, colours, cards, len(rows)))
+    interface = label_studio_config(classes, colours, windows=budget is not None)
+    atomic.write_text(out / "label_studio" / "config.xml", interface)
+    rows = _rows(picks, classes, torch.stack([embeddings[number] for number in range(len(picks))]), budget)
+    atomic.write_text(out / "index.html", selection_page(config, classes, colours, cards, rows, len(picked), budget))
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     atomic.write_text(out / "picks.csv", text.getvalue())
+
+
+def _rows(
+    picks: Sequence[Pick], classes: Sequence[str], embeddings: Tensor, budget: int | None
+) -> list[dict[str, Any]]:
+    """picks.csv; with a budget of pixels, also each window and the share of it that is spent from the first pick on."""
+    rows: list[dict[str, Any]] = []
+    spent = 0
+    for number, (pick, reason) in enumerate(zip(picks, reasons(embeddings), strict=True)):
+        row: dict[str, Any] = {"rank": number + 1, "id": pick.id}
+        if pick.window is not None and budget is not None:
+            _, x, y, width, height = pick.window
+            spent += pick.window.pixels
+            row |= {"frame": pick.frame.id, "x": x, "y": y, "width": width, "height": height}
+            row["budget_spent"] = f"{spent / budget:.6f}"
+        row["score"] = "" if pick.score is None else f"{pick.score:.6g}"
+        row["class"] = classes[reason.leading_class]
+        row["nearest"] = "" if reason.nearest is None else picks[reason.nearest].id
+        row["distance"] = "" if reason.nearest is None else f"{reason.distance:.6g}"
+        row["video"] = pick.frame.video
+        rows.append(row)
+    return rows
 
 
 def _paths(out: Path, id: str) -> tuple[str, Path, Path, Path]:
@@ -355,11 +433,39 @@ def _paths(out: Path, id: str) -> tuple[str, Path, Path, Path]:
     return name, out / "images" / name, out / "masks" / f"{name}.png", out / "norm_maps" / f"{name}.jpg"
 
 
-def _original(pick: Pick) -> bytes:
+def _original(look: Look) -> bytes:
     """The picture's own file; a video's frame as PNG."""
-    if pick.frame.timestamp is None:
-        return pick.frame.path.read_bytes()
-    return encoded(Image.fromarray(pick.image), "png")
+    if look.frame.timestamp is None:
+        return look.frame.path.read_bytes()
+    return encoded(Image.fromarray(look.image), "png")
+
+
+def _within(mask: NDArray[np.uint8], windows: Sequence[Window]) -> NDArray[np.uint8]:
+    """The mask inside the windows and IGNORE outside; all of it where there are none."""
+    if not windows:
+        return mask
+    kept = np.full_like(mask, IGNORE)
+    for _, x, y, width, height in windows:
+        kept[y : y + height, x : x + width] = mask[y : y + height, x : x + width]
+    return kept
+
+
+def _write_windows(path: Path, mask: NDArray[np.uint8], windows: Sequence[Window]) -> None:
+    """A mask of a frame's windows; those that an earlier selection put there stay as they were corrected."""
+    before = None
+    if path.exists():
+        with open_picture(path) as picture:
+            before = np.asarray(picture)
+    if before is None or before.shape != mask.shape:
+        atomic.write_bytes(path, encoded(Image.fromarray(mask), "png"))
+        return
+    merged = _within(before, windows)
+    for _, x, y, width, height in windows:
+        inside = merged[y : y + height, x : x + width]
+        if (inside == IGNORE).all():
+            inside[:] = mask[y : y + height, x : x + width]
+    if not np.array_equal(merged, before):
+        atomic.write_bytes(path, encoded(Image.fromarray(merged), "png"))
 
 
 def _write_once(path: Path, contents: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,17 +18,21 @@ class SelectConfig:
         model: a trained model: model.pt2 (torch.export), model.ts or model.pt (TorchScript), package.module:function
             that returns one, or state.safetensors, the weights of --architecture with --encoder.
         images: the pool: a folder of pictures and videos (searched to its depths), a text list of paths, or one video.
-        n: how many frames to choose.
+        n: how many frames to choose; with regions, how many whole frames the windows may add up to.
         out: folder for what is chosen; the same command again continues what is in it.
         strategy: random, stratified-random (over videos), entropy, margin, least-confidence, coreset, alges-img,
             alges-sem or alges-sem-vector.
         seed: fixes every pick.
+        regions: rows x columns, such as 8x8: every frame is cut into that grid, and windows of frames are chosen
+            instead of whole frames, where there is most to learn. By default whole frames.
+        budget_pixels: with regions, how many pixels (of the frames' own size) to choose; by default those of n frames.
         labelled: text file of frames that are annotated already, one id or path a line; they are not picked, and what
-            is like them is picked less.
+            is like them is picked less. With regions also windows, as picks.csv names them.
         reject: text file of picked frames that were refused, one id a line; each is replaced, the other picks stay.
-            Add to the file and run again as often as you like.
+            Add to the file and run again as often as you like. With regions, windows or frames with all their windows.
         min_gap: frames of one video are picked at least this far apart, in seconds of a video file and in numbers of
-            numbered pictures; by default 2 seconds, 50 numbers. Halved where too few are left; 0 allows any.
+            numbered pictures; by default 2 seconds, 50 numbers. Halved where too few are left; 0 allows any. Windows of
+            one frame may be picked together.
         fps: frames taken from each second of a video.
         class_weights: classes to aim at: a factor per class, comma separated, or JSON by name such as
             {"polyp": 10}, others 1. A class's part of every embedding is multiplied by it. ALGES strategies only.
@@ -49,6 +54,8 @@ class SelectConfig:
     out: str = "alges_fast_selection"
     strategy: str = "alges-img"
     seed: int = 0
+    regions: str | None = None
+    budget_pixels: int | None = None
     labelled: str | None = None
     reject: str | None = None
     min_gap: float | None = None
@@ -76,3 +83,18 @@ class SelectConfig:
             raise UserError(f"--fps is {self.fps}: give a number above 0")
         if self.min_gap is not None and not self.min_gap >= 0:
             raise UserError(f"--min_gap is {self.min_gap}: give 0 or more")
+        if self.regions is not None and not re.fullmatch(r"[1-9]\d*x[1-9]\d*", self.regions):
+            raise UserError(f"--regions {self.regions}: give rows x columns, such as 8x8")
+        if self.budget_pixels is not None:
+            if self.regions is None:
+                raise UserError("--budget_pixels counts pixels of windows: give --regions too, such as --regions 8x8")
+            if self.budget_pixels < 1:
+                raise UserError(f"--budget_pixels is {self.budget_pixels}: give at least 1")
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """Rows and columns of `regions`."""
+        if self.regions is None:
+            return None
+        rows, columns = self.regions.split("x")
+        return int(rows), int(columns)

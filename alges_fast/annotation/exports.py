@@ -8,6 +8,8 @@ Formats:
     CVAT, "CVAT for images 1.1": https://docs.cvat.ai/docs/manual/advanced/xml_format/
     Label Studio, tasks with predictions of brush labels: https://labelstud.io/guide/predictions and, for the code of a
     brush's mask, https://github.com/thi-ng/umbrella/tree/develop/packages/rle-pack
+
+Where windows of a frame are to be annotated, each is a rectangle with the label "annotate", and the masks end at them.
 """
 
 from __future__ import annotations
@@ -21,6 +23,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from alges_fast.windows import Window
+
+ANNOTATE = "annotate"
+"""Label of the rectangles that say where to annotate."""
+
+_ANNOTATE_COLOUR = "#ffd400"
 _RUN_BITS = (3, 4, 8, 16)  # the four lengths' widths that a Label Studio code declares; the shortest that fits is used
 
 
@@ -29,29 +37,47 @@ class AnnotatedFrame:
     """One image to annotate and what the model sees in it.
 
     name: the image's path inside the import, with forward slashes.
-    mask: (H, W) uint8 class ids at the image's own size.
+    mask: (H, W) uint8 class ids at the image's own size; a value that is no class id is nothing to import.
     score: how much the strategy wants this frame; shown by the tools, not interpreted.
+    windows: what is to be annotated of it; empty for the whole frame.
     """
 
     name: str
     mask: NDArray[np.uint8]
     score: float
+    windows: Sequence[Window] = ()
 
 
 def cvat_xml(frames: Sequence[AnnotatedFrame], classes: Sequence[str], palette: Sequence[tuple[int, int, int]]) -> str:
-    """`annotations.xml` of "CVAT for images 1.1": a mask for every class that occurs in a frame."""
+    """`annotations.xml` of "CVAT for images 1.1": a mask for every class that occurs in a frame, and its windows."""
     root = ET.Element("annotations")
     ET.SubElement(root, "version").text = "1.1"
     labels = ET.SubElement(ET.SubElement(ET.SubElement(root, "meta"), "task"), "labels")
-    for name, colour in zip(classes, palette, strict=True):
+    kinds = [(name, "#{:02x}{:02x}{:02x}".format(*rgb), "mask") for name, rgb in zip(classes, palette, strict=True)]
+    if any(frame.windows for frame in frames):
+        kinds.append((ANNOTATE, _ANNOTATE_COLOUR, "rectangle"))
+    for name, colour, kind in kinds:
         label = ET.SubElement(labels, "label")
         ET.SubElement(label, "name").text = name
-        ET.SubElement(label, "color").text = "#{:02x}{:02x}{:02x}".format(*colour)
-        ET.SubElement(label, "type").text = "mask"
+        ET.SubElement(label, "color").text = colour
+        ET.SubElement(label, "type").text = kind
         ET.SubElement(label, "attributes")
     for number, frame in enumerate(frames):
         height, width = frame.mask.shape
         image = ET.SubElement(root, "image", id=str(number), name=frame.name, width=str(width), height=str(height))
+        for window in frame.windows:
+            ET.SubElement(
+                image,
+                "box",
+                label=ANNOTATE,
+                source="auto",
+                occluded="0",
+                xtl=str(window.x),
+                ytl=str(window.y),
+                xbr=str(window.x + window.width),
+                ybr=str(window.y + window.height),
+                z_order="-1",  # under the masks, which stay within reach of the pointer
+            )
         for class_id, where in _class_masks(frame.mask, len(classes)):
             rows, columns = np.flatnonzero(where.any(1)), np.flatnonzero(where.any(0))
             top, left = int(rows[0]), int(columns[0])
@@ -76,13 +102,18 @@ def cvat_xml(frames: Sequence[AnnotatedFrame], classes: Sequence[str], palette: 
     return ET.tostring(root, encoding="unicode", xml_declaration=True)
 
 
-def label_studio_config(classes: Sequence[str], palette: Sequence[tuple[int, int, int]]) -> str:
-    """The labelling interface that the tasks of `label_studio_tasks` belong to."""
+def label_studio_config(
+    classes: Sequence[str], palette: Sequence[tuple[int, int, int]], *, windows: bool = False
+) -> str:
+    """The labelling interface that the tasks of `label_studio_tasks` belong to, with frames' windows or without."""
     view = ET.Element("View")
     ET.SubElement(view, "Image", name="image", value="$image", zoom="true")
     brush = ET.SubElement(view, "BrushLabels", name="classes", toName="image")
     for name, colour in zip(classes, palette, strict=True):
         ET.SubElement(brush, "Label", value=name, background="#{:02x}{:02x}{:02x}".format(*colour))
+    if windows:
+        rectangles = ET.SubElement(view, "RectangleLabels", name="windows", toName="image", fillOpacity="0")
+        ET.SubElement(rectangles, "Label", value=ANNOTATE, background=_ANNOTATE_COLOUR)
     ET.indent(view)
     return ET.tostring(view, encoding="unicode")
 
@@ -90,22 +121,38 @@ def label_studio_config(classes: Sequence[str], palette: Sequence[tuple[int, int
 def label_studio_tasks(
     frames: Sequence[AnnotatedFrame], classes: Sequence[str], *, image_prefix: str, model_version: str
 ) -> str:
-    """Tasks as JSON, one a frame, each with the predicted masks as a prediction.
+    """Tasks as JSON, one a frame, each with the predicted masks, and its windows if it has any, as a prediction.
 
     `image_prefix` is what Label Studio serves the images under, such as "/data/local-files/?d=images/".
     """
     tasks: list[dict[str, Any]] = []
     for frame in frames:
         height, width = frame.mask.shape
-        results = [
+        common = {"to_name": "image", "original_width": width, "original_height": height, "image_rotation": 0}
+        results: list[dict[str, Any]] = [
+            {
+                "id": f"window{number}",
+                "type": "rectanglelabels",
+                "from_name": "windows",
+                **common,
+                "readonly": True,
+                "value": {  # in percent of the image
+                    "x": 100 * window.x / width,
+                    "y": 100 * window.y / height,
+                    "width": 100 * window.width / width,
+                    "height": 100 * window.height / height,
+                    "rotation": 0,
+                    "rectanglelabels": [ANNOTATE],
+                },
+            }
+            for number, window in enumerate(frame.windows)
+        ]
+        results += [
             {
                 "id": f"class{class_id}",
                 "type": "brushlabels",
                 "from_name": "classes",
-                "to_name": "image",
-                "original_width": width,
-                "original_height": height,
-                "image_rotation": 0,
+                **common,
                 "value": {"format": "rle", "rle": _brush_code(where), "brushlabels": [classes[class_id]]},
             }
             for class_id, where in _class_masks(frame.mask, len(classes))

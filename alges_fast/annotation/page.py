@@ -13,13 +13,24 @@ from PIL import Image
 
 from alges_fast.annotation.config import SelectConfig
 from alges_fast.annotation.pictures import encoded
+from alges_fast.windows import Window
 
 
 @dataclass(frozen=True)
 class Card:
-    """One pick: its row of picks.csv and its pictures by view ("frame", "gradient", "prediction")."""
+    """One frame with picks.
 
-    row: Mapping[str, Any]
+    id: of the frame.
+    picks: positions of its picks in the rows of picks.csv.
+    windows: the picked ones of a frame that was cut up, in the same order; else empty.
+    size: width and height of the frame.
+    views: its pictures, "frame", "gradient", "prediction".
+    """
+
+    id: str
+    picks: Sequence[int]
+    windows: Sequence[Window]
+    size: tuple[int, int]
     views: Mapping[str, Image.Image]
 
 
@@ -28,12 +39,26 @@ def selection_page(
     classes: Sequence[str],
     colours: Sequence[tuple[int, int, int]],
     cards: Sequence[Card],
-    n_picks: int,
+    rows: Sequence[Mapping[str, Any]],
+    n_frames: int,
+    budget: int | None,
 ) -> str:
-    """index.html of these cards, the first of `n_picks`."""
+    """index.html of these cards.
+
+    Args:
+        config, classes, colours: what was asked for; a colour per class.
+        cards: the frames to show, the first of `n_frames`.
+        rows: of picks.csv.
+        n_frames: how many frames have picks.
+        budget: pixels there were for windows; None where whole frames were picked.
+    """
     shown = [
         {
-            "row": card.row,
+            "id": card.id,
+            "rows": [rows[number] for number in card.picks],
+            "windows": card.windows,
+            "share": None if budget is None else sum(window.pixels for window in card.windows) / budget,
+            "frame": card.size,
             "views": {
                 view: f"data:image/webp;base64,{base64.b64encode(encoded(picture, 'webp', quality=78)).decode()}"
                 for view, picture in card.views.items()
@@ -51,7 +76,9 @@ def selection_page(
         classes=[(name, "#{:02x}{:02x}{:02x}".format(*colour)) for name, colour in zip(classes, colours, strict=True)],
         cards=shown,
         views=[view for view in ("frame", "gradient", "prediction") if any(view in card.views for card in cards)],
-        n_picks=n_picks,
+        n_picks=len(rows),
+        n_frames=n_frames,
+        budget=budget,
         style=(report / "page.css").read_text() + (here / "page.css").read_text(),
         script=(here / "page.js").read_text(),
     )

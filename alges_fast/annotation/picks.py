@@ -1,8 +1,7 @@
-"""What a user sees of each picked frame: why it was picked, where its gradient mass lies, what the model predicts."""
+"""What a user sees of the picks: why each was picked, where a frame's gradient mass lies, what the model predicts."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,75 +15,121 @@ from alges_fast.annotation.sources import FrameReader, PoolFrame, resized
 from alges_fast.last_layer import LastLayer, logits_of
 from alges_fast.pool import PRECISIONS
 from alges_fast.selection import EMBEDDING, weighted
+from alges_fast.windows import Window, windows_of
+
+
+@dataclass(frozen=True)
+class Pick:
+    """A picked frame, or a window of one.
+
+    score: what the strategy rates it; None where it rates nothing by itself.
+    """
+
+    frame: PoolFrame
+    window: Window | None
+    score: float | None
+
+    @property
+    def id(self) -> str:
+        return self.frame.id if self.window is None else str(self.window)
 
 
 @dataclass(frozen=True, eq=False)
-class Pick:
-    """One picked frame.
+class Look:
+    """A frame with picks.
 
-    rank: from 1 on, in order of picking.
-    leading_class: the class whose row of the embedding is largest (of alges-sem: whose entry).
-    nearest: id of the nearest earlier pick; None for the first.
-    distance: to it, Euclidean, between the embeddings the strategy seeds from (alges-img's where it seeds from none).
+    picks: positions in the list of all picks; one for a whole frame, one for each of its picked windows.
+    embeddings: (picks, K, ...) float32, those that the strategy seeds from (alges-img's where it seeds from none).
     image: (H, W, 3) uint8 RGB at the frame's own size; mask (H, W) uint8 predicted class ids.
     norm_map: (H, W) float32, the size of each pixel's gradient; None where the model's tail does not define it.
     """
 
     frame: PoolFrame
-    rank: int
-    leading_class: int
-    nearest: str | None
-    distance: float
+    picks: Sequence[int]
+    embeddings: Tensor
     image: NDArray[np.uint8]
     mask: NDArray[np.uint8]
     norm_map: NDArray[np.float32] | None
 
 
-def explain(
+@dataclass(frozen=True)
+class Reason:
+    """Why a pick was picked.
+
+    leading_class: the class whose row of the embedding is largest (of alges-sem: whose entry).
+    nearest: position of the nearest earlier pick; None for the first.
+    distance: to it, Euclidean, between embeddings.
+    """
+
+    leading_class: int
+    nearest: int | None
+    distance: float
+
+
+def look_at(
     model: nn.Module,
-    frames: Sequence[PoolFrame],
+    picks: Sequence[Pick],
     *,
     strategy: str,
     class_weights: Sequence[float] | None,
+    regions: tuple[int, int] | None,
     image_size: int,
     device: torch.device,
     precision: str,
     transform: object,
-) -> Iterator[Pick]:
-    """The picks one by one, in order; a frame is in memory at its own size only while it is looked at."""
+) -> Iterator[Look]:
+    """The picked frames one by one, in order of their first pick; only one is in memory at its own size."""
     assert callable(transform)
     reader = FrameReader()
     output = EMBEDDING.get(strategy, "image")
     dtype = PRECISIONS[precision]
     layer: LastLayer | None = None
     maps = True
-    earlier: list[Tensor] = []
-    for rank, frame in enumerate(frames, start=1):
+    at_frame: dict[str, list[int]] = {}
+    for number, pick in enumerate(picks):
+        at_frame.setdefault(pick.frame.id, []).append(number)
+    for numbers in at_frame.values():
+        frame = picks[numbers[0]].frame
         image = reader.read(frame)
         inputs = transform(resized(image, image_size)[None].to(device))
         with torch.no_grad(), torch.autocast(device.type, enabled=dtype is not None, dtype=dtype):
             if layer is None:
                 layer = LastLayer.find(model, inputs)
                 maps = _defines_norm_maps(layer, inputs)
-            found = layer.pixel_gradients(inputs, outputs=tuple({output, "norm_map"} if maps else {output}))
+            outputs = tuple(({output} if regions is None else set()) | ({"norm_map"} if maps else set()))
+            found = layer.pixel_gradients(inputs, outputs=outputs)
             logits = logits_of(model(inputs))
-        values = getattr(found, output)
-        embedding = weighted(values.float().cpu(), class_weights)[0]
-        distances = [float((embedding - other).norm()) for other in earlier]
-        earlier.append(embedding)
-        nearest = min(range(len(distances)), key=distances.__getitem__) if distances else None
-        yield Pick(
+            if regions is None:
+                values = getattr(found, output)
+            else:
+                grid = windows_of(frame.id, image.shape[:2], regions)
+                rows = [grid.index(window) for number in numbers if (window := picks[number].window) is not None]
+                values = getattr(layer.window_gradients(inputs, regions, outputs=(output,)), output)[0, rows]
+        yield Look(
             frame=frame,
-            rank=rank,
-            leading_class=int(embedding.reshape(len(embedding), -1).norm(dim=1).argmax()),
-            nearest=None if nearest is None else frames[nearest].id,
-            distance=math.nan if nearest is None else distances[nearest],
+            picks=numbers,
+            embeddings=weighted(values.float().cpu(), class_weights),
             image=image,
             mask=_stretched(logits, image).argmax(1)[0].to(torch.uint8).cpu().numpy(),
             norm_map=_stretched(found.norm_map[:, None], image)[0, 0].cpu().numpy()
             if found.norm_map is not None
             else None,
         )
+
+
+def reasons(embeddings: Tensor) -> list[Reason]:
+    """Of (n, K, ...) embeddings in order of picking."""
+    leading = embeddings.flatten(2).norm(dim=2) if embeddings.ndim > 2 else embeddings
+    points = embeddings.flatten(1)
+    found: list[Reason] = []
+    for number, row in enumerate(leading):
+        nearest, distance = None, 0.0
+        if number:
+            distances = (points[:number] - points[number]).norm(dim=1)
+            nearest = int(distances.argmin())
+            distance = float(distances[nearest])
+        found.append(Reason(int(row.argmax()), nearest, distance))
+    return found
 
 
 def _defines_norm_maps(layer: LastLayer, inputs: Tensor) -> bool:

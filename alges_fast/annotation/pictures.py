@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from alges_fast.windows import Window
+
 _SHEET_COLUMNS = 5
 _THUMBNAIL = 260  # pixels across
 _MARGIN, _CAPTION = 12, 22
@@ -37,6 +39,19 @@ def with_mask(
 def thumbnail(picture: Image.Image, width: int) -> Image.Image:
     """The picture at this width in pixels, its shape kept."""
     return picture.resize((width, max(1, round(picture.height * width / picture.width))), Image.Resampling.LANCZOS)
+
+
+def outlined(picture: Image.Image, windows: Sequence[Window]) -> Image.Image:
+    """The picture, darker outside these windows of it, each with an outline."""
+    shown = Image.new("L", picture.size, 110)
+    for window in windows:
+        shown.paste(255, (window.x, window.y, window.x + window.width, window.y + window.height))
+    outlined = Image.composite(picture, Image.new("RGB", picture.size), shown)
+    pen, width = ImageDraw.Draw(outlined), max(1, picture.width // 240)
+    for window in windows:
+        corners = (window.x, window.y, window.x + window.width - 1, window.y + window.height - 1)
+        pen.rectangle(corners, outline=(255, 212, 0), width=width)
+    return outlined
 
 
 def contact_sheet(rows: Sequence[tuple[str, Image.Image]]) -> Image.Image:

@@ -74,6 +74,23 @@ def list_frames(source: Path, *, fps: float = 1.0) -> list[PoolFrame]:
     return frames
 
 
+def frame_sizes(frames: Sequence[PoolFrame]) -> dict[str, tuple[int, int]]:
+    """id -> (height, width), from the files' headers. Raises FaultyFile."""
+    sizes: dict[str, tuple[int, int]] = {}
+    of_video: dict[Path, tuple[int, int]] = {}
+    for frame in frames:
+        if frame.timestamp is None:
+            with open_picture(frame.path) as picture:
+                sizes[frame.id] = picture.height, picture.width
+            continue
+        if frame.path not in of_video:
+            with _open_video(frame.path) as container:
+                stream = container.streams.video[0]
+                of_video[frame.path] = stream.height, stream.width
+        sizes[frame.id] = of_video[frame.path]
+    return sizes
+
+
 class FrameReader:
     """Reads frames of a list, quickest in their order: a video file stays open where it was last read."""
 
