@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -11,7 +13,7 @@ import yaml
 
 from alges_fast.errors import UserError
 
-__all__ = ["bracketed", "check_unchanged", "one_line", "plain"]
+__all__ = ["bracketed", "check_unchanged", "one_line", "plain", "refused"]
 
 
 def bracketed(argv: Sequence[str], lists: Collection[str]) -> list[str]:
@@ -30,6 +32,15 @@ def bracketed(argv: Sequence[str], lists: Collection[str]) -> list[str]:
 def one_line(message: str) -> str:
     """A message of any library as part of a sentence."""
     return " ".join(message.split()).rstrip(".")
+
+
+def refused(error: Exception, config_class: type) -> UserError:
+    """What a parser said of the flags of a configuration (a dataclass), with the nearest flag to an unknown one."""
+    message = one_line(str(error))
+    unknown = re.search(r"unrecognized arguments: --(\w+)", message)
+    names = [field.name for field in fields(config_class)]
+    nearest = difflib.get_close_matches(unknown[1], names, n=1) if unknown else []
+    return UserError(f"{message}{f' (nearest: --{nearest[0]})' if nearest else ''}. See --help")
 
 
 def plain(config: Any) -> dict[str, Any]:

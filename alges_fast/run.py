@@ -21,7 +21,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from alges_fast._native import cpu_kernels, native_status
-from alges_fast.command import bracketed, one_line
+from alges_fast.command import bracketed, one_line, refused
 from alges_fast.config import PRESETS, RunConfig
 from alges_fast.errors import UserError
 from alges_fast.experiment import Monitor, lost_process, run_experiment
@@ -77,7 +77,7 @@ def parse(argv: Sequence[str]) -> RunConfig:
     try:
         parsed = parser.parse_args(arguments)
     except jsonargparse.ArgumentError as error:
-        raise UserError(f"{one_line(str(error))}. See --help") from error
+        raise refused(error, RunConfig) from error
     values = {name: value for name, value in parsed.clone(with_meta=False).as_dict().items() if name != "config"}
     return RunConfig(**{**values, "strategies": tuple(values["strategies"]), "seeds": tuple(values["seeds"])})
 
@@ -123,6 +123,7 @@ def _parser() -> jsonargparse.ArgumentParser:
             "report go to --out; the same command again continues what is there."
         ),
         exit_on_error=False,
+        allow_abbrev=False,  # an abbreviated --preset would be read after the defaults that it names
     )
     parser.add_argument("--config", action="config", help="YAML file with any of these settings; flags override it.")
     parser.add_class_arguments(RunConfig, fail_untyped=True)
@@ -147,7 +148,7 @@ def _preset(arguments: Sequence[str]) -> str:
             raise UserError(f"--config {path} is not a YAML file: {one_line(str(error))}") from error
         preset = settings.get("preset") if isinstance(settings, dict) else None
     preset = "demo" if preset is None else preset
-    if preset not in PRESETS:
+    if not isinstance(preset, str) or preset not in PRESETS:
         raise UserError(f"--preset {preset} is unknown: use {', '.join(PRESETS)}")
     return preset
 
