@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import difflib
 import re
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -13,7 +15,7 @@ import yaml
 
 from alges_fast.errors import UserError
 
-__all__ = ["bracketed", "check_unchanged", "one_line", "plain", "refused"]
+__all__ = ["bracketed", "check_unchanged", "keep_freed_memory", "one_line", "plain", "refused"]
 
 
 def bracketed(argv: Sequence[str], lists: Collection[str]) -> list[str]:
@@ -27,6 +29,18 @@ def bracketed(argv: Sequence[str], lists: Collection[str]) -> list[str]:
             argument = f"{flag}={value if value.startswith('[') else f'[{value}]'}"
         arguments.append(argument)
     return arguments
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep freed memory for the next layer instead of returning it to the system and faulting it in again.
+
+    Measured: a training step of U-Net with ResNet-18 on two cores takes 0.84 of its time at 224 pixels and 0.92 at 64,
+    with the same peak of memory. For the whole process, so for commands only; other C libraries are left alone.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(-3, 2**25)  # M_MMAP_THRESHOLD: blocks up to 32 MiB, the most that glibc accepts everywhere, from the heap
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap's end is not given back
 
 
 def one_line(message: str) -> str:

@@ -21,7 +21,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from alges_fast._native import cpu_kernels, native_status
-from alges_fast.command import bracketed, one_line, refused
+from alges_fast.command import bracketed, keep_freed_memory, one_line, refused
 from alges_fast.config import PRESETS, RunConfig
 from alges_fast.errors import UserError
 from alges_fast.experiment import Monitor, lost_process, run_experiment
@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     The exit code: 0, 1 where another process of the job has died, 2 for a user's mistake, 130 when interrupted.
     """
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    keep_freed_memory()
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # the loaders have a lower limit
     try:
         config = parse(sys.argv[1:] if argv is None else argv)
