@@ -229,7 +229,7 @@ def class_shares(dataset: DatasetSummary, look: Look) -> Figure:
     order = np.argsort([max(shares[k] for shares in splits.values()) for k in range(len(dataset.classes))])
     present = np.concatenate([shares[shares > 0] for shares in splits.values()])
     lowest = 10 ** math.floor(math.log10(max(present.min(), 1e-4))) if len(present) else 0.01
-    absent = lowest / 2.5
+    absent = lowest / (5 if look.narrow else 2.5)  # room for its label
     names = [dataset.classes[k] for k in order]
     fig, ax = _figure(
         look,
