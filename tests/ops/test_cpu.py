@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -73,6 +76,70 @@ def test_every_instruction_set_computes_the_same(isa: str) -> None:
     if not processor_has(isa):
         pytest.skip(f"this processor or build has no {isa}")
     run_program(ISA_PROGRAM.format(isa=isa), ALGES_FAST_ISA=isa)
+
+
+@pytest.fixture(scope="module")
+def arm_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The CPU core alone (neon.cpp), compiled for a 64-bit Arm processor."""
+    for tool in ("aarch64-linux-gnu-g++", "qemu-aarch64"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"no {tool} on PATH (Debian: apt-get install g++-aarch64-linux-gnu qemu-user)")
+    source, program = Path(__file__).parents[2] / "csrc", tmp_path_factory.mktemp("arm") / "neon"
+    core = [Path(__file__).with_name("neon.cpp")]
+    core += [source / "cpu" / f"{name}.cpp" for name in ("isa", "pixel_gradients", "pixel_gradients_kernel")]
+    # As csrc/cpu/sources.cmake compiles them, the last option apart: qemu-user then needs no Arm libraries.
+    options = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-DALGES_ISA=neon"]
+    options += [f"-I{source}", "-o", str(program), "-static"]
+    subprocess.run(
+        ["aarch64-linux-gnu-g++", *options, *map(str, core)],
+        check=True,
+    )
+    return program
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("dtype", "kernel", "channels", "classes"),
+    [
+        (torch.float32, 1, 16, 13),
+        (torch.float32, 1, 150, 21),
+        (torch.bfloat16, 1, 19, 3),
+        (torch.float16, 3, 19, 5),
+        (torch.float32, 3, 70, 3),
+    ],
+)
+def test_neon_computes_the_same_under_emulation(
+    arm_program: Path, dtype: torch.dtype, kernel: int, channels: int, classes: int
+) -> None:
+    torch.manual_seed(0)
+    batch, height, width = 2, 23, 37
+    features = torch.randn(batch, channels, height, width).to(dtype)
+    weight = torch.randn(classes, channels, kernel, kernel) / (channels**0.5 * kernel)
+    bias, valid = torch.randn(classes), torch.rand(batch, height, width) < 0.8
+    kind = (torch.float32, torch.bfloat16, torch.float16).index(dtype)
+    shape = torch.tensor([batch, channels, classes, 1, height, width, 1, kernel, kernel, kind])
+    given = (shape, features.view(torch.uint8), weight, bias, valid)
+    answer = subprocess.run(
+        ["qemu-aarch64", str(arm_program)],
+        input=b"".join(each.numpy().tobytes() for each in given),
+        capture_output=True,
+        check=True,
+        timeout=120,
+    ).stdout
+    assert answer[:8].rstrip(b"\0") == b"neon"
+
+    exact = pixel_gradients(
+        features.double(), weight.double(), bias.double(), outputs=OUTPUTS, valid=valid, backend="reference"
+    )
+    position = 8
+    for name, theirs in zip(OUTPUTS, exact, strict=True):
+        assert theirs is not None
+        kind_of = np.int64 if name == "class_pixels" else np.float32
+        ours = np.frombuffer(answer, kind_of, theirs.numel(), position).reshape(theirs.shape)
+        position += ours.nbytes
+        scale = max(1.0, theirs.double().abs().max().item())
+        assert np.abs(ours - theirs.numpy()).max() <= 5e-6 * scale, name
+    assert position == len(answer)
 
 
 def test_strided_features_are_not_copied() -> None:
