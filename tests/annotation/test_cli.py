@@ -210,6 +210,11 @@ def test_killed_at_random_instants_it_makes_the_same_picks(pool: Path) -> None:
         (["--class_weights", "much"], "give numbers like"),
         (["--labelled", "absent.txt"], "--labelled absent.txt: cannot be read"),
         (["--reject", "tiny_model.py"], "is no id of the pool"),
+        (["--regions", "8"], "--regions 8: give rows x columns, such as 8x8"),
+        (["--regions", "33x4"], "33 rows x 4 columns of windows do not fit 32 x 48 pixels"),
+        (["--regions", "4x4", "--budget_pixels", "9"], "budget_pixels must be between 96 and 61440"),
+        (["--budget_pixels", "900"], "--budget_pixels counts pixels of windows: give --regions too"),
+        (["--regions", "4x4", "--classes", "annotate,b,c"], "rename the class"),
         (["--nonsense", "1"], "nonsense"),
         (["--n", "many"], "many"),
     ],
@@ -232,6 +237,190 @@ def test_another_configuration_or_a_folder_of_others_is_refused(pool: Path, caps
     assert "pool was 40 frames" in capsys.readouterr().err
     assert main(command(out="pool")) == 2
     assert "holds other files" in capsys.readouterr().err
+
+
+def boxes(row: dict[str, str]) -> tuple[slice, slice]:
+    x, y, width, height = (int(row[name]) for name in ("x", "y", "width", "height"))
+    return slice(y, y + height), slice(x, x + width)
+
+
+def test_windows_are_listed_with_their_share_and_masks_end_at_them(pool: Path) -> None:
+    assert main(command("--regions", "4x3", n=5)) == 0
+    rows = picks(pool / "out")
+    assert float(rows[-1]["budget_spent"]) == 1.0  # 48 x 32 divides evenly: five frames' pixels, sixty windows
+    assert [float(row["budget_spent"]) for row in rows] == pytest.approx([(i + 1) / 60 for i in range(60)], abs=1e-6)
+    assert len({row["id"] for row in rows}) == 60
+    picked: dict[str, np.ndarray] = {}
+    for row in rows:
+        window = f"{row['frame']}#xywh={row['x']},{row['y']},{row['width']},{row['height']}"
+        assert row["id"] == window
+        picked.setdefault(row["frame"], np.zeros((32, 48), bool))[boxes(row)] = True
+    for frame, inside in picked.items():
+        mask = np.asarray(Image.open(pool / "out" / "masks" / f"{frame}.png"))
+        np.testing.assert_array_equal(mask != 255, inside)
+        assert (pool / "out" / "images" / frame).is_file()
+        assert (pool / "out" / "norm_maps" / f"{frame}.jpg").is_file()
+    page = (pool / "out" / "index.html").read_text()
+    assert page.count("<svg ") == page.count('class="frame"') == len(picked)
+    assert page.count("<rect ") == 60
+
+
+def test_windows_that_do_not_divide_evenly_keep_within_the_budget(pool: Path) -> None:
+    assert main(command("--regions", "7x5", "--budget_pixels", "2000")) == 0
+    rows = picks(pool / "out")
+    spent = sum(int(row["width"]) * int(row["height"]) for row in rows)
+    assert 2000 - 5 * 10 < spent <= 2000
+    assert float(rows[-1]["budget_spent"]) == pytest.approx(spent / 2000, abs=1e-6)
+
+
+def test_import_files_say_which_windows_to_annotate(pool: Path) -> None:
+    datumaro = pytest.importorskip("datumaro", reason="datumaro, CVAT's import library, is not installed")
+    pytest.importorskip("label_studio_sdk", reason="label-studio-sdk is not installed")
+    from label_studio_sdk.label_interface import LabelInterface
+
+    assert main(command("--regions", "4x3", n=5)) == 0
+    expected: dict[str, set[tuple[float, ...]]] = {}
+    for row in picks(pool / "out"):
+        corner = tuple(float(row[name]) for name in ("x", "y", "width", "height"))
+        expected.setdefault(row["frame"], set()).add(corner)
+    with zipfile.ZipFile(pool / "out" / "cvat.zip") as archive:
+        archive.extractall(pool / "cvat")
+    read = datumaro.Dataset.import_from(str(pool / "cvat"), "cvat")
+    labels = [label.name for label in read.categories()[datumaro.AnnotationType.label].items]
+    assert len(read) == len(expected)
+    for item in read:
+        mask = np.asarray(Image.open(pool / "out" / "masks" / f"{item.id}.png.png"))
+        found = np.full((32, 48), 255, np.uint8)
+        windows = set()
+        for annotation in item.annotations:
+            if annotation.type == datumaro.AnnotationType.bbox:
+                assert labels[annotation.label] == "annotate"
+                windows.add(tuple(annotation.get_bbox()))
+            else:
+                found[np.asarray(annotation.image, bool)] = annotation.label
+        assert windows == expected[f"{item.id}.png"]
+        np.testing.assert_array_equal(found, mask)
+    interface = LabelInterface((pool / "out" / "label_studio" / "config.xml").read_text())
+    tasks = json.loads((pool / "out" / "label_studio" / "tasks.json").read_text())
+    assert len(tasks) == len(expected)
+    for task in tasks:
+        (prediction,) = task["predictions"]
+        assert interface.validate_prediction(prediction, return_errors=True) == []
+        windows = {
+            tuple(
+                round(result["value"][name] * side / 100, 6)
+                for name, side in (("x", 48), ("y", 32), ("width", 48), ("height", 32))
+            )
+            for result in prediction["result"]
+            if result["type"] == "rectanglelabels"
+        }
+        assert windows == expected[task["data"]["image"].removeprefix("/data/local-files/?d=images/")]
+
+
+def test_refused_windows_are_replaced_and_corrected_ones_stay(pool: Path) -> None:
+    assert main(command("--regions", "4x3", n=5)) == 0
+    first = picks(pool / "out")
+    frames = [row["frame"] for row in first]
+    crowded = max(frames, key=frames.count)
+    mine = [row for row in first if row["frame"] == crowded]
+    path = pool / "out" / "masks" / f"{crowded}.png"
+    mask = np.array(Image.open(path))
+    mask[boxes(mine[0])] = mask[boxes(mine[1])] = 2  # corrected by hand
+    Image.fromarray(mask).save(path)
+    alone = next(row["frame"] for row in first if row["frame"] != crowded)
+    (pool / "refused.txt").write_text(f"{mine[1]['id']}\n{alone}\n")
+    assert main(command("--regions", "4x3", "--reject", "refused.txt", n=5)) == 0
+    second = picks(pool / "out")
+    kept = [row["id"] for row in first if row["id"] != mine[1]["id"] and row["frame"] != alone]
+    assert [row["id"] for row in second[: len(kept)]] == kept
+    assert len(second) == 60
+    assert not (pool / "out" / "images" / alone).exists()
+    assert alone not in {row["frame"] for row in second}
+    mask = np.asarray(Image.open(path))
+    assert (mask[boxes(mine[0])] == 2).all()
+    inside = np.zeros((32, 48), bool)
+    for row in second:
+        if row["frame"] == crowded:
+            inside[boxes(row)] = True
+    np.testing.assert_array_equal(mask != 255, inside)
+    before = files(pool / "out")
+    assert main(command("--regions", "4x3", "--reject", "refused.txt", n=5)) == 0
+    assert files(pool / "out") == before
+
+
+def test_windows_of_the_last_round_are_labelled_in_the_next(pool: Path) -> None:
+    assert main(command("--regions", "4x3", "--min_gap", "0", n=5)) == 0
+    labelled = [row["id"] for row in picks(pool / "out")]
+    (pool / "labelled.txt").write_text("\n".join([*labelled, "a/frame_0000.png"]))
+    more = ["--regions", "4x3", "--min_gap", "0", "--labelled", "labelled.txt"]
+    assert main(command(*more, out="next", n=20)) == 0
+    found = picks(pool / "next")
+    assert len(found) == 20 * 12
+    assert not {row["id"] for row in found} & set(labelled)
+    assert "a/frame_0000.png" not in {row["frame"] for row in found}
+
+
+def test_default_gap_keeps_windows_of_consecutive_frames_apart(pool: Path) -> None:
+    assert main(command("--regions", "4x3", n=5)) == 0
+    frames = {row["frame"] for row in picks(pool / "out")}
+    numbers = sorted(int(name[-8:-4]) + 10_000 * (name[0] == "b") for name in frames)
+    assert min(np.diff(numbers)) >= 60
+
+
+def test_windows_stopped_at_any_write_continue_to_the_same_files(pool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    more = ["--regions", "4x3", "--reject", "refused.txt"]
+    (pool / "refused.txt").write_text("")
+    assert main(command(*more, out="whole", n=2)) == 0
+    (pool / "refused.txt").write_text(picks(pool / "whole")[0]["id"] + "\n")
+    assert main(command(*more, out="whole", n=2)) == 0
+    expected = files(pool / "whole")
+    write = atomic.write_bytes
+    for stop_at in (0, 2, 5, 9, 14):
+        written = 0
+
+        def stopping(path: Path, contents: bytes, stop_at: int = stop_at) -> None:
+            nonlocal written
+            if written == stop_at:
+                raise KeyboardInterrupt
+            written += 1
+            write(path, contents)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(atomic, "write_bytes", stopping)
+            assert main(command(*more, out=f"cut{stop_at}", n=2)) in (0, 130)
+        assert main(command(*more, out=f"cut{stop_at}", n=2)) == 0
+        found = files(pool / f"cut{stop_at}")
+        found["config.yaml"] = found["config.yaml"].replace(f"cut{stop_at}".encode(), b"whole")
+        assert found == expected
+
+
+@pytest.mark.parametrize("regions", [[], ["--regions", "3x4"]], ids=["frames", "windows"])
+def test_a_video_is_picked_from_by_time(pool: Path, camvid: Path, regions: list[str]) -> None:
+    """Forty CamVid frames as ten seconds of video at four frames a second, of which two a second are asked for."""
+    av = pytest.importorskip("av", reason="PyAV is not installed")
+    sources = sorted((camvid / "train" / "images").iterdir())[:40]
+    with av.open(str(pool / "drive.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=4)
+        stream.width, stream.height, stream.pix_fmt = 96, 72, "yuv420p"
+        for source in sources:
+            small = np.asarray(Image.open(source).convert("RGB").resize((96, 72)))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(small, format="rgb24")))
+        container.mux(stream.encode())
+    assert main([*command(*regions, "--fps", "2", n=4), "--images", "drive.mp4"]) == 0
+    rows = picks(pool / "out")
+    ids = {row.get("frame", row["id"]) for row in rows}
+    times = sorted(float(name.removeprefix("drive.mp4@").removesuffix("s")) for name in ids)
+    assert {row["video"] for row in rows} == {"drive.mp4"}
+    assert set(times) <= {i / 2 for i in range(20)}
+    assert min(np.diff(times)) >= 2  # the default gap is in seconds
+    for name in ids:
+        decoded = np.asarray(Image.open(pool / "out" / "images" / f"{name}.png"), np.float32)
+        seconds = float(name.removeprefix("drive.mp4@").removesuffix("s"))
+        drawn = np.asarray(Image.open(sources[round(4 * seconds)]).convert("RGB").resize((96, 72)), np.float32)
+        assert np.abs(decoded - drawn).mean() < 12  # the picture of that instant, less what the codec lost
+        assert np.asarray(Image.open(pool / "out" / "masks" / f"{name}.png.png")).shape == (72, 96)
+    page = (pool / "out" / "index.html").read_text()
+    assert all(name in page for name in ids)
 
 
 def test_classes_are_aimed_at_by_name(pool: Path) -> None:
