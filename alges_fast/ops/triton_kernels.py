@@ -85,6 +85,7 @@ def run(problem: Problem) -> dict[str, Tensor]:
         problem.channels * problem.kernel[0] * problem.kernel[1] * problem.kernel[2],
         problem.spatial[0] * problem.spatial[1] * problem.spatial[2],
         sums=len(problem.outputs & {"image", "semantic_vector"}),
+        float32=problem.features.dtype == torch.float32,
     )
     on_device = torch.cuda.device(problem.features.device) if problem.features.is_cuda else contextlib.nullcontext()
     with on_device:
@@ -118,13 +119,17 @@ class Plan:
         return self.tiles_in_flight * self.tile_pixels
 
 
-def choose_plan(batch: int, n_classes: int, channels: int, pixels: int, *, sums: int) -> Plan:
-    """The plan for images of `pixels`, `channels` patch channels and `sums` (0, 1, 2) outputs of K x C each."""
+def choose_plan(batch: int, n_classes: int, channels: int, pixels: int, *, sums: int, float32: bool) -> Plan:
+    """The plan for images of `pixels`, `channels` patch channels and `sums` (0, 1, 2) outputs of K x C each.
+
+    `float32`: features whose products take both operands in two parts, and so twice the registers.
+    """
     classes, padded = max(16, _power_of_2(n_classes)), max(16, _power_of_2(channels))
     row = 4 * n_classes * channels * sums
     if padded <= 256 and classes <= 64 and classes * padded * max(1, sums) <= 8192:
-        # 32 KB of float32 patches a tile, two stages of it, and the weight: within the 99 KB of the smallest GPU.
-        tile = min(128, 4096 // padded)
+        # Tiles of 8 KB, 16 for 256 channels, two stages, and the weight: within the 99 KB of the smallest GPU. Larger
+        # float32 tiles spill registers from 64 channels on (bench/NOTES.md).
+        tile = min(128, max(16, (2048 if float32 else 4096) // padded))
         tiles = -(-pixels // tile)
         # A chunk's sums are small beside the features it read, and 128 chunks fill a GPU.
         per_chunk = max(-(-tiles // 128), 4, 16 * classes // tile)
@@ -133,11 +138,13 @@ def choose_plan(batch: int, n_classes: int, channels: int, pixels: int, *, sums:
         warps = 8 if padded * tile > 2048 else 4
         return Plan(True, tile, padded, classes, chunks, per_chunk * tile, 1, 1, images, warps, 2)
 
-    tile = max(16, min(64, 8192 // classes))
+    # The weight of a step over channels is 64 KB at most; from 32 KB on in one stage, for the smallest GPU.
+    tile, channel_tile = max(16, min(64, 8192 // classes)), max(16, min(64, 16384 // classes))
+    stages = 2 if classes <= 64 else 1
     tiles = -(-pixels // tile)
     # About 1.75 MB of residuals an image in flight, so that four images at least share a group.
     in_flight = min(tiles, max(1, 7 * 2**18 // (4 * (classes + 1) * tile)))
-    outer_tiles = -(-channels // 64) * -(-classes // 64)
+    outer_tiles = -(-channels // channel_tile) * -(-classes // 64)
     # 64 programs of `_outer_sums` an image; sums of several chunks are scratch, of a single one the result itself.
     chunks = max(1, min(in_flight, 64 // outer_tiles, 2**21 // max(row, 1)))
     per_chunk = -(-tiles // chunks)
@@ -147,7 +154,8 @@ def choose_plan(batch: int, n_classes: int, channels: int, pixels: int, *, sums:
     residuals = chunks * tiles_in_flight * tile * 4 * (classes + 1)
     images = _fit(batch, residuals + scores + (chunks * row if chunks > 1 else 0))
     segments = -(-per_chunk // tiles_in_flight)
-    return Plan(False, tile, 64, classes, chunks, per_chunk * tile, tiles_in_flight, segments, images, 8, 2)
+    cut = chunks, per_chunk * tile, tiles_in_flight, segments, images
+    return Plan(False, tile, channel_tile, classes, *cut, 8, stages)
 
 
 def _power_of_2(size: int) -> int:

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -18,7 +19,7 @@ from alges_fast.ops.triton_kernels import choose_plan
 
 # Launches become compilations for a GPU that need not be there: the driver only has to name its target.
 COMPILE = textwrap.dedent("""
-    import json, sys
+    import json, re, subprocess, sys, tempfile
     import torch, triton
     from triton.backends.compiler import GPUTarget
     from triton.runtime.jit import JITFunction
@@ -29,11 +30,18 @@ COMPILE = textwrap.dedent("""
         def get_current_target(self): return GPUTarget("cuda", int(sys.argv[1]), 32)
 
     triton.runtime.driver.set_active(Driver())
-    launch, shared = JITFunction.run, {}
+    launch, shared, stack = JITFunction.run, {}, {}
 
     def compile(self, *args, grid, warmup, **kwargs):
         kernel = launch(self, *args, grid=grid, warmup=True, **kwargs)
-        shared[self.fn.__name__] = max(shared.get(self.fn.__name__, 0), kernel.metadata.shared)
+        name = self.fn.__name__
+        shared[name] = max(shared.get(name, 0), kernel.metadata.shared)
+        with tempfile.NamedTemporaryFile() as cubin:
+            cubin.write(kernel.asm["cubin"])
+            cubin.flush()
+            command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", cubin.name]
+            usage = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        stack[name] = max(stack.get(name, 0), *map(int, re.findall(r"STACK:(\\d+)", usage)))
 
     JITFunction.run = compile
     from alges_fast.ops import triton_kernels
@@ -51,7 +59,7 @@ COMPILE = textwrap.dedent("""
             on_gpu(n_classes), maps, maps, valid, frozenset(outputs or OUTPUTS),
         )
         triton_kernels.run(problem)
-    print(json.dumps(shared))
+    print(json.dumps([shared, stack]))
 """)
 CALLS = [
     (8, 16, 13, (224, 224), (), "float32", False, ("image", "semantic")),
@@ -61,30 +69,44 @@ CALLS = [
     (8, 64, 19, (61, 67), (), "float32", True, None),
     (2, 512, 21, (28, 28), (3, 3), "bfloat16", True, None),
     (2, 2048, 150, (32, 32), (), "float32", False, None),
+    (2, 256, 100, (32, 32), (), "float32", False, None),
+    (2, 64, 1000, (16, 16), (), "float32", False, None),
 ]
 
 
-@pytest.mark.parametrize("architecture", [80, 90, 100])
-def test_kernels_compile_for_a_gpu_and_fit_its_shared_memory(architecture: int) -> None:
+def compiled(architecture: int, calls: Sequence[tuple[object, ...]]) -> tuple[dict[str, int], dict[str, int]]:
+    """The most shared memory and the largest stack frame, bytes, of each kernel that the calls need."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "-c", COMPILE, str(architecture), json.dumps(CALLS)],
+        [sys.executable, "-c", COMPILE, str(architecture), json.dumps(calls)],
         env=environment,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    shared = json.loads(done.stdout)
+    shared, stack = json.loads(done.stdout)
+    return shared, stack
+
+
+@pytest.mark.parametrize("architecture", [80, 90, 100])
+def test_kernels_compile_for_a_gpu_and_fit_its_shared_memory(architecture: int) -> None:
+    shared, _ = compiled(architecture, CALLS)
     assert set(shared) == {"_one_pass", "_residuals", "_outer_sums", "_finish"}
     assert max(shared.values()) <= 99 * 1024, shared  # the smallest of compute capability 8 and later
 
 
+def test_float32_layers_of_up_to_128_channels_keep_to_registers() -> None:
+    calls = [(8, d, 19, (128, 128), (), "float32", False, ("image", "semantic")) for d in (16, 32, 64, 128)]
+    assert compiled(90, calls)[1]["_one_pass"] <= 16  # bytes a thread
+
+
 def test_a_plan_covers_the_image_within_its_scratch_whatever_the_batch() -> None:
     classes, channels = (1, 13, 21, 150, 256, 1000), (1, 16, 144, 256, 2048, 18432)
-    for sizes in itertools.product(classes, channels, (1, 129 * 130, 224 * 224, 2048 * 2048), (0, 1, 2)):
-        n_classes, n_channels, pixels, sums = sizes
-        alone = choose_plan(1, n_classes, n_channels, pixels, sums=sums)
-        plan = choose_plan(1000, n_classes, n_channels, pixels, sums=sums)
+    maps = (1, 129 * 130, 224 * 224, 2048 * 2048)
+    for sizes in itertools.product(classes, channels, maps, (0, 1, 2), (False, True)):
+        n_classes, n_channels, pixels, sums, float32 = sizes
+        alone = choose_plan(1, n_classes, n_channels, pixels, sums=sums, float32=float32)
+        plan = choose_plan(1000, n_classes, n_channels, pixels, sums=sums, float32=float32)
         assert replace(plan, images=1) == replace(alone, images=1), sizes
         assert (plan.chunks - 1) * plan.chunk_pixels < pixels <= plan.chunks * plan.chunk_pixels, sizes
         assert plan.one_pass or plan.segments * plan.segment_pixels >= plan.chunk_pixels, sizes
