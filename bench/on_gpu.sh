@@ -57,23 +57,33 @@ for dtype in (torch.float32, torch.bfloat16):
             weight = torch.randn(n_classes, channels, *kernel, device="cuda", dtype=dtype)
             valid = torch.rand(2, 16, 24, device="cuda") > 0.3
             pixel_gradients(layout, weight, outputs=OUTPUTS, valid=valid, backend="cuda")
-kmeans_plusplus(torch.randn(2000, 64, device="cuda"), 5, backend="cuda")
+for trials in (1, 3):
+    kmeans_plusplus(torch.randn(2000, 64, device="cuda"), 5, trials=trials, backend="cuda")
 torch.cuda.synchronize()
 CALLS
 }
 export -f machine build sanitize
 
+# Triton compiles on the processor: tests side by side where pytest-xdist is at hand.
+beside=$(python3 -c 'import xdist' 2> /dev/null && echo "-n 8")
+bench() {  # NAME SECONDS -k EXPRESSION FILE; a file of results each, written when its stage ends
+  stage "$1" "$2" gpu python3 -m pytest -q --benchmark-only "${@:3}" --benchmark-json "$out/$1.json" -p no:cacheprovider
+}
+
 gpu=$(python3 -c 'import torch; print("yes" if torch.cuda.is_available() else "no")')
 stage machine 30 cpu bash -c machine
-stage build 150 cpu bash -c build
-stage tests 140 gpu python3 -m pytest -q -m "gpu or not slow" tests/ops/test_pixel_gradients.py tests/ops/test_cuda.py tests/seeding \
+stage build 120 cpu bash -c build
+stage tests 120 gpu python3 -m pytest -q $beside -m "gpu or not slow" tests/ops/test_pixel_gradients.py tests/ops/test_cuda.py tests/seeding \
   -p no:cacheprovider
-stage memcheck 60 gpu bash -c 'sanitize memcheck'
-stage racecheck 60 gpu bash -c 'sanitize racecheck'
-stage bench 150 gpu python3 -m pytest -q bench --benchmark-only -k "cuda or gpu" --benchmark-json "$out/benchmarks.json" -p no:cacheprovider
+bench ours 50 -k "alges_fast and cuda" bench/test_bench_pixel_gradients.py
+bench seeding 30 -k gpu bench/test_bench_seeding.py
+bench rivals 90 -k "rival and cuda" bench/test_bench_pixel_gradients.py
+stage memcheck 45 gpu bash -c 'sanitize memcheck'
+stage racecheck 45 gpu bash -c 'sanitize racecheck'
 
-if [ -s "$out/benchmarks.json" ]; then
-  python3 - "$out/benchmarks.json" << 'TABLE' | tee -a "$out/summary.txt"
+for results in ours seeding rivals; do
+  [ -s "$out/$results.json" ] || continue
+  python3 - "$out/$results.json" << 'TABLE' | tee -a "$out/summary.txt"
 import json
 import sys
 
@@ -81,7 +91,7 @@ for row in json.load(open(sys.argv[1]))["benchmarks"]:
     extra = "  ".join(f"{name} {value}" for name, value in row["extra_info"].items())
     print(f"{row['stats']['median'] * 1e6:12.1f} us  {row['name']}  {extra}")
 TABLE
-fi
+done
 echo
 cat "$out/summary.txt"
 if [ ${#failed[@]} -gt 0 ]; then echo "failed: ${failed[*]}"; exit 1; fi

@@ -83,6 +83,22 @@ def test_alges_fast_cpu_four_trials(benchmark: BenchmarkFixture, pools: dict[str
     record(benchmark, lambda: kmeans_plusplus(pools["gauss"], PICKS, trials=4, backend="cpu"), pools["gauss"], 3)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize(
+    ("points", "picks", "backend"), [(4_640, 10, "cuda"), (4_640, 10, "faiss"), (1_000_000, 100, "cuda")]
+)
+def test_alges_fast_gpu(benchmark: BenchmarkFixture, points: int, picks: int, backend: str) -> None:
+    """The paper's pool, bound by launches, and one bound by memory: a pick's floor is one read of the pool."""
+    pool = torch.randn(points, COLUMNS, device="cuda")
+    benchmark.pedantic(lambda: kmeans_plusplus(pool, picks, backend=backend).indices.cpu(), rounds=5, warmup_rounds=2)
+    benchmark.extra_info.update(
+        picks=picks,
+        ms_per_pick=1e3 * benchmark.stats["min"] / picks,
+        floor_ms_per_pick=1e3 * pool.nbytes / copy_bandwidth("cuda"),
+        copy_gb_per_s=copy_bandwidth("cuda") / 1e9,
+    )
+
+
 def test_faiss_pairwise_distances(benchmark: BenchmarkFixture, pools: dict[str, Tensor]) -> None:
     faiss = pytest.importorskip("faiss")
     rows = pools["gauss"].numpy()
