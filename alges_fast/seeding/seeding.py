@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from alges_fast._native import cpu_kernels, cuda_kernels, native_status
+from alges_fast._native import cpu_kernels, cuda_unavailable, native_status
 from alges_fast.seeding.cuda import CudaPool
 from alges_fast.seeding.native import NativePool
 from alges_fast.seeding.pools import Draw, FaissGpuPool, FaissPool, Pool, TorchPool, faiss_has_gpu
@@ -131,8 +131,8 @@ def _missing(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
     missing = {}
     if device.type != "cuda":
         missing["cuda"] = elsewhere + ("" if torch.cuda.is_available() else ", and there is no CUDA device")
-    elif cuda_kernels() is None:
-        missing["cuda"] = native_status()
+    elif (reason := cuda_unavailable(device.index)) is not None:
+        missing["cuda"] = reason
     if device.type != "cpu":
         missing["cpu"] = elsewhere
     elif cpu_kernels() is None:

@@ -22,6 +22,7 @@ std::string cuda_unavailable(int device) {
   cudaError_t error = cudaGetDeviceCount(&count);
   if (error == cudaErrorInsufficientDriver && cudaDriverGetVersion(&driver) == cudaSuccess) {
     why(error);
+    if (driver == 0) return "no NVIDIA driver";
     return "the kernels were built with CUDA " + version(CUDART_VERSION) + ", and the driver serves up to " + version(driver);
   }
   if (error != cudaSuccess) return why(error);

@@ -78,6 +78,15 @@ def test_emulated_kernels_fill_up_count_and_refuse(emulation: None, monkeypatch:
         kmeans_plusplus(points, 4, backend="torch")
 
 
+def test_a_gpu_that_cannot_run_the_kernels_leaves_seeding_to_another_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seeding, "cuda_unavailable", lambda device: f"an old driver under GPU {device}")
+    missing = seeding._missing(torch.device("cuda:1"), torch.float64)
+    assert missing["cuda"] == "an old driver under GPU 1"
+    assert seeding.choose_backend(None, "cuda", missing) == "torch"
+    with pytest.raises(ValueError, match="backend='cuda' cannot serve these points: an old driver"):
+        seeding.choose_backend("cuda", "cuda", missing)
+
+
 def test_small_pools_spread_over_the_device() -> None:
     assert grid(4640, 528) == (145, 4)
     assert grid(10_000_000, 528) == (528, 32)
