@@ -374,7 +374,7 @@ def _write(
             views["gradient"] = with_norm_map(look.image, look.norm_map)
             _write_once(map_path, encoded(views["gradient"], "jpeg", quality=88))
         views["prediction"] = with_mask(look.image, look.mask, colours)
-        annotated.append(AnnotatedFrame(name, mask, picks[look.picks[0]].score or 0.0, windows))
+        annotated.append(AnnotatedFrame(name, mask, 1 - len(annotated) / len(picked), windows))
         caption = f"{look.picks[0] + 1}  {frame.id}"
         sheet.append((caption, thumbnail(outlined(picture, windows) if windows else picture, THUMBNAIL_WIDTH)))
         if len(cards) < PAGE_CARDS:

@@ -38,7 +38,7 @@ class AnnotatedFrame:
 
     name: the image's path inside the import, with forward slashes.
     mask: (H, W) uint8 class ids at the image's own size; a value that is no class id is nothing to import.
-    score: how much the strategy wants this frame; shown by the tools, not interpreted.
+    score: 0 to 1, larger for what is wanted more; Label Studio can sort its tasks by it.
     windows: what is to be annotated of it; empty for the whole frame.
     """
 

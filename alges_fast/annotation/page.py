@@ -77,6 +77,7 @@ def selection_page(
         cards=shown,
         views=[view for view in ("frame", "gradient", "prediction") if any(view in card.views for card in cards)],
         n_picks=len(rows),
+        ranks={row["id"]: row["rank"] for row in rows},
         n_frames=n_frames,
         budget=budget,
         style=(report / "page.css").read_text() + (here / "page.css").read_text(),

@@ -93,6 +93,8 @@ def test_default_gap_keeps_consecutive_frames_apart_and_zero_does_not(pool: Path
 def test_import_files_load_in_the_tools_own_libraries(pool: Path) -> None:
     datumaro = pytest.importorskip("datumaro", reason="datumaro, CVAT's import library, is not installed")
     brush = pytest.importorskip("label_studio_sdk.converter.brush", reason="label-studio-sdk is not installed")
+    from label_studio_sdk.label_interface import LabelInterface
+
     assert main(command()) == 0
     expected = {
         row["id"]: np.asarray(Image.open(pool / "out" / "masks" / f"{row['id']}.png")) for row in picks(pool / "out")
@@ -107,8 +109,10 @@ def test_import_files_load_in_the_tools_own_libraries(pool: Path) -> None:
             found[np.asarray(annotation.image, bool)] = annotation.label
         np.testing.assert_array_equal(found, expected[f"{item.id}.png"])
         assert item.media.data.shape == (32, 48, 3)
+    interface = LabelInterface((pool / "out" / "label_studio" / "config.xml").read_text())
     tasks = json.loads((pool / "out" / "label_studio" / "tasks.json").read_text())
     for task in tasks:
+        assert interface.validate_prediction(task["predictions"][0], return_errors=True) == []
         mask = expected[task["data"]["image"].removeprefix("/data/local-files/?d=images/")]
         for result in task["predictions"][0]["result"]:
             alpha = brush.decode_rle(result["value"]["rle"]).reshape(32, 48, 4)[..., 3]

@@ -27,7 +27,7 @@ def masks() -> list[NDArray[np.uint8]]:
 
 
 def frames() -> list[AnnotatedFrame]:
-    return [AnnotatedFrame(f"video1/frame_{i}.png", mask, score=i / 2) for i, mask in enumerate(masks())]
+    return [AnnotatedFrame(f"video1/frame_{i}.png", mask, score=i / 4) for i, mask in enumerate(masks())]
 
 
 def test_cvat_import_holds_the_masks(tmp_path: Path) -> None:
