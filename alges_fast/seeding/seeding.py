@@ -212,7 +212,8 @@ def _seed(
     pool = make(points, own_index, len(centres) + n_clusters * trials, nearest=rounds)
     candidates = _first_draw(pool, centres, first, draw)
     if rounds:
-        picks = _picks_by_rounds(pool, shards, total, n_clusters, centres, draw, candidates)
+        measured = len(centres) or int(first == "largest")  # by the first draw: the existing centres, or the origin
+        picks = _picks_by_rounds(pool, shards, total, n_clusters, centres, measured, draw, candidates)
     else:
         picks = _picks(pool, shards, total, n_clusters, draw, candidates, [])
     indices = torch.tensor(picks, dtype=torch.int64, device=points.device)
@@ -284,7 +285,14 @@ def wants_rounds(n_clusters: int, total: int, row_bytes: int) -> bool:
 
 
 def _picks_by_rounds(
-    pool: Pool, shards: Shards, total: int, n_clusters: int, existing: Tensor, draw: Draw, candidates: Candidates
+    pool: Pool,
+    shards: Shards,
+    total: int,
+    n_clusters: int,
+    existing: Tensor,
+    measured: int,
+    draw: Draw,
+    candidates: Candidates,
 ) -> list[int]:
     """k-means‖ (Bahmani et al. 2012, algorithm 2), with the same picks for any cut of the pool.
 
@@ -320,8 +328,8 @@ def _picks_by_rounds(
         if new:
             candidates = pool.absorb(torch.stack([row for _, row in new]).to(pool.points.device), None)
     assert pool.nearest is not None
-    counts = torch.bincount(pool.nearest.long(), minlength=len(existing) + len(found)).double()
-    weights = shards.sum(counts)[len(existing) :]
+    counts = torch.bincount(pool.nearest.long(), minlength=measured + len(found)).double()
+    weights = shards.sum(counts)[measured:]
 
     rows = torch.stack([row.to(pool.points.device) for _, row in found])
     wanted = min(n_clusters, len(found))

@@ -187,6 +187,15 @@ def test_when_to_seed_by_rounds(n_clusters: int, total: int, row_bytes: int, exp
     assert seeding.wants_rounds(n_clusters, total, row_bytes) is expected
 
 
+def test_rounds_weigh_their_candidates_alike_on_every_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seeding, "ROUNDS_ABOVE", 10)
+    monkeypatch.setattr(seeding, "ROUNDS_FROM", 0)
+    points = blobs(400, 7)
+    for arguments in ({}, {"first": "largest"}, {"existing": points[:3] + 0.1}):
+        one, other = (kmeans_plusplus(points, 15, backend=name, **arguments).indices for name in ("cpu", "torch"))  # type: ignore[arg-type]
+        assert torch.equal(one, other), arguments
+
+
 def test_rounds_on_few_distinct_points_fill_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(seeding, "ROUNDS_ABOVE", 20)
     monkeypatch.setattr(seeding, "ROUNDS_FROM", 0)

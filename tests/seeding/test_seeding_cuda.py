@@ -72,6 +72,7 @@ def test_emulated_kernels_fill_up_count_and_refuse(emulation: None, monkeypatch:
     repeated = points[:5].repeat(6, 1)
     assert torch.equal(kmeans_plusplus(repeated, 20, backend="torch").indices, kmeans_plusplus(repeated, 20).indices)
     monkeypatch.setattr(seeding, "ROUNDS_ABOVE", 10)
+    monkeypatch.setattr(seeding, "ROUNDS_FROM", 0)
     assert torch.equal(kmeans_plusplus(points, 15, backend="torch").indices, kmeans_plusplus(points, 15).indices)
     points[77, 3] = torch.nan
     with pytest.raises(ValueError, match="NaN or Inf at index 77"):
