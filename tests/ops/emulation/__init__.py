@@ -12,6 +12,7 @@ import importlib.util
 import shutil
 import subprocess
 import sysconfig
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -39,19 +40,21 @@ def load() -> ModuleType:
     target = ROOT / "build" / "emulation" / digest.hexdigest()[:16] / "emulated.so"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=target.parent))  # its own, or two test runs would write into one file
         includes = [HERE, ROOT / "csrc", sysconfig.get_paths()["include"], pybind11.get_include()]
 
         def compile(source: Path) -> Path:
-            made = target.parent / f"{source.name}.o"
+            made = folder / f"{source.name}.o"
             flags = [*FLAGS, *(WATCHED if source.suffix == ".cu" else ()), *(f"-I{path}" for path in includes)]
             subprocess.run([compiler, *flags, "-x", "c++", "-c", str(source), "-o", str(made)], check=True)
             return made
 
         with ThreadPoolExecutor(2) as pool:
             objects = list(pool.map(compile, sources))
-        partial = target.with_suffix(".partial")
-        subprocess.run([compiler, "-shared", *map(str, objects), "-o", str(partial)], check=True)
-        partial.rename(target)
+        linked = folder / target.name
+        subprocess.run([compiler, "-shared", *map(str, objects), "-o", str(linked)], check=True)
+        linked.rename(target)
+        shutil.rmtree(folder)
     spec = importlib.util.spec_from_file_location("emulated", target)
     assert spec is not None
     assert spec.loader is not None
