@@ -14,7 +14,7 @@ namespace {
 
 // Bytes: of one thread's features, residuals and transposed features, preferably and at most; of all the sums of one
 // image's chunks; of weights rearranged once for all threads.
-constexpr int64_t kBlockGoal = 512 << 10, kBlockLimit = 768 << 10, kPartialLimit = 256 << 10, kWeightLimit = 128 << 10;
+constexpr int64_t kBlockGoal = 512 << 10, kBlockLimit = 768 << 10, kPartialLimit = 224 << 10, kWeightLimit = 128 << 10;
 // Bytes of products whose lanes are held apart: beside the residuals and features of a step they fit in L1.
 constexpr int64_t kLaneLimit = 28 << 10;
 // Channels that the logits read side by side from the image; more are copied first, one after the other.
@@ -66,6 +66,8 @@ bool make_plan(const PixelGradientsCall& call, PixelGradientsPlan& plan, std::ve
   plan.pitch = call.size[2] + kernel[2] / 2;
   plan.plane = plan.pitch * call.size[1];
   plan.padded_channels = round_up(d, kWidest);
+  const int64_t terms = d * plan.taps;
+  plan.runs = terms <= kTerms * 4 / 3 ? 1 : std::min(d, (terms + kTerms - 1) / kTerms);
   plan.norms = call.semantic || call.norm_map;
   plan.predict = !call.residual.data || call.semantic || call.semantic_vector || call.class_pixels || call.entropy ||
                  call.margin || call.confidence;
@@ -104,7 +106,7 @@ bool make_plan(const PixelGradientsCall& call, PixelGradientsPlan& plan, std::ve
   const int64_t loaded = plan.windows * plan.window, block = round_up(plan.block, plan.step);
   Layout layout;
   auto& at = plan.scratch;
-  at.features = layout.take(d * loaded);
+  at.features = layout.take(d * std::max(loaded, plan.taps));
   at.residual = layout.take(K * block);
   at.columns = layout.take(columns * loaded);
   at.squares = layout.take(loaded);
@@ -119,7 +121,7 @@ bool make_plan(const PixelGradientsCall& call, PixelGradientsPlan& plan, std::ve
   at.class_counts = layout.take(K * kWidest);
   at.class_vectors = layout.take(K * kWidest);
   at.lane_sums = layout.take(plan.along_positions ? plan.padded_channels * K * kWidest : 0);
-  at.weights = layout.take(plan.shared_weights ? 0 : std::min(K, kLargestTile) * d * plan.taps);
+  at.weights = layout.take(plan.shared_weights ? 0 : std::min(K, kLargestTile) * ((d + plan.runs - 1) / plan.runs) * plan.taps);
   at.size = layout.size;
   return true;
 }
@@ -133,18 +135,18 @@ Buffer allocate(int64_t floats) {
 }
 
 // How an image's sums are held until they are complete: `chunks` partials, one after the other, doubles first and then the
-// float32 sums. Where these are large there is one, and if its layout is the output's it is the output itself.
+// float32 sums. Where these are large there is one, and it is the output itself, in another order of taps and channels.
 struct Partials {
   int64_t classes, sums, doubles, floats, chunks;
   bool in_place;
 
   Partials(const PixelGradientsCall& call, const PixelGradientsPlan& plan)
       : classes(call.classes),
-        sums(plan.taps * call.classes * plan.padded_channels),
+        sums(plan.taps * call.classes * call.channels),
         doubles(round_up(kScores + 2 * classes, 8)),
         floats(2 * doubles + sums * ((call.image != nullptr) + (call.semantic_vector != nullptr))),
         chunks(std::min({kMaxChunks, call.size[0] * plan.plane_blocks, kPartialLimit / (4 * floats)})),
-        in_place(chunks <= 1 && plan.taps == 1 && plan.padded_channels == call.channels) {
+        in_place(chunks <= 1) {
     chunks = std::max<int64_t>(chunks, 1);
     if (in_place) floats = 2 * doubles;
   }
@@ -167,21 +169,23 @@ struct Partials {
   }
 };
 
-// (K, d, taps) from the chunks' (taps, K, padded channels).
-void combine(const PixelGradientsCall& call, const PixelGradientsPlan& plan, const float* const* sums, double scale, float* to) {
-  const int64_t stride = call.classes * plan.padded_channels;
-  for (int64_t k = 0; k < call.classes; ++k)
+// (K, d, taps) from the chunks' (K, taps, d), one of which may be the output; a class at a time through `scratch`.
+void combine(const PixelGradientsCall& call, const PixelGradientsPlan& plan, const float* const* sums, double scale, float* scratch,
+             float* to) {
+  const int64_t per_class = plan.taps * call.channels;
+  for (int64_t k = 0; k < call.classes; ++k) {
+    for (int64_t i = 0; i < per_class; ++i) {
+      double total = 0;
+      for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) total += sums[chunk][k * per_class + i];
+      scratch[i] = static_cast<float>(total * scale);
+    }
     for (int64_t c = 0; c < call.channels; ++c)
-      for (int64_t t = 0; t < plan.taps; ++t) {
-        double total = 0;
-        for (int64_t chunk = 0; chunk < plan.chunks; ++chunk)
-          total += sums[chunk][t * stride + k * plan.padded_channels + c];
-        *to++ = static_cast<float>(total * scale);
-      }
+      for (int64_t t = 0; t < plan.taps; ++t) *to++ = scratch[t * call.channels + c];
+  }
 }
 
-void finish(const PixelGradientsCall& call, const PixelGradientsPlan& plan, const Partials& partials, float* buffer, int64_t first,
-            int64_t image) {
+void finish(const PixelGradientsCall& call, const PixelGradientsPlan& plan, const Partials& partials, float* buffer, float* scratch,
+            int64_t first, int64_t image) {
   double scores[kScores] = {};
   std::vector<double> semantic(call.classes), pixels(call.classes);
   const float *sums[kMaxChunks], *vectors[kMaxChunks];
@@ -196,8 +200,8 @@ void finish(const PixelGradientsCall& call, const PixelGradientsPlan& plan, cons
     vectors[chunk] = partial.semantic_vector;
   }
   const int64_t per_image = call.classes * call.channels * plan.taps;
-  if (call.image) combine(call, plan, sums, 1 / std::max(scores[kValidPixels], 1.0), call.image + image * per_image);
-  if (call.semantic_vector) combine(call, plan, vectors, 1, call.semantic_vector + image * per_image);
+  if (call.image) combine(call, plan, sums, 1 / std::max(scores[kValidPixels], 1.0), scratch, call.image + image * per_image);
+  if (call.semantic_vector) combine(call, plan, vectors, 1, scratch, call.semantic_vector + image * per_image);
   for (int64_t k = 0; k < call.classes; ++k) {
     if (call.semantic) call.semantic[image * call.classes + k] = static_cast<float>(semantic[k]);
     if (call.class_pixels) call.class_pixels[image * call.classes + k] = static_cast<int64_t>(pixels[k]);
@@ -265,7 +269,7 @@ void pixel_gradients(PixelGradientsCall given) {
         ALGES_DISPATCH(accumulate(call, plan, image, task % plan.chunks, packed, mine, partial));
       }
 #pragma omp for schedule(static)
-      for (int64_t i = 0; i < images; ++i) finish(call, plan, partials, sums, i * plan.chunks, begin + i);
+      for (int64_t i = 0; i < images; ++i) finish(call, plan, partials, sums, mine, i * plan.chunks, begin + i);
     }
   }
 }

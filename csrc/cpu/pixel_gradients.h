@@ -37,6 +37,8 @@ constexpr int64_t kGroup = 32;  // positions done together: two vectors of the w
 // Positions whose residuals stay in L1 from logits to products, with channels and with positions along the lanes of the
 // products.
 constexpr int64_t kShortStep = 128, kLongStep = 256;
+// Terms of a dot product added one after the other; longer ones are sums of such runs, as accurate as a blocked product.
+constexpr int64_t kTerms = 48;
 
 // Positions: the rows of a plane one after the other, each followed by kernel width / 2 zeros. A tap of the kernel is then
 // a constant distance, and no inner loop sees the end of a row; residuals at the zeros in between are 0.
@@ -55,6 +57,7 @@ struct PixelGradientsPlan {
   bool rows_apart;          // windows are per row of the kernel
   const int64_t* offset;    // (taps,): where the tap of a block's first position lies in the windows
   int64_t padded_channels;  // d rounded up to 16
+  int64_t runs;             // parts that dot products over channels and taps are added up in
   bool predict, norms;      // whether anything needs the prediction; whether anything needs norms
   bool shared_weights;      // weights are rearranged once; otherwise, being large, by each thread as it needs them
 
@@ -70,7 +73,7 @@ struct PixelGradientsPartial {
   double* scores;           // entropy, margin, confidence, valid pixels
   double* semantic;         // (K,)
   double* class_pixels;     // (K,); exact, being below 2^53
-  float* image;             // (taps, K, padded channels), zero at the start
+  float* image;             // (K, taps, d), zero at the start
   float* semantic_vector;   // the same
 };
 enum Score { kEntropy, kMargin, kConfidence, kValidPixels, kScores };

@@ -27,8 +27,6 @@ constexpr int kSpan = kVecs * kLanes;
 constexpr int kTile = (kRegisters - kVecs - 1) / kVecs;
 // Class sums are float32 up to this many positions, then move to double.
 constexpr int64_t kFold = 2048;
-// Terms of a dot product added one after the other; longer ones are sums of such runs, as accurate as a blocked product.
-constexpr int64_t kTerms = 48;
 
 static_assert(kGroup % kSpan == 0 && kShortStep % kGroup == 0 && kLongStep % kGroup == 0, "steps are whole groups");
 
@@ -128,11 +126,23 @@ void copy_rows(float* to, int64_t pitch, const T* from, int64_t channel_stride, 
   }
 }
 
-// Weights of N classes from `first` on as (channels, taps, N).
-void pack_tile(const Call& call, int64_t first, int64_t n, float* packed) {
+// Weights of n classes from `first` on, terms [begin, end) of channels and taps, as (terms, n).
+void pack_tile(const Call& call, int64_t first, int64_t n, int64_t begin, int64_t end, float* packed) {
   const int64_t per_class = call.channels * call.kernel[0] * call.kernel[1] * call.kernel[2];
-  for (int64_t i = 0; i < per_class; ++i)
+  for (int64_t i = begin; i < end; ++i)
     for (int64_t k = 0; k < n; ++k) *packed++ = call.weight[(first + k) * per_class + i];
+}
+
+ALGES_INLINE void add_to(float* total, Vec sums) { store(total, load(total) + sums); }
+
+// The first n lanes. A call, so that the sums of a tile stay in registers until here.
+__attribute__((noinline)) void add_some_to(float* total, Vec sums, int64_t n) {
+  float lanes[kLanes];
+  store(lanes, sums);
+  for (int64_t i = 0; i < n; ++i) total[i] += lanes[i];
+}
+ALGES_INLINE void add_to(float* total, Vec sums, int64_t n) {
+  n >= kLanes ? add_to(total, sums) : add_some_to(total, sums, n);
 }
 
 class Chunk {
@@ -362,11 +372,7 @@ class Chunk {
     const Tiles tiles(classes());
     for (int64_t tile = 0; tile < tiles.count; ++tile) {
       const int64_t first = tiles.begin(tile);
-      const float* weights = packed_ + first * channels() * plan_.taps;
-      if (!plan_.shared_weights) {
-        pack_tile(call_, first, tiles.size(tile), weights_);
-        weights = weights_;
-      }
+      const float* const weights = plan_.shared_weights ? packed_ + first * channels() * plan_.taps : nullptr;
       with_constant(tiles.size(tile), [&](auto size) {
         constexpr int N = decltype(size)::value;
         if (tile > 0 || !fused()) return logits_tile<N, From::scratch, Float32>(step, 0, n, first, weights, mask);
@@ -390,14 +396,14 @@ class Chunk {
   // after an earlier tile. The first two also leave the sums of squares.
   enum class From { image, copy, scratch };
 
-  // Logits of N classes from `first` on, for the positions [begin, end) of a step.
+  // Logits of N classes from `first` on, for the positions [begin, end) of a step; weights are null where they are not shared.
   template <int N, From kFrom, class T>
   void logits_tile(int64_t step, int64_t begin, int64_t end, int64_t first, const float* weights, const int32_t* mask) {
-    const int64_t terms = channels() * plan_.taps;
-    const int64_t runs = terms <= kTerms * 4 / 3 ? 1 : smaller(channels(), (terms + kTerms - 1) / kTerms);
-    for (int64_t run = 0; run < runs; ++run) {
-      const int64_t c = run * channels() / runs, last = (run + 1) * channels() / runs;
-      logits_run<N, kFrom, T>(step, begin, end, first, weights + c * plan_.taps * N, c, last, mask);
+    if (begin >= end) return;
+    for (int64_t run = 0; run < plan_.runs; ++run) {
+      const int64_t c = run * channels() / plan_.runs, last = (run + 1) * channels() / plan_.runs, taps = plan_.taps;
+      if (!weights) pack_tile(call_, first, N, c * taps, last * taps, weights_);
+      logits_run<N, kFrom, T>(step, begin, end, first, weights ? weights + c * taps * N : weights_, c, last, mask);
     }
   }
 
@@ -642,7 +648,7 @@ class Chunk {
         partial_.class_pixels[k] += class_counts_[k * kLanes + i];
       }
     if (call_.image && plan_.along_positions)
-      for (int64_t c = 0; c < plan_.padded_channels; c += kLanes) fold_lanes(c, lane_sums_ + c * classes() * kLanes);
+      for (int64_t c = 0; c < channels(); c += kLanes) fold_lanes(c, lane_sums_ + c * classes() * kLanes);
     zero_sums();
   }
 
@@ -652,8 +658,7 @@ class Chunk {
       Vec rows[kLanes];
 #pragma GCC unroll 16
       for (int c = 0; c < kLanes; ++c) rows[c] = load(lanes + (c * classes() + k) * kLanes);
-      float* const total = partial_.image + k * plan_.padded_channels + first;
-      store(total, load(total) + sums_of_rows(rows));
+      add_to(partial_.image + k * channels() + first, sums_of_rows(rows), channels() - first);
     }
   }
 
@@ -667,7 +672,7 @@ class Chunk {
   // Transposed features of up to kVecs x kLanes channels, and where the sums with one tap of them go.
   struct Column {
     const float* from;
-    int64_t to;
+    int64_t to, channels;
     const char* ahead;  // the same channels in the next block, null where they need no fetching
   };
 
@@ -747,8 +752,9 @@ class Chunk {
       // Pairs of columns share the broadcast of a residual: two groups of channels, or two taps of one group.
       const auto column = [&](int64_t index) {
         const int64_t t = index / groups, v = index % groups;
-        return Column{columns_ + (v * length + plan_.offset[t]) * kLanes,
-                      t * classes() * plan_.padded_channels + (group + v) * kLanes, ahead_of((group + v) * kLanes)};
+        const int64_t channel = (group + v) * kLanes;
+        return Column{columns_ + (v * length + plan_.offset[t]) * kLanes, t * channels() + channel, channels() - channel,
+                      ahead_of(channel)};
       };
       const int64_t count = plan_.taps * groups;
       if (call_.image && !plan_.along_positions)
@@ -797,14 +803,14 @@ class Chunk {
         if (tile == 0 && columns[0].ahead)
           products_tile<decltype(size)::value, M, true>(r, n, step, columns, 0);
         else
-          products_tile<decltype(size)::value, M, false>(r, n, step, columns, first * plan_.padded_channels);
+          products_tile<decltype(size)::value, M, false>(r, n, step, columns, first * channels() * plan_.taps);
       });
   }
 
   template <int N, int M, bool kFetch>
   void products_tile(const float* residuals, int64_t n, int64_t step, const Column (&columns)[M], int64_t first) {
     Vec sums[N][M] = {};
-    const int64_t fetch_pitch = call_.features.stride[1] * item_;
+    const int64_t per_class = channels() * plan_.taps, fetch_pitch = call_.features.stride[1] * item_;
     const float* from[M];
     for (int v = 0; v < M; ++v) from[v] = columns[v].from + step * kLanes;
     for (int64_t i = 0; i < n; ++i) {
@@ -819,12 +825,16 @@ class Chunk {
       for (int k = 0; k < N; ++k)
         for (int v = 0; v < M; ++v) sums[k][v] += splat(residuals[k * kShortStep + i]) * z[v];
     }
+    float* to[M];
+    for (int v = 0; v < M; ++v) to[v] = partial_.image + columns[v].to + first;
+    if (columns[M - 1].channels >= kLanes) {
 #pragma GCC unroll 16
-    for (int k = 0; k < N; ++k)
-      for (int v = 0; v < M; ++v) {
-        float* const total = partial_.image + columns[v].to + first + k * plan_.padded_channels;
-        store(total, load(total) + sums[k][v]);
-      }
+      for (int k = 0; k < N; ++k)
+        for (int v = 0; v < M; ++v) add_to(to[v] + k * per_class, sums[k][v]);
+    } else {
+      for (int k = 0; k < N; ++k)
+        for (int v = 0; v < M; ++v) add_to(to[v] + k * per_class, sums[k][v], columns[v].channels);
+    }
   }
 
   // Σ r_ŷ z̃ by class ŷ, over the block.
@@ -834,10 +844,9 @@ class Chunk {
       float* const sums = class_vectors_ + prediction_[i] * kLanes;
       store(sums, load(sums) + splat(own_residual_[i]) * load(column.from + i * kLanes));
     }
-    for (int64_t k = 0; k < classes(); ++k) {
-      float* const total = partial_.semantic_vector + column.to + k * plan_.padded_channels;
-      store(total, load(total) + load(class_vectors_ + k * kLanes));
-    }
+    for (int64_t k = 0; k < classes(); ++k)
+      add_to(partial_.semantic_vector + column.to + k * channels() * plan_.taps, load(class_vectors_ + k * kLanes),
+             column.channels);
   }
 };
 
@@ -847,7 +856,7 @@ void pack_weights(const Call& call, float* packed) {
   const Tiles tiles(call.classes);
   const int64_t per_class = call.channels * call.kernel[0] * call.kernel[1] * call.kernel[2];
   for (int64_t tile = 0; tile < tiles.count; ++tile)
-    pack_tile(call, tiles.begin(tile), tiles.size(tile), packed + tiles.begin(tile) * per_class);
+    pack_tile(call, tiles.begin(tile), tiles.size(tile), 0, per_class, packed + tiles.begin(tile) * per_class);
 }
 
 void accumulate(const Call& call, const Plan& plan, int64_t image, int64_t chunk, const float* packed, float* scratch,

@@ -177,6 +177,10 @@ def test_bits_do_not_depend_on_threads_or_layout(kernel: int) -> None:
         (8, 16, 13, (1, 224, 224), (1, 3, 3)),
         (2, 256, 21, (1, 128, 128), (1, 3, 3)),
         (2, 16, 5, (96, 96, 96), (3, 3, 3)),
+        (2, 255, 1000, (1, 97, 97), (1, 1, 1)),
+        (2, 300, 256, (1, 97, 97), (1, 3, 3)),
+        (2, 1000, 21, (1, 33, 33), (1, 3, 3)),
+        (2, 1, 1000, (1, 97, 97), (1, 5, 5)),
     ],
 )
 def test_scratch_stays_below_a_megabyte_a_thread(
@@ -197,6 +201,20 @@ def test_scratch_stays_below_a_megabyte_a_thread(
             assert 0 < cpu.scratch_bytes(problem) <= count * 2**20
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(("channels", "classes", "kernel"), [(255, 65, 3), (300, 150, 1), (1000, 21, 3)])
+def test_sums_that_are_held_in_the_output_are_those_of_the_reference(channels: int, classes: int, kernel: int) -> None:
+    torch.manual_seed(0)
+    features, weight = torch.randn(3, channels, 9, 11), torch.randn(classes, channels, kernel, kernel)
+    weight /= channels**0.5 * kernel
+    found = pixel_gradients(features, weight, outputs=OUTPUTS, backend="cpu")
+    exact = pixel_gradients(features.double(), weight.double(), outputs=OUTPUTS, backend="reference")
+    for name, ours, theirs in zip(OUTPUTS, found, exact, strict=True):
+        assert ours is not None
+        assert theirs is not None
+        scale = theirs.double().abs().max().clamp(min=1)
+        assert (ours.double() - theirs).abs().max() <= 5e-6 * scale, name
 
 
 def test_what_does_not_fit_the_cache_is_refused_and_runs_in_the_reference() -> None:
