@@ -1,10 +1,12 @@
-"""Writes the tables of bench/results/NAME.json into README.md, from `<!-- bench:NAME -->` to `<!-- /bench:NAME -->`.
+"""Writes the tables of bench/results/NAME.json into README.md and docs/benchmarks.md.
 
     python bench/render.py
 
-A file of pytest-benchmark's becomes one table for each of its groups: a row per benchmark, its median time, how many
-times the first row's that is, and what its extra_info holds; what is the same in every row stands once above the table.
-A file of named rows becomes one table.
+Between `<!-- bench:NAME -->` and `<!-- /bench:NAME -->`, all of it: a file of pytest-benchmark's becomes one table for
+each of its groups: a row per benchmark, its median time, how many times the first row's that is, and what its
+extra_info holds; what is the same in every row stands once above the table. A file of named rows becomes one table.
+Between `<!-- bench:NAME summary -->` and `<!-- /bench:NAME summary -->`, one table of a row per group: the first
+benchmark's median and how many times that each of the others takes.
 """
 
 from __future__ import annotations
@@ -18,15 +20,16 @@ ROOT = Path(__file__).parents[1]
 
 
 def main() -> None:
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    for path in sorted((ROOT / "bench" / "results").glob("*.json")):
-        found = json.loads(path.read_text())
-        if "benchmarks" in found:
-            text = replace(text, path.stem, "\n\n".join(tables(found)))
-        elif all(isinstance(row, dict) for row in found.values()):
-            text = replace(text, path.stem, named_rows(found))
-    readme.write_text(text)
+    for page in (ROOT / "README.md", ROOT / "docs" / "benchmarks.md"):
+        text = page.read_text()
+        for path in sorted((ROOT / "bench" / "results").glob("*.json")):
+            found = json.loads(path.read_text())
+            if "benchmarks" in found:
+                text = replace(text, path.stem, "\n\n".join(tables(found)))
+                text = replace(text, f"{path.stem} summary", summary(found))
+            elif all(isinstance(row, dict) for row in found.values()):
+                text = replace(text, path.stem, named_rows(found))
+        page.write_text(text)
 
 
 def replace(text: str, name: str, content: str) -> str:
@@ -37,10 +40,20 @@ def replace(text: str, name: str, content: str) -> str:
 
 def tables(found: dict[str, Any]) -> list[str]:
     """The machine, then a Markdown table per group, in the file's order."""
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for benchmark in found["benchmarks"]:
-        groups.setdefault(benchmark["group"] or "", []).append(benchmark)
-    return [_machine(found["machine_info"]), *(_table(name, rows) for name, rows in groups.items())]
+    return [_machine(found["machine_info"]), *(_table(name, rows) for name, rows in _groups(found).items())]
+
+
+def summary(found: dict[str, Any]) -> str:
+    """The machine, then one Markdown table of a row per group with rivals, in the file's order."""
+    groups = {name: rows for name, rows in _groups(found).items() if len(rows) > 1}
+    rivals = list(dict.fromkeys(_title(row["name"], name) for name, rows in groups.items() for row in rows[1:]))
+    lines = [_machine(found["machine_info"]), "", "| | ms | " + " | ".join(f"{rival}, x" for rival in rivals) + " |"]
+    lines.append("|---" * (2 + len(rivals)) + "|")
+    for name, rows in groups.items():
+        first = rows[0]["stats"]["median"]
+        times = {_title(row["name"], name): row["stats"]["median"] / first for row in rows[1:]}
+        lines.append(f"| {name} | {_cell(1e3 * first)} | " + " | ".join(_cell(times.get(it)) for it in rivals) + " |")
+    return "\n".join(lines)
 
 
 def named_rows(found: dict[str, dict[str, Any]]) -> str:
@@ -50,6 +63,13 @@ def named_rows(found: dict[str, dict[str, Any]]) -> str:
     for name, row in found.items():
         lines.append(f"| {name} | " + " | ".join(_cell(row.get(key)) for key in columns) + " |")
     return "\n".join(lines)
+
+
+def _groups(found: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for benchmark in found["benchmarks"]:
+        groups.setdefault(benchmark["group"] or "", []).append(benchmark)
+    return groups
 
 
 def _machine(info: dict[str, Any]) -> str:
