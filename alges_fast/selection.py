@@ -195,9 +195,9 @@ def select_regions(
 
     Every image is cut into a grid of windows, and a window is to the strategy what an image is to `select`: alges-img
     seeds from the mean of r ⊗ z̃ over its pixels (Eq. 4 restricted to the window), alges-sem from its pixels' gradient
-    norms summed by class, so windows with much gradient lie far apart and are picked more; the uncertainty strategies
-    take the mean over its pixels, coreset its mean features, and the random strategies draw windows. Aklilu & Yeung
-    name regions as future work.
+    norms summed by class; the uncertainty strategies take the mean over its pixels, coreset its mean features, and the
+    random strategies draw windows. Seeding wants what is far from all picks: windows without gradient lie on one point
+    and are picked once, windows with much of it in many directions. Aklilu & Yeung name regions as future work.
 
     Args:
         model: trained, on its device; see `LastLayer.window_gradients`.

@@ -123,7 +123,9 @@ def _run(config: SelectConfig, console: Console) -> None:
     model, classes, batch_size = _model(config, device)
     weights = _class_weights(config.class_weights, classes)
     _begin(out, config, frames, labelled)
-    console.print(f"{len(frames)} frames, {len(labelled)} labelled, {len(classes)} classes, on {device}")
+    n_labelled = len(frames) - n_free
+    partly = f" and {n_windows} windows" if (n_windows := len(labelled) - n_labelled) else ""
+    console.print(f"{len(frames)} frames, {n_labelled}{partly} labelled, {len(classes)} classes, on {device}")
 
     pool = FramePool(frames, config.image_size)
     transform = to_input if config.normalise == "imagenet" else _to_unit
@@ -171,7 +173,9 @@ def _run(config: SelectConfig, console: Console) -> None:
         transform=transform,
     )
     _write(out, config, classes, picks, budget, refused, looks, console)
-    console.print(f"{len(picks)} picks: {out}/picks.csv   to look through: {out}/index.html")
+    n_frames = len({pick.frame.id for pick in picks})
+    what = f"{n_frames} picks" if budget is None else f"{len(picks)} windows of {n_frames} frames picked"
+    console.print(f"{what}: {out}/picks.csv   to look through: {out}/index.html")
 
 
 # Reading what the user gave.

@@ -24,7 +24,7 @@ class SelectConfig:
             alges-sem or alges-sem-vector.
         seed: fixes every pick.
         regions: rows x columns, such as 8x8: every frame is cut into that grid, and windows of frames are chosen
-            instead of whole frames, where there is most to learn. By default whole frames.
+            instead of whole frames.
         budget_pixels: with regions, how many pixels (of the frames' own size) to choose; by default those of n frames.
         labelled: text file of frames that are annotated already, one id or path a line; they are not picked, and what
             is like them is picked less. With regions also windows, as picks.csv names them.
