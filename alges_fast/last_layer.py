@@ -155,9 +155,9 @@ class LastLayer:
         to the layer's weight, of the loss of the window's pixels; `semantic` and the others are sums over them. Patches
         z̃ are whole: they reach beyond the window into its neighbours.
 
-        The op reads views of the features cut to a window, with a rim of kernel // 2, so all windows together cost
-        about one pass over the image; through a resize, the features under the window's part of the resized grid.
-        After any other tail, `image` takes a backward pass of the tail per window.
+        The op reads views of the features cut to a window, with a rim of kernel // 2: for a 1 x 1 head all windows
+        together cost about one pass over the image, for larger kernels more, as the rims overlap. Through a resize it
+        reads the features under the window. After any other tail, `image` takes a backward pass of the tail per window.
 
         Args:
             images: (B, C, height, width), as for `pixel_gradients`.
