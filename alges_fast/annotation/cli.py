@@ -49,7 +49,7 @@ from alges_fast.annotation.page import Card, selection_page
 from alges_fast.annotation.picks import Look, Pick, look_at, reasons
 from alges_fast.annotation.pictures import contact_sheet, encoded, outlined, thumbnail, with_mask, with_norm_map
 from alges_fast.annotation.sources import FramePool, PoolFrame, frame_sizes, list_frames
-from alges_fast.command import check_unchanged, one_line, plain
+from alges_fast.command import check_unchanged, one_line, plain, refused
 from alges_fast.data import to_input
 from alges_fast.data.files import IMAGE_SUFFIXES, open_picture
 from alges_fast.data.loading import palette
@@ -95,6 +95,7 @@ def parse(argv: Sequence[str]) -> SelectConfig:
         prog="python -m alges_fast.select",
         description="The next frames to annotate: a trained model chooses them from a pool, and shows why.",
         exit_on_error=False,
+        allow_abbrev=False,
         default_meta=False,
     )
     parser.add_argument("--config", action="config", help="YAML file with any of these settings; flags override it.")
@@ -102,7 +103,7 @@ def parse(argv: Sequence[str]) -> SelectConfig:
     try:
         parsed = parser.parse_args(list(argv))
     except jsonargparse.ArgumentError as error:
-        raise UserError(f"{one_line(str(error))}. See --help") from error
+        raise refused(error, SelectConfig) from error
     values = {name: value for name, value in parsed.as_dict().items() if name != "config"}
     for name in ("model", "images"):
         if values[name] is None:
