@@ -9,6 +9,7 @@ model runs without gradients up to o, which a hook replaces by a leaf, and with 
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -452,7 +453,8 @@ class LastLayer:
         key = tuple(images.shape[1:])
         if key not in self._tails:
             with torch.no_grad(), _parameters_require_grad(self.model, False):
-                run = self._forward(_without_nan(images[:1]), record_tail=True)
+                example = images[:1] if len(images) else images.new_zeros(1, *images.shape[1:])
+                run = self._forward(_without_nan(example), record_tail=True)
                 self._tails[key] = _describe_tail(run, self.module)
         return self._tails[key]
 
@@ -481,6 +483,17 @@ class _Resize:
 
 _SAME_GRID = _Resize("none", None)
 _RESIZES = (_Resize("linear", False), _Resize("linear", True), _Resize("nearest", None))
+
+_MOVES = frozenset(
+    ("View", "UnsafeView", "ReshapeAlias", "Permute", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Select", "ToCopy")
+)
+"""Autograd's names of operations that move values or change their type."""
+_LINEAR = _MOVES | {
+    *("Add", "Sub", "Cat", "Stack", "Expand", "ConstantPadNd", "Split", "SplitWithSizes", "Unbind"),
+    *("UpsampleLinear1D", "UpsampleBilinear2D", "UpsampleTrilinear3D"),
+    *("UpsampleNearest1D", "UpsampleNearest2D", "UpsampleNearest3D"),
+}
+"""... and of those that are linear in the layer's output, whatever it is."""
 
 
 @dataclass(frozen=True)
@@ -512,26 +525,30 @@ class _Forward:
 def _describe_tail(run: _Forward, module: nn.Module) -> _Tail:
     """Compare the tail's vector-Jacobian product with that of each known tail, for one random vector.
 
-    Two different linear maps agree on a random vector with probability zero.
+    Two different linear maps agree on a random vector with probability zero. Other maps may well agree on one image (a
+    clamp that this image does not reach), so the tail must be of operations that are linear whatever the values.
     """
     logits, output = run.logits, _channels_first(run.leaf, module)
-    description = ", ".join(_operations(run.logits)) or "nothing"
+    operations = _operations(run.logits)
+    description = ", ".join(operations) or "nothing"
     grid = _grid(output, logits)
     probabilities = _are_probabilities(logits.detach(), description)
-    if grid is None or output.shape[1] != logits.shape[1]:
+    if grid is None or output.shape[1] != logits.shape[1] or not _LINEAR.issuperset(operations):
         return _Tail(False, tuple(output.shape[2:]), None, description, probabilities)
 
     generator = torch.Generator().manual_seed(0)
     probe = torch.randn(logits.shape, generator=generator, dtype=torch.float64).to(logits)
     (pulled,) = torch.autograd.grad(logits, run.leaf, probe)
     pulled = _channels_first(pulled, module).reshape(*logits.shape[:2], *grid)
-    if grid == logits.shape[2:] and _close(pulled, probe):
-        plain = torch.equal(output.reshape(logits.shape), logits.detach())
-        return _Tail(plain, grid, _SAME_GRID, description)
-    for resize in _RESIZES:
-        if _close(pulled, _resize_adjoint(probe, grid, resize)):
-            return _Tail(False, grid, resize, description)
-    return _Tail(False, grid, None, description, probabilities)
+    distances = {_SAME_GRID: _distance(pulled, probe)} if grid == logits.shape[2:] else {}
+    distances |= {resize: _distance(pulled, _resize_adjoint(probe, grid, resize)) for resize in _RESIZES}
+    # The nearest, not the first that is near: in bfloat16 and for sizes that hardly differ several are.
+    nearest = min(distances, key=distances.__getitem__)
+    if not distances[nearest] <= max(4 * torch.finfo(pulled.dtype).eps, 1e-5):
+        return _Tail(False, grid, None, description, probabilities)
+    # A sum may add nothing to this image's logits, and something to another's.
+    plain = nearest is _SAME_GRID and _MOVES.issuperset(operations)
+    return _Tail(plain and torch.equal(output.reshape(logits.shape), logits.detach()), grid, nearest, description)
 
 
 def _are_probabilities(logits: Tensor, description: str) -> bool:
@@ -564,15 +581,14 @@ def _resize_adjoint(probe: Tensor, grid: tuple[int, ...], resize: _Resize) -> Te
     return pulled
 
 
-def _close(a: Tensor, b: Tensor) -> bool:
-    # Rounding of the type, over the sums a resize makes; the wrong kind of resize is off by a good part of the scale.
-    tolerance = 64 * torch.finfo(a.dtype).eps
-    return bool((a - b).abs().max() <= max(tolerance, 1e-6) * b.abs().max())
+def _distance(a: Tensor, b: Tensor) -> float:
+    """Norm of the difference, relative to that of b."""
+    return float((a.float() - b.float()).norm() / b.float().norm())
 
 
 def _operations(logits: Tensor) -> list[str]:
     """Names of autograd's nodes between the logits and the leaf, nearest to the logits first, less bookkeeping."""
-    names = [type(node).__name__.removesuffix("0").removesuffix("Backward") for node in _nodes(logits)]
+    names = [re.sub(r"Backward\d*$", "", type(node).__name__) for node in _nodes(logits)]
     return [name for name in names if name not in ("AccumulateGrad", "Clone", "Alias")]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -591,6 +592,70 @@ def test_outputs_that_a_tail_does_not_allow(tail: Callable[[Tensor], Tensor]) ->
     layer.pixel_gradients(images, outputs=("entropy", "class_pixels"))
     with pytest.raises(ValueError, match=r"norm_map not defined.*(Tanh|Bicubic|Mul)"):
         layer.pixel_gradients(images, outputs=("image", "norm_map"))
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        lambda logits, images: logits.clamp(-0.8, 0.8),
+        lambda logits, images: F.leaky_relu(logits + 2),
+        lambda logits, images: logits.masked_fill(images.mean(1, keepdim=True) > 1, -10.0),
+        lambda logits, images: logits + images.relu().sum(1, keepdim=True) * torch.arange(CLASSES).view(-1, 1, 1),
+    ],
+    ids=["clamp", "leaky", "masked field of view", "a branch that is silent"],
+)
+def test_a_tail_that_does_nothing_to_the_example_may_do_something_to_another_image(
+    tail: Callable[[Tensor, Tensor], Tensor],
+) -> None:
+    class Model(Head):
+        def forward(self, images: Tensor) -> Tensor:
+            return tail(self.head(self.stem(images).tanh()), images[..., ::2, ::2])
+
+    torch.manual_seed(17)
+    model = Model(nn.Conv2d(6, CLASSES, 1)).double()
+    images = 3 * images_for(model)
+    layer = LastLayer.find(model, torch.zeros_like(images[:1]))
+    found = layer.pixel_gradients(images, outputs=("image",)).image
+    torch.testing.assert_close(found, autograd_embeddings(model, layer, images), rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(
+    ("side", "scale", "mode", "align_corners"),
+    [(14, 4, "bilinear", True), (14, 4, "bilinear", False), (64, 2, "bilinear", True), (14, 4, "nearest", None)],
+)
+def test_a_resize_is_told_from_its_like_in_few_digits(
+    side: int, scale: int, mode: str, align_corners: bool | None, dtype: torch.dtype
+) -> None:
+    """Norms are those of the patches that were resized as the model resizes."""
+    torch.manual_seed(18)
+    size = (side * scale, side * scale)
+    model = Head(nn.Conv2d(6, CLASSES, 1), resized(size, mode, align_corners))
+    images = torch.randn(1, 3, 2 * side, 2 * side)
+    exact = copy.deepcopy(model).double()
+    expected = reference_outputs(exact, LastLayer.find(exact, images.double()), images.double())["norm_map"]
+    found = LastLayer.find(model.to(dtype), images.to(dtype)).pixel_gradients(images.to(dtype), outputs=("norm_map",))
+    assert (found.norm_map - expected).norm() <= 0.02 * expected.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_scaled_logits_have_a_scaled_gradient_in_few_digits_too(dtype: torch.dtype) -> None:
+    torch.manual_seed(19)
+    model = Head(nn.Conv2d(6, CLASSES, 1), lambda logits: 1.3 * logits)
+    images = images_for(model).float()
+    expected = autograd_embeddings(model, LastLayer.find(model, images), images)
+    model, images = model.to(dtype), images.to(dtype)
+    found = LastLayer.find(model, images).pixel_gradients(images, outputs=("image",)).image
+    assert (found - expected).norm() <= 0.12 * expected.norm()  # 0.23 without the factor
+
+
+def test_no_images_give_empties_at_any_size() -> None:
+    for kind in ("plain 3 x 5", "bilinear, aligned corners"):
+        model = HAND_WRITTEN[kind]()
+        layer = LastLayer.find(model, images_for(model).float())
+        found = layer.pixel_gradients(torch.zeros(0, 3, 16, 16), outputs=("image", "semantic"))
+        assert found.image.shape == (0, *layer.module.weight.shape)
+        assert found.semantic.shape == (0, CLASSES)
 
 
 def test_bad_arguments() -> None:
