@@ -48,7 +48,10 @@ class DealModel(nn.Module):
         grid = [max(side // GRID_DIVISOR, 1) for side in size]
         probability = F.interpolate(logits.float().softmax(1), grid, mode="bilinear", align_corners=False)
         attended = self.gamma * attention(probability) + probability
-        return F.interpolate(self.head(attended), size, mode="bilinear", align_corners=False).squeeze(1)
+        # Under autocast too: a histogram between a frame's extremes is one of rounding errors in bfloat16.
+        with torch.autocast(attended.device.type, enabled=False):
+            difficulty = self.head(attended)
+        return F.interpolate(difficulty, size, mode="bilinear", align_corners=False).squeeze(1)
 
 
 def attention(probability: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from abc import abstractmethod
 from typing import ClassVar
@@ -74,12 +75,12 @@ class DealScore(_Deal):
 
 
 def difficulty_entropy(difficulty: Tensor) -> Tensor:
-    """Entropy (B,), in nats, of each map's histogram over N_BINS bins between its smallest and largest value."""
+    """Entropy (B,), in nats, of each map's histogram over N_BINS bins between its least and largest value; NaN for NaN."""
     values = difficulty.float().flatten(1)
     low, high = values.amin(1, keepdim=True), values.amax(1, keepdim=True)
     position = (values - low) / (high - low).clamp(min=torch.finfo(torch.float32).tiny)
-    bins = (position * N_BINS).long().clamp(max=N_BINS - 1)
+    bins = (position * N_BINS).long().clamp(0, N_BINS - 1)
     counts = torch.zeros(len(values), N_BINS, dtype=torch.int64, device=values.device)
     counts.scatter_add_(1, bins, torch.ones_like(bins))
     shares = counts.double() / values.shape[1]
-    return -shares.xlogy(shares).sum(1)
+    return -shares.xlogy(shares).sum(1).masked_fill(high[:, 0].isnan(), math.nan)

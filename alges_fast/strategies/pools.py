@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -10,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from alges_fast.errors import UserError
 from alges_fast.last_layer import LastLayer
 from alges_fast.pool import PRECISIONS, PoolEmbeddings, embed_pool
 from alges_fast.seeding import Seeding
@@ -72,10 +74,18 @@ def pick_highest(query: Query, scores: Mapping[str, float], *, embed_seconds: fl
         query: what is asked.
         scores: id -> score of this process's frames.
         embed_seconds: what making the scores took.
+
+    Raises:
+        UserError: a score is not finite.
     """
     start = time.perf_counter()
     found = {name: value for part in gather(query, dict(scores)) for name, value in part.items()}
     in_order = {name: found[name] for name in query.unlabelled_ids()}
+    if broken := [name for name, score in in_order.items() if not math.isfinite(score)]:
+        raise UserError(
+            f"the model makes a NaN or infinity of {len(broken)} of the pool's frames, first of {broken[0]!r}: train at a "
+            "lower --lr or in another --precision"
+        )
     picks = sorted(in_order, key=lambda name: -in_order[name])[: query.n]
     return Picks(tuple(picks), in_order, embed_seconds, time.perf_counter() - start)
 
@@ -103,7 +113,8 @@ def forward(query: Query, pool: Pool, positions: range, run: Callable[[Tensor], 
     for start in range(0, len(positions), query.batch_size):
         images = torch.stack([pool[i][1] for i in positions[start : start + query.batch_size]]).to(query.device)
         with torch.autocast(images.device.type, dtype=dtype, enabled=dtype is not None):
-            yield run(images.contiguous(memory_format=torch.channels_last))
+            found = run(images.contiguous(memory_format=torch.channels_last))
+        yield found  # outside: the caller's work is not the model's
 
 
 @torch.no_grad()

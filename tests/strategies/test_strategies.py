@@ -22,6 +22,7 @@ from alges_fast.random_streams import stream_seed
 from alges_fast.seeding import Seeding, kmeans_plusplus
 from alges_fast.strategies import Picks, Query, Strategy, get_strategy, strategy_names
 from alges_fast.strategies.deal import difficulty_entropy
+from alges_fast.strategies.pools import forward
 
 N, K, SIZE, PICKS = 14, 4, 12, 5
 
@@ -264,6 +265,29 @@ def test_deal_score_picks_the_largest_mean_of_entropy_times_difficulty(deal_quer
 def test_a_difficulty_map_of_one_value_has_no_entropy_and_ten_even_bins_have_the_most() -> None:
     flat, even = torch.full((1, 10, 10), 0.3), torch.linspace(0, 1, 100).view(1, 10, 10)
     assert difficulty_entropy(torch.cat((flat, even))).tolist() == pytest.approx([0.0, math.log(10)], abs=1e-3)
+
+
+def test_deal_keeps_its_histograms_digits_in_bfloat16(deal_query: Query) -> None:
+    """A young branch's difficulties lie close together: rounded to bfloat16 they would fill few of the ten bins."""
+    deal_query.model.head.weight.data *= 0.05
+    exact = ask("deal", deal_query).scores
+    mixed = ask("deal", replace(deal_query, precision="bf16-mixed")).scores
+    assert list(mixed.values()) == pytest.approx(list(exact.values()), abs=0.3)
+
+
+@pytest.mark.parametrize("name", ["deal", "deal-score"])
+def test_a_score_that_is_no_number_is_named_and_not_ranked(deal_query: Query, name: str) -> None:
+    broken = list(deal_query.unlabelled)
+    broken[3] = (broken[3][0], broken[3][1] * math.nan)
+    with pytest.raises(UserError, match="NaN or infinity of 1 of the pool's frames, first of 'frame03'"):
+        ask(name, replace(deal_query, unlabelled=broken))
+
+
+def test_a_models_precision_ends_with_the_model(query: Query) -> None:
+    mixed = replace(query, precision="bf16-mixed")
+    for logits in forward(mixed, query.unlabelled, range(6), query.model):
+        assert logits.dtype == torch.bfloat16
+        assert not torch.is_autocast_enabled("cpu")
 
 
 def test_deal_attends_over_a_quarter_of_the_side_56_for_the_papers_224(monkeypatch: pytest.MonkeyPatch) -> None:
