@@ -75,7 +75,10 @@ class DealScore(_Deal):
 
 
 def difficulty_entropy(difficulty: Tensor) -> Tensor:
-    """Entropy (B,), in nats, of each map's histogram over N_BINS bins between its least and largest value; NaN for NaN."""
+    """Entropy (B,), in nats, of each map's histogram over N_BINS bins from its least to its largest value.
+
+    NaN for a map that has one.
+    """
     values = difficulty.float().flatten(1)
     low, high = values.amin(1, keepdim=True), values.amax(1, keepdim=True)
     position = (values - low) / (high - low).clamp(min=torch.finfo(torch.float32).tiny)

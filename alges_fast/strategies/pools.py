@@ -83,8 +83,8 @@ def pick_highest(query: Query, scores: Mapping[str, float], *, embed_seconds: fl
     in_order = {name: found[name] for name in query.unlabelled_ids()}
     if broken := [name for name, score in in_order.items() if not math.isfinite(score)]:
         raise UserError(
-            f"the model makes a NaN or infinity of {len(broken)} of the pool's frames, first of {broken[0]!r}: train at a "
-            "lower --lr or in another --precision"
+            f"the model makes a NaN or infinity of {len(broken)} of the pool's frames, first of {broken[0]!r}: "
+            "train at a lower --lr or in another --precision"
         )
     picks = sorted(in_order, key=lambda name: -in_order[name])[: query.n]
     return Picks(tuple(picks), in_order, embed_seconds, time.perf_counter() - start)
