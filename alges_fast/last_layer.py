@@ -312,8 +312,6 @@ class LastLayer:
             logits = run.logits.detach()
             if logits.dtype != torch.float64:
                 logits = logits.float()
-            if valid is not None and valid.shape != logits[:, 0].shape:
-                raise ValueError(f"valid must have shape {tuple(logits[:, 0].shape)}, got {tuple(valid.shape)}")
             residual = loss_residual(logits, loss=loss, valid=valid)
             found: dict[str, Tensor | None] = {}
 

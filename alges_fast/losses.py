@@ -58,7 +58,9 @@ def focal(logits: Tensor, target: Tensor, *, gamma: float = 2.0) -> Tensor:
         Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, Eq. 4.
     """
     cost = F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="none")
-    return _mean_over_pixels((1 - (-cost).exp()) ** gamma * cost, target)
+    # 1 - p without cancelling; above 0, where a power below 1 has no slope.
+    others = (-torch.expm1(-cost)).clamp(min=torch.finfo(cost.dtype).tiny)
+    return _mean_over_pixels(others**gamma * cost, target)
 
 
 def loss_residual(logits: Tensor, *, loss: Loss | None = None, valid: Tensor | None = None) -> Tensor:
@@ -72,19 +74,30 @@ def loss_residual(logits: Tensor, *, loss: Loss | None = None, valid: Tensor | N
 
     Returns:
         (B, K, *spatial), in the logits' type (at least float32): n dL/dlogits with L the loss of one image and n its
-        number of valid pixels. An image with none gives zeros.
+        number of valid pixels. 0 at pixels that do not count, whatever the loss makes of them.
 
     Raises:
-        ValueError: the loss does not return one value with a gradient.
+        ValueError: the loss does not return one value with a gradient; valid of another shape.
+        TypeError: valid is not bool.
     """
     logits = logits.detach()
+    if valid is not None:
+        if valid.shape != (shape := (logits.shape[0], *logits.shape[2:])):
+            raise ValueError(f"valid must have shape {shape}, got {tuple(valid.shape)}")
+        if valid.dtype != torch.bool:
+            raise TypeError(f"valid must be bool, got {str(valid.dtype).removeprefix('torch.')}")
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
     target = logits.argmax(1)  # the lowest class among equals, as torch.argmax documents
     if loss is None:
         residual = _cross_entropy_residual(logits, target)
-        return residual if valid is None else residual.masked_fill(~valid.unsqueeze(1), 0)
+    else:
+        residual = _by_autograd(logits, target, loss, valid)
+    return residual if valid is None else residual.masked_fill(~valid.unsqueeze(1), 0)
 
+
+def _by_autograd(logits: Tensor, target: Tensor, loss: Loss, valid: Tensor | None) -> Tensor:
+    """One image at a time, its pixels that do not count marked in its target."""
     residual = torch.zeros_like(logits)
     for index in range(logits.shape[0]):
         image_target = target[index : index + 1]

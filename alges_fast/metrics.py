@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from alges_fast.data.frames import IGNORE
+from alges_fast.data.frames import IGNORE, TAKEN_NAMES
 
 RELEASED_CLASSES = (0, 1, 2, 3, 4, 5, 9, 10)  # the classes the paper's released code averages over
 
@@ -34,8 +34,8 @@ class SegmentationCounts:
     """
 
     def __init__(self, n_classes: int, *, device: torch.device | str = "cpu") -> None:
-        if n_classes < 1:
-            raise ValueError(f"n_classes is {n_classes}; expected at least 1")
+        if not 1 <= n_classes <= IGNORE:
+            raise ValueError(f"n_classes is {n_classes}; expected 1 to {IGNORE}, the id that does not count")
         self.n_classes = n_classes
         self.confusion = torch.zeros(n_classes, n_classes, dtype=torch.int64, device=device)
         self._out_of_range = torch.zeros((), dtype=torch.int64, device=device)
@@ -127,10 +127,12 @@ class SegmentationCounts:
             A mean over nothing is NaN.
 
         Raises:
-            ValueError: not K distinct names, or an id outside 0..K-1 was seen.
+            ValueError: not K distinct names, or one of `TAKEN_NAMES`; an id outside 0..K-1 was seen.
         """
         if len(classes) != self.n_classes or len(set(classes)) != len(classes):
             raise ValueError(f"classes is {list(classes)}; expected {self.n_classes} distinct names")
+        if taken := [name for name in classes if name in TAKEN_NAMES]:
+            raise ValueError(f"a class is named {taken[0]!r}, and dice_{taken[0]} is another metric; name it otherwise")
         if strays := int(self._out_of_range):
             raise ValueError(
                 f"{strays} pixels have a class id in prediction or mask outside 0..{self.n_classes - 1} "

@@ -43,6 +43,14 @@ def test_focal_is_cross_entropy_for_gamma_0_and_forgives_the_easy() -> None:
     torch.testing.assert_close(focal(even, torch.zeros(1, 1, dtype=torch.int64)), torch.tensor(0.25 * math.log(2)))
 
 
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
+def test_focal_of_a_sure_pixel_has_a_gradient_and_keeps_its_digits(gamma: float) -> None:
+    logits = torch.tensor([[[200.0, 4.0], [-200.0, -4.0]]])
+    found = loss_residual(logits, loss=lambda x, target: focal(x, target, gamma=gamma))
+    exact = loss_residual(logits.double(), loss=lambda x, target: focal(x, target, gamma=gamma))
+    torch.testing.assert_close(found.double(), exact, rtol=5e-4, atol=1e-30)
+
+
 @pytest.mark.parametrize("loss", [cross_entropy, cross_entropy_with_dice, focal])
 def test_ignored_pixels_change_nothing(loss: Loss) -> None:
     logits, target = example()
@@ -62,6 +70,26 @@ def test_residual_is_the_gradient_times_the_number_of_valid_pixels(loss: Loss | 
         (gradient,) = torch.autograd.grad(value, own)
         torch.testing.assert_close(found[index], gradient[0] * valid[index].sum())
     assert not found[1].any()
+
+
+def test_a_pixel_that_does_not_count_has_no_residual_whatever_the_loss() -> None:
+    def smooth(logits: Tensor, target: Tensor) -> Tensor:
+        return cross_entropy(logits, target) + logits.square().mean()
+
+    logits, target = example()
+    valid = target != IGNORE
+    found = loss_residual(logits, loss=smooth, valid=valid)
+    assert not found.movedim(1, -1)[~valid].any()
+    assert found.movedim(1, -1)[valid].all()
+
+
+def test_a_wrong_valid_is_named() -> None:
+    logits, target = example()
+    for loss in (None, cross_entropy):
+        with pytest.raises(ValueError, match=r"valid must have shape \(3, 5, 6\), got \(3, 6, 5\)"):
+            loss_residual(logits, loss=loss, valid=(target != IGNORE).mT)
+        with pytest.raises(TypeError, match="valid must be bool, got int64"):
+            loss_residual(logits, loss=loss, valid=target)
 
 
 def test_residual_of_a_confident_pixel_keeps_its_digits() -> None:

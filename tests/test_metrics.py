@@ -170,5 +170,8 @@ def test_wrong_arguments_are_named() -> None:
         counts.metrics(["a", "a"])
     with pytest.raises(ValueError, match="at least one part"):
         SegmentationCounts.merge([])
-    with pytest.raises(ValueError, match="n_classes is 0"):
-        SegmentationCounts(0)
+    with pytest.raises(ValueError, match="named 'image', and dice_image is another metric"):
+        counts.metrics(["sky", "image"])
+    for n_classes in (0, 256):  # 255 is the id that does not count
+        with pytest.raises(ValueError, match=f"n_classes is {n_classes}"):
+            SegmentationCounts(n_classes)

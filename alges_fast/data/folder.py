@@ -16,6 +16,7 @@ from alges_fast.data.files import (
     list_pictures,
     pairs,
 )
+from alges_fast.data.frames import TAKEN_NAMES
 from alges_fast.errors import UserError
 
 
@@ -109,4 +110,6 @@ def _class_names(root: Path) -> tuple[str, ...] | None:
         raise UserError(f"{path}: cannot be read as UTF-8 text ({error}): one class name a line") from None
     if not 2 <= len(names) <= 255 or len(set(names)) != len(names):
         raise UserError(f"{path}: {len(names)} names: expected 2 to 255 different class names, one a line")
+    if taken := [name for name in names if name in TAKEN_NAMES]:
+        raise UserError(f"{path}: results.csv has another column dice_{taken[0]}: give class {taken[0]!r} another name")
     return names

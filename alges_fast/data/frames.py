@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 IGNORE = 255
 """Mask value of a pixel that is not labelled: it counts in no loss and no metric."""
 
+TAKEN_NAMES = ("image", "released")
+"""Names no class may have: the metrics dice_image and dice_released are not those of a class."""
+
 
 @dataclass(frozen=True, eq=False)
 class FrameSet:

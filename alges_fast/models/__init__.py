@@ -47,7 +47,7 @@ def build_model(
     if not encoder.startswith("tu-") and encoder not in (known := smp.encoders.get_encoder_names()):
         raise UserError(f"encoder {encoder!r} is unknown{_nearest(encoder, known)}; those of timm have the prefix tu-")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would set those of all GPUs too
         try:
             model: nn.Module = smp.create_model(architecture, encoder, encoder_weights, classes=num_classes)
         except Exception as error:

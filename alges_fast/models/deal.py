@@ -29,7 +29,7 @@ class DealModel(nn.Module):
         self.segmentation = segmentation
         self.gamma = nn.Parameter(torch.zeros(()))
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             self.head = nn.Conv2d(n_classes, 1, 1)
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:

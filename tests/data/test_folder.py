@@ -217,6 +217,7 @@ def unseen_class(root: Path) -> None:
         (rename_classes, "class id 2 is out of range (2 classes are named)"),
         (unseen_class, "testA_2.png: class id 7 is out of range (the training masks go up to 2)"),
         (lambda root: (root / "classes.txt").write_text("liver\nliver\n"), "expected 2 to 255 different class names"),
+        (lambda root: (root / "classes.txt").write_text("sky\nimage\nroad\n"), "give class 'image' another name"),
     ],
 )
 def test_tree_that_makes_no_sense(tree: Path, spoil: Callable[[Path], object], says: str) -> None:

@@ -15,8 +15,9 @@ def build(**settings: object) -> torch.nn.Module:
     return build_model(**{"architecture": "fpn", "encoder": "mobilenet_v2", "num_classes": 5, "seed": 1, **settings})
 
 
-def test_weights_come_from_the_seed_alone_and_no_global_generator_moves() -> None:
+def test_weights_come_from_the_seed_alone_and_no_global_generator_moves(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("the GPUs' generators were set"))
     before = torch.get_rng_state()
     first = build().state_dict()
     assert torch.equal(before, torch.get_rng_state())
