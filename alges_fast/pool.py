@@ -6,10 +6,13 @@ a rank of a distributed run takes every world_size-th image, so no image is scor
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +21,12 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, SequentialSampler, Subset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
 from alges_fast.last_layer import LastLayer, evaluating, unwrapped
 from alges_fast.losses import Loss
 from alges_fast.ops import OUTPUTS
-from alges_fast.row_file import RowFile, fingerprint
+from alges_fast.row_file import RowFile, fingerprint, signature
 
 __all__ = ["PRECISIONS", "Id", "Pool", "PoolEmbeddings", "Progress", "embed_pool", "pool_ids", "pool_sizes"]
 
@@ -84,7 +87,7 @@ def embed_pool(
         model: see `LastLayer.find`; already on its device.
         pool: a sequence of images (C, H, W) or of (id, image) pairs, a tensor or array (N, C, H, W), or a DataLoader
             that gives batches of images or (ids, images). Images are uint8 or floating. Where no ids are given an
-            image's id is its position.
+            image's id is its position, so a DataLoader that takes images in an order of its own must give ids.
         output: a field of `PixelGradients`, or several.
         batch_size: images per forward pass on a GPU, at most that on the CPU, where fewer large images go through at
             once are faster; a DataLoader has its own.
@@ -100,8 +103,9 @@ def embed_pool(
         backend: as for `pixel_gradients`.
         progress: a bar (where rich is installed), or a callable of (images done, images in all or None).
         out: a .npy file for the values, memory-mapped in the result; ids are kept in `<out>.ids` beside it. For several
-            outputs a folder, with a file for each.
-        resume: continue the files a killed call left at `out`.
+            outputs a folder, with a file for each. Every rank needs an `out` of its own.
+        resume: continue the files a killed call left at `out`. The last images in them are read again: those of another
+            pool, model, loss or transform are refused.
         on_nan: "raise" stops at the first batch with a NaN or infinity and names its images; "skip" leaves those images
             out and logs their ids.
         rank, world_size: score the images rank, rank + world_size, ... only.
@@ -112,34 +116,37 @@ def embed_pool(
 
     Raises:
         ValueError: a duplicate id, a NaN or infinity, images of different sizes where the output depends on the size,
-            or an argument out of range.
-        TypeError: an item that is neither an image nor an (id, image) pair.
+            a DataLoader that leaves images out, files that cannot be continued, or an argument out of range.
+        TypeError: an item that is neither an image nor an (id, image) pair, or a masked array.
+        OSError: a file that cannot be written.
     """
     names = (output,) if isinstance(output, str) else tuple(output)
     _validate(names, batch_size, on_nan, precision, resume, out)
     rank, world_size = _shard(rank, world_size, group)
     parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     device = parameter.device if device is None else torch.device(device)
+    if isinstance(last_layer, LastLayer) and last_layer.model is not unwrapped(model):
+        raise ValueError("last_layer was found in another model: LastLayer.find(model, example) finds this one's")
+    source = _Source(pool, rank, world_size, batch_size)
     files: dict[str, RowFile] = {}
     if out is not None:
         made_by = {
-            "model": fingerprint(model),
-            "loss": getattr(loss, "__qualname__", repr(loss)),
+            "model": fingerprint(unwrapped(model)),
+            "last_layer": last_layer.name if isinstance(last_layer, LastLayer) else last_layer,
+            "loss": signature(loss),
+            "transform": signature(transform),
             "precision": precision,
             "shard": [rank, world_size],
+            "images": source.total,
+            "ids": None if (known := _known_ids(pool)) is None else _digest(known),
             **({} if regions is None else {"regions": list(regions)}),
         }
         paths = [Path(out)] if isinstance(output, str) else [Path(out) / f"{name}.npy" for name in names]
         for name, path in zip(names, paths, strict=True):
             files[name] = RowFile(path, {"output": name, **made_by}, resume=resume)
-    if isinstance(last_layer, LastLayer) and last_layer.model is not unwrapped(model):
-        raise ValueError("last_layer was found in another model: LastLayer.find(model, example) finds this one's")
-    source = _Source(pool, rank, world_size)
     rows = _Rows(names, files, skip_bad=on_nan == "skip")
-    if rows.done != source.total:
-        # The batches of the run that was killed, so that the rows are the same to the last bit.
-        step = batch_size if not isinstance(pool, DataLoader) else pool.batch_size or 1
-        rows.go_back_to(rows.done - rows.done % step)
+    first, start = source.restart(rows.done)
+    rows.go_back_to(start)
 
     if device.type == "cpu":
         _keep_freed_memory()
@@ -147,6 +154,7 @@ def embed_pool(
 
         def score(batch: _Batch) -> _Scored:
             nonlocal last_layer
+            checksums = _checksums(batch.images) if files else [0] * len(batch.ids)
             images = _to_device(batch.images, device, parameter.dtype, channels_last, transform)
             if not isinstance(last_layer, LastLayer):
                 last_layer = LastLayer.find(model, images[:1], name=last_layer)
@@ -158,11 +166,15 @@ def embed_pool(
                     found = last_layer.window_gradients(part, regions, outputs=names, loss=loss, backend=backend)
                 parts.append([getattr(found, name) for name in names])
             values = [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
-            return _Scored(batch, *_to_host([_finite(images), *values]))
+            return _Scored(batch, checksums, *_to_host([_finite(images), *values]))
 
-        advance(rows.done)
+        advance(start)
         waiting: _Scored | None = None
-        for batch in source.batches(batch_size, start=rows.done):
+        for batch in source.batches(first):
+            if first < start:
+                rows.compare(first, batch)
+                first += len(batch.ids)
+                continue
             scored = score(batch)
             # One batch behind, so that a GPU has the next one to work on while this one is looked at.
             if waiting is not None:
@@ -179,18 +191,19 @@ def pool_ids(pool: Pool) -> tuple[Id, ...]:
     """The ids of a pool's images in order. Nothing is decoded where it is an array or has an attribute `ids`."""
     if isinstance(pool, (Tensor, np.ndarray)):
         return tuple(range(len(pool)))
-    known = getattr(pool, "ids", None)
-    if known is not None:
-        return tuple(known)
-    return tuple(id for batch in _Source(pool, 0, 1).batches(1, start=0) for id in batch.ids)
+    known = _known_ids(pool)
+    ids = [id for batch in _Source(pool, 0, 1).batches() for id in batch.ids] if known is None else known
+    _check_unique(ids)
+    return tuple(ids)
 
 
 def pool_sizes(pool: Pool) -> dict[Id, tuple[int, ...]]:
     """id -> spatial sizes of a pool's images. One that is no array is read for them."""
     if isinstance(pool, (Tensor, np.ndarray)):
         return dict.fromkeys(range(len(pool)), tuple(pool.shape[2:]))
-    batches = _Source(pool, 0, 1).batches(1, start=0)
-    return {id: tuple(batch.images.shape[2:]) for batch in batches for id in batch.ids}
+    sizes = [(id, tuple(batch.images.shape[2:])) for batch in _Source(pool, 0, 1).batches() for id in batch.ids]
+    _check_unique([id for id, _ in sizes])
+    return dict(sizes)
 
 
 def _validate(
@@ -201,6 +214,8 @@ def _validate(
     for name in names:
         if name not in OUTPUTS:
             raise ValueError(f"output: unknown name {name!r}; choose from {', '.join(OUTPUTS)}")
+        if names.count(name) > 1:
+            raise ValueError(f"output: {name!r} is named twice")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if on_nan not in ("raise", "skip"):
@@ -215,7 +230,10 @@ def _shard(rank: int | None, world_size: int | None, group: Any) -> tuple[int, i
     if group is not None:
         if rank is not None or world_size is not None:
             raise ValueError("give group, or rank and world_size, not both")
-        return torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
+        rank, world_size = torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
+        if rank < 0:
+            raise ValueError("group: this process is not in it, so no share of the pool is its own")
+        return rank, world_size
     if (rank is None) != (world_size is None):
         raise ValueError(f"rank and world_size go together, got rank={rank} and world_size={world_size}")
     rank, world_size = rank or 0, 1 if world_size is None else world_size
@@ -235,103 +253,176 @@ class _Batch:
 
 
 class _Source:
-    """This rank's images of a pool, in order, in batches of one size and type."""
+    """This rank's images of a pool, in order, in batches of one size and type.
 
-    def __init__(self, pool: Pool, rank: int, world_size: int) -> None:
+    Attributes:
+        total: how many images; None where the pool does not say.
+        step: images per batch. Batches begin at multiples of it, wherever reading begins, so that a run that goes on
+            makes the batches of one that was never stopped. None where reading cannot begin in the middle.
+        in_order: whether image number i to arrive is the i-th of the pool.
+    """
+
+    def __init__(self, pool: Pool, rank: int, world_size: int, batch_size: int = 1) -> None:
         self.pool = pool
         self.rank = rank
         self.world_size = world_size
-        self.total: int | None = None
-        dataset = pool.dataset if isinstance(pool, DataLoader) else pool
+        self.step: int | None = batch_size
+        self.in_order = True
         if isinstance(pool, DataLoader):
-            self.ordered = isinstance(pool.sampler, SequentialSampler) and not isinstance(dataset, IterableDataset)
-            if world_size > 1 and not self.ordered:
+            size = self._look_at(pool)
+            if world_size > 1 and self.step is None:
                 raise ValueError(
-                    "pool: a DataLoader with a sampler of its own cannot be cut into shards; give its dataset"
+                    "pool: a DataLoader with a sampler of its own, without batches of its own, or over an "
+                    "IterableDataset cannot be cut into shards; give its dataset, or a list of its images"
                 )
-        elif not hasattr(pool, "__getitem__") or not hasattr(pool, "__len__"):
-            raise TypeError(
-                f"pool must be a sequence of images or of (id, image) pairs, or a DataLoader, got {type(pool).__name__}"
-            )
-        if not isinstance(dataset, IterableDataset):
-            size = len(dataset)  # type: ignore[arg-type]
-            if size == 0:
-                raise ValueError("pool is empty: there is nothing to score")
-            self.total = len(range(rank, size, world_size))
+        else:
+            if isinstance(pool, Mapping):
+                raise TypeError(
+                    "pool must be a sequence, got a mapping: list(pool.items()) is one of (id, image) pairs"
+                )
+            if isinstance(pool, IterableDataset) or not (hasattr(pool, "__getitem__") and hasattr(pool, "__len__")):
+                raise TypeError(
+                    "pool must be a sequence of images or of (id, image) pairs, or a DataLoader, got "
+                    f"{type(pool).__name__}"
+                )
+            if isinstance(pool, np.ndarray):
+                _check_whole(pool, "pool")
+            size = len(pool)
+        if size == 0:
+            raise ValueError("pool is empty: there is nothing to score")
+        self.total = None if size is None else len(range(rank, size, world_size))
 
-    def batches(self, batch_size: int, *, start: int) -> Iterator[_Batch]:
-        """Batches from this rank's image number `start` on."""
+    def _look_at(self, loader: DataLoader[Any]) -> int | None:
+        """Set `step` and `in_order`; the number of images, where the loader says it."""
+        batches = loader.batch_sampler
+        if getattr(batches, "drop_last", False):
+            raise ValueError(
+                "pool: a DataLoader with drop_last=True leaves out the last images; make it with drop_last=False"
+            )
+        if isinstance(loader.dataset, IterableDataset):
+            # Several workers take turns, and give every image each unless the dataset takes care.
+            self.step, self.in_order = None, loader.num_workers < 2
+            return None
+        size = len(loader.dataset)  # type: ignore[arg-type]
+        # A DataLoader with a batch_sampler of its own has a SequentialSampler too, which it does not use.
+        sampler: Any = loader.sampler if batches is None else batches.sampler if type(batches) is BatchSampler else None
+        whole = type(sampler) is SequentialSampler and len(sampler) == size
+        if whole and type(batches) is BatchSampler:
+            self.step = batches.batch_size
+            return size
+        self.step, self.in_order = None, whole and (loader.in_order or loader.num_workers < 2)
+        if batches is None:  # the items of the dataset are batches, of so many images as they have
+            return None if size else 0
+        return len(sampler) if hasattr(sampler, "__len__") else None
+
+    def restart(self, done: int) -> tuple[int, int]:
+        """Where to read from and where to score from when the first `done` images are there.
+
+        Scoring goes on at the beginning of a batch; the batch before that is read to see that the pool is the same.
+        """
+        if not done:
+            return 0, 0
+        if self.step is None:
+            raise ValueError(
+                "resume needs a pool in a fixed order: a sequence, or a DataLoader without a sampler of its own; "
+                "resume=False begins anew"
+            )
+        start = done if done == self.total else done - done % self.step
+        return max(start - 1, 0) // self.step * self.step, start
+
+    def batches(self, first: int = 0) -> Iterator[_Batch]:
+        """Batches from this rank's image number `first`, a multiple of `step`, on."""
         if isinstance(self.pool, DataLoader):
-            yield from self._from_loader(self.pool, start)
+            yield from self._from_loader(self.pool, first)
             return
-        positions = range(self.rank, len(self.pool), self.world_size)[start:]
+        assert self.step is not None
+        positions = range(self.rank, len(self.pool), self.world_size)[first:]
         if isinstance(self.pool, (Tensor, np.ndarray)):
-            for first in range(0, len(positions), batch_size):
-                some = positions[first : first + batch_size]
-                yield _Batch(some, some, torch.as_tensor(self.pool[some.start : some.stop : some.step]))
+            for at in range(0, len(positions), self.step):
+                some = positions[at : at + self.step]
+                yield _Batch(some, some, _tensor(self.pool[some.start : some.stop : some.step], "pool"))
             return
-        batch: list[tuple[int, Id, Tensor]] = []
-        for position in positions:
+        named: list[tuple[int, Id]] = []
+        images = torch.empty(0)
+        for number, position in enumerate(positions, first):
             id, image = _item(self.pool[position], position)
-            if batch and (
-                len(batch) == batch_size or (image.shape, image.dtype) != (batch[0][2].shape, batch[0][2].dtype)
-            ):
-                yield _stack(batch)
-                batch = []
-            batch.append((position, id, image))
-        if batch:
-            yield _stack(batch)
+            if named and (image.shape, image.dtype, image.device) != (images.shape[1:], images.dtype, images.device):
+                yield _batch(named, images)
+                named = []
+            if not named:
+                images = image.new_empty(self.step - number % self.step, *image.shape)
+            images[len(named)] = image  # at once: a reader may give the next image in the same memory
+            named.append((position, id))
+            if len(named) == len(images):
+                yield _batch(named, images)
+                named = []
+        if named:
+            yield _batch(named, images)
 
     def any_image(self) -> _Batch:
         """A batch of one, for a rank that has no image of its own."""
-        for batch in _Source(self.pool, 0, 1).batches(1, start=0):
+        for batch in _Source(self.pool, 0, 1).batches():
             return batch
         raise ValueError("pool is empty: there is nothing to score")
 
-    def _from_loader(self, loader: DataLoader[Any], start: int) -> Iterator[_Batch]:
-        if self.ordered and (start or self.world_size > 1):
-            positions = range(self.rank, len(loader.dataset), self.world_size)[start:]  # type: ignore[arg-type]
+    def _from_loader(self, loader: DataLoader[Any], first: int) -> Iterator[_Batch]:
+        if first or self.world_size > 1 or (self.step is not None and not loader.in_order):
+            # The caller's loader but for its sampler: how workers start, their seeds and when they are given up matter.
+            # Not so persistent_workers, with one pass to make, nor pin_memory_device, since embed_pool pins batches.
             loader = DataLoader(
-                Subset(loader.dataset, positions),
-                batch_size=loader.batch_size,
+                loader.dataset,
+                batch_size=self.step,
+                sampler=range(self.rank, len(loader.dataset), self.world_size)[first:],  # type: ignore[arg-type]
                 num_workers=loader.num_workers,
                 collate_fn=loader.collate_fn,
                 pin_memory=loader.pin_memory,
+                timeout=loader.timeout,
                 worker_init_fn=loader.worker_init_fn,
+                multiprocessing_context=loader.multiprocessing_context,
+                generator=loader.generator,
                 prefetch_factor=loader.prefetch_factor,
             )
-            arrived = start
-        elif start:
-            raise ValueError(
-                "resume needs a pool in a fixed order: a sequence, or a DataLoader without a sampler of its own"
-            )
-        else:
-            arrived = 0
+        arrived = first
         for item in loader:
             ids, images = _loaded(item)
+            if ids is None and not self.in_order:
+                raise ValueError(
+                    "pool: a DataLoader that shuffles must give (ids, images), and so must one with a sampler of its "
+                    "own, with in_order=False, or with several workers over an IterableDataset; without ids an image "
+                    "is named by its position, which means nothing here"
+                )
+            self._check_size(arrived, len(images))
             numbers = range(arrived, arrived + len(images))
             positions = range(self.rank + numbers.start * self.world_size, self.rank + numbers.stop * self.world_size)
             positions = positions[:: self.world_size]
-            if ids is None and not self.ordered and not isinstance(loader.dataset, IterableDataset):
-                raise ValueError(
-                    "pool: a DataLoader that shuffles must give (ids, images); without ids an image is named by its "
-                    "position, which means nothing here"
-                )
             yield _Batch(positions, positions if ids is None else ids, images)
             arrived = numbers.stop
+        if self.step is not None and arrived != self.total:
+            raise ValueError(f"pool: the DataLoader ended after {arrived} of {self.total} images")
+
+    def _check_size(self, arrived: int, size: int) -> None:
+        """A collate_fn that leaves out images it cannot read would give the next ones their places."""
+        if self.step is None or self.total is None:
+            return
+        expected = min(self.step, self.total - arrived)
+        if size != expected:
+            raise ValueError(
+                f"pool: the DataLoader's batch from image {arrived} on holds {size} images, where {expected} were "
+                "asked for: its collate_fn must give every image it gets, and once; on_nan='skip' leaves out images "
+                "of NaN"
+            )
 
 
 def _item(item: object, position: int) -> tuple[Id, Tensor]:
     """An image, named by its position, or an (id, image) pair."""
+    name = f"pool item {position}"
     if isinstance(item, (Tensor, np.ndarray)):
-        return position, torch.as_tensor(item)
+        return position, _tensor(item, name)
     if isinstance(item, (tuple, list)) and len(item) == 2 and isinstance(item[1], (Tensor, np.ndarray)):
-        id = (
-            item[0].item() if isinstance(item[0], (Tensor, np.generic)) and item[0].size in (1, torch.Size) else item[0]
-        )
-        if isinstance(id, (str, int)):
-            return id, torch.as_tensor(item[1])
-    raise TypeError(f"pool item {position} must be an image or an (id, image) pair, got {_kind(item)}")
+        id = _id(item[0])
+        if id is not None:
+            return id, _tensor(item[1], name)
+    raise TypeError(f"{name} must be an image or an (id, image) pair, got {_kind(item)}")
 
 
 def _loaded(item: object) -> tuple[Sequence[Id] | None, Tensor]:
@@ -341,14 +432,63 @@ def _loaded(item: object) -> tuple[Sequence[Id] | None, Tensor]:
     if isinstance(item, Tensor):
         return None, item
     if isinstance(item, (tuple, list)) and len(item) == 2 and isinstance(item[1], Tensor):
-        ids = item[0].tolist() if isinstance(item[0], (Tensor, np.ndarray)) and item[0].ndim == 1 else item[0]
-        if (
-            isinstance(ids, (tuple, list))
-            and len(ids) == len(item[1])
-            and all(isinstance(id, (str, int)) for id in ids)
-        ):
-            return ids, item[1]
+        given, images = item
+        if isinstance(given, (Tensor, np.ndarray)) and given.ndim == 1:
+            given = given.tolist()
+        if isinstance(given, (tuple, list)) and len(given) == len(images):
+            ids = [id for id in map(_id, given) if id is not None]
+            if len(ids) == len(given):
+                return ids, images
     raise TypeError(f"pool: the DataLoader must give batches of images or (ids, images), got {_kind(item)}")
+
+
+def _id(value: object) -> Id | None:
+    """A name as a str or int, also from a NumPy scalar or a tensor of one; None for what names nothing."""
+    if isinstance(value, np.generic) or (isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0):
+        value = value.item()
+    return value if isinstance(value, (str, int)) else None
+
+
+def _known_ids(pool: Any) -> list[Id] | None:
+    """The attribute `ids` of a pool that has one."""
+    given = getattr(pool, "ids", None)
+    if given is None:
+        return None
+    ids = [id for id in map(_id, given) if id is not None]
+    if len(ids) != len(given) or len(ids) != len(pool):
+        raise ValueError(
+            f"pool: its attribute ids must name its {len(pool)} images by a str or int each, got {given!r}"
+        )
+    return ids
+
+
+def _digest(ids: Sequence[Id]) -> str:
+    return hashlib.blake2b(json.dumps(ids).encode(), digest_size=8).hexdigest()
+
+
+def _check_unique(ids: Sequence[Id]) -> None:
+    if len(set(ids)) < len(ids):
+        seen: set[Id] = set()
+        twice = next(id for id in ids if id in seen or seen.add(id))  # type: ignore[func-returns-value]
+        raise ValueError(f"pool: id {twice!r} occurs twice; ids must name one image each")
+
+
+def _tensor(image: Tensor | np.ndarray[Any, Any], name: str) -> Tensor:
+    if isinstance(image, Tensor):
+        return image.detach()
+    _check_whole(image, name)
+    try:
+        return torch.as_tensor(image)
+    except (TypeError, ValueError) as error:  # its type, byte order or strides
+        raise type(error)(f"{name} cannot be taken as a tensor: {error}") from None
+
+
+def _check_whole(image: np.ndarray[Any, Any], name: str) -> None:
+    if isinstance(image, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name} must not be a masked array, whose mask would be lost; give .filled(value), or set what is masked "
+            "to NaN and leave such images out with on_nan='skip'"
+        )
 
 
 def _kind(item: object) -> str:
@@ -359,13 +499,15 @@ def _kind(item: object) -> str:
     return type(item).__name__
 
 
-def _alike(image: Tensor, other: Tensor) -> bool:
-    return image.shape == other.shape and image.dtype == other.dtype
+def _batch(named: Sequence[tuple[int, Id]], images: Tensor) -> _Batch:
+    return _Batch([position for position, _ in named], [id for _, id in named], images[: len(named)])
 
 
-def _stack(batch: list[tuple[int, Id, Tensor]]) -> _Batch:
-    positions, ids, images = zip(*batch, strict=True)
-    return _Batch(positions, ids, torch.stack(images))
+def _checksums(images: Tensor) -> list[int]:
+    """A number for every image that another image hardly has: of its pixels on a grid of some 32 each way."""
+    grid = (slice(None), slice(None), *(slice(None, None, max(size // 32, 1)) for size in images.shape[2:]))
+    some = images[grid].detach().cpu().contiguous()
+    return [zlib.crc32(image.flatten().view(torch.uint8).numpy()) for image in some]
 
 
 # To the device and back.
@@ -448,6 +590,8 @@ def _autocast(device: torch.device, precision: str | None) -> AbstractContextMan
 @dataclass(frozen=True)
 class _Scored:
     batch: _Batch
+    checksums: Sequence[int]
+    """As the files keep them, of the images before a transform or the model could write to them."""
     tensors: list[Tensor]
     """Whether each image is finite, then every output."""
     event: torch.cuda.Event | None
@@ -464,17 +608,34 @@ class _Rows:
         self.values: dict[str, list[Tensor]] = {name: [] for name in names}
         self.skipped: list[Id] = []
         self.seen: set[Id] = set()
-        self.done = 0
+        self.done = min((file.done for file in files.values()), default=0)  # a kill may have come between two of them
         """Images of this rank's shard looked at so far, skipped ones included."""
-        if files:  # a kill may have come between two of them
-            self.go_back_to(min(file.done for file in files.values()))
 
     def go_back_to(self, done: int) -> None:
         """Forget the images after the first `done`."""
         self.done = done
         for file in self.files.values():
             file.truncate(done)
-            self.seen = {id for _, id, _ in file.items}
+            self.seen = {id for _, id, _, _ in file.items}
+            left_out = [id for _, id, kept, _ in file.items if not kept]
+            if left_out and not self.skip_bad:
+                raise ValueError(
+                    f"out: {file.path} was made with on_nan='skip', without image {', '.join(map(repr, left_out))}; "
+                    "resume=False begins anew"
+                )
+
+    def compare(self, first: int, batch: _Batch) -> None:
+        """Check that a batch is what the files hold from their image number `first` on."""
+        for file in self.files.values():
+            held = file.items[first : first + len(batch.ids)]
+            read = zip(batch.positions, batch.ids, _checksums(batch.images), strict=True)
+            for (position, id, checksum), (_, before, _, checksum_before) in zip(read, held, strict=True):
+                if (id, checksum) != (before, checksum_before):
+                    what = f"{before!r} with other pixels" if id == before else f"{before!r}, not {id!r}"
+                    raise ValueError(
+                        f"pool: it has changed since {file.path} was made: image {position} was {what}; resume=False "
+                        "begins anew"
+                    )
 
     def add(self, scored: _Scored) -> int:
         """Check and keep a batch; the number of its images."""
@@ -494,8 +655,7 @@ class _Rows:
                 [id for id, f, g in zip(batch.ids, finite.tolist(), good.tolist(), strict=True) if f and not g],
                 _BAD_MODEL,
             )
-        kept = good.tolist()
-        items = list(zip(batch.positions, batch.ids, kept, strict=True))
+        items = list(zip(batch.positions, batch.ids, good.tolist(), scored.checksums, strict=True))
         for name, values in zip(self.names, outputs, strict=True):
             rows = values if good.all() else values[good]
             if name in self.files:
@@ -508,7 +668,7 @@ class _Rows:
                     f"{tuple(earlier[0].shape[1:])}: for this output all images must have one size"
                 )
             earlier.append(rows)
-        self.items += [(position, id) for position, id, keep in items if keep]
+        self.items += [(position, id) for position, id, keep, _ in items if keep]
         self.done += len(items)
         return len(items)
 
@@ -521,11 +681,14 @@ class _Rows:
                 self.values[name].append(values[:0])
 
     def finish(self) -> PoolEmbeddings:
-        if self.skipped:
-            logger.warning("embed_pool left out %d images: %s", len(self.skipped), ", ".join(map(repr, self.skipped)))
-        items, outputs = self.items, {name: torch.cat(values) for name, values in self.values.items() if values}
+        items, skipped = self.items, self.skipped
+        outputs = {name: torch.cat(values) for name, values in self.values.items() if values}
         for name, file in self.files.items():
-            items, outputs[name] = [(position, id) for position, id, keep in file.items if keep], file.finish()
+            items = [(position, id) for position, id, kept, _ in file.items if kept]
+            skipped = [id for _, id, kept, _ in file.items if not kept]
+            outputs[name] = file.finish()
+        if skipped:
+            logger.warning("embed_pool left out %d images: %s", len(skipped), ", ".join(map(repr, skipped)))
         return PoolEmbeddings(
             ids=tuple(id for _, id in items),
             values=outputs[self.names[0]],

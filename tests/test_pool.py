@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Sampler,
+    SequentialSampler,
+    TensorDataset,
+    default_collate,
+    get_worker_info,
+)
 
 from alges_fast import LastLayer, PoolEmbeddings, embed_pool
 from alges_fast.losses import focal
+from alges_fast.pool import pool_ids, pool_sizes
 
 N, CLASSES = 11, 4
 
@@ -234,6 +247,10 @@ def test_a_shuffling_loader_must_name_its_images(model: nn.Module, images: Tenso
         (torch.zeros(0, 3, 8, 8), ValueError, "pool is empty"),
         ([], ValueError, "pool is empty"),
         (iter([torch.zeros(3, 8, 8)]), TypeError, "pool must be a sequence"),
+        (Stream(torch.zeros(2, 3, 8, 8)), TypeError, "pool must be a sequence"),
+        ({"a": torch.zeros(3, 8, 8)}, TypeError, r"got a mapping: list\(pool.items\(\)\)"),
+        (np.zeros((2, 3, 8, 8), ">f4"), ValueError, "pool cannot be taken as a tensor: .*byte order"),
+        ([np.zeros((3, 8, 8), np.float32)[::-1]], ValueError, "pool item 0 cannot be taken as a tensor: .*stride"),
         (
             [(torch.zeros(3, 8, 8), torch.zeros(8, 8))],
             TypeError,
@@ -270,6 +287,253 @@ def test_what_is_not_a_pool(model: nn.Module, pool: object, error: type[Exceptio
 def test_bad_arguments(model: nn.Module, images: Tensor, arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         embed_pool(model, images, progress=False, **arguments)  # type: ignore[arg-type]
+
+
+# What a DataLoader may do to the order, and to the number, of its images.
+
+
+class Order(Sampler[list[int]]):
+    """A batch_sampler of a user's own: batches of 3, from the end of the pool."""
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = list(range(N))[::-1]
+        return iter([order[start : start + 3] for start in range(0, N, 3)])
+
+
+class Batched(Dataset):
+    """A pool whose items are batches already."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.batches = images.split(4)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> Tensor:
+        if index >= len(self):
+            raise IndexError
+        return self.batches[index]
+
+
+def without_the_first(items: list[tuple[str, Tensor]]) -> object:
+    """As those do that leave out what could not be read."""
+    return default_collate(items[1:] or items)
+
+
+@pytest.mark.parametrize("ids", [False, True])
+def test_a_batch_sampler_of_its_own_is_an_order_of_its_own(
+    model: nn.Module, images: Tensor, expected: Tensor, ids: bool
+) -> None:
+    dataset: Dataset = Pairs(images) if ids else TensorDataset(images)
+    loader = DataLoader(dataset, batch_sampler=Order())
+    if ids:
+        found = embed_pool(model, loader, progress=False)
+        assert found.ids == tuple(f"frame_{i}" for i in range(N))[::-1]
+        torch.testing.assert_close(found.values, expected.flip(0), rtol=1e-5, atol=1e-7)
+    else:
+        with pytest.raises(ValueError, match=r"must give \(ids, images\), and so must one with a sampler of its own"):
+            embed_pool(model, loader, progress=False)
+    with pytest.raises(ValueError, match="cannot be cut into shards; give its dataset"):
+        embed_pool(model, loader, rank=0, world_size=2, progress=False)
+
+
+def test_a_batch_sampler_in_turn_is_the_pools_order(
+    model: nn.Module, images: Tensor, expected: Tensor, tmp_path: Path
+) -> None:
+    dataset = TensorDataset(images)
+    loader = DataLoader(dataset, batch_sampler=BatchSampler(SequentialSampler(dataset), 4, drop_last=False))
+    check(embed_pool(model, loader, progress=False), expected, named=False)
+    shard = embed_pool(model, loader, rank=1, world_size=2, progress=False)
+    assert shard.ids == tuple(range(1, N, 2))
+    torch.testing.assert_close(shard.values, expected[1::2], rtol=1e-5, atol=1e-7)
+    check(embed_pool(model, loader, out=tmp_path / "image.npy", progress=False), expected, named=False)
+    check(embed_pool(model, loader, out=tmp_path / "image.npy", resume=True, progress=False), expected, named=False)
+
+
+def test_a_sampler_of_some_images_is_not_the_whole_pool(model: nn.Module, images: Tensor) -> None:
+    some = DataLoader(Pairs(images), batch_size=2, sampler=SequentialSampler(range(5)))
+    assert embed_pool(model, some, progress=False).ids == tuple(f"frame_{i}" for i in range(5))
+    with pytest.raises(ValueError, match="cannot be cut into shards"):
+        embed_pool(model, some, rank=0, world_size=2, progress=False)
+
+
+def test_without_automatic_batches_items_are_batches(model: nn.Module, images: Tensor, expected: Tensor) -> None:
+    for loader in (
+        DataLoader(Batched(images), batch_size=None),
+        DataLoader(Batched(images), batch_size=None, num_workers=0, sampler=SequentialSampler(range(3))),
+        DataLoader(Stream(Batched(images)), batch_size=None),  # type: ignore[arg-type]
+    ):
+        seen: list[int | None] = []
+        found = embed_pool(model, loader, progress=lambda done, total, seen=seen: seen.append(total))  # type: ignore[misc]
+        check(found, expected, named=False)
+        assert set(seen) == {None}  # 3 is not the number of images
+        with pytest.raises(ValueError, match="cannot be cut into shards"):
+            embed_pool(model, loader, rank=0, world_size=2, progress=False)
+
+
+def test_a_loader_that_drops_the_last_images_is_refused(model: nn.Module, images: Tensor) -> None:
+    sampler = SequentialSampler(range(N))
+    for loader in (
+        DataLoader(Pairs(images), batch_size=4, drop_last=True),
+        DataLoader(Pairs(images), batch_sampler=BatchSampler(sampler, 4, drop_last=True)),
+        DataLoader(Stream(images), batch_size=4, drop_last=True),
+    ):
+        with pytest.raises(ValueError, match="leaves out the last images; make it with drop_last=False"):
+            embed_pool(model, loader, progress=False)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"rank": 1, "world_size": 2}])
+def test_a_collate_fn_that_leaves_images_out_is_found(
+    model: nn.Module, images: Tensor, arguments: dict[str, int]
+) -> None:
+    loader = DataLoader(Pairs(images), batch_size=4, collate_fn=without_the_first)
+    with pytest.raises(ValueError, match="from image 0 on holds 3 images, where 4 were asked for: its collate_fn"):
+        embed_pool(model, loader, progress=False, **arguments)  # type: ignore[arg-type]
+
+
+def test_several_workers_over_a_stream_must_name_the_images(model: nn.Module, images: Tensor) -> None:
+    """Each of them gives every image."""
+    with pytest.raises(ValueError, match="several workers over an IterableDataset"):
+        embed_pool(model, DataLoader(Stream(images), batch_size=2, num_workers=2), progress=False)
+
+
+class Watched(Pairs):
+    """A pool that only a worker of the kind asked for may read, and only once the worker has made it ready."""
+
+    ready: str | None = None
+
+    def __init__(self, images: Tensor, last: int = -1) -> None:
+        super().__init__(images)
+        self.last = last
+
+    def __getitem__(self, index: int) -> tuple[str, Tensor]:
+        assert self.ready == type(multiprocessing.current_process()).__name__
+        if index == self.last:
+            raise RuntimeError("the reader stops here")
+        if index < 2:
+            time.sleep(0.2)  # the other worker's batch is there first
+        return super().__getitem__(index)
+
+
+def make_ready(worker: int) -> None:
+    info = get_worker_info()
+    assert info is not None
+    info.dataset.ready = type(multiprocessing.current_process()).__name__
+
+
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("in_order", [True, False])
+def test_a_loader_keeps_its_workers_ways(
+    model: nn.Module, images: Tensor, expected: Tensor, method: str, in_order: bool, tmp_path: Path
+) -> None:
+    """In one pass, in shards and after a kill: how workers start, what they begin with, and the order of images."""
+
+    def loader(last: int = -1) -> DataLoader:
+        return DataLoader(
+            Watched(images, last),
+            batch_size=2,
+            num_workers=2,
+            worker_init_fn=make_ready,
+            multiprocessing_context=method,
+            persistent_workers=True,
+            in_order=in_order,
+            timeout=100,
+            generator=torch.Generator().manual_seed(3),
+        )
+
+    check(embed_pool(model, loader(), progress=False), expected, named=True)
+    shard = embed_pool(model, loader(), rank=1, world_size=2, progress=False)
+    assert shard.ids == tuple(f"frame_{i}" for i in range(1, N, 2))
+    torch.testing.assert_close(shard.values, expected[1::2], rtol=1e-5, atol=1e-7)
+    whole, out = tmp_path / "whole.npy", tmp_path / "image.npy"
+    embed_pool(model, loader(), out=whole, progress=False)
+    with pytest.raises(RuntimeError, match="the reader stops here"):
+        embed_pool(model, loader(9), out=out, progress=False)
+    check(embed_pool(model, loader(), out=out, resume=True, progress=False), expected, named=True)
+    for suffix in (".npy", ".npy.ids"):
+        assert out.with_suffix(suffix).read_bytes() == whole.with_suffix(suffix).read_bytes()
+
+
+def test_workers_seeds_do_not_depend_on_shards(model: nn.Module, images: Tensor) -> None:
+    """Nor is the caller's global random state drawn from, where the loader has a generator."""
+    loader = DataLoader(Pairs(images), batch_size=2, generator=torch.Generator().manual_seed(3))
+    before = torch.get_rng_state()
+    embed_pool(model, loader, rank=1, world_size=2, progress=False)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_an_order_of_its_own_cannot_be_gone_on_with(model: nn.Module, images: Tensor, tmp_path: Path) -> None:
+    loader = DataLoader(Pairs(images), batch_size=2, shuffle=True)
+    embed_pool(model, loader, out=tmp_path / "image.npy", progress=False)
+    with pytest.raises(ValueError, match="resume needs a pool in a fixed order"):
+        embed_pool(model, loader, out=tmp_path / "image.npy", resume=True, progress=False)
+
+
+# What else a user's own pool may be.
+
+
+class OneBuffer(Pairs):
+    """A reader that gives every image in the same memory."""
+
+    def __init__(self, images: Tensor) -> None:
+        super().__init__(images)
+        self.buffer = np.empty(images.shape[1:], np.float32)
+
+    def __getitem__(self, index: int) -> tuple[str, Tensor]:
+        self.buffer[:] = self.images[index].numpy()
+        return f"frame_{index}", self.buffer  # type: ignore[return-value]
+
+
+def test_a_reader_may_use_its_memory_again(model: nn.Module, images: Tensor, expected: Tensor) -> None:
+    check(embed_pool(model, OneBuffer(images), batch_size=4, progress=False), expected, named=True)
+
+
+@pytest.mark.parametrize("name", [np.str_, np.int64, torch.tensor])
+def test_ids_may_be_scalars_of_numpy_or_torch(
+    model: nn.Module, images: Tensor, name: Callable[..., object], tmp_path: Path
+) -> None:
+    number = [str(7 * i) if name is np.str_ else 7 * i for i in range(N)]
+    pairs = [(name(i), image) for i, image in zip(number, images, strict=True)]
+    for pool in (pairs, DataLoader(pairs, batch_size=3, collate_fn=lambda items: named_batch(items))):  # type: ignore[arg-type]
+        found = embed_pool(model, pool, out=tmp_path / "image.npy", progress=False)
+        assert found.ids == tuple(number)
+        assert {type(id) for id in found.ids} == {type(number[0])}
+        assert pool_ids(pool) == tuple(number)
+
+
+def named_batch(items: list[tuple[object, Tensor]]) -> tuple[list[object], Tensor]:
+    return [name for name, _ in items], torch.stack([image for _, image in items])
+
+
+class Listed(Pairs):
+    def __init__(self, images: Tensor, ids: object) -> None:
+        super().__init__(images)
+        self.ids = ids
+
+
+def test_known_ids_name_every_image_once(images: Tensor) -> None:
+    assert pool_ids(Listed(images, np.arange(N))) == tuple(range(N))
+    for ids in (["a"] * (N - 1), [None] * N):
+        with pytest.raises(ValueError, match="its attribute ids must name its 11 images"):
+            pool_ids(Listed(images, ids))
+    twice = [(f"frame_{i % 10}", image) for i, image in enumerate(images)]
+    for read in (pool_ids, pool_sizes):
+        with pytest.raises(ValueError, match="id 'frame_0' occurs twice"):
+            read(twice)  # type: ignore[operator]
+    with pytest.raises(ValueError, match="id 'a' occurs twice"):
+        pool_ids(Listed(images, ["a"] * N))
+
+
+def test_a_masked_array_is_refused(model: nn.Module, images: Tensor) -> None:
+    masked = np.ma.masked_greater(images.numpy(), 1.0)
+    for pool in (masked, [masked[0]], [("a", masked[0])]):
+        with pytest.raises(TypeError, match="must not be a masked array, whose mask would be lost"):
+            embed_pool(model, pool, progress=False)
+
+
+def test_an_output_named_twice_is_refused(model: nn.Module, images: Tensor) -> None:
+    with pytest.raises(ValueError, match="output: 'entropy' is named twice"):
+        embed_pool(model, images, output=("entropy", "image", "entropy"), progress=False)
 
 
 # Files.
@@ -314,12 +578,12 @@ def test_a_killed_run_goes_on_where_it_was(model: nn.Module, images: Tensor, tmp
         return pairs, DataLoader(pairs, batch_size=2) if loader else pairs
 
     with pytest.raises(Killed):
-        embed_pool(model, pool(7)[1], out=tmp_path / "killed", **arguments)
+        embed_pool(model, pool(9)[1], out=tmp_path / "killed", **arguments)
     # What the kill left half-written: rows without a line, a line without its end, one file ahead of the other.
     with (tmp_path / "killed" / "image.npy").open("ab") as file:
         file.write(b"\x7f" * 100)
     with (tmp_path / "killed" / "entropy.npy.ids").open("a") as file:
-        file.write('[6, "fra')
+        file.write('[8, "fra')
     lines = (tmp_path / "killed" / "image.npy.ids").read_text().splitlines(keepends=True)
     (tmp_path / "killed" / "image.npy.ids").write_text("".join(lines[:-1]))
 
@@ -334,7 +598,7 @@ def test_a_killed_run_goes_on_where_it_was(model: nn.Module, images: Tensor, tmp
 
     pairs, again = pool(-1)
     finished = embed_pool(model, again, out=tmp_path / "killed", resume=True, **arguments)
-    assert not pairs.read
+    assert pairs.read == [10]  # the last batch, to see that it is the same pool
     assert finished.ids == whole.ids
 
 
@@ -353,4 +617,4 @@ def test_ids_file_is_one_json_value_a_line(model: nn.Module, images: Tensor, tmp
     embed_pool(model, Pairs(images), out=tmp_path / "image.npy", progress=False)
     lines = [json.loads(line) for line in (tmp_path / "image.npy.ids").read_text().splitlines()]
     assert lines[0]["output"] == "image"
-    assert lines[1:] == [[i, f"frame_{i}", True] for i in range(N)]
+    assert [line[:3] for line in lines[1:]] == [[i, f"frame_{i}", True] for i in range(N)]

@@ -1,0 +1,388 @@
+"""The files of `embed_pool`: killed at any instant, damaged, of something else, or in use."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from commands import CONTEXT, finish
+from torch import Tensor, nn
+
+import alges_fast.row_file
+from alges_fast import PoolEmbeddings, embed_pool, pool
+from alges_fast.losses import focal
+
+N = 11
+BAD = 4
+"""The image that holds a NaN."""
+
+
+def make_model(last: float = 0.0) -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 1))
+    with torch.no_grad():
+        model[2].bias += last
+    return model
+
+
+def make_pool(seed: int = 1) -> list[tuple[str, Tensor]]:
+    images = torch.randn(N, 2, 6, 5, generator=torch.Generator().manual_seed(seed))
+    images[BAD, 0, 2, 2] = torch.nan
+    return [(f"frame_{i}", image) for i, image in enumerate(images)]
+
+
+class Listed(list[Any]):
+    """A pool that knows its ids without reading an image."""
+
+    @property
+    def ids(self) -> list[str]:
+        return [name for name, _ in self]
+
+
+def embed(out: Path, images: Sequence[Any] | None = None, **arguments: Any) -> PoolEmbeddings:
+    arguments = {"output": ("image", "entropy"), "batch_size": 2, "on_nan": "skip", **arguments}
+    model = arguments.pop("model", None) or make_model()
+    return embed_pool(model, images or make_pool(), out=out, progress=False, **arguments)
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+class Stopped(BaseException):
+    pass
+
+
+def stop_at(last: int) -> Sequence[Any]:
+    """The pool, whose reader is stopped at one image."""
+
+    class Stops(list[Any]):
+        def __getitem__(self, index: Any) -> Any:
+            if index == last:
+                raise Stopped
+            return super().__getitem__(index)
+
+    return Stops(make_pool())
+
+
+@pytest.fixture
+def half(tmp_path: Path) -> Path:
+    """What a run left that was stopped at image 8."""
+    with pytest.raises(Stopped):
+        embed(tmp_path / "out", stop_at(8))
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> Path:
+    embed(tmp_path / "out")
+    return tmp_path / "out"
+
+
+# Killed.
+
+
+def _embed_and_die(out: str, output: str | tuple[str, ...], instant: int, count: str) -> None:
+    """Embed the pool with a SIGKILL at so many lines of the code that keeps rows; else write how many there were."""
+    torch.set_num_threads(1)
+    lines = 0
+
+    def trace(frame: FrameType, event: str, argument: Any) -> Any:
+        if frame.f_code.co_filename not in (alges_fast.row_file.__file__, pool.__file__):
+            return None
+        nonlocal lines
+        if event == "line":
+            lines += 1
+            if lines == instant:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return trace
+
+    sys.settrace(trace)
+    embed(Path(out), output=output, resume=True)
+    sys.settrace(None)
+    Path(count).write_text(str(lines))
+
+
+@pytest.mark.parametrize("output", ["image", ("image", "entropy")])
+@pytest.mark.parametrize("kills", [6, pytest.param(100, marks=pytest.mark.slow)])
+def test_killed_at_random_instants(kills: int, output: str | tuple[str, ...], tmp_path: Path) -> None:
+    """Calls are killed and continued until so many kills have struck; each ends with an undisturbed call's files."""
+
+    def run(folder: str, instant: int) -> int | None:
+        out = tmp_path / folder / ("image.npy" if output == "image" else "several")
+        arguments = (str(out), output, instant, str(tmp_path / "lines"))
+        process = CONTEXT.Process(target=_embed_and_die, args=arguments, daemon=True)
+        process.start()
+        return finish(process)
+
+    def files(folder: str) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in (tmp_path / folder).rglob("*.npy*")}
+
+    assert run("whole", 0) == 0
+    lines = int((tmp_path / "lines").read_text())
+    draw, struck, finished = random.Random(kills), 0, 0
+    while struck < kills or not finished:
+        code = run(str(finished), draw.randrange(1, lines) if struck < kills else 0)
+        if code == 0:
+            assert files(str(finished)) == files("whole")
+            finished += 1
+        else:
+            assert code == -signal.SIGKILL
+            struck += 1
+    assert len(files("whole")) == (2 if output == "image" else 4)
+
+
+def test_batches_of_a_continued_run_are_those_of_one_never_stopped(tmp_path: Path) -> None:
+    """Images of several sizes break batches, and what a batch holds may change the last digits of its rows."""
+    sizes = [5, 5, 5, 4, 4, 5, 5, 5, 5, 5, 5]
+    images = [(f"frame_{i}", torch.rand(2, 6, size)) for i, size in enumerate(sizes)]
+    seen: list[tuple[int, ...]] = []
+
+    def transform(batch: Tensor) -> Tensor:
+        seen.append((len(batch), *batch.shape[2:]))
+        return batch
+
+    embed(tmp_path / "whole", images, batch_size=4, transform=transform)
+    expected, stopped = list(seen), list(images)
+    stopped[9] = ("frame_9", torch.zeros(2, 6, 5, dtype=torch.int64))  # an error that comes before the end
+    with pytest.raises(TypeError, match="uint8 or floating"):
+        embed(tmp_path / "out", stopped, batch_size=4, transform=transform)
+    seen.clear()
+    embed(tmp_path / "out", images, batch_size=4, transform=transform, resume=True)
+    assert seen == expected[-len(seen) :]
+    assert len(seen) < len(expected)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+# Of something else.
+
+
+def other_pixels(images: list[tuple[str, Tensor]]) -> Sequence[Any]:
+    return [(name, image + 1) for name, image in images]
+
+
+def other_names(images: list[tuple[str, Tensor]]) -> Sequence[Any]:
+    return [(f"other_{name}", image) for name, image in images]
+
+
+def without_names(images: list[tuple[str, Tensor]]) -> Sequence[Any]:
+    return [image for _, image in images]
+
+
+def one_less(images: list[tuple[str, Tensor]]) -> Sequence[Any]:
+    return images[:-1]
+
+
+def one_more(images: list[tuple[str, Tensor]]) -> Sequence[Any]:
+    return [*images, ("new", images[0][1])]
+
+
+@pytest.mark.parametrize("change", [other_pixels, other_names, without_names, one_less, one_more])
+@pytest.mark.parametrize("state", ["half", "whole"])
+def test_another_pool_is_not_continued(
+    state: str, change: Callable[..., Sequence[Any]], request: pytest.FixtureRequest
+) -> None:
+    out: Path = request.getfixturevalue(state)
+    with pytest.raises(ValueError, match=r"has changed since .*resume=False|images was 11, now 1[02]"):
+        embed(out, change(make_pool()), resume=True)
+    assert embed(out, change(make_pool())).positions.tolist() != []
+
+
+def test_a_pool_in_another_order_is_not_continued_where_it_says_its_ids(tmp_path: Path) -> None:
+    images = make_pool()
+    embed(tmp_path / "out", Listed(images))
+    swapped = [images[1], images[0], *images[2:]]
+    with pytest.raises(ValueError, match="ids was"):
+        embed(tmp_path / "out", Listed(swapped), resume=True)
+    assert embed(tmp_path / "out", Listed(images), resume=True).ids[:2] == ("frame_0", "frame_1")
+
+
+def shifted(batch: Tensor, by: float = 1.0) -> Tensor:
+    return batch - by
+
+
+class Weighted(nn.Module):
+    """A loss that prints alike whatever its weights."""
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.tensor([1.0, 1.0, weight]))
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(logits, target, self.weight)
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "now"),
+    [
+        ("loss", None, focal),
+        ("loss", Weighted(1.0), Weighted(2.0)),
+        ("transform", None, shifted),
+        ("transform", lambda batch: batch - 1, lambda batch: batch - 2),
+        ("transform", functools.partial(shifted, by=1.0), functools.partial(shifted, by=2.0)),
+        ("model", make_model(), make_model(1.0)),
+        ("model", make_model(), nn.Sequential(*make_model()[:1], nn.GELU(), *make_model()[2:])),
+        ("regions", None, (2, 2)),
+        ("precision", None, "bf16-mixed"),
+        ("last_layer", None, "2"),
+    ],
+)
+def test_what_makes_other_rows_is_named(name: str, before: Any, now: Any, tmp_path: Path) -> None:
+    embed(tmp_path / "out", **{name: before})
+    embed(tmp_path / "out", **{name: before}, resume=True)
+    with pytest.raises(ValueError, match=rf"another model or other arguments \({name} was .*, now .*resume=False"):
+        embed(tmp_path / "out", **{name: now}, resume=True)
+
+
+def test_a_loss_is_known_again_in_another_process() -> None:
+    """Where it lies in memory does not matter."""
+    code = "import functools; from alges_fast.row_file import signature; from alges_fast.losses import focal; "
+    code += "print(signature(functools.partial(focal, gamma=3)), signature(focal))"
+    told = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout]
+    told.append(f"{alges_fast.row_file.signature(functools.partial(focal, gamma=3))} ")
+    assert told[0].startswith(told[1])
+    assert " at 0x" not in told[0]
+
+
+def test_images_left_out_are_no_silent_part_of_a_strict_run(half: Path) -> None:
+    with pytest.raises(ValueError, match="made with on_nan='skip', without image 'frame_4'"):
+        embed(half, on_nan="raise", resume=True)
+
+
+def test_images_left_out_before_the_kill_are_told(half: Path, caplog: pytest.LogCaptureFixture) -> None:
+    embed(half, resume=True)
+    assert "left out 1 images: 'frame_4'" in caplog.text
+
+
+# Damaged.
+
+
+def cut_rows(out: Path) -> None:
+    os.truncate(out / "image.npy", 200)
+
+
+def cut_header(out: Path) -> None:
+    os.truncate(out / "image.npy", 60)
+
+
+def no_rows(out: Path) -> None:
+    (out / "image.npy").write_bytes(b"")
+
+
+def garbage_for_rows(out: Path) -> None:
+    (out / "image.npy").write_bytes(b"\x00" * 1000)
+
+
+def empty_list(out: Path) -> None:
+    (out / "image.npy.ids").write_bytes(b"")
+
+
+def no_list(out: Path) -> None:
+    (out / "image.npy.ids").unlink()
+
+
+def garbage_for_list(out: Path) -> None:
+    (out / "image.npy.ids").write_bytes(b"\x00\xff{[\n[1]\n")
+
+
+def garbage_in_list(out: Path) -> None:
+    lines = (out / "image.npy.ids").read_bytes().splitlines(keepends=True)
+    (out / "image.npy.ids").write_bytes(b"".join([*lines[:3], b"\x00\x00\n", *lines[3:]]))
+
+
+def of_an_earlier_version(out: Path) -> None:
+    lines = [json.loads(line) for line in (out / "image.npy.ids").read_text().splitlines()]
+    del lines[0]["transform"], lines[0]["images"]
+    lines[1:] = [line[:3] for line in lines[1:]]
+    (out / "image.npy.ids").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        cut_rows, cut_header, no_rows, garbage_for_rows, empty_list, no_list, garbage_for_list, garbage_in_list,
+        of_an_earlier_version,
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("state", ["half", "whole"])
+def test_a_damaged_file_is_named_and_left_alone(
+    state: str, damage: Callable[[Path], None], request: pytest.FixtureRequest
+) -> None:
+    out: Path = request.getfixturevalue(state)
+    damage(out)
+    rows = (out / "image.npy").read_bytes()
+    with pytest.raises(ValueError, match=r"image\.npy.* resume=False replaces it"):
+        embed(out, resume=True)
+    assert (out / "image.npy").read_bytes() == rows
+    embed(out)
+    embed(out, resume=True)
+
+
+def test_a_bad_pool_leaves_the_files_alone(whole: Path) -> None:
+    before = contents(whole)
+    with pytest.raises(TypeError, match="pool must be a sequence"):
+        embed(whole, iter(make_pool()))  # type: ignore[arg-type]
+    assert contents(whole) == before
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """No file of this process grows beyond 500 bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_full_disk_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    with full_disk(), pytest.raises(OSError, match=r"resume=True continues from here: '.*\.npy"):
+        embed(tmp_path / "out")
+    embed(tmp_path / "out", resume=True)
+    embed(tmp_path / "whole")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+# In use.
+
+
+def test_two_processes_do_not_write_one_file(whole: Path) -> None:
+    """As ranks would that were given the same `out`."""
+    code = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(whole / "entropy.npy.ids")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    before = contents(whole)
+    for resume in (False, True):
+        with pytest.raises(ValueError, match=r"another process is writing .*entropy\.npy; give every process"):
+            embed(whole / "entropy.npy", output="entropy", resume=resume)
+    assert contents(whole) == before
+    holder.kill()
+    holder.communicate()
+    assert len(embed(whole, resume=True).ids) == N - 1
+
+
+def test_what_a_caller_does_to_the_values_stays_out_of_the_file(whole: Path) -> None:
+    before = contents(whole)
+    found = embed(whole, resume=True)
+    expected = found.values.clone()
+    found.values.div_(found.values.norm())
+    assert contents(whole) == before
+    np.testing.assert_array_equal(embed(whole, resume=True).values, expected)
