@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -83,7 +84,8 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
 
 def _unwritable(path: Path, error: OSError) -> UserError:
     reason = error.strerror or str(error)
-    return UserError(f"{path} cannot be written ({reason}): make room or choose another --out, then run again")
+    mend = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make it writable"
+    return UserError(f"{path} cannot be written ({reason}): {mend} or choose another --out, then run again")
 
 
 def _flush_folder(folder: Path) -> None:

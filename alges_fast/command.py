@@ -1,34 +1,88 @@
-"""What the two commands share: arguments as people type them, and folders that belong to one configuration."""
+"""What the two commands share: arguments as people type them, and folders that belong to one configuration.
+
+A setting may come as a flag or as a key of a YAML file. `arguments_of` makes flags of the file's keys, so that both are
+read, and refused, in one way; `with_home` then reads `~` in any of them, which the shell leaves alone in quotes, after
+`=` and in a file.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import difflib
+import json
 import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
 import yaml
 
 from alges_fast.errors import UserError
 
-__all__ = ["bracketed", "check_unchanged", "keep_freed_memory", "one_line", "plain", "refused"]
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+__all__ = [
+    "arguments_of",
+    "begun_with",
+    "check_unchanged",
+    "keep_freed_memory",
+    "one_line",
+    "out_of_memory",
+    "plain",
+    "refused",
+    "with_home",
+]
+
+Config = TypeVar("Config", bound="DataclassInstance")
+
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
 
 
-def bracketed(argv: Sequence[str], lists: Collection[str]) -> list[str]:
-    """`--seeds 0,1` as `--seeds=[0,1]`, which is how YAML writes a list, for the flags in `lists`."""
+def arguments_of(argv: Sequence[str], config_class: type) -> list[str]:
+    """The flags to parse: the settings of every `--config FILE` first, as flags, then those that were given as flags.
+
+    A list is written as its elements with commas between, in a file as on the command line; where the field of
+    `config_class` (a dataclass) is a tuple it becomes `--seeds=[0,1]`, which is how the parser reads a list.
+
+    Raises:
+        UserError: a file that cannot be read, is no mapping, or has a key that is no setting.
+    """
+    lists = {f"--{field.name}" for field in fields(config_class) if str(field.type).startswith("tuple[")}
+    of_files: list[str] = []
     arguments: list[str] = []
     rest = iter(argv)
     for argument in rest:
         flag, equals, value = argument.partition("=")
-        if flag in lists:
-            value = value if equals else next(rest, "")
-            argument = f"{flag}={value if value.startswith('[') else f'[{value}]'}"
-        arguments.append(argument)
-    return arguments
+        if flag == "--config":
+            path = value if equals else next(rest, "")
+            of_files += [_flag(name, setting) for name, setting in _settings_of(path, config_class).items()]
+        elif flag in lists and not equals:
+            arguments.append(f"{flag}={next(rest, '')}")
+        else:
+            arguments.append(argument)
+    return [
+        _bracketed(argument) if argument.partition("=")[0] in lists else argument for argument in of_files + arguments
+    ]
+
+
+def with_home(config: Config) -> Config:
+    """The configuration (a dataclass) with a home folder for every `~` or `~user` that a value begins with.
+
+    Raises:
+        UserError: there is no such home folder.
+    """
+
+    def expanded(name: str, value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(expanded(name, part) for part in value)
+        return _expanded(value, f"--{name}") if isinstance(value, str) else value
+
+    values = {field.name: expanded(field.name, getattr(config, field.name)) for field in fields(config)}
+    return replace(config, **values)
 
 
 def keep_freed_memory() -> None:
@@ -49,19 +103,41 @@ def one_line(message: str) -> str:
     return " ".join(message.split()).rstrip(".")
 
 
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch has found no room for a tensor, on a GPU or on the CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 def refused(error: Exception, config_class: type) -> UserError:
-    """What a parser said of the flags of a configuration (a dataclass), with the nearest flag to an unknown one."""
+    """What a parser said of the flags of a configuration (a dataclass): the nearest flag to an unknown one, and what to
+    give in place of a value that is none."""
     message = one_line(str(error))
+    types = {field.name: str(field.type) for field in fields(config_class)}
+    value = re.search(r'^Parser key "(\w+)": .*\b(?:Got|Given) value: (.*)$', message)
+    if value is not None and value[1] in types:
+        return UserError(f"--{value[1]} {value[2]}: give {_expected(types[value[1]])}. See --help")
     unknown = re.search(r"unrecognized arguments: --(\w+)", message)
-    names = [field.name for field in fields(config_class)]
-    nearest = difflib.get_close_matches(unknown[1], names, n=1) if unknown else []
-    return UserError(f"{message}{f' (nearest: --{nearest[0]})' if nearest else ''}. See --help")
+    return UserError(f"{message}{_nearest(unknown[1], types) if unknown else ''}. See --help")
 
 
 def plain(config: Any) -> dict[str, Any]:
     """A configuration (a dataclass) as YAML holds it."""
     values = {field.name: getattr(config, field.name) for field in fields(config)}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def begun_with(path: Path) -> dict[str, Any] | None:
+    """What a folder was begun with, from its config.yaml, `path`; None where it is not begun.
+
+    Raises:
+        UserError: a damaged file.
+    """
+    if not path.exists():
+        return None
+    try:
+        return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path} is damaged: restore it, or choose another --out") from error
 
 
 def check_unchanged(path: Path, now: Mapping[str, Any], free: Collection[str]) -> None:
@@ -72,12 +148,9 @@ def check_unchanged(path: Path, now: Mapping[str, Any], free: Collection[str]) -
     Raises:
         UserError: a damaged file, or the differences.
     """
-    if not path.exists():
+    before = begun_with(path)
+    if before is None:
         return
-    try:
-        before = dict(yaml.safe_load(path.read_text()))
-    except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path} is damaged: restore it, or choose another --out") from error
     differences = [
         f"{name} was {before.get(name)} and is now {now.get(name)}"
         for name in [*now, *(name for name in before if name not in now)]
@@ -88,3 +161,56 @@ def check_unchanged(path: Path, now: Mapping[str, Any], free: Collection[str]) -
             f"{path.parent} holds a run of another configuration ({'; '.join(differences)}): choose another --out, or "
             "the old configuration to continue it"
         )
+
+
+def _settings_of(given: str, config_class: type) -> dict[str, Any]:
+    """The settings of a YAML file."""
+    if not given:
+        raise UserError("--config is empty: give a YAML file")
+    path = Path(_expanded(given, "--config"))
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--config {path}: {error.strerror}; give a YAML file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path} is not a YAML file: {one_line(str(error))}") from error
+    settings = {} if settings is None else settings
+    if not isinstance(settings, dict):
+        raise UserError(f"--config {path}: holds no settings: give lines like 'epochs: 8'. See --help")
+    names = [field.name for field in fields(config_class)]
+    for name in settings:
+        if name not in names:
+            raise UserError(f"--config {path}: {name} is no setting{_nearest(str(name), names)}. See --help")
+    return settings
+
+
+def _flag(name: str, value: Any) -> str:
+    if isinstance(value, list):
+        value = ",".join(map(str, value))
+    return f"--{name}={value if isinstance(value, str) else json.dumps(value, default=str)}"
+
+
+def _bracketed(argument: str) -> str:
+    flag, _, value = argument.partition("=")
+    return f"{flag}={value if value.startswith('[') else f'[{value}]'}"
+
+
+def _expanded(path: str, flag: str) -> str:
+    try:
+        return str(Path(path).expanduser()) if path.startswith("~") else path
+    except RuntimeError:
+        raise UserError(f"{flag} {path}: no such home folder: write the path out, or ./{path} for that name") from None
+
+
+def _nearest(name: str, names: Collection[str]) -> str:
+    nearest = difflib.get_close_matches(name, names, n=1)
+    return f" (nearest: --{nearest[0]})" if nearest else ""
+
+
+def _expected(kind: str) -> str:
+    """What a field of this type takes, for people."""
+    if found := re.match(r"Literal\[(.*?)\]", kind):
+        return "one of " + found[1].replace('"', "").replace("'", "")
+    if found := re.match(r"tuple\[(\w+), \.\.\.\]", kind):
+        return "whole numbers with commas between, such as 0,1,2" if found[1] == "int" else "names with commas between"
+    return _KINDS[kind.partition(" ")[0]]

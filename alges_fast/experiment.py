@@ -18,6 +18,7 @@ import contextlib
 import csv
 import io
 import itertools
+import json
 import math
 import os
 import platform
@@ -38,7 +39,7 @@ from torch import Tensor, nn
 
 import alges_fast
 from alges_fast import atomic
-from alges_fast.command import check_unchanged, plain
+from alges_fast.command import begun_with, check_unchanged, plain
 from alges_fast.config import RunConfig
 from alges_fast.data import Dataset, FrameSet, load_dataset, to_input
 from alges_fast.errors import UserError
@@ -461,12 +462,34 @@ def _prepare_folder(run: _Run) -> None:
     out = run.out
     # Again: another process may have begun it meanwhile.
     check_unchanged(out / "config.yaml", plain(run.config), FREE_FIELDS)
-    before, now = artefacts.load_dataset(out), artefacts.summarize(run.dataset)
-    if before is not None and before != now:
+    if begun_with(out / "config.yaml") is None:
+        if rounds := sorted(out.glob("*/seed*/round*/state.json")):
+            raise UserError(
+                f"{out / 'config.yaml'} is missing where {rounds[0].parent} is: restore it, or choose another --out"
+            )
+    elif artefacts.load_dataset(out) not in (None, artefacts.summarize(run.dataset)):
         raise UserError(f"the data has changed since {out} was begun: choose another --out, or restore the data")
+    # Last the file that the folder counts as begun from: until then no other may have to be like this run's.
     artefacts.save_dataset(out, run.dataset)
-    atomic.write_json(out / "environment.json", _environment(run))
+    _save_environment(run)
     atomic.write_text(out / "config.yaml", yaml.safe_dump(plain(run.config), sort_keys=False))
+
+
+def _save_environment(run: _Run) -> None:
+    """Write environment.json: where the run is now and, under "earlier", every other environment that it was in, by
+    number from the oldest, 1, on: not all rounds of a run that moved, or whose libraries changed, come from one."""
+    path, now = run.out / "environment.json", _environment(run)
+    try:
+        last = json.loads(path.read_text(encoding="utf-8"))
+        by_number = last.pop("earlier", {})
+        seen = [*(by_number[number] for number in sorted(by_number, key=int)), last]
+    except (OSError, ValueError, AttributeError, TypeError):  # not there, or damaged: no result depends on it
+        seen = []
+    earlier = {str(number): other for number, other in enumerate((e for e in seen if e and e != now), start=1)}
+    if earlier and seen[-1] != now:
+        names = [name for name in now if seen[-1].get(name) != now[name]]
+        run.monitor.note(f"another environment than before: {', '.join(names)} (environment.json keeps both)")
+    atomic.write_json(path, {**now, **({"earlier": earlier} if earlier else {})})
 
 
 def _environment(run: _Run) -> dict[str, Any]:

@@ -10,24 +10,19 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import jsonargparse
-import yaml
 from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from alges_fast._native import cpu_kernels, native_status
-from alges_fast.command import bracketed, keep_freed_memory, one_line, refused
+from alges_fast.command import arguments_of, keep_freed_memory, out_of_memory, refused, with_home
 from alges_fast.config import PRESETS, RunConfig
 from alges_fast.errors import UserError
 from alges_fast.experiment import Monitor, lost_process, run_experiment
 from alges_fast.report.console import summary_table
-
-LISTS = ("--strategies", "--seeds")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,6 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}: make it writable or choose another --out, then run again", file=sys.stderr)
         return 2
     except RuntimeError as error:
+        if out_of_memory(error):
+            print(
+                "error: out of memory: lower --image_size or --batch_size, which is another configuration and wants "
+                "another --out",
+                file=sys.stderr,
+            )
+            return 2
         if not lost_process(error):
             raise
         print("error: another process of this job has stopped; the same command continues the run", file=sys.stderr)
@@ -62,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     if leads:
         console.print(summary_table(rows))
-        console.print(f"results: {config.out}/results.csv   report: {config.out}/report.html")
+        console.print(escape(f"results: {config.out}/results.csv   report: {config.out}/report.html"))
     return 0
 
 
@@ -72,7 +74,7 @@ def parse(argv: Sequence[str]) -> RunConfig:
     Raises:
         UserError: a flag, key or value that does not exist; one line.
     """
-    arguments = bracketed(argv, LISTS)
+    arguments = arguments_of(argv, RunConfig)
     parser = _parser()
     parser.set_defaults(dict(PRESETS[_preset(arguments)]))
     try:
@@ -80,7 +82,8 @@ def parse(argv: Sequence[str]) -> RunConfig:
     except jsonargparse.ArgumentError as error:
         raise refused(error, RunConfig) from error
     values = {name: value for name, value in parsed.clone(with_meta=False).as_dict().items() if name != "config"}
-    return RunConfig(**{**values, "strategies": tuple(values["strategies"]), "seeds": tuple(values["seeds"])})
+    lists = {name: tuple(values[name]) for name in ("strategies", "seeds")}
+    return with_home(RunConfig(**{**values, **lists}))
 
 
 class RichMonitor(Monitor):
@@ -132,24 +135,13 @@ def _parser() -> jsonargparse.ArgumentParser:
 
 
 def _preset(arguments: Sequence[str]) -> str:
-    """The preset that flags, or else the YAML file, name: its values must be known before either is read."""
-    found: dict[str, Any] = {"--preset": None, "--config": None}
+    """The preset that the flags name last: its values must be known before any other is read."""
+    preset = "demo"
     for position, argument in enumerate(arguments):
         flag, equals, value = argument.partition("=")
-        if flag in found and (equals or position + 1 < len(arguments)):
-            found[flag] = value if equals else arguments[position + 1]
-    preset = found["--preset"]
-    if preset is None and found["--config"] is not None:
-        path = Path(found["--config"])
-        try:
-            settings = yaml.safe_load(path.read_text())
-        except OSError as error:
-            raise UserError(f"--config {path}: {error.strerror}; give a YAML file") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"--config {path} is not a YAML file: {one_line(str(error))}") from error
-        preset = settings.get("preset") if isinstance(settings, dict) else None
-    preset = "demo" if preset is None else preset
-    if not isinstance(preset, str) or preset not in PRESETS:
+        if flag == "--preset" and (equals or position + 1 < len(arguments)):
+            preset = value if equals else arguments[position + 1]
+    if preset not in PRESETS:
         raise UserError(f"--preset {preset} is unknown: use {', '.join(PRESETS)}")
     return preset
 

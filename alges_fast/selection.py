@@ -8,6 +8,7 @@ refuses. It needs torch and numpy alone; `python -m alges_fast.select` is built 
 from __future__ import annotations
 
 import logging
+import math
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,11 +24,13 @@ from alges_fast.seeding import Seeding, k_center_greedy, kmeans_plusplus
 from alges_fast.strategies import Query
 from alges_fast.strategies.alges import AlgesImage, AlgesSemantic, AlgesSemanticVector
 from alges_fast.strategies.coreset import Coreset
+from alges_fast.strategies.full import Full
 from alges_fast.strategies.random import Random, StratifiedRandom
+from alges_fast.strategies.released import AlgesImageReleased, AlgesSemanticReleased
 from alges_fast.strategies.uncertainty import Entropy, LeastConfidence, Margin
 from alges_fast.windows import Window, windows_of
 
-__all__ = ["STRATEGIES", "RegionSelection", "Selection", "select", "select_regions", "weighted"]
+__all__ = ["STRATEGIES", "RegionSelection", "Selection", "select", "select_regions", "unfit", "weighted"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,9 +38,10 @@ EMBEDDING = {cls.name: cls.output for cls in (AlgesImage, AlgesSemantic, AlgesSe
 """The output of `pixel_gradients` that each ALGES strategy seeds from."""
 
 _UNCERTAINTY = {cls.name: cls for cls in (Entropy, Margin, LeastConfidence)}
-_DRAWN = {cls.name: cls for cls in (Random, StratifiedRandom)}
+DRAWN = {cls.name: cls for cls in (Random, StratifiedRandom)}
+"""Strategies that read no image."""
 
-STRATEGIES = (*_DRAWN, *_UNCERTAINTY, Coreset.name, *EMBEDDING)
+STRATEGIES = (*DRAWN, *_UNCERTAINTY, Coreset.name, *EMBEDDING)
 
 Place: TypeAlias = tuple[str, float]
 _C = TypeVar("_C", bound="Id | Window")
@@ -131,6 +135,7 @@ def select(
     places: Mapping[Id, Place] | None = None,
     min_gap: float = 0.0,
     class_weights: Sequence[float] | None = None,
+    excluded: Collection[Id] = (),
     out: str | Path | None = None,
     **options: Any,
 ) -> Selection:
@@ -150,6 +155,7 @@ def select(
             leaves too few the gap is halved until it does not, with a warning.
         class_weights: (K,) factors, not negative: row k of an image's embedding is multiplied by the k-th before the
             seeding, so that a class of weight 10 counts like gradients ten times as large. ALGES strategies only.
+        excluded: ids of images to choose as if they were not in the pool, though they are scored with it.
         out: a folder for the scores of the pool; with `resume=True` a killed call continues there.
         **options: batch_size, device, precision, transform, progress, resume, ... of `embed_pool`.
 
@@ -169,7 +175,7 @@ def select(
     _check(strategy, class_weights, min_gap, seed)
     places = {} if places is None else places
     taken = frozenset(labelled)
-    rated = _rate(model, pool, strategy, seed, taken, places, class_weights, None, {**options, "out": out})
+    rated = _rate(model, pool, strategy, seed, taken, places, class_weights, excluded, None, {**options, "out": out})
     unit = "n", "images that can be picked"
     candidates: _Candidates[Id] = _Candidates(rated.ids, taken, places, min_gap, seed, rated.draw, unit)
     return Selection(tuple(candidates.fill([], n, [])), rated.scores, candidates)
@@ -188,6 +194,7 @@ def select_regions(
     places: Mapping[Id, Place] | None = None,
     min_gap: float = 0.0,
     class_weights: Sequence[float] | None = None,
+    excluded: Collection[Id] = (),
     out: str | Path | None = None,
     **options: Any,
 ) -> RegionSelection:
@@ -216,6 +223,7 @@ def select_regions(
         min_gap: windows of two images of one video are picked only if the images are at least this far apart in time,
             labelled ones counted. Windows of one image may always be picked together. Halved as in `select`.
         class_weights: as for `select`, on the rows of a window's embedding.
+        excluded: as for `select`; they need no size.
         out: as for `select`.
         **options: as for `select`.
 
@@ -245,7 +253,7 @@ def select_regions(
             raise ValueError(f"labelled: '{item}' is no window of a grid of {regions[0]} x {regions[1]} over its image")
         taken.update([item] if isinstance(item, Window) else grids[image])
     embed_options = {**options, "out": out, "regions": regions}
-    rated = _rate(model, pool, strategy, seed, taken, places, class_weights, grids, embed_options)
+    rated = _rate(model, pool, strategy, seed, taken, places, class_weights, excluded, grids, embed_options)
     unit = "budget_pixels", "pixels of the smallest window and of all that can be picked"
     candidates: _Candidates[Window] = _Candidates(rated.ids, frozenset(taken), places, min_gap, seed, rated.draw, unit)
     return RegionSelection(tuple(candidates.fill([], budget_pixels, [])), rated.scores, budget_pixels, candidates)
@@ -267,14 +275,28 @@ def weighted(embeddings: Tensor, class_weights: Sequence[float] | None) -> Tenso
     return embeddings * weights.view(-1, *[1] * (embeddings.ndim - 2))
 
 
+def unfit(strategy: str) -> str | None:
+    """Why a strategy cannot choose from a user's own pool, and which can; None for one of STRATEGIES."""
+    if strategy in STRATEGIES:
+        return None
+    if strategy.startswith("deal"):
+        why = "needs a model that was trained for it"
+    elif strategy in (AlgesImageReleased.name, AlgesSemanticReleased.name):
+        why = "reproduces the faults of the paper's released code, to compare with in python -m alges_fast.run"
+    elif strategy == Full.name:
+        why = "takes the whole pool, so there is nothing to choose"
+    else:
+        why = "is unknown"
+    return f"{why}: use {', '.join(STRATEGIES)}"
+
+
 def _check(strategy: str, class_weights: object, min_gap: float, seed: int) -> None:
-    if strategy not in STRATEGIES:
-        why = "needs a model that was trained for it" if strategy.startswith("deal") else "is unknown"
-        raise ValueError(f"strategy: {strategy!r} {why}; choose from {', '.join(STRATEGIES)}")
+    if (why := unfit(strategy)) is not None:
+        raise ValueError(f"strategy: {strategy!r} {why}")
     if class_weights is not None and strategy not in EMBEDDING:
         raise ValueError(f"class_weights: {strategy} has no rows per class to weigh; use {', '.join(EMBEDDING)}")
-    if not min_gap >= 0:
-        raise ValueError(f"min_gap must be 0 or more, got {min_gap}")
+    if not 0 <= min_gap < math.inf:
+        raise ValueError(f"min_gap must be finite, 0 or more, got {min_gap}")
     if seed < 0:
         raise ValueError(f"seed must be 0 or more, got {seed}")
 
@@ -296,10 +318,12 @@ def _rate(
     taken: Collection[Any],
     places: Mapping[Id, Place],
     class_weights: Sequence[float] | None,
+    excluded: Collection[Id],
     grids: Mapping[Id, Sequence[Window]] | None,
     options: dict[str, Any],
 ) -> _Rated:
     def named(images: Sequence[Id]) -> Sequence[Any]:
+        images = [id for id in images if id not in excluded] if excluded else images
         if grids is None:
             return images
         unknown = [id for id in images if id not in grids]
@@ -310,11 +334,14 @@ def _rate(
     def embed(*outputs: str, **more: Any) -> tuple[Sequence[Any], list[Tensor]]:
         found = embed_pool(model, pool, output=outputs, **{**options, **more})
         values = [found.outputs[name] for name in outputs]
+        if excluded:
+            kept = torch.tensor([id not in excluded for id in found.ids])
+            values = [value[kept] for value in values]
         return named(found.ids), values if grids is None else [value.flatten(0, 1) for value in values]
 
-    if strategy in _DRAWN:
+    if strategy in DRAWN:
         ids = named(pool_ids(pool))
-        return _Rated(ids, {}, _in_order(_drawn_order(_DRAWN[strategy], model, ids, taken, places, seed)))
+        return _Rated(ids, {}, _in_order(_drawn_order(DRAWN[strategy], model, ids, taken, places, seed)))
     if strategy in _UNCERTAINTY:
         measure = _UNCERTAINTY[strategy]
         ids, (sums, class_pixels) = embed(measure.output, "class_pixels")

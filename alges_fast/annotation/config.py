@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Literal
 
 from alges_fast.errors import UserError
-from alges_fast.selection import STRATEGIES
+from alges_fast.selection import unfit
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,8 @@ class SelectConfig:
         images: the pool: a folder of pictures and videos (searched to its depths), a text list of paths, or one video.
         n: how many frames to choose; with regions, how many whole frames the windows may add up to.
         out: folder for what is chosen; the same command again continues what is in it.
+        on_bad_image: stop at a picture or video that cannot be used, or skip it and list it in OUT/left_out.csv. What
+            is skipped once stays out of this selection.
         strategy: random, stratified-random (over videos), entropy, margin, least-confidence, coreset, alges-img,
             alges-sem or alges-sem-vector.
         seed: fixes every pick.
@@ -52,6 +55,7 @@ class SelectConfig:
     images: str
     n: int = 50
     out: str = "alges_fast_selection"
+    on_bad_image: Literal["stop", "skip"] = "stop"
     strategy: str = "alges-img"
     seed: int = 0
     regions: str | None = None
@@ -73,16 +77,17 @@ class SelectConfig:
     batch_size: int = 16
 
     def __post_init__(self) -> None:
-        if self.strategy not in STRATEGIES:
-            why = "needs a model trained for it" if self.strategy.startswith("deal") else "is unknown here"
-            raise UserError(f"--strategy {self.strategy} {why}: use {', '.join(STRATEGIES)}")
+        if (why := unfit(self.strategy)) is not None:
+            raise UserError(f"--strategy {self.strategy} {why}")
+        if not self.out:
+            raise UserError("--out is empty: give a folder")
         for name, least in (("n", 1), ("seed", 0), ("batch_size", 1), ("image_size", 16)):
             if getattr(self, name) < least:
                 raise UserError(f"--{name} is {getattr(self, name)}: give at least {least}")
-        if not self.fps > 0:
-            raise UserError(f"--fps is {self.fps}: give a number above 0")
-        if self.min_gap is not None and not self.min_gap >= 0:
-            raise UserError(f"--min_gap is {self.min_gap}: give 0 or more")
+        if not 0 < self.fps < math.inf:
+            raise UserError(f"--fps is {self.fps}: give a finite number above 0")
+        if self.min_gap is not None and not 0 <= self.min_gap < math.inf:
+            raise UserError(f"--min_gap is {self.min_gap}: give a finite number, 0 or more")
         if self.regions is not None and not re.fullmatch(r"[1-9]\d*x[1-9]\d*", self.regions):
             raise UserError(f"--regions {self.regions}: give rows x columns, such as 8x8")
         if self.budget_pixels is not None:

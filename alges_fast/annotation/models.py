@@ -88,9 +88,13 @@ def _from_function(name: str) -> nn.Module:
         sys.path.insert(0, os.getcwd())
     try:
         function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"{name}: cannot be imported ({_line(error)}): give package.module:function") from None
-    model = function()
+    except Exception as error:  # whatever the user's module does when it is imported
+        what = f"{type(error).__name__}: {_line(error)}"
+        raise UserError(f"{name}: cannot be imported ({what}): give package.module:function") from error
+    try:
+        model = function()
+    except Exception as error:
+        raise UserError(f"{name}: raised {type(error).__name__}: {_line(error)}: mend the function") from error
     if not isinstance(model, nn.Module):
         raise UserError(f"{name}: returned a {type(model).__name__}: it must return a torch.nn.Module")
     return model

@@ -42,6 +42,7 @@ def selection_page(
     rows: Sequence[Mapping[str, Any]],
     n_frames: int,
     budget: int | None,
+    left_out: Sequence[str],
 ) -> str:
     """index.html of these cards.
 
@@ -51,6 +52,7 @@ def selection_page(
         rows: of picks.csv.
         n_frames: how many frames have picks.
         budget: pixels there were for windows; None where whole frames were picked.
+        left_out: why files of the pool could not be used, a line each.
     """
     shown = [
         {
@@ -80,6 +82,7 @@ def selection_page(
         ranks={row["id"]: row["rank"] for row in rows},
         n_frames=n_frames,
         budget=budget,
+        left_out=left_out,
         style=(report / "page.css").read_text() + (here / "page.css").read_text(),
         script=(here / "page.js").read_text(),
     )

@@ -6,9 +6,10 @@ never unpacked: their frames are decoded as they are scored, and the picked ones
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from alges_fast.data.files import IMAGE_SUFFIXES, FaultyFile, natural_key, open_picture
+from alges_fast.data.files import IMAGE_SUFFIXES, Faults, FaultyFile, as_rgb, natural_key, open_picture
 from alges_fast.errors import UserError
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".avi", ".mpg", ".mpeg", ".webm", ".wmv")
@@ -45,11 +46,42 @@ class PoolFrame:
     timestamp: int | None = None
 
 
-def list_frames(source: Path, *, fps: float = 1.0) -> list[PoolFrame]:
+class LeftOut:
+    """What of a pool cannot be used; with on_bad_image="stop" the first of it is raised instead.
+
+    Attributes:
+        reasons: why, in a line, by a frame's id, or by the name of a file of which no frame could be listed.
+    """
+
+    def __init__(self, on_bad_image: str, known: Mapping[str, str] | None = None) -> None:
+        self._faults = Faults(on_bad_image)
+        self.reasons = dict(known or {})
+
+    def add(self, name: str, fault: FaultyFile) -> None:
+        """Leave it out, or raise the fault."""
+        self._faults.add(fault)
+        self.reasons[name] = str(fault)
+
+    def has(self, line: str) -> bool:
+        """Whether an id, a window's or that of a frame which could not be listed, is of what is left out."""
+        return line in self.reasons or any(line.startswith((f"{name}@", f"{name}#")) for name in self.reasons)
+
+    def by_file(self) -> list[str]:
+        """A line for each file: why, and how many of a video's frames it is about."""
+        reasons: dict[str, list[str]] = {}
+        for name, reason in self.reasons.items():
+            reasons.setdefault(re.sub(r"@\d+\.\d{3}s$", "", name), []).append(reason)
+        return [of[0] if len(of) == 1 else f"{of[0]} ({len(of)} frames)" for of in reasons.values()]
+
+
+def list_frames(source: Path, *, fps: float = 1.0, left_out: LeftOut | None = None) -> list[PoolFrame]:
     """Frames of a folder (searched to its depths), a text list (one path a line), or a video file.
 
-    `fps` frames are taken from every second of a video. Raises UserError where nothing can be taken.
+    `fps` frames are taken from every second of a video. Files that are left out already are not opened, and those that
+    cannot be listed are added to them; by default the first such file is an error. Raises UserError where nothing can
+    be taken.
     """
+    left_out = LeftOut("stop") if left_out is None else left_out
     if not source.exists():
         raise UserError(
             f"{source}: no such file or folder: give a folder of frames, a text list, or a video with --images"
@@ -63,31 +95,41 @@ def list_frames(source: Path, *, fps: float = 1.0) -> list[PoolFrame]:
     frames: list[PoolFrame] = []
     for path in paths:
         name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+        if name in left_out.reasons and path.suffix.lower() in VIDEO_SUFFIXES:
+            continue
         if path.suffix.lower() in VIDEO_SUFFIXES:
-            frames += _video_frames(path, name, fps)
+            try:
+                frames += _video_frames(path, name, fps)
+            except FaultyFile as fault:
+                left_out.add(name, fault)
         else:
             video, number = _numbered(name)
             frames.append(PoolFrame(name, video, math.inf if number is None else number, path))
     if not frames:
+        if left_out.reasons:
+            raise UserError(f"{source}: no frames in it but what is left out: {left_out.by_file()[0]}")
         kinds = " ".join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)
         raise UserError(f"{source}: no frames in it: expected files ending in {kinds}")
     return frames
 
 
-def frame_sizes(frames: Sequence[PoolFrame]) -> dict[str, tuple[int, int]]:
-    """id -> (height, width), from the files' headers. Raises FaultyFile."""
+def frame_sizes(frames: Sequence[PoolFrame], left_out: LeftOut) -> dict[str, tuple[int, int]]:
+    """id -> (height, width), from the files' headers; what has none is left out."""
     sizes: dict[str, tuple[int, int]] = {}
     of_video: dict[Path, tuple[int, int]] = {}
     for frame in frames:
-        if frame.timestamp is None:
-            with open_picture(frame.path) as picture:
-                sizes[frame.id] = picture.height, picture.width
-            continue
-        if frame.path not in of_video:
-            with _open_video(frame.path) as container:
-                stream = container.streams.video[0]
-                of_video[frame.path] = stream.height, stream.width
-        sizes[frame.id] = of_video[frame.path]
+        try:
+            if frame.timestamp is None:
+                with open_picture(frame.path) as picture:
+                    sizes[frame.id] = picture.height, picture.width
+                continue
+            if frame.path not in of_video:
+                with _open_video(frame.path) as container:
+                    stream = container.streams.video[0]
+                    of_video[frame.path] = stream.height, stream.width
+            sizes[frame.id] = of_video[frame.path]
+        except FaultyFile as fault:
+            left_out.add(frame.id, fault)
     return sizes
 
 
@@ -100,13 +142,15 @@ class FrameReader:
 
     def read(self, frame: PoolFrame) -> NDArray[np.uint8]:
         """(H, W, 3) uint8 RGB at the frame's own size. Raises FaultyFile."""
-        if frame.timestamp is not None:
-            return self._from_video(frame.path, frame.timestamp)
-        with open_picture(frame.path) as picture:
-            try:
-                return np.asarray(picture.convert("RGB"))
-            except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, ValueError, zlib.error ...
-                raise FaultyFile(f"{frame.path}: damaged or cut short ({error}): restore it or remove it") from None
+        try:
+            if frame.timestamp is None:
+                with open_picture(frame.path) as picture:
+                    return np.asarray(as_rgb(picture, frame.path))
+            with _decodable(frame.path):
+                return self._from_video(frame.path, frame.timestamp)
+        except FaultyFile:
+            self._video = None  # what a decoder does after an error is its own affair
+            raise
 
     def _from_video(self, path: Path, timestamp: int) -> NDArray[np.uint8]:
         if self._video is None or self._video[0] != path:
@@ -129,11 +173,23 @@ class FrameReader:
 
 
 class FramePool(Sequence[tuple[str, Tensor]]):
-    """(id, uint8 (3, S, S)) pairs for `embed_pool`, stretched to the model's square like the training frames."""
+    """(id, uint8 (3, S, S)) pairs for `embed_pool`, stretched to the model's square like the training frames.
 
-    def __init__(self, frames: Sequence[PoolFrame], image_size: int) -> None:
+    A frame that cannot be read is left out: it is black, so that the pool stays the one that scoring began with, and
+    `save` is called before it is given.
+    """
+
+    def __init__(
+        self,
+        frames: Sequence[PoolFrame],
+        image_size: int,
+        left_out: LeftOut | None = None,
+        save: Callable[[], None] = lambda: None,
+    ) -> None:
         self.frames = frames
         self.image_size = image_size
+        self.left_out = LeftOut("stop") if left_out is None else left_out
+        self.save = save
         self.ids = tuple(frame.id for frame in frames)
         self._reader: FrameReader | None = None
 
@@ -144,7 +200,13 @@ class FramePool(Sequence[tuple[str, Tensor]]):
         frame = self.frames[index]
         if self._reader is None:
             self._reader = FrameReader()
-        return frame.id, resized(self._reader.read(frame), self.image_size)
+        if frame.id not in self.left_out.reasons:
+            try:
+                return frame.id, resized(self._reader.read(frame), self.image_size)
+            except FaultyFile as fault:
+                self.left_out.add(frame.id, fault)
+                self.save()
+        return frame.id, torch.zeros(3, self.image_size, self.image_size, dtype=torch.uint8)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_reader": None}  # a worker process opens its own files
@@ -173,7 +235,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 def _read_list(source: Path) -> list[Path]:
     try:
-        lines = source.read_text(encoding="utf-8").splitlines()
+        lines = source.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError):
         raise UserError(
             f"{source}: neither a folder, nor a video by its extension, nor a text list of paths: give one of these"
@@ -208,16 +270,29 @@ def _open_video(path: Path) -> Any:
     try:
         container = av.open(str(path))
     except (OSError, ValueError) as error:
-        raise FaultyFile(f"{path}: not a video that FFmpeg can read ({error}): restore it or remove it") from None
+        reason = getattr(error, "strerror", None) or error
+        raise FaultyFile(f"{path}: not a video that FFmpeg can read ({reason}): restore it or remove it") from None
     if not container.streams.video:
         raise FaultyFile(f"{path}: has no picture track: remove it")
     container.streams.video[0].thread_type = "AUTO"
     return container
 
 
+@contextlib.contextmanager
+def _decodable(path: Path) -> Iterator[None]:
+    """Turn what FFmpeg raises in the middle of a video into a line that names the file."""
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # PyAV raises OSError, ValueError, EOFError, and TypeError for what a header leaves out
+        reason = getattr(error, "strerror", None) or error
+        raise FaultyFile(f"{path}: damaged or cut short ({reason}): restore it or remove it") from None
+
+
 def _video_frames(path: Path, name: str, fps: float) -> list[PoolFrame]:
     """The first picture at or after every 1 / fps seconds, from the file's packets alone: nothing is decoded."""
-    with _open_video(path) as container:
+    with _open_video(path) as container, _decodable(path):
         stream = container.streams.video[0]
         stamps = sorted(packet.pts for packet in container.demux(stream) if packet.pts is not None)
         base = Fraction(stream.time_base)

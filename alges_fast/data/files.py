@@ -107,14 +107,11 @@ def decode(file: FrameFile, listing: Listing, size: int) -> Decoded:
     """
     oddities = []
     with open_picture(file.image) as picture:
-        if picture.mode.startswith(("I", "F")):
-            raise FaultyFile(f"{file.image}: {picture.mode} pixels, more than 8 bits: convert it to an 8-bit RGB image")
         if picture.format not in _formats(file.image):
             oddities.append(f"image holds {picture.format} data under the name {file.image.suffix}")
         original = picture.size
-        image = np.asarray(
-            _load(picture, file.image).convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
-        ).transpose(2, 0, 1)
+        square = as_rgb(picture, file.image).resize((size, size), Image.Resampling.BILINEAR)
+        image = np.asarray(square).transpose(2, 0, 1)
 
     with open_picture(file.mask) as picture:
         if picture.format == "JPEG":
@@ -157,6 +154,13 @@ def open_picture(path: Path) -> Image.Image:
         picture.close()
         raise _too_large(path, f"{picture.width} x {picture.height}")
     return picture
+
+
+def as_rgb(picture: Image.Image, path: Path) -> Image.Image:
+    """An opened picture's pixels, 8 bits a channel. Raises FaultyFile where they are damaged or have more."""
+    if picture.mode.startswith(("I", "F")):
+        raise FaultyFile(f"{path}: {picture.mode} pixels, more than 8 bits: convert it to an 8-bit RGB image")
+    return _load(picture, path).convert("RGB")
 
 
 def class_ids(ignore_index: int | None, n_classes: int | None) -> Callable[[Image.Image, Path], MaskReading]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +22,8 @@ from PIL import Image
 
 import alges_fast
 from alges_fast import atomic
-from alges_fast.annotation.cli import main
+from alges_fast.annotation.cli import LOCK, main, parse
+from alges_fast.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = """
@@ -202,8 +205,13 @@ def test_killed_at_random_instants_it_makes_the_same_picks(pool: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--strategy", "deal"], "--strategy deal needs a model trained for it: use random"),
-        (["--strategy", "nonsense"], "is unknown here"),
+        (["--strategy", "deal"], "--strategy deal needs a model that was trained for it: use random"),
+        (["--strategy", "nonsense"], "--strategy nonsense is unknown: use random"),
+        (
+            ["--strategy", "alges-img-released"],
+            "reproduces the faults of the paper's released code, to compare with in",
+        ),
+        (["--strategy", "full"], "takes the whole pool, so there is nothing to choose"),
         (["--images", "nowhere"], "nowhere: no such file or folder"),
         (["--model", "nowhere.pt2"], "nowhere.pt2: no such file"),
         (["--model", "tiny_model:absent"], "cannot be imported"),
@@ -219,8 +227,11 @@ def test_killed_at_random_instants_it_makes_the_same_picks(pool: Path) -> None:
         (["--regions", "4x4", "--budget_pixels", "9"], "budget_pixels must be between 96 and 61440"),
         (["--budget_pixels", "900"], "--budget_pixels counts pixels of windows: give --regions too"),
         (["--regions", "4x4", "--classes", "annotate,b,c"], "rename the class"),
+        (["--classes", ",".join(f"a class of a long name {k}" for k in range(20))], "the model has 3 classes"),
+        (["--min_gap", ".inf"], "--min_gap is inf: give a finite number"),
+        (["--fps", ".inf"], "--fps is inf: give a finite number"),
         (["--nonsense", "1"], "nonsense"),
-        (["--n", "many"], "many"),
+        (["--n", "many"], "--n many: give a whole number"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(
@@ -238,9 +249,143 @@ def test_another_configuration_or_a_folder_of_others_is_refused(pool: Path, caps
     assert "seed was 0 and is now 1" in capsys.readouterr().err
     Image.new("RGB", (48, 32)).save(pool / "pool" / "a" / "frame_9999.png")
     assert main(command()) == 2
-    assert "pool was 40 frames" in capsys.readouterr().err
+    assert "begun with another pool (a/frame_9999.png is new): restore that" in capsys.readouterr().err
+    (pool / "pool" / "a" / "frame_9999.png").rename(pool / "pool" / "a" / "frame_0000.png")
+    assert main(command()) == 0
+    (pool / "tiny_model.py").write_text(MODEL.replace("seed(0)", "seed(1)"))
+    del sys.modules["tiny_model"]
+    assert main(command("--strategy", "alges-img")) == 2
+    assert "tiny_model:make has other weights than when out was begun" in capsys.readouterr().err
     assert main(command(out="pool")) == 2
     assert "holds other files" in capsys.readouterr().err
+
+
+def test_a_folder_in_use_is_refused_and_one_that_was_just_made_is_not(
+    pool: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with atomic.locked(pool / "out" / LOCK):
+        assert main(command()) == 2
+        assert "out: another process is choosing there" in capsys.readouterr().err
+    (pool / "out" / ".config.yaml.draft").write_text("killed while it wr")
+    assert main(command()) == 0
+
+
+def test_home_is_found_in_flags_and_files(pool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(pool / "home"))
+    (pool / "settings.yaml").write_text(
+        "images: ~/pool\nout: ~/out\nlabelled: ~/l.txt\nclasses: [a, b]\nclass_weights: {a: 2}\n"
+    )
+    config = parse(["--model=~/m.ts", "--reject", "~/r.txt", "--config", str(pool / "settings.yaml")])
+    home = str(pool / "home")
+    assert [config.model, config.images, config.out, config.labelled, config.reject] == [
+        f"{home}/{name}" for name in ("m.ts", "pool", "out", "l.txt", "r.txt")
+    ]
+    assert (config.classes, config.class_weights) == ("a,b", '{"a": 2}')
+    with pytest.raises(UserError, match="--out ~nobody-has-this-name/x: no such home folder"):
+        parse(["--model", "m:f", "--images", "x", "--out=~nobody-has-this-name/x"])
+
+
+SPOILT = ("a/frame_0030.png", "b/frame_0240.png")
+
+
+@pytest.fixture
+def spoilt(pool: Path) -> Path:
+    """The pool with one picture cut short and one emptied, and without them a folder "good"."""
+    shutil.copytree(pool / "pool", pool / "good")
+    for name in SPOILT:
+        (pool / "good" / name).unlink()
+    cut, empty = (pool / "pool" / name for name in SPOILT)
+    cut.write_bytes(cut.read_bytes()[:-100])
+    empty.write_bytes(b"")
+    return pool
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--batch_size", "3"],
+        ["--strategy", "random", "--min_gap", "0", "--n", "37"],
+        ["--strategy", "entropy", "--regions", "4x3", "--n", "2"],
+    ],
+    ids=["alges-img", "random", "windows"],
+)
+def test_files_that_cannot_be_used_are_left_out_as_if_they_were_not_there(
+    spoilt: Path, more: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (spoilt / "old.txt").write_text(f"{SPOILT[1]}\na/frame_0000.png\n")
+    more += ["--labelled", "old.txt"]
+    assert main(command(*more)) == 2
+    said = capsys.readouterr().err
+    assert "(or leave such files out: --on_bad_image skip)" in said
+    assert any(name in said for name in SPOILT)
+    assert main(command(*more, "--on_bad_image", "skip")) == 0
+    said = capsys.readouterr().out
+    with (spoilt / "out" / "left_out.csv").open(newline="") as file:
+        left_out = {row["id"]: row["reason"] for row in csv.DictReader(file)}
+    assert set(left_out) == set(SPOILT[:1] if "random" in more else SPOILT)  # what is labelled no draw looks at
+    page = html.unescape((spoilt / "out" / "index.html").read_text())
+    for reason in left_out.values():
+        assert f"left out: {reason}" in said
+        assert f"<li>{reason}</li>" in page
+    (spoilt / "old.txt").write_text("a/frame_0000.png\n")
+    assert main([*command(*more, out="expected"), "--images", "good"]) == 0
+    assert picks(spoilt / "out") == picks(spoilt / "expected")
+
+
+def test_what_was_left_out_stays_out_when_it_is_mended_or_removed(
+    spoilt: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = (spoilt / "pool" / "a" / "frame_0000.png").read_bytes()
+    assert main(command("--on_bad_image", "skip")) == 0
+    before = files(spoilt / "out")
+    (spoilt / "pool" / SPOILT[0]).write_bytes(whole)
+    (spoilt / "pool" / SPOILT[1]).unlink()
+    assert main(command("--on_bad_image", "skip")) == 0
+    assert files(spoilt / "out") == before
+    assert main(command()) == 2
+    assert f"out was begun without {SPOILT[0]} (" in capsys.readouterr().err
+
+
+def test_a_broken_video_does_not_hold_up_the_pool(pool: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("av", reason="PyAV is not installed")
+    (pool / "pool" / "a" / "theatre.mp4").write_bytes(b"no video at all")
+    (pool / "old.txt").write_text("a/theatre.mp4@00001.000s\n")  # from when it was whole
+    more = ["--on_bad_image", "skip", "--labelled", "old.txt"]
+    assert main(command(*more)) == 0
+    assert "left out: pool/a/theatre.mp4: not a video" in capsys.readouterr().out
+    assert "a/theatre.mp4" in (pool / "out" / "left_out.csv").read_text()
+    (pool / "pool" / "b" / "theatre.mp4").write_bytes(b"nor this")
+    assert main(command(*more)) == 2
+    assert "pool/b/theatre.mp4: not a video" in capsys.readouterr().err
+
+
+def test_stopped_at_any_write_it_leaves_out_the_same_files(spoilt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    more = ["--on_bad_image", "skip", "--batch_size", "4"]
+    assert main(command(*more, out="whole", n=2)) == 0
+    expected = files(spoilt / "whole")
+    write = atomic.write_bytes
+    for stop_at in (1, 2, 3, 5, 12):
+        written = 0
+
+        def stopping(path: Path, contents: bytes, stop_at: int = stop_at) -> None:
+            nonlocal written
+            if written == stop_at:
+                raise KeyboardInterrupt
+            written += 1
+            write(path, contents)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(atomic, "write_bytes", stopping)
+            assert main(command(*more, out=f"cut{stop_at}", n=2)) in (0, 130)
+        assert main(command(*more, out=f"cut{stop_at}", n=2)) == 0
+        found = files(spoilt / f"cut{stop_at}")
+        found["config.yaml"] = found["config.yaml"].replace(f"cut{stop_at}".encode(), b"whole")
+        assert found == expected
+
+
+def test_a_pool_that_lost_too_much_says_so(spoilt: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command("--on_bad_image", "skip", n=39)) == 2
+    assert "--n 39: the pool has 38 frames to choose from (2 more are left out: pool/" in capsys.readouterr().err
 
 
 def boxes(row: dict[str, str]) -> tuple[slice, slice]:

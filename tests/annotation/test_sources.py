@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alges_fast.annotation.sources import FramePool, FrameReader, list_frames
+from alges_fast.annotation.sources import FramePool, FrameReader, LeftOut, list_frames
 from alges_fast.errors import UserError
 
 RATE, SECONDS = 10, 6
@@ -107,3 +107,50 @@ def test_a_file_that_only_claims_to_be_a_video_is_named(tmp_path: Path) -> None:
     path = _write(tmp_path / "broken.mp4", b"no video at all")
     with pytest.raises(UserError, match=r"broken\.mp4: not a video"):
         list_frames(path)
+    picture(tmp_path / "a_1.png")
+    left_out = LeftOut("skip")
+    assert [frame.id for frame in list_frames(tmp_path, left_out=left_out)] == ["a_1.png"]
+    assert left_out.by_file()[0].startswith(f"{path}: not a video")
+    assert [left_out.has(line) for line in ("broken.mp4@00001.000s", "a_1.png")] == [True, False]
+
+
+def test_of_a_video_that_is_damaged_in_the_middle_the_rest_is_read(tmp_path: Path) -> None:
+    av = pytest.importorskip("av", reason="PyAV is not installed")
+    path, generator = tmp_path / "noise.mp4", np.random.default_rng(0)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=RATE)
+        stream.width, stream.height, stream.pix_fmt, stream.gop_size = 64, 48, "yuv420p", 12
+        for _ in range(RATE * SECONDS):
+            noise = generator.integers(0, 255, (48, 64, 3)).astype(np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(noise, format="rgb24")))
+        container.mux(stream.encode())
+    frames = list_frames(path, fps=5)
+    pool = FramePool(frames, 32)
+    whole = [pool[i][1] for i in range(len(pool))]
+    contents = path.read_bytes()
+    middle = len(contents) // 2
+    path.write_bytes(contents[:middle] + bytes(2000) + contents[middle + 2000 :])
+    with pytest.raises(UserError, match=r"noise\.mp4: damaged or cut short .*--on_bad_image skip"):
+        list(FramePool(frames, 32))
+    left_out, saved = LeftOut("skip"), []
+    pool = FramePool(frames, 32, left_out, lambda: saved.append(len(left_out.reasons)))
+    found = [pool[i][1] for i in range(len(pool))]
+    n = len(left_out.reasons)
+    assert 0 < n < 10
+    assert saved == list(range(1, n + 1))
+    assert left_out.by_file() == [f"{next(iter(left_out.reasons.values()))} ({n} frames)"]
+    for frame, before, after in zip(frames, whole, found, strict=True):
+        assert not after.any() if frame.id in left_out.reasons else after.float().sub(before.float()).abs().mean() < 40
+    assert list(pool)[-1][0] not in left_out.reasons
+
+
+def test_pictures_of_more_than_8_bits_are_not_taken_for_white(tmp_path: Path) -> None:
+    Image.fromarray(np.full((12, 20), 300, np.uint16)).save(tmp_path / "deep_1.png")
+    with pytest.raises(UserError, match=r"deep_1\.png: I;16 pixels, more than 8 bits"):
+        FrameReader().read(list_frames(tmp_path)[0])
+
+
+def test_a_list_from_a_windows_editor_is_read(tmp_path: Path) -> None:
+    picture(tmp_path / "a_1.png")
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfa_1.png\r\n")
+    assert [frame.id for frame in list_frames(tmp_path / "list.txt")] == ["a_1.png"]
