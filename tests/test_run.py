@@ -18,6 +18,7 @@ from PIL import Image
 
 from alges_fast import atomic, experiment
 from alges_fast.config import PRESETS
+from alges_fast.errors import UserError
 from alges_fast.run import main, parse
 
 SMALL = [
@@ -156,7 +157,10 @@ def test_two_processes_give_the_picks_and_the_dice_of_one(root: Path, tmp_path: 
         (["--data_root", "/no/such/folder"], "/no/such/folder: no such folder"),
         (["--rounds", "5"], "need 11, but the pool has 9"),
         (["--rounds", "0"], "--rounds is 0: give at least 1"),
-        (["--rounds", "many"], "rounds"),
+        (["--rounds", "many"], "--rounds many: give a whole number"),
+        (["--seeds", "1-5"], "--seeds 1-5: give whole numbers with commas between, such as 0,1,2"),
+        (["--precision", "fp16"], "--precision fp16: give one of 32-true, bf16-mixed, 16-mixed"),
+        (["--data_root=~nobody-has-this-name/x"], "--data_root ~nobody-has-this-name/x: no such home folder"),
         (["--bogus", "1"], "--bogus"),
         (["--seed", "3"], "--seed 3 (nearest: --seeds)"),
         (["--pres", "paper"], "(nearest: --preset)"),
@@ -188,6 +192,52 @@ def test_another_configuration_in_the_same_folder_shows_the_difference(
     assert run(tmp_path, "--strategies", "random", "--epochs", "2") == 2
     assert "epochs was 1 and is now 2" in capsys.readouterr().err
     assert (tmp_path / "results.csv").read_bytes() == before
+
+
+def test_every_environment_that_a_run_was_in_is_kept(
+    run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def kept() -> tuple[str, list[str]]:
+        found = json.loads((tmp_path / "environment.json").read_text())
+        return found["device"], [found["earlier"][str(i + 1)]["device"] for i in range(len(found.get("earlier", ())))]
+
+    expected = [("A", []), ("A", []), ("B", ["A"]), ("C", ["A", "B"]), ("A", ["B", "C"])]
+    for machine, (now, earlier) in zip("AABCA", expected, strict=True):
+        monkeypatch.setattr(experiment, "_processor", lambda machine=machine: machine)
+        assert run(tmp_path, "--strategies", "random", "--rounds", "1") == 0
+        assert kept() == (now, earlier)
+    assert capsys.readouterr().out.count("another environment than before: device (environment.json keeps both)") == 3
+
+
+def test_a_folder_without_a_result_yet_is_no_claim_on_its_data(
+    run: Callable[..., int], root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after any of the first writes, before config.yaml is there; then the data are corrected."""
+    other = shutil.copytree(root, tmp_path / "frames")
+    shutil.copy(root / "train" / "masks" / "v0_0.png", other / "train" / "masks" / "v1_1.png")
+    write = atomic.write_bytes
+
+    def stops(path: Path, contents: bytes) -> None:
+        if path.name == "config.yaml":
+            raise KeyboardInterrupt
+        write(path, contents)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(atomic, "write_bytes", stops)
+        assert run(tmp_path / "out", "--strategies", "random", "--rounds", "1") == 130
+    assert (tmp_path / "out" / "report_data" / "dataset.json").exists()
+    flags = ["--strategies", "random", "--rounds", "1", "--data_root", str(other)]
+    assert run(tmp_path / "out", *flags) == 0
+    assert run(tmp_path / "out", *flags) == 0
+
+
+def test_results_whose_configuration_is_lost_are_not_continued(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path, "--strategies", "random", "--rounds", "1") == 0
+    (tmp_path / "config.yaml").unlink()
+    assert run(tmp_path, "--strategies", "random", "--rounds", "1", "--epochs", "2") == 2
+    assert f"{tmp_path / 'config.yaml'} is missing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["state.json", "picks.json", "metrics.json"])
@@ -223,6 +273,50 @@ def test_flags_override_the_yaml_file_which_overrides_the_preset(tmp_path: Path)
     file.write_text(yaml.safe_dump({"preset": "paper", "epochs": 7, "seeds": [4, 5]}))
     config = parse(["--config", str(file), "--seeds", "6"])
     assert (config.preset, config.epochs, config.seeds, config.rounds) == ("paper", 7, (6,), 30)
+
+
+def test_flags_override_the_yaml_file_wherever_they_stand(tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("epochs: 7\nlr: 1e-4\n")
+    config = parse(["--epochs", "3", "--config", str(file)])
+    assert (config.epochs, config.lr) == (3, 1e-4)
+
+
+@pytest.mark.parametrize(
+    "text", ["seeds: 1,2\nstrategies: random,entropy", "seeds: [1, 2]\nstrategies: [random, entropy]"]
+)
+def test_a_yaml_file_writes_lists_as_flags_do_or_as_yaml_does(text: str, tmp_path: Path) -> None:
+    (tmp_path / "settings.yaml").write_text(text)
+    config = parse(["--config", str(tmp_path / "settings.yaml")])
+    assert (config.seeds, config.strategies) == ((1, 2), ("random", "entropy"))
+    (tmp_path / "settings.yaml").write_text("seeds: 3")
+    assert parse(["--config", str(tmp_path / "settings.yaml")]).seeds == (3,)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("- 1", "holds no settings: give lines like 'epochs: 8'"),
+        ("epoch: 3", "epoch is no setting (nearest: --epochs)"),
+        ("seeds: one,two", "--seeds one: give whole numbers"),
+        ("epochs: {a: 1}", "--epochs {'a': 1}: give a whole number"),
+        ("a: b: c", "is not a YAML file"),
+    ],
+)
+def test_a_mistake_in_a_yaml_file_is_one_line(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "settings.yaml").write_text(text)
+    with pytest.raises(UserError) as caught:
+        parse(["--config", str(tmp_path / "settings.yaml")])
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_home_is_found_in_flags_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "settings.yaml").write_text("data_root: ~/data")
+    config = parse(["--config=~/settings.yaml", "--out=~/x", "--strategies", "random,~/mine.py:Mine"])
+    assert (config.out, config.data_root) == (f"{tmp_path}/x", f"{tmp_path}/data")
+    assert config.strategies == ("random", f"{tmp_path}/mine.py:Mine")
 
 
 def test_the_paper_preset_is_the_papers_protocol() -> None:
