@@ -3,7 +3,8 @@
 With z and o that layer's input and output and `tail` whatever the model does with o afterwards (nothing, upsampling, a
 sum with another branch), the gradient with respect to its weight is δ ⊗ z̃ summed over pixels, δ the vector-Jacobian
 product of `tail` at o with the residual at the logits. So only the tail needs autograd, and the tail needs no code: the
-model runs without gradients up to o, which a hook replaces by a leaf, and with them from there on.
+model runs without gradients up to o, which a hook replaces by a leaf, and with them from there on. Through a resize, by
+far the most frequent tail, the product is written out, so that it repeats bit for bit.
 """
 
 from __future__ import annotations
@@ -239,7 +240,7 @@ class LastLayer:
         """Each window's outputs where something follows the layer."""
         self._check_defined(outputs, tail)
         with _parameters_require_grad(self.model, False):
-            run = self._forward(images, record_tail=True)
+            run = self._forward(images, record_tail=tail.resize is None)
         with _full_precision(run.features):
             logits = run.logits.detach()
             if logits.dtype != torch.float64:
@@ -269,7 +270,7 @@ class LastLayer:
         if tail.resize is None:
             whole = run.logits.new_zeros(run.logits.shape, dtype=residual.dtype)
             cut(whole, box).copy_(residual)
-            return self._pull_back(run, whole, backend)
+            return self._pull_back(run, whole, tail, backend)
         # A resize works along one axis after the other, so its adjoint is a matrix product per axis; only the features
         # that the box was made from have a part in it.
         under, delta = [], residual
@@ -307,7 +308,7 @@ class LastLayer:
     ) -> PixelGradients:
         self._check_defined(outputs, tail)
         with _parameters_require_grad(self.model, False):
-            run = self._forward(images, record_tail=True)
+            run = self._forward(images, record_tail=tail.resize is None)
         with _full_precision(run.features):
             logits = run.logits.detach()
             if logits.dtype != torch.float64:
@@ -317,11 +318,11 @@ class LastLayer:
 
             if "image" in outputs:
                 n_pixels = logits[:, :1].numel() // max(len(logits), 1) if valid is None else valid.flatten(1).sum(1)
-                gradient = self._pull_back(run, residual, backend)
+                gradient = self._pull_back(run, residual, tail, backend)
                 scale = torch.as_tensor(n_pixels, dtype=gradient.dtype, device=gradient.device).clamp(min=1)
                 found["image"] = gradient / scale.view(-1, *[1] * (gradient.ndim - 1))
             if "semantic_vector" in outputs:
-                found["semantic_vector"] = self._pull_back(run, _own_class(residual, logits), backend)
+                found["semantic_vector"] = self._pull_back(run, _own_class(residual, logits), tail, backend)
             others = [name for name in outputs if name not in found]
             if others:
                 norms = self._patch_norms(run, logits, tail, others)
@@ -351,16 +352,16 @@ class LastLayer:
             align_corners=tail.resize.align_corners,
         ).unsqueeze(1)
 
-    def _pull_back(self, run: _Forward, residual: Tensor, backend: str | None) -> Tensor:
+    def _pull_back(self, run: _Forward, residual: Tensor, tail: _Tail, backend: str | None) -> Tensor:
         """Σ over pixels of δ ⊗ z̃ with δ the tail's vector-Jacobian product with the residual: (B, *weight's shape)."""
-        (delta,) = torch.autograd.grad(run.logits, run.leaf, residual.to(run.logits.dtype), retain_graph=True)
-        features = _channels_first(run.features, self.module)
+        if tail.resize is None:
+            (delta,) = torch.autograd.grad(run.logits, run.leaf, residual.to(run.logits.dtype), retain_graph=True)
+            delta, features = _channels_first(delta, self.module), _channels_first(run.features, self.module)
+        else:
+            delta, features = _resize_transposed(residual, tail), _on_grid(run.features, self.module, tail.grid)
+        weight, _ = self._parameters()
         summed = pixel_gradients(
-            features,
-            self._parameters()[0],
-            outputs=("image",),
-            residual=_like(_channels_first(delta, self.module), features),
-            backend=backend,
+            features, weight, outputs=("image",), residual=_like(delta, features), backend=backend
         ).image
         assert summed is not None
         return summed * math.prod(features.shape[2:])  # the op returns the mean over the layer's own grid
@@ -450,7 +451,7 @@ class LastLayer:
         """What follows the layer at this image size; found out once per size, on the first image of it."""
         key = tuple(images.shape[1:])
         if key not in self._tails:
-            with torch.no_grad(), _parameters_require_grad(self.model, False):
+            with torch.no_grad(), _parameters_require_grad(self.model, False), _resizes_in_one_operation():
                 example = images[:1] if len(images) else images.new_zeros(1, *images.shape[1:])
                 run = self._forward(_without_nan(example), record_tail=True)
                 self._tails[key] = _describe_tail(run, self.module)
@@ -577,6 +578,24 @@ def _resize_adjoint(probe: Tensor, grid: tuple[int, ...], resize: _Resize) -> Te
         resized = F.interpolate(source, size=probe.shape[2:], mode=mode, align_corners=resize.align_corners)
         (pulled,) = torch.autograd.grad(resized, source, probe)
     return pulled
+
+
+def _resize_transposed(residual: Tensor, tail: _Tail) -> Tensor:
+    """Vector-Jacobian product of the tail's resize: (B, K, *logits' grid) -> (B, K, *grid).
+
+    A resize works along one axis after the other, so this is a matrix product per axis. On a GPU the resize's own
+    backward pass adds in the order in which threads arrive, and in the type of the logits. One image at a time: how a
+    product is cut into pieces must not depend on the batch.
+    """
+    assert tail.resize is not None
+    found = residual.new_empty(*residual.shape[:2], *tail.grid)
+    for index, delta in enumerate(residual):
+        for axis, (source, target) in enumerate(zip(tail.grid, residual.shape[2:], strict=True), start=1):
+            resize = tail.resize
+            matrix = resize_matrix(residual, source, target, mode=resize.mode, align_corners=resize.align_corners)
+            delta = (delta.movedim(axis, -1) @ matrix.mT).movedim(-1, axis)
+        found[index] = delta
+    return found
 
 
 def _distance(a: Tensor, b: Tensor) -> float:
@@ -884,6 +903,20 @@ def _parameters_require_grad(model: nn.Module, flag: bool) -> Iterator[None]:
     finally:
         for parameter in changed:
             parameter.requires_grad_(not flag)
+
+
+@contextmanager
+def _resizes_in_one_operation() -> Iterator[None]:
+    """As autograd has it, not the dozen that stand in for it where a GPU is to work deterministically."""
+    enabled, warn_only = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
 
 
 @contextmanager

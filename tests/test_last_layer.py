@@ -638,6 +638,28 @@ def test_a_resize_is_told_from_its_like_in_few_digits(
     assert (found.norm_map - expected).norm() <= 0.02 * expected.norm()
 
 
+def test_a_resize_is_known_where_algorithms_must_be_deterministic() -> None:
+    """On a GPU torch then has other operations in its place, which are called for here."""
+
+    def resize(logits: Tensor) -> Tensor:
+        if torch.are_deterministic_algorithms_enabled():
+            return torch._decomp.decompositions._upsample_linear_vec(logits, (48, 40), True, None)
+        return F.interpolate(logits, size=(48, 40), mode="bilinear", align_corners=True)
+
+    torch.manual_seed(20)
+    model = Head(nn.Conv2d(6, CLASSES, 1), resize).double()
+    images = images_for(model)
+    expected = LastLayer.find(model, images).pixel_gradients(images)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        found = LastLayer.find(model, images).pixel_gradients(images)
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-14)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_scaled_logits_have_a_scaled_gradient_in_few_digits_too(dtype: torch.dtype) -> None:
     torch.manual_seed(19)
