@@ -38,7 +38,13 @@ class AlgesImageReleased(Strategy):
 
     def query(self, query: Query) -> Picks:
         start = time.perf_counter()
-        found = embed(replace(query, model=with_batch_statistics(query.model), batch_size=1), ("image",))
+        try:
+            found = embed(replace(query, model=with_batch_statistics(query.model), batch_size=1), ("image",))
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            why = "takes the statistics of one frame, and this model's deepest layers have one value of it"
+            raise UserError(f"{self.name} {why}: raise --image_size, or leave it out") from error
         rows = zip(found.positions.tolist(), found.values.double().flatten(2), strict=True)
         gradients = dict(row for part in gather(query, dict(rows)) for row in part.items())
         running_sum = torch.stack([gradients[position] for position in sorted(gradients)]).cumsum(0)

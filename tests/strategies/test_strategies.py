@@ -151,6 +151,13 @@ def test_alges_img_released_depends_on_the_pools_order_and_alges_img_only_throug
     assert not torch.allclose(embeddings("alges-img-released", turned).flip(0), embeddings("alges-img-released", query))
 
 
+def test_alges_img_released_needs_more_than_one_value_a_channel() -> None:
+    query = make_query(Net())
+    dots = [(name, image[:, :1, :1]) for name, image in query.unlabelled]
+    with pytest.raises(UserError, match="one value of it: raise --image_size"):
+        ask("alges-img-released", replace(query, unlabelled=dots))
+
+
 def test_alges_sem_released_has_k_where_the_paper_has_one_and_no_root() -> None:
     query = make_query(Net())
     points = torch.zeros(N, K)
