@@ -94,9 +94,9 @@ def _summed_by_class(features: Tensor, logits: Tensor) -> Tensor:
     largest, predicted = probability.max(1)
     weight = (probability**2).sum(1) + n_classes * (1 - 2 * largest)
     weight *= (features.float() ** 2).sum(1)
-    sums = torch.zeros(len(logits), n_classes, dtype=torch.float64, device=logits.device)
-    sums.scatter_add_(1, predicted.flatten(1), weight.flatten(1).double())
-    return sums.float().cpu()
+    # Not scatter_add: a GPU's adds in the order in which threads arrive.
+    sums = [weight.masked_fill(predicted != k, 0).sum((1, 2), dtype=torch.float64) for k in range(n_classes)]
+    return torch.stack(sums, 1).float().cpu()
 
 
 def _released_seeding(query: Query, points: Tensor, start: float) -> Picks:
