@@ -60,7 +60,7 @@ from alges_fast.annotation.sources import (
 )
 from alges_fast.command import arguments_of, check_unchanged, one_line, out_of_memory, plain, refused, with_home
 from alges_fast.data import to_input
-from alges_fast.data.files import IMAGE_SUFFIXES, open_picture
+from alges_fast.data.files import IMAGE_SUFFIXES, natural_key, open_picture
 from alges_fast.data.loading import palette
 from alges_fast.errors import UserError
 from alges_fast.last_layer import LastLayer
@@ -268,9 +268,11 @@ def _choose(
                 raise UserError(one_line(message)) from error
             continue
         except OSError as error:  # of the files of scores: what a frame's file raises has been named
-            reason = error.strerror or str(error)
+            reason = re.sub("; resume=True.*", "", error.strerror or str(error))
             where = error.filename or scores
-            raise UserError(f"{where} cannot be written ({reason}): make room or choose another --out") from error
+            raise UserError(
+                f"{where} cannot be written ({reason}): make room or choose another --out, then run again"
+            ) from error
         if config.strategy in DRAWN:  # no frame has been read yet
             for id in dict.fromkeys(pick.frame.id for pick in picks):
                 frames[frames.ids.index(id)]
@@ -598,7 +600,7 @@ def _write(
     page = selection_page(config, classes, colours, cards, rows, len(picked), budget, left_out.by_file())
     atomic.write_text(out / "index.html", page)
     if left_out.reasons:
-        missing = [{"id": name, "reason": reason} for name, reason in left_out.reasons.items()]
+        missing = [{"id": name, "reason": left_out.reasons[name]} for name in sorted(left_out.reasons, key=natural_key)]
         atomic.write_text(out / "left_out.csv", _csv(missing))
     atomic.write_text(out / "picks.csv", _csv(rows))
 

@@ -69,8 +69,8 @@ class LeftOut:
     def by_file(self) -> list[str]:
         """A line for each file: why, and how many of a video's frames it is about."""
         reasons: dict[str, list[str]] = {}
-        for name, reason in self.reasons.items():
-            reasons.setdefault(re.sub(r"@\d+\.\d{3}s$", "", name), []).append(reason)
+        for name in sorted(self.reasons, key=natural_key):
+            reasons.setdefault(re.sub(r"@\d+\.\d{3}s$", "", name), []).append(self.reasons[name])
         return [of[0] if len(of) == 1 else f"{of[0]} ({len(of)} frames)" for of in reasons.values()]
 
 

@@ -354,6 +354,17 @@ def test_a_broken_video_does_not_hold_up_the_pool(pool: Path, capsys: pytest.Cap
     assert main(command(*more)) == 0
     assert "left out: pool/a/theatre.mp4: not a video" in capsys.readouterr().out
     assert "a/theatre.mp4" in (pool / "out" / "left_out.csv").read_text()
+    before = files(pool / "out")
+    (pool / "pool" / "a" / "frame_0000.png").replace(pool / "whole.png")
+    (pool / "pool" / "a" / "frame_0000.png").write_bytes(b"")
+    assert main(command(*more, out="out2")) == 0
+    (pool / "pool" / "a" / "frame_0000.png").unlink()
+    again = files(pool / "out2")
+    assert main(command(*more, out="out2")) == 0
+    assert files(pool / "out2") == again
+    (pool / "whole.png").replace(pool / "pool" / "a" / "frame_0000.png")
+    assert main(command(*more)) == 0
+    assert files(pool / "out") == before
     (pool / "pool" / "b" / "theatre.mp4").write_bytes(b"nor this")
     assert main(command(*more)) == 2
     assert "pool/b/theatre.mp4: not a video" in capsys.readouterr().err
