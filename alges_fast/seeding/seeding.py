@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import logging
 import math
@@ -80,7 +81,8 @@ def kmeans_plusplus(
 
     Returns:
         Seeding: the indices and the final D² of this shard's points. No index occurs twice; once every point lies on a
-        centre, the rest is filled uniformly.
+        centre, the rest is filled uniformly. Points that differ, but by so little that their squares underflow, are
+        picked as at a larger scale.
 
     Raises:
         ValueError, TypeError: wrong shape, dtype, value or name; n_clusters above the number of points; NaN or Inf in
@@ -194,6 +196,7 @@ def _seed(
             "first": first,
             "trials": trials,
             "number of existing centres": len(centres),
+            "existing (a hash of the values)": "" if group is None else _hash(centres),
             "backend": chosen,
             "whether global_index is given": index is not None,
         }
@@ -209,25 +212,34 @@ def _seed(
     make = FaissGpuPool if chosen == "faiss" and points.is_cuda else POOLS[chosen]
     draw = Draw(rule, seed, 0, trials)
     rounds = rule == "race" and wants_rounds(n_clusters, total, points.shape[1] * points.element_size())
-    pool = make(points, own_index, len(centres) + n_clusters * trials, nearest=rounds)
-    candidates = _first_draw(pool, centres, first, draw)
-    if rounds:
+
+    def pick(points: Tensor, centres: Tensor) -> tuple[list[int], Pool]:
+        pool = make(points, own_index, len(centres) + n_clusters * trials, nearest=rounds)
+        candidates = _first_draw(pool, shards, centres, first, draw)
+        if not rounds:
+            return _picks(pool, shards, total, n_clusters, draw, candidates, []), pool
         measured = len(centres) or int(first == "largest")  # by the first draw: the existing centres, or the origin
-        picks = _picks_by_rounds(pool, shards, total, n_clusters, centres, measured, draw, candidates)
-    else:
-        picks = _picks(pool, shards, total, n_clusters, draw, candidates, [])
+        return _picks_by_rounds(pool, shards, total, n_clusters, centres, measured, draw, candidates), pool
+
+    picks, pool = pick(points, centres)
+    if (factor := _too_small(shards, pool, centres)) > 1:
+        picks, pool = pick(points * factor, centres * factor)
+        pool.min_sq_distance.div_(factor).div_(factor)
+    if len(set(picks)) < len(picks):
+        raise ValueError("global_index must not hold an index on two ranks")
     indices = torch.tensor(picks, dtype=torch.int64, device=points.device)
     return Seeding(indices, pool.min_sq_distance)
 
 
-def _first_draw(pool: Pool, existing: Tensor, first: str, draw: Draw) -> Candidates:
+def _first_draw(pool: Pool, shards: Shards, existing: Tensor, first: str, draw: Draw) -> Candidates:
     if len(existing):
         return pool.absorb(existing, draw)
     if first == "largest":  # the farthest from the origin
         origin = torch.zeros(1, pool.points.shape[1], dtype=pool.dtype, device=pool.points.device)
         candidates = pool.absorb(origin, replace(draw, rule="farthest", trials=1))
         pool.forget()
-        return candidates
+        if _agreed(shards, pool, candidates).keys[0] < math.inf:  # else all points lie at the origin
+            return candidates
     return replace(pool.draw(replace(draw, rule="uniform", trials=1)), largest=0.0)  # no distance is known yet
 
 
@@ -366,12 +378,36 @@ def _why_not_finite(shards: Shards, pool: Pool) -> str:
     return f"squared distances between the points overflow {pool.dtype}; scale the points down or pass float64"
 
 
+def _too_small(shards: Shards, pool: Pool, existing: Tensor) -> float:
+    """The power of two to multiply the points by where they differ by so little that squares underflow; else 1.
+
+    Their distances are then 0 as if they were identical. It shows when all of them are, so only then is the pool read.
+    """
+    if not all(shards.gather(not len(pool.points) or float(pool.min_sq_distance.amax()) == 0)):
+        return 1.0
+    extremes = [torch.stack([chunk.amin(dim=0), chunk.amax(dim=0)]).double().cpu() for _, chunk in pool.chunks()]
+    told = torch.stack([two for own in shards.gather(extremes) for two in own])
+    low, high = told[:, 0].amin(dim=0), told[:, 1].amax(dim=0)
+    spread = max((high - low).tolist(), default=0.0)
+    limits = torch.finfo(pool.dtype)
+    if not 0 < spread < math.sqrt(limits.tiny):
+        return 1.0
+    largest = max(float(told.abs().amax()), float(existing.abs().amax()) if len(existing) else 0.0)
+    room = (math.frexp(limits.max)[1] - 8) // 2 - math.frexp(largest)[1]  # squares and their sums stay finite
+    return math.ldexp(1.0, max(0, min(-math.frexp(spread)[1], room)))
+
+
 def _as_tensor(value: Any, name: str) -> Tensor:
     if isinstance(value, Tensor):
         if value.layout != torch.strided or value.is_nested or value.is_meta:
             what = "meta" if value.is_meta else "nested" if value.is_nested else str(value.layout)
             raise TypeError(f"{name} must be a dense tensor that holds numbers, got a {what} one")
         return value.detach().resolve_neg()
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name} must not be a masked array, whose mask would be lost; give .filled(value), or the rows without "
+            "masked entries (numpy.ma.compress_rows)"
+        )
     if isinstance(value, np.ndarray):
         with warnings.catch_warnings():  # a read-only array, such as a memory map: nothing here writes to it
             warnings.filterwarnings("ignore", message=".*not writable.*")
@@ -408,9 +444,14 @@ def _existing_centres(existing: Any, points: Tensor) -> Tensor:
         raise TypeError(f"existing must be floating point, got {centres.dtype}")
     if centres.device != points.device:
         raise ValueError(f"existing must be on the points' device, {points.device}, got {centres.device}")
+    centres = centres.to(dtype).contiguous()
     if not bool(centres.isfinite().all()):
-        raise ValueError("existing must be finite, got NaN or Inf")
-    return centres.to(dtype).contiguous()
+        raise ValueError(f"existing must be finite in {dtype}, got NaN or Inf")
+    return centres
+
+
+def _hash(centres: Tensor) -> str:
+    return hashlib.blake2b(centres.cpu().numpy().tobytes(), digest_size=8).hexdigest()
 
 
 def _check_index(global_index: Any, points: Tensor) -> Tensor | None:

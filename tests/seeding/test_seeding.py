@@ -342,6 +342,8 @@ def test_zero_vectors_and_all_of_a_pool(backend: str) -> None:
     assert set(found[:3]) <= {5, 6, 7} | set(range(20))
     assert {5, 6, 7} <= set(found[:4])
     assert float(kmeans_plusplus(points, 20, backend=backend).min_sq_distance.max()) == 0
+    origin = kmeans_plusplus(torch.zeros(20, 4), 3, backend=backend, first="largest")
+    assert float(origin.min_sq_distance.max()) == 0
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -361,9 +363,53 @@ def test_overflowing_distances_raise_and_float64_takes_them() -> None:
     assert len(kmeans_plusplus(points.double(), 3).indices) == 3
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("arguments", [{}, {"first": "largest"}, {"trials": 3}, {"existing": True}])
+@pytest.mark.parametrize(
+    ("dtype", "exponent"), [(torch.float32, -90), (torch.bfloat16, -110), (torch.float64, -600), (torch.float64, -900)]
+)
+def test_points_whose_squares_underflow_are_picked_as_at_any_scale(
+    backend: str, arguments: dict[str, object], dtype: torch.dtype, exponent: int
+) -> None:
+    if backend == "faiss" and dtype == torch.float64:
+        return
+    points = blobs(200, 5, dtype=dtype)
+    small = points.double().mul(2.0**exponent).to(dtype)
+    existing = {"existing": points[:2]} if "existing" in arguments else {}
+    for choose in (kmeans_plusplus, k_center_greedy):
+        if choose is k_center_greedy and "trials" in arguments:
+            continue
+        expected = choose(points, 20, backend=backend, **{**arguments, **existing})  # type: ignore[arg-type]
+        scaled = {name: value * 2.0**exponent for name, value in existing.items()}
+        found = choose(small, 20, backend=backend, **{**arguments, **scaled})  # type: ignore[arg-type]
+        assert torch.equal(found.indices, expected.indices)
+        assert float(found.min_sq_distance.max()) == 0  # as float32 has it
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_small_points_beside_a_large_centre(backend: str) -> None:
+    """The first pick is drawn by its distance to the centre; then the scale shows, and the centre bounds it."""
+    points = blobs(200, 5) * 2.0**-90
+    centre = torch.full((1, 5), 3.0)
+    found = kmeans_plusplus(points, 12, existing=centre, backend=backend).indices.tolist()
+    nearest = sq_distances(points * 2.0**90, points[found[:1]] * 2.0**90)[:, 0]
+    assert len(set(found)) == 12
+    assert float(nearest[found[1:]].mean()) > float(nearest.mean())  # far ones, where any would be as likely before
+
+
+def test_tiny_points_among_others_are_where_they_are() -> None:
+    """Beside ordinary points they are one place, and nothing is scaled."""
+    points = torch.cat([blobs(5, 3), blobs(20, 3) * 1e-30])
+    picked = kmeans_plusplus(points, 10).indices.tolist()
+    assert set(picked[:6]) >= set(range(5))
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
+        ({"points": np.ma.masked_less(np.zeros((10, 3), np.float32), 1)}, TypeError, "points must not be a masked"),
+        ({"existing": np.ma.masked_less(np.zeros((1, 3)), 1)}, TypeError, r"existing must not be.*compress_rows"),
+        ({"existing": torch.full((1, 3), 1e300, dtype=torch.float64)}, ValueError, "existing must be finite in .*32"),
         ({"n_clusters": 11}, ValueError, "n_clusters must be at most the number of points, 10, got 11"),
         ({"n_clusters": 0}, ValueError, "n_clusters must be at least 1, got 0"),
         ({"n_clusters": 2.0}, TypeError, "n_clusters must be an int, got float"),

@@ -53,6 +53,7 @@ def cases() -> dict[str, tuple[Callable[..., Any], Tensor, dict[str, Any]]]:
             ("float64", kmeans_plusplus, points.double(), {"n_clusters": 9, "trials": 3}),
             ("bfloat16", kmeans_plusplus, points.bfloat16(), {"n_clusters": 9}),
             ("repeated", kmeans_plusplus, points[:3].repeat(20, 1), {"n_clusters": 10}),
+            ("tiny", kmeans_plusplus, points * 2.0**-90, {"n_clusters": 15}),
             ("rounds", kmeans_plusplus, points, {"n_clusters": 30}),
             ("rounds greedy", kmeans_plusplus, points, {"n_clusters": 30, "trials": 3, "existing": points[:3] + 1}),
             ("farthest", k_center_greedy, points, {"n_clusters": 15}),
@@ -100,7 +101,7 @@ class Threads(Shards):
 
 def errors(group: dist.ProcessGroup, rank: int) -> dict[str, str]:
     """What this rank is told when rank 1 of 3 does something wrong."""
-    points = torch.randn(10, 4)
+    points, same = torch.randn(10, 4), torch.ones(1, 4)
     spoilt = points.clone()
     spoilt[3, 2] = torch.nan
     wrong = rank == 1
@@ -112,6 +113,8 @@ def errors(group: dist.ProcessGroup, rank: int) -> dict[str, str]:
         "type": lambda: kmeans_plusplus([[1.0]] if wrong else points, 4, group=group),
         "seed": lambda: kmeans_plusplus(points, 4, seed=int(wrong), group=group),
         "existing": lambda: k_center_greedy(points, 4, existing=points[: 1 + wrong], group=group),
+        "values": lambda: k_center_greedy(points, 4, existing=same + int(wrong), group=group),
+        "index": lambda: kmeans_plusplus(points, 30, global_index=torch.arange(10), group=group),
     }
     told = {}
     for name, call in calls.items():
@@ -194,5 +197,7 @@ def test_an_error_on_one_rank_is_raised_on_all(processes: list[dict[str, Any]]) 
         assert told["seed"] == "ValueError: seed must be the same on every rank, got [0, 1, 0]"
         assert told["columns"] == "ValueError: D (columns of points) must be the same on every rank, got [4, 3, 4]"
         assert "number of existing centres must be the same on every rank" in told["existing"]
+        assert "existing (a hash of the values) must be the same on every rank" in told["values"]
+        assert told["index"] == "ValueError: global_index must not hold an index on two ranks"
         for name, kind in (("shape", "ValueError"), ("type", "TypeError")):
             assert told[name].startswith(f"{kind}: {'' if rank == 1 else 'rank 1: '}points must"), told[name]
