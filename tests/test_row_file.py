@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import os
 import random
@@ -22,8 +23,7 @@ import torch
 from commands import CONTEXT, finish
 from torch import Tensor, nn
 
-import alges_fast.row_file
-from alges_fast import PoolEmbeddings, embed_pool, pool
+from alges_fast import PoolEmbeddings, embed_pool, row_file
 from alges_fast.losses import focal
 
 N = 11
@@ -96,53 +96,54 @@ def whole(tmp_path: Path) -> Path:
 # Killed.
 
 
-def _embed_and_die(out: str, output: str | tuple[str, ...], instant: int, count: str) -> None:
-    """Embed the pool with a SIGKILL at so many lines of the code that keeps rows; else write how many there were."""
+def _embed_and_die(out: str, output: str | tuple[str, ...], line: int, time: int) -> None:
+    """Embed the pool, with a SIGKILL where a line of the module is reached for the n-th time."""
     torch.set_num_threads(1)
-    lines = 0
+    left = time
 
     def trace(frame: FrameType, event: str, argument: Any) -> Any:
-        if frame.f_code.co_filename not in (alges_fast.row_file.__file__, pool.__file__):
+        nonlocal left
+        if frame.f_code.co_filename != row_file.__file__:
             return None
-        nonlocal lines
-        if event == "line":
-            lines += 1
-            if lines == instant:
+        if event == "line" and frame.f_lineno == line:
+            left -= 1
+            if not left:
                 os.kill(os.getpid(), signal.SIGKILL)
         return trace
 
     sys.settrace(trace)
     embed(Path(out), output=output, resume=True)
-    sys.settrace(None)
-    Path(count).write_text(str(lines))
 
 
 @pytest.mark.parametrize("output", ["image", ("image", "entropy")])
-@pytest.mark.parametrize("kills", [6, pytest.param(100, marks=pytest.mark.slow)])
-def test_killed_at_random_instants(kills: int, output: str | tuple[str, ...], tmp_path: Path) -> None:
-    """Calls are killed and continued until so many kills have struck; each ends with an undisturbed call's files."""
+@pytest.mark.parametrize("tries", [8, pytest.param(1000, marks=pytest.mark.slow)])
+def test_killed_at_any_line(tries: int, output: str | tuple[str, ...], tmp_path: Path) -> None:
+    """Calls are killed and continued, in a random order of so many lines; each ends with an undisturbed call's files.
 
-    def run(folder: str, instant: int) -> int | None:
+    Every line is as likely, since what happens once a call is as deadly as what happens at every batch.
+    """
+
+    def run(folder: str, line: int, time: int) -> int | None:
         out = tmp_path / folder / ("image.npy" if output == "image" else "several")
-        arguments = (str(out), output, instant, str(tmp_path / "lines"))
-        process = CONTEXT.Process(target=_embed_and_die, args=arguments, daemon=True)
+        process = CONTEXT.Process(target=_embed_and_die, args=(str(out), output, line, time), daemon=True)
         process.start()
         return finish(process)
 
     def files(folder: str) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in (tmp_path / folder).rglob("*.npy*")}
 
-    assert run("whole", 0) == 0
-    lines = int((tmp_path / "lines").read_text())
-    draw, struck, finished = random.Random(kills), 0, 0
-    while struck < kills or not finished:
-        code = run(str(finished), draw.randrange(1, lines) if struck < kills else 0)
-        if code == 0:
+    assert run("whole", 0, 0) == 0
+    code = [function.__code__ for function in vars(row_file.RowFile).values() if inspect.isfunction(function)]
+    lines = {line for one in code for _, _, line in one.co_lines() if line is not None}
+    instants = [(line, time) for line in sorted(lines) for time in (1, 4)]
+    random.Random(tries).shuffle(instants)
+    finished = 0
+    for line, time in [*instants[:tries], (0, 0)]:
+        code_of_exit = run(str(finished), line, time)
+        assert code_of_exit in (0, -signal.SIGKILL)
+        if code_of_exit == 0:
             assert files(str(finished)) == files("whole")
             finished += 1
-        else:
-            assert code == -signal.SIGKILL
-            struck += 1
     assert len(files("whole")) == (2 if output == "image" else 4)
 
 
@@ -253,7 +254,7 @@ def test_a_loss_is_known_again_in_another_process() -> None:
     code = "import functools; from alges_fast.row_file import signature; from alges_fast.losses import focal; "
     code += "print(signature(functools.partial(focal, gamma=3)), signature(focal))"
     told = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout]
-    told.append(f"{alges_fast.row_file.signature(functools.partial(focal, gamma=3))} ")
+    told.append(f"{row_file.signature(functools.partial(focal, gamma=3))} ")
     assert told[0].startswith(told[1])
     assert " at 0x" not in told[0]
 
