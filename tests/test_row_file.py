@@ -8,6 +8,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -115,12 +116,14 @@ def _embed_and_die(out: str, output: str | tuple[str, ...], line: int, time: int
     embed(Path(out), output=output, resume=True)
 
 
+@pytest.mark.parametrize("begun", [False, True])
 @pytest.mark.parametrize("output", ["image", ("image", "entropy")])
-@pytest.mark.parametrize("tries", [8, pytest.param(1000, marks=pytest.mark.slow)])
-def test_killed_at_any_line(tries: int, output: str | tuple[str, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize("tries", [4, pytest.param(1000, marks=pytest.mark.slow)])
+def test_killed_at_any_line(tries: int, output: str | tuple[str, ...], begun: bool, tmp_path: Path) -> None:
     """Calls are killed and continued, in a random order of so many lines; each ends with an undisturbed call's files.
 
-    Every line is as likely, since what happens once a call is as deadly as what happens at every batch.
+    Every line is as likely, since what happens once a call is as deadly as what happens at every batch. With `begun`
+    there are rows already when the first kill comes.
     """
 
     def run(folder: str, line: int, time: int) -> int | None:
@@ -133,18 +136,23 @@ def test_killed_at_any_line(tries: int, output: str | tuple[str, ...], tmp_path:
         return {path.name: path.read_bytes() for path in (tmp_path / folder).rglob("*.npy*")}
 
     assert run("whole", 0, 0) == 0
+    assert len(files("whole")) == (2 if output == "image" else 4)
     code = [function.__code__ for function in vars(row_file.RowFile).values() if inspect.isfunction(function)]
     lines = {line for one in code for _, _, line in one.co_lines() if line is not None}
+    appended = max(line for _, _, line in row_file.RowFile.append.__code__.co_lines() if line is not None)
+    assert run("begun", appended, 4) == -signal.SIGKILL
     instants = [(line, time) for line in sorted(lines) for time in (1, 4)]
-    random.Random(tries).shuffle(instants)
-    finished = 0
+    random.Random(0).shuffle(instants)
+    fresh = True
     for line, time in [*instants[:tries], (0, 0)]:
-        code_of_exit = run(str(finished), line, time)
+        if fresh:
+            shutil.rmtree(tmp_path / "out", ignore_errors=True)
+            shutil.copytree(tmp_path / "begun", tmp_path / "out") if begun else (tmp_path / "out").mkdir()
+        code_of_exit = run("out", line, time)
         assert code_of_exit in (0, -signal.SIGKILL)
-        if code_of_exit == 0:
-            assert files(str(finished)) == files("whole")
-            finished += 1
-    assert len(files("whole")) == (2 if output == "image" else 4)
+        fresh = code_of_exit == 0
+        if fresh:
+            assert files("out") == files("whole")
 
 
 def test_batches_of_a_continued_run_are_those_of_one_never_stopped(tmp_path: Path) -> None:
