@@ -109,7 +109,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
                 "alges-sem-released",
                 "full",
             ),
-            "seeds": tuple(range(12)),
+            "seeds": tuple(range(10)),
             "rounds": 4,
             "init_size": 4,
             "query_size": 6,

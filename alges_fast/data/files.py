@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from alges_fast.data.frames import IGNORE
 from alges_fast.errors import UserError
@@ -123,7 +123,11 @@ def decode(file: FrameFile, listing: Listing, size: int) -> Decoded:
             oddities.append("mask of another size than its image; both are stretched to the run's size")
         if picture.mode == "RGBA":
             oddities.append("mask is RGBA; its alpha channel is not used")
-        reading = listing.read_mask(_load(picture, file.mask), file.mask)
+        step = _grey_step(picture)
+        loaded = _load(picture, file.mask)
+        reading = listing.read_mask(
+            loaded.point([value // step for value in range(256)]) if step > 1 else loaded, file.mask
+        )
         if sum(reading.unknown.values()) > 0.01 * reading.ids.size:
             oddities.append("over 1 % of the mask's pixels carry no class")
     mask = Image.fromarray(reading.ids).resize((size, size), Image.Resampling.NEAREST)
@@ -164,7 +168,7 @@ def as_rgb(picture: Image.Image, path: Path) -> Image.Image:
 
 
 def class_ids(ignore_index: int | None, n_classes: int | None) -> Callable[[Image.Image, Path], MaskReading]:
-    """Reader of masks whose values are class ids: grey of 1, 8 or 16 bits, palette indices, or three equal channels.
+    """Reader of masks whose values are class ids: grey of 1 to 16 bits, palette indices, or three equal channels.
 
     ignore_index and 255 become IGNORE. Raises FaultyFile for colours and for an id of n_classes or more.
     """
@@ -183,6 +187,12 @@ def class_ids(ignore_index: int | None, n_classes: int | None) -> Callable[[Imag
         return MaskReading(values.astype(np.uint8), Counter())
 
     return read
+
+
+def _grey_step(picture: Image.Image) -> int:
+    """What Pillow multiplies the values of a grey picture of 2 or 4 bits by when it loads it; to be asked before."""
+    raw_mode = picture.tile[0][3] if isinstance(picture, ImageFile.ImageFile) and picture.tile else None
+    return {"L;2": 85, "L;4": 17}.get(raw_mode if isinstance(raw_mode, str) else "", 1)
 
 
 def one_channel(picture: Image.Image, path: Path) -> NDArray[Any]:

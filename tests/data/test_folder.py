@@ -105,14 +105,28 @@ def test_palette_indices_are_class_ids(tree: Path) -> None:
     assert np.all(load(tree, ignore_index=11).train.masks[0] == 2)
 
 
-def hollow_png(width: int, height: int) -> bytes:
-    """A PNG that promises width x height pixels and holds next to none."""
+@pytest.mark.parametrize("bits", [2, 4])
+def test_grey_of_few_bits_is_not_stretched_to_eight(tree: Path, bits: int) -> None:
+    row = b"\0" + bytes([0b10101010 if bits == 2 else 0b00100010]) * (SIZE[1] * bits // 8)
+    (tree / "train/masks/trainA_0.png").write_bytes(png(SIZE[1], SIZE[0], bits, GREY, row * SIZE[0]))
+    assert np.all(load(tree, ignore_index=11).train.masks[0] == 2)
 
+
+GREY, COLOUR = 0, 2
+
+
+def png(width: int, height: int, bits: int, colour: int, pixels: bytes) -> bytes:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000)))
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    data = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + data
+
+
+def hollow_png(width: int, height: int) -> bytes:
+    """A PNG that promises width x height pixels and holds next to none."""
+    return png(width, height, 8, COLOUR, bytes(1000))
 
 
 def cut(path: Path) -> None:
