@@ -370,12 +370,10 @@ def test_a_broken_video_does_not_hold_up_the_pool(pool: Path, capsys: pytest.Cap
     assert "pool/b/theatre.mp4: not a video" in capsys.readouterr().err
 
 
-def test_stopped_at_any_write_it_leaves_out_the_same_files(spoilt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    more = ["--on_bad_image", "skip", "--batch_size", "4"]
-    assert main(command(*more, out="whole", n=2)) == 0
-    expected = files(spoilt / "whole")
+def stopped_at_writes(root: Path, more: list[str], stops: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs stopped after so many writes and started again leave the files of `root`/whole."""
     write = atomic.write_bytes
-    for stop_at in (1, 2, 3, 5, 12):
+    for stop_at in stops:
         written = 0
 
         def stopping(path: Path, contents: bytes, stop_at: int = stop_at) -> None:
@@ -385,13 +383,20 @@ def test_stopped_at_any_write_it_leaves_out_the_same_files(spoilt: Path, monkeyp
             written += 1
             write(path, contents)
 
+        out = f"cut{stop_at}"
         with monkeypatch.context() as patch:
             patch.setattr(atomic, "write_bytes", stopping)
-            assert main(command(*more, out=f"cut{stop_at}", n=2)) in (0, 130)
-        assert main(command(*more, out=f"cut{stop_at}", n=2)) == 0
-        found = files(spoilt / f"cut{stop_at}")
-        found["config.yaml"] = found["config.yaml"].replace(f"cut{stop_at}".encode(), b"whole")
-        assert found == expected
+            assert main(command(*more, out=out, n=2)) in (0, 130)
+        assert main(command(*more, out=out, n=2)) == 0
+        found = files(root / out)
+        found["config.yaml"] = found["config.yaml"].replace(out.encode(), b"whole")
+        assert found == files(root / "whole")
+
+
+def test_stopped_at_any_write_it_leaves_out_the_same_files(spoilt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    more = ["--on_bad_image", "skip", "--batch_size", "4"]
+    assert main(command(*more, out="whole", n=2)) == 0
+    stopped_at_writes(spoilt, more, (1, 2, 3, 5, 12), monkeypatch)
 
 
 def test_a_pool_that_lost_too_much_says_so(spoilt: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -533,25 +538,7 @@ def test_windows_stopped_at_any_write_continue_to_the_same_files(pool: Path, mon
     assert main(command(*more, out="whole", n=2)) == 0
     (pool / "refused.txt").write_text(picks(pool / "whole")[0]["id"] + "\n")
     assert main(command(*more, out="whole", n=2)) == 0
-    expected = files(pool / "whole")
-    write = atomic.write_bytes
-    for stop_at in (0, 2, 5, 9, 14):
-        written = 0
-
-        def stopping(path: Path, contents: bytes, stop_at: int = stop_at) -> None:
-            nonlocal written
-            if written == stop_at:
-                raise KeyboardInterrupt
-            written += 1
-            write(path, contents)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(atomic, "write_bytes", stopping)
-            assert main(command(*more, out=f"cut{stop_at}", n=2)) in (0, 130)
-        assert main(command(*more, out=f"cut{stop_at}", n=2)) == 0
-        found = files(pool / f"cut{stop_at}")
-        found["config.yaml"] = found["config.yaml"].replace(f"cut{stop_at}".encode(), b"whole")
-        assert found == expected
+    stopped_at_writes(pool, more, (0, 2, 5, 9, 14), monkeypatch)
 
 
 @pytest.mark.parametrize("regions", [[], ["--regions", "3x4"]], ids=["frames", "windows"])
