@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -161,11 +162,10 @@ def test_refused_picks_are_replaced_with_their_files_and_a_longer_list_goes_on(p
     assert third[:5] == [name for name in second if name != first[2]]
 
 
-def test_stopped_at_any_write_it_continues_to_the_same_files(pool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert main(command(out="whole")) == 0
-    expected = files(pool / "whole")
+def stopped_at_writes(root: Path, more: list[str], stops: Iterable[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs stopped after so many writes and started again leave the files of `root`/whole."""
     write = atomic.write_bytes
-    for stop_at in range(0, 25, 4):
+    for stop_at in stops:
         written = 0
 
         def stopping(path: Path, contents: bytes, stop_at: int = stop_at) -> None:
@@ -175,13 +175,19 @@ def test_stopped_at_any_write_it_continues_to_the_same_files(pool: Path, monkeyp
             written += 1
             write(path, contents)
 
+        out = f"cut{stop_at}"
         with monkeypatch.context() as patch:
             patch.setattr(atomic, "write_bytes", stopping)
-            assert main(command(out=f"cut{stop_at}")) in (0, 130)
-        assert main(command(out=f"cut{stop_at}")) == 0
-        found = files(pool / f"cut{stop_at}")
-        found["config.yaml"] = found["config.yaml"].replace(f"cut{stop_at}".encode(), b"whole")
-        assert found == expected
+            assert main(command(*more, out=out)) in (0, 130)
+        assert main(command(*more, out=out)) == 0
+        found = files(root / out)
+        found["config.yaml"] = found["config.yaml"].replace(out.encode(), b"whole")
+        assert found == files(root / "whole")
+
+
+def test_stopped_at_any_write_it_continues_to_the_same_files(pool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main(command(out="whole")) == 0
+    stopped_at_writes(pool, [], range(0, 25, 4), monkeypatch)
 
 
 @pytest.mark.slow
@@ -370,32 +376,9 @@ def test_a_broken_video_does_not_hold_up_the_pool(pool: Path, capsys: pytest.Cap
     assert "pool/b/theatre.mp4: not a video" in capsys.readouterr().err
 
 
-def stopped_at_writes(root: Path, more: list[str], stops: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs stopped after so many writes and started again leave the files of `root`/whole."""
-    write = atomic.write_bytes
-    for stop_at in stops:
-        written = 0
-
-        def stopping(path: Path, contents: bytes, stop_at: int = stop_at) -> None:
-            nonlocal written
-            if written == stop_at:
-                raise KeyboardInterrupt
-            written += 1
-            write(path, contents)
-
-        out = f"cut{stop_at}"
-        with monkeypatch.context() as patch:
-            patch.setattr(atomic, "write_bytes", stopping)
-            assert main(command(*more, out=out, n=2)) in (0, 130)
-        assert main(command(*more, out=out, n=2)) == 0
-        found = files(root / out)
-        found["config.yaml"] = found["config.yaml"].replace(out.encode(), b"whole")
-        assert found == files(root / "whole")
-
-
 def test_stopped_at_any_write_it_leaves_out_the_same_files(spoilt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    more = ["--on_bad_image", "skip", "--batch_size", "4"]
-    assert main(command(*more, out="whole", n=2)) == 0
+    more = ["--n", "2", "--on_bad_image", "skip", "--batch_size", "4"]
+    assert main(command(*more, out="whole")) == 0
     stopped_at_writes(spoilt, more, (1, 2, 3, 5, 12), monkeypatch)
 
 
@@ -533,11 +516,11 @@ def test_default_gap_keeps_windows_of_consecutive_frames_apart(pool: Path) -> No
 
 
 def test_windows_stopped_at_any_write_continue_to_the_same_files(pool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    more = ["--regions", "4x3", "--reject", "refused.txt"]
+    more = ["--n", "2", "--regions", "4x3", "--reject", "refused.txt"]
     (pool / "refused.txt").write_text("")
-    assert main(command(*more, out="whole", n=2)) == 0
+    assert main(command(*more, out="whole")) == 0
     (pool / "refused.txt").write_text(picks(pool / "whole")[0]["id"] + "\n")
-    assert main(command(*more, out="whole", n=2)) == 0
+    assert main(command(*more, out="whole")) == 0
     stopped_at_writes(pool, more, (0, 2, 5, 9, 14), monkeypatch)
 
 
