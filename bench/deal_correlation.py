@@ -26,13 +26,14 @@ import torch
 from lightning_fabric import Fabric
 from scipy.stats import rankdata, spearmanr
 
-from alges_fast.data import IGNORE, Dataset, load_dataset, to_input
+from alges_fast.data import Dataset, load_dataset, to_input
+from alges_fast.labels import UNLABELLED
 from alges_fast.experiment import initial_pool
 from alges_fast.models import build_model
 from alges_fast.models.deal import DealModel
 from alges_fast.random_streams import stream_seed
 from alges_fast.strategies import get_strategy
-from alges_fast.training import train
+from alges_fast.experiment.training import train
 
 RESULTS = Path(__file__).parent / "results"
 N_PARTS = 10
@@ -88,7 +89,7 @@ def predict(fabric: Fabric, model: DealModel, images: np.ndarray) -> dict[str, n
 
 def measure(maps: dict[str, np.ndarray], masks: np.ndarray) -> dict[str, dict[str, float]]:
     """For difficulty and entropy: how well they rank and correlate with errors, over pixels and over frames."""
-    known = masks != IGNORE
+    known = masks != UNLABELLED
     wrong = (maps["prediction"] != masks) & known
     rates = wrong.sum((1, 2)) / known.sum((1, 2))
     found = {"error": {"rate": float(wrong[known].mean())}}
@@ -114,7 +115,7 @@ def auroc(score: np.ndarray, positive: np.ndarray) -> float:
 def draw(maps: dict[str, np.ndarray], dataset: Dataset, path: Path) -> None:
     """Three test frames with errors and difficulty, and the share of wrong pixels at each tenth of difficulty."""
     test = dataset.test
-    known = test.masks != IGNORE
+    known = test.masks != UNLABELLED
     wrong = (maps["prediction"] != test.masks) & known
     figure = plt.figure(figsize=(11, 5.4), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=[1.25, 1])

@@ -22,7 +22,7 @@ from torch.func import functional_call, grad, vmap
 from alges_fast import LastLayer, embed_pool
 from alges_fast.last_layer import evaluating
 from alges_fast.models import build_model
-from alges_fast.pool import _parts
+from alges_fast.pool.embed import _parts
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BATCH, CLASSES, SIDE = (64 if DEVICE.type == "cuda" else 8), 13, 224

@@ -16,7 +16,7 @@ from data.test_folder import hollow_png
 from data.trees import SIZE, folder_tree, save
 
 import alges_fast
-from alges_fast import experiment
+from alges_fast.experiment import loop as experiment
 from alges_fast.run import main
 
 IMAGE, MASK = "train/images/trainA_1.png", "train/masks/trainA_1.png"

@@ -13,8 +13,8 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix, multiclass_jaccard_index
 from torchmetrics.functional.segmentation import dice_score
 
-from alges_fast.data import IGNORE
-from alges_fast.metrics import SegmentationCounts
+from alges_fast.labels import UNLABELLED
+from alges_fast.experiment.metrics import SegmentationCounts
 
 K = 12
 CLASSES = [f"class {k}" for k in range(K)]
@@ -28,8 +28,8 @@ def frames(n: int = 7, *, size: int = 19, seed: int = 0) -> tuple[Tensor, Tensor
     mask = generator.choice(K, size=(n, size, size), p=shares / shares.sum()).astype(np.uint8)
     noise = generator.integers(0, K, mask.shape, dtype=np.uint8)
     prediction = np.where(generator.random(mask.shape) < 0.6, mask, noise)
-    mask[generator.random(mask.shape) < 0.1] = IGNORE
-    mask[n // 2] = IGNORE
+    mask[generator.random(mask.shape) < 0.1] = UNLABELLED
+    mask[n // 2] = UNLABELLED
     return torch.from_numpy(prediction), torch.from_numpy(mask)
 
 
@@ -46,13 +46,13 @@ def same(a: dict[str, float], b: dict[str, float]) -> bool:
 
 def overlaps(prediction: Tensor, mask: Tensor, k: int) -> tuple[int, int, int]:
     """Right, true and predicted pixels of class k, by going over every pixel."""
-    pairs = [(p, t) for p, t in zip(prediction.flatten().tolist(), mask.flatten().tolist(), strict=True) if t != IGNORE]
+    pairs = [(p, t) for p, t in zip(prediction.flatten().tolist(), mask.flatten().tolist(), strict=True) if t != UNLABELLED]
     return sum(p == t == k for p, t in pairs), sum(t == k for _, t in pairs), sum(p == k for p, _ in pairs)
 
 
 def test_confusion_matrix_is_torchmetrics() -> None:
     prediction, mask = frames()
-    truth = multiclass_confusion_matrix(prediction.long(), mask.long(), K, ignore_index=IGNORE)
+    truth = multiclass_confusion_matrix(prediction.long(), mask.long(), K, ignore_index=UNLABELLED)
     assert torch.equal(counted(prediction, mask).confusion, truth)
 
 
@@ -145,7 +145,7 @@ def test_int64_and_uint8_and_volumes_count_alike() -> None:
 
 def test_perfect_prediction_scores_1_and_nothing_seen_scores_nan() -> None:
     _, mask = frames()
-    perfect = counted(torch.where(mask == IGNORE, 0, mask), mask).metrics(CLASSES)
+    perfect = counted(torch.where(mask == UNLABELLED, 0, mask), mask).metrics(CLASSES)
     assert [perfect[name] for name in ("dice", "dice_image", "dice_released", "iou")] == [1, 1, 1, 1]
     nothing = SegmentationCounts(K).metrics(CLASSES)
     assert all(math.isnan(value) for value in nothing.values())

@@ -208,7 +208,7 @@ def test_parts_of_a_batch_change_nothing(
 ) -> None:
     """On the CPU a batch goes through in parts, from single images to the whole."""
     whole = getattr(LastLayer.find(model, images).pixel_gradients(images, outputs=(output,)), output)
-    monkeypatch.setattr("alges_fast.pool._CPU_PIXELS", pixels)
+    monkeypatch.setattr("alges_fast.pool.embed._CPU_PIXELS", pixels)
     found = embed_pool(model, images, output=output, batch_size=N, progress=False).values
     torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-7)
 

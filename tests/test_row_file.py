@@ -259,7 +259,7 @@ def test_what_makes_other_rows_is_named(name: str, before: Any, now: Any, tmp_pa
 
 def test_a_loss_is_known_again_in_another_process() -> None:
     """Where it lies in memory does not matter."""
-    code = "import functools; from alges_fast.row_file import signature; from alges_fast.losses import focal; "
+    code = "import functools; from alges_fast.pool.row_file import signature; from alges_fast.losses import focal; "
     code += "print(signature(functools.partial(focal, gamma=3)), signature(focal))"
     told = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout]
     told.append(f"{row_file.signature(functools.partial(focal, gamma=3))} ")

@@ -65,9 +65,9 @@ from alges_fast.data.loading import palette
 from alges_fast.errors import UserError
 from alges_fast.last_layer import LastLayer
 from alges_fast.models import build_model
-from alges_fast.row_file import fingerprint
+from alges_fast.pool.row_file import fingerprint
 from alges_fast.selection import DRAWN, Place, select, select_regions
-from alges_fast.strategies.base import IGNORE
+from alges_fast.labels import UNLABELLED
 from alges_fast.windows import Window
 
 FREE_FIELDS = frozenset({"out", "on_bad_image", "reject", "device", "batch_size"})
@@ -652,10 +652,10 @@ def _original(look: Look) -> bytes:
 
 
 def _within(mask: NDArray[np.uint8], windows: Sequence[Window]) -> NDArray[np.uint8]:
-    """The mask inside the windows and IGNORE outside; all of it where there are none."""
+    """The mask inside the windows and UNLABELLED outside; all of it where there are none."""
     if not windows:
         return mask
-    kept = np.full_like(mask, IGNORE)
+    kept = np.full_like(mask, UNLABELLED)
     for _, x, y, width, height in windows:
         kept[y : y + height, x : x + width] = mask[y : y + height, x : x + width]
     return kept
@@ -673,7 +673,7 @@ def _write_windows(path: Path, mask: NDArray[np.uint8], windows: Sequence[Window
     merged = _within(before, windows)
     for _, x, y, width, height in windows:
         inside = merged[y : y + height, x : x + width]
-        if (inside == IGNORE).all():
+        if (inside == UNLABELLED).all():
             inside[:] = mask[y : y + height, x : x + width]
     if not np.array_equal(merged, before):
         atomic.write_bytes(path, encoded(Image.fromarray(merged), "png"))

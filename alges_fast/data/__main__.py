@@ -14,7 +14,7 @@ from rich.table import Table
 
 from alges_fast.data.export import write_cholecseg8k
 from alges_fast.data.files import SPLITS, Faults, Listing
-from alges_fast.data.frames import IGNORE
+from alges_fast.labels import UNLABELLED
 from alges_fast.data.loading import FILE_DATASETS, Survey, class_names, list_tree, read_all
 from alges_fast.errors import UserError
 
@@ -74,7 +74,7 @@ def check(root: Path, dataset: str | None, split: str | None, ignore_index: int 
         classes = dict(enumerate(class_names(listing, survey)))
     except UserError as error:
         beyond_skipping.append(str(error))
-        classes = {value: "?" for value in range(IGNORE) if any(survey.pixels[part][value] for part in SPLITS)}
+        classes = {value: "?" for value in range(UNLABELLED) if any(survey.pixels[part][value] for part in SPLITS)}
 
     console.print(name if dataset else f"{name} (by its folders; --dataset says otherwise)", highlight=False)
     console.print(_videos_table(listing))
@@ -129,7 +129,7 @@ def _videos_table(listing: Listing) -> Table:
 
 def _shares_table(classes: dict[int, str], survey: Survey) -> Table:
     table = Table("id", "class", *SPLITS, title="share of all pixels, %", title_justify="left")
-    for value, name in [*classes.items(), (IGNORE, "not labelled")]:
+    for value, name in [*classes.items(), (UNLABELLED, "not labelled")]:
         shares = (100 * survey.pixels[part][value] / max(1, sum(survey.pixels[part])) for part in SPLITS)
         table.add_row(str(value), escape(name), *(f"{share:.2f}" if share else "-" for share in shares))
     for column in table.columns[2:]:

@@ -24,7 +24,7 @@ from alges_fast.data.files import (
     one_channel,
     pairs,
 )
-from alges_fast.data.frames import IGNORE
+from alges_fast.labels import UNLABELLED
 from alges_fast.errors import UserError
 
 CLASSES = (
@@ -86,7 +86,7 @@ SYNTHETIC_MARK = "SYNTHETIC.txt"
 
 SYNTHETIC_NOTE = "synthetic video in CholecSeg8k's layout, not CholecSeg8k: it says nothing about surgery"
 
-_CLASS_OF = np.full(256, IGNORE, np.uint8)
+_CLASS_OF = np.full(256, UNLABELLED, np.uint8)
 _CLASS_OF[list(WATERSHED_CODES)] = range(len(CLASSES))
 
 
@@ -130,12 +130,12 @@ def list_cholecseg8k(root: Path, split: str, faults: Faults) -> Listing:
 
 
 def read_watershed(picture: Image.Image, path: Path) -> MaskReading:
-    """Class ids of a watershed mask; what is no class's code is IGNORE and counted. Raises FaultyFile."""
+    """Class ids of a watershed mask; what is no class's code is UNLABELLED and counted. Raises FaultyFile."""
     codes = one_channel(picture, path)
     if codes.dtype != np.uint8:
         raise FaultyFile(f"{path}: {picture.mode} pixels: a watershed mask has 8-bit values")
     counts = np.bincount(codes.ravel(), minlength=256)
-    unknown = Counter({str(code): int(counts[code]) for code in np.flatnonzero(counts) if _CLASS_OF[code] == IGNORE})
+    unknown = Counter({str(code): int(counts[code]) for code in np.flatnonzero(counts) if _CLASS_OF[code] == UNLABELLED})
     return MaskReading(_CLASS_OF[codes], unknown)
 
 

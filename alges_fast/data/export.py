@@ -17,7 +17,7 @@ from alges_fast.data.cholecseg8k import PALETTE, SYNTHETIC_MARK, SYNTHETIC_NOTE,
 from alges_fast.data.loading import map_in_order
 from alges_fast.errors import UserError
 
-UNLABELLED, STRAY_CODES, FRAME = 0, (35, 36), 255
+UNLABELLED_CODE, STRAY_CODES, FRAME = 0, (35, 36), 255
 RGBA_VIDEOS = ("video18", "video35", "video37")
 PATCHY_VIDEOS = ("video43", "video52")
 
@@ -58,7 +58,7 @@ def watershed_mask(frame: synthetic.SyntheticFrame, ids: NDArray[np.uint8]) -> N
         area = rng.uniform(0.012, 0.018) * ids.size
         side = int(np.sqrt(area))
         top, left = rng.integers(1, height - side), rng.integers(1, width - side)
-        codes[top : top + side, left : left + side] = UNLABELLED
+        codes[top : top + side, left : left + side] = UNLABELLED_CODE
     if frame.number % 24 == 0:
         for code in STRAY_CODES:
             codes[rng.integers(0, height, 12), rng.integers(0, width, 12)] = code

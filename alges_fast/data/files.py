@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from alges_fast.data.frames import IGNORE
+from alges_fast.labels import UNLABELLED
 from alges_fast.errors import UserError
 
 SPLITS = ("train", "validation", "test")
@@ -170,14 +170,14 @@ def as_rgb(picture: Image.Image, path: Path) -> Image.Image:
 def class_ids(ignore_index: int | None, n_classes: int | None) -> Callable[[Image.Image, Path], MaskReading]:
     """Reader of masks whose values are class ids: grey of 1 to 16 bits, palette indices, or three equal channels.
 
-    ignore_index and 255 become IGNORE. Raises FaultyFile for colours and for an id of n_classes or more.
+    ignore_index and 255 become UNLABELLED. Raises FaultyFile for colours and for an id of n_classes or more.
     """
 
     def read(picture: Image.Image, path: Path) -> MaskReading:
         values = one_channel(picture, path).astype(np.int64)
         if ignore_index is not None:
-            values[values == ignore_index] = IGNORE
-        wrong = values[(values != IGNORE) & ((values < 0) | (values >= (n_classes or IGNORE)))]
+            values[values == ignore_index] = UNLABELLED
+        wrong = values[(values != UNLABELLED) & ((values < 0) | (values >= (n_classes or UNLABELLED)))]
         if wrong.size:
             known = f"{n_classes} classes are named" if n_classes else "class ids go from 0 to 254"
             raise FaultyFile(

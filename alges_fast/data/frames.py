@@ -9,8 +9,6 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-IGNORE = 255
-"""Mask value of a pixel that is not labelled: it counts in no loss and no metric."""
 
 TAKEN_NAMES = ("image", "released")
 """Names no class may have: the metrics dice_image and dice_released are not those of a class."""
@@ -24,7 +22,7 @@ class FrameSet:
     videos: the video each frame is from.
     clips: the clip (run of near-duplicate frames) each is from; equals videos where clips are unknown.
     images: (N, 3, S, S) uint8 RGB, possibly a read-only memory map.
-    masks: (N, S, S) uint8 class ids, IGNORE where a pixel is not labelled.
+    masks: (N, S, S) uint8 class ids, UNLABELLED where a pixel is not labelled.
 
     Raises ValueError where lengths, shapes or types do not agree or an id occurs twice.
     """

@@ -13,7 +13,7 @@ from PIL import Image
 
 from alges_fast.data.files import Faults, FaultyFile, FrameFile, Listing, MaskReading, list_pictures, pairs
 from alges_fast.data.folder import video_of
-from alges_fast.data.frames import IGNORE
+from alges_fast.labels import UNLABELLED
 from alges_fast.errors import UserError
 
 COLOURS = {
@@ -75,13 +75,13 @@ def list_m2caiseg(root: Path, faults: Faults) -> Listing:
 
 
 def read_colours(picture: Image.Image, path: Path) -> MaskReading:
-    """Class ids of a colour mask; a colour of no class is IGNORE and counted. Raises FaultyFile."""
+    """Class ids of a colour mask; a colour of no class is UNLABELLED and counted. Raises FaultyFile."""
     if picture.mode.startswith(("I", "F")):
         raise FaultyFile(f"{path}: {picture.mode} pixels: a mask of m2caiSeg has 8-bit colours")
     colours = np.asarray(picture.convert("RGB")).astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
     place = np.searchsorted(_CODES, colours).clip(max=len(_CODES) - 1)
     known = _CODES[place] == colours
-    ids = np.where(known, _CLASS_OF_CODE[place], np.uint8(IGNORE))
+    ids = np.where(known, _CLASS_OF_CODE[place], np.uint8(UNLABELLED))
     values, counts = np.unique(colours[~known], return_counts=True)
     unknown = Counter({f"#{value:06x}": int(count) for value, count in zip(values, counts, strict=True)})
     return MaskReading(ids, unknown)

@@ -21,7 +21,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from alges_fast.data.frames import IGNORE
+from alges_fast.labels import UNLABELLED
 from alges_fast.report.artefacts import THUMBNAIL, DatasetSummary, FrameMaps, PickRecord
 from alges_fast.report.statistics import (
     Comparison,
@@ -348,15 +348,15 @@ def frame_maps(frames: FrameMaps, dataset: DatasetSummary | None, look: Look) ->
     cell = (look.width - 0.2 - 3 * gap) / 4
     tall = cell * rows / columns
     palette = _palette(dataset, frames)
-    present = [k for k in np.unique([frames.masks[:shown], frames.predictions[:shown]]) if k != IGNORE]
+    present = [k for k in np.unique([frames.masks[:shown], frames.predictions[:shown]]) if k != UNLABELLED]
     names = [dataset.classes[k] if dataset else f"class {k}" for k in present]
     handles = [
         Patch(facecolor=palette[k] / 255, edgecolor=look.muted, linewidth=0.6, label=name)
         for k, name in zip(present, names, strict=True)
     ]
-    if (frames.masks[:shown] == IGNORE).any():
+    if (frames.masks[:shown] == UNLABELLED).any():
         handles.append(
-            Patch(facecolor=palette[IGNORE] / 255, edgecolor=look.muted, linewidth=0.6, label="not labelled")
+            Patch(facecolor=palette[UNLABELLED] / 255, edgecolor=look.muted, linewidth=0.6, label="not labelled")
         )
     per_line = max(1, int((look.width - 0.2) / (0.45 + _text_width(names, look, 8.5))))
     legend = 0.1 + 0.19 * math.ceil(len(handles) / per_line)
@@ -566,7 +566,7 @@ def _palette(dataset: DatasetSummary | None, frames: FrameMaps) -> npt.NDArray[n
     if dataset:
         palette[: len(dataset.palette)] = dataset.palette
     else:
-        known = int(max(frames.predictions.max(initial=0), frames.masks[frames.masks != IGNORE].max(initial=0))) + 1
+        known = int(max(frames.predictions.max(initial=0), frames.masks[frames.masks != UNLABELLED].max(initial=0))) + 1
         palette[:known] = matplotlib.colormaps["tab20"](np.arange(known) % 20, bytes=True)[:, :3]
     return palette
 

@@ -20,10 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alges_fast.errors import UserError
+from alges_fast.labels import UNLABELLED
 from alges_fast.random_streams import stream_seed
 
-IGNORE = 255
-"""Mask value of a pixel that is not labelled."""
 
 Pool = Sequence[tuple[str, Tensor]]
 """(id, image (3, S, S) float32) pairs."""
@@ -116,7 +115,7 @@ class Strategy(ABC):
     def loss(self, model: nn.Module, images: Tensor, masks: Tensor) -> Tensor:
         """The loss this strategy trains its model with, which is in train mode; here cross-entropy.
 
-        images: (B, 3, S, S) float32. masks: (B, S, S) int64, IGNORE where a pixel is not labelled.
+        images: (B, 3, S, S) float32. masks: (B, S, S) int64, UNLABELLED where a pixel is not labelled.
         """
         return cross_entropy(model(images), masks)
 
@@ -124,10 +123,10 @@ class Strategy(ABC):
 def cross_entropy(logits: Tensor, masks: Tensor) -> Tensor:
     """Mean cross-entropy, in nats, over the labelled pixels of a batch; 0 where there is none.
 
-    logits: (B, K, S, S). masks: (B, S, S) int64, IGNORE where a pixel is not labelled.
+    logits: (B, K, S, S). masks: (B, S, S) int64, UNLABELLED where a pixel is not labelled.
     """
-    total = F.cross_entropy(logits, masks, ignore_index=IGNORE, reduction="sum")
-    return total / (masks != IGNORE).sum().clamp(min=1)
+    total = F.cross_entropy(logits, masks, ignore_index=UNLABELLED, reduction="sum")
+    return total / (masks != UNLABELLED).sum().clamp(min=1)
 
 
 S = TypeVar("S", bound=type[Strategy])

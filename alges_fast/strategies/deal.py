@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alges_fast.models.deal import DealModel
-from alges_fast.strategies.base import IGNORE, Picks, Query, Strategy, cross_entropy, register_strategy
+from alges_fast.strategies.base import Picks, Query, Strategy, cross_entropy, register_strategy
+from alges_fast.labels import UNLABELLED
 from alges_fast.strategies.pools import forward, pick_highest, share
 
 N_BINS = 10
@@ -27,7 +28,7 @@ class _Deal(Strategy):
     def loss(self, model: nn.Module, images: Tensor, masks: Tensor) -> Tensor:
         """Cross-entropy plus binary cross-entropy of difficulty against error; an ignored pixel is no error."""
         logits, difficulty_logits = model(images)
-        wrong = (logits.argmax(1) != masks) & (masks != IGNORE)
+        wrong = (logits.argmax(1) != masks) & (masks != UNLABELLED)
         of_difficulty = F.binary_cross_entropy_with_logits(difficulty_logits, wrong.to(difficulty_logits.dtype))
         return cross_entropy(logits, masks) + of_difficulty
 

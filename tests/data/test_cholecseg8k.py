@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alges_fast.data import IGNORE, load_dataset, synthetic
+from alges_fast.data import load_dataset, synthetic
+from alges_fast.labels import UNLABELLED
 from alges_fast.data.cholecseg8k import CLASSES, PALETTE, WATERSHED_CODES, list_cholecseg8k, read_watershed
 from alges_fast.data.export import write_cholecseg8k
 from alges_fast.data.files import Faults
@@ -67,7 +68,7 @@ def test_masks_are_those_that_were_drawn(written: Path, tmp_path: Path, split: s
             drawn = Image.fromarray(synthetic.draw(frame, (54, 96))[1])
             expected = np.asarray(drawn.resize((48, 48), Image.Resampling.NEAREST))
             mask = frames.masks[frames.index(frame.id)]
-            labelled = mask != IGNORE
+            labelled = mask != UNLABELLED
             np.testing.assert_array_equal(mask[labelled], expected[labelled])
             assert labelled.mean() > 0.88
 
@@ -122,10 +123,10 @@ def test_a_mask_with_every_fault_at_once(tmp_path: Path, channels: int) -> None:
     save(path, picture)
     with Image.open(path) as opened:
         reading = read_watershed(opened, path)
-    expected = np.full((20, 30), IGNORE, np.uint8)
+    expected = np.full((20, 30), UNLABELLED, np.uint8)
     expected[1:-1, 1:-1] = CLASSES.index("liver")
     expected[5:8, 5:9] = CLASSES.index("grasper")
-    expected[10], expected[12, 3], expected[12, 4] = IGNORE, IGNORE, IGNORE
+    expected[10], expected[12, 3], expected[12, 4] = UNLABELLED, UNLABELLED, UNLABELLED
     np.testing.assert_array_equal(reading.ids, expected)
     assert reading.unknown == {"255": 2 * 30 + 2 * 18, "0": 28, "35": 1, "36": 1}
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alges_fast.data import IGNORE, Dataset, load_dataset
+from alges_fast.data import Dataset, load_dataset
+from alges_fast.labels import UNLABELLED
 from alges_fast.data.folder import video_of
 from alges_fast.errors import UserError
 
@@ -35,7 +36,7 @@ def test_camvid(camvid: Path, tmp_path: Path, ignore: int | None, n_classes: int
     assert data.train.images.shape == (367, 3, 48, 48)
     assert len(data.classes) == len(set(data.palette)) == n_classes
     assert set(data.train.videos) == {"0001TP", "0006R0", "0016E5"}
-    assert (IGNORE in np.unique(data.train.masks)) == (ignore is not None)
+    assert (UNLABELLED in np.unique(data.train.masks)) == (ignore is not None)
     assert any("more than one split" in note and "0001TP" in note for note in data.notes)
 
 
@@ -46,7 +47,7 @@ def test_frames_are_the_files_stretched(tree: Path) -> None:
         image = np.asarray(picture.resize((16, 16), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
     with Image.open(tree / "test/masks/testA_1.png") as picture:
         mask = np.array(picture.resize((16, 16), Image.Resampling.NEAREST))
-    mask[mask == 11] = IGNORE
+    mask[mask == 11] = UNLABELLED
     np.testing.assert_array_equal(data.test.images[position], image)
     np.testing.assert_array_equal(data.test.masks[position], mask)
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alges_fast.data import IGNORE, load_dataset
+from alges_fast.data import load_dataset
+from alges_fast.labels import UNLABELLED
 from alges_fast.data.m2caiseg import COLOURS
 from alges_fast.errors import UserError
 
@@ -54,7 +55,7 @@ def test_unknown_colours_are_not_labelled(tree: Path, tmp_path: Path) -> None:
     mask[:6] = (1, 2, 3)
     save(tree / "test/groundtruth/1_7_gt.png", mask)
     data = load_dataset("m2caiseg", root=tree, image_size=32, cache_dir=tmp_path)
-    assert np.mean(data.test.masks[0] == IGNORE) == 0.25
+    assert np.mean(data.test.masks[0] == UNLABELLED) == 0.25
     assert any(f"#010203 ({6 * SIZE[1]} px)" in note for note in data.notes)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from alges_fast.data import FrameSet, to_input
 from alges_fast.errors import UserError
-from alges_fast.metrics import SegmentationCounts
+from alges_fast.experiment.metrics import SegmentationCounts
 from alges_fast.random_streams import stream_seed
 
 LossFunction = Callable[[nn.Module, Tensor, Tensor], Tensor]

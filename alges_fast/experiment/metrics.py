@@ -15,7 +15,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from alges_fast.data.frames import IGNORE, TAKEN_NAMES
+from alges_fast.data.frames import TAKEN_NAMES
+from alges_fast.labels import UNLABELLED
 
 RELEASED_CLASSES = (0, 1, 2, 3, 4, 5, 9, 10)  # the classes the paper's released code averages over
 
@@ -28,14 +29,14 @@ class SegmentationCounts:
 
     Example:
         >>> counts = SegmentationCounts(2)
-        >>> counts.update(torch.tensor([[[0, 1], [1, 1]]]), torch.tensor([[[0, 0], [1, IGNORE]]]))
+        >>> counts.update(torch.tensor([[[0, 1], [1, 1]]]), torch.tensor([[[0, 0], [1, UNLABELLED]]]))
         >>> round(counts.metrics(["sky", "tool"])["dice"], 3)
         0.667
     """
 
     def __init__(self, n_classes: int, *, device: torch.device | str = "cpu") -> None:
-        if not 1 <= n_classes <= IGNORE:
-            raise ValueError(f"n_classes is {n_classes}; expected 1 to {IGNORE}, the id that does not count")
+        if not 1 <= n_classes <= UNLABELLED:
+            raise ValueError(f"n_classes is {n_classes}; expected 1 to {UNLABELLED}, the id that does not count")
         self.n_classes = n_classes
         self.confusion = torch.zeros(n_classes, n_classes, dtype=torch.int64, device=device)
         self._out_of_range = torch.zeros((), dtype=torch.int64, device=device)
@@ -46,7 +47,7 @@ class SegmentationCounts:
 
         Args:
             prediction: (B, *spatial) class ids, uint8 or int64.
-            mask: (B, *spatial) true class ids, uint8 or int64; pixels of id `IGNORE` (255) do not count.
+            mask: (B, *spatial) true class ids, uint8 or int64; pixels of id `UNLABELLED` (255) do not count.
 
         Raises:
             ValueError: the shapes differ. Ids outside 0..K-1 are only found out when `metrics` is called.
@@ -66,7 +67,7 @@ class SegmentationCounts:
         cell = first + truth * k + guess
         # Two bins past the last image's: pixels that do not count, and ids that must not occur.
         ignored, out_of_range = batch * k * k, batch * k * k + 1
-        cell = torch.where(known, cell, torch.where(truth == IGNORE, ignored, out_of_range)).flatten()
+        cell = torch.where(known, cell, torch.where(truth == UNLABELLED, ignored, out_of_range)).flatten()
         # Not bincount: on CUDA it waits for the host to learn the number of bins.
         bins = torch.zeros(batch * k * k + 2, dtype=torch.int64, device=device)
         bins.scatter_add_(0, cell, torch.ones_like(cell))
@@ -136,7 +137,7 @@ class SegmentationCounts:
         if strays := int(self._out_of_range):
             raise ValueError(
                 f"{strays} pixels have a class id in prediction or mask outside 0..{self.n_classes - 1} "
-                f"(a mask may also hold {IGNORE}, to ignore)"
+                f"(a mask may also hold {UNLABELLED}, to ignore)"
             )
         right, truth, predicted = self.per_image.cpu().numpy().transpose(1, 0, 2)  # each (N, K)
         total_right, total_truth, total_predicted = right.sum(0), truth.sum(0), predicted.sum(0)

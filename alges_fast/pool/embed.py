@@ -26,7 +26,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sequenti
 from alges_fast.last_layer import LastLayer, evaluating, unwrapped
 from alges_fast.losses import Loss
 from alges_fast.ops import OUTPUTS
-from alges_fast.row_file import RowFile, fingerprint, signature
+from alges_fast.pool.row_file import RowFile, fingerprint, signature
 
 __all__ = ["PRECISIONS", "Id", "Pool", "PoolEmbeddings", "Progress", "embed_pool", "pool_ids", "pool_sizes"]
 

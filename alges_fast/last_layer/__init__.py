@@ -1,0 +1,5 @@
+"""The last layer of any segmentation model: which layer makes the logits, and its gradient embeddings."""
+
+from alges_fast.last_layer.layer import LastLayer, evaluating, logits_of, unwrapped
+
+__all__ = ["LastLayer", "evaluating", "logits_of", "unwrapped"]
