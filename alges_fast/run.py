@@ -19,9 +19,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from alges_fast._native import cpu_kernels, native_status
 from alges_fast.command import arguments_of, keep_freed_memory, out_of_memory, refused, with_home
-from alges_fast.experiment.config import PRESETS, RunConfig
 from alges_fast.errors import UserError
 from alges_fast.experiment import Monitor, lost_process, run_experiment
+from alges_fast.experiment.config import PRESETS, RunConfig
 from alges_fast.report.console import summary_table
 
 

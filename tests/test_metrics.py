@@ -13,8 +13,8 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix, multiclass_jaccard_index
 from torchmetrics.functional.segmentation import dice_score
 
-from alges_fast.labels import UNLABELLED
 from alges_fast.experiment.metrics import SegmentationCounts
+from alges_fast.labels import UNLABELLED
 
 K = 12
 CLASSES = [f"class {k}" for k in range(K)]
@@ -46,7 +46,9 @@ def same(a: dict[str, float], b: dict[str, float]) -> bool:
 
 def overlaps(prediction: Tensor, mask: Tensor, k: int) -> tuple[int, int, int]:
     """Right, true and predicted pixels of class k, by going over every pixel."""
-    pairs = [(p, t) for p, t in zip(prediction.flatten().tolist(), mask.flatten().tolist(), strict=True) if t != UNLABELLED]
+    pairs = [
+        (p, t) for p, t in zip(prediction.flatten().tolist(), mask.flatten().tolist(), strict=True) if t != UNLABELLED
+    ]
     return sum(p == t == k for p, t in pairs), sum(t == k for _, t in pairs), sum(p == k for p, _ in pairs)
 
 

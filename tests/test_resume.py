@@ -18,8 +18,8 @@ from commands import SMALL, contents, finish, rows, start
 from data.trees import folder_tree
 
 from alges_fast.experiment import loop as experiment
-from alges_fast.run import main
 from alges_fast.experiment.state import RoundFolder
+from alges_fast.run import main
 
 STRATEGIES = ("--strategies", "random,alges-img", "--keep_models", "true")
 

@@ -17,8 +17,8 @@ import yaml
 from PIL import Image
 
 from alges_fast import atomic, experiment
-from alges_fast.experiment.config import PRESETS
 from alges_fast.errors import UserError
+from alges_fast.experiment.config import PRESETS
 from alges_fast.run import main, parse
 
 SMALL = [

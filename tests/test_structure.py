@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "alges_fast"
 
-BASE = {"errors", "_native", "random_streams", "atomic", "windows", "losses"}
+BASE = {"errors", "labels", "_native", "random_streams", "atomic", "windows", "losses"}
 """They import nothing of the package but each other."""
 
 ALLOWED = {

@@ -10,8 +10,8 @@ from torch import nn
 
 from alges_fast.data import FrameSet
 from alges_fast.errors import UserError
-from alges_fast.strategies import get_strategy
 from alges_fast.experiment.training import evaluate, shuffled_batches, train
+from alges_fast.strategies import get_strategy
 
 FABRIC = Fabric(accelerator="cpu", devices=1)
 LOSS = get_strategy("random")().loss

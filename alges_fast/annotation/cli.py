@@ -63,11 +63,11 @@ from alges_fast.data import to_input
 from alges_fast.data.files import IMAGE_SUFFIXES, natural_key, open_picture
 from alges_fast.data.loading import palette
 from alges_fast.errors import UserError
+from alges_fast.labels import UNLABELLED
 from alges_fast.last_layer import LastLayer
 from alges_fast.models import build_model
 from alges_fast.pool.row_file import fingerprint
 from alges_fast.selection import DRAWN, Place, select, select_regions
-from alges_fast.labels import UNLABELLED
 from alges_fast.windows import Window
 
 FREE_FIELDS = frozenset({"out", "on_bad_image", "reject", "device", "batch_size"})

@@ -14,7 +14,6 @@ from alges_fast.data import synthetic
 from alges_fast.data.cache import CacheWriter, load_or_build
 from alges_fast.data.files import SPLITS, Faults
 from alges_fast.data.frames import Dataset, FrameSet
-from alges_fast.labels import UNLABELLED
 from alges_fast.data.loading import FILE_DATASETS, Progress, list_tree, load_listing, map_in_order
 from alges_fast.errors import UserError
 

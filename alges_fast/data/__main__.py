@@ -14,9 +14,9 @@ from rich.table import Table
 
 from alges_fast.data.export import write_cholecseg8k
 from alges_fast.data.files import SPLITS, Faults, Listing
-from alges_fast.labels import UNLABELLED
 from alges_fast.data.loading import FILE_DATASETS, Survey, class_names, list_tree, read_all
 from alges_fast.errors import UserError
+from alges_fast.labels import UNLABELLED
 
 HELP = """\
 Look a data set over before a run, or write the synthetic one to disk.

@@ -24,8 +24,8 @@ from alges_fast.data.files import (
     one_channel,
     pairs,
 )
-from alges_fast.labels import UNLABELLED
 from alges_fast.errors import UserError
+from alges_fast.labels import UNLABELLED
 
 CLASSES = (
     "black background",
@@ -135,7 +135,9 @@ def read_watershed(picture: Image.Image, path: Path) -> MaskReading:
     if codes.dtype != np.uint8:
         raise FaultyFile(f"{path}: {picture.mode} pixels: a watershed mask has 8-bit values")
     counts = np.bincount(codes.ravel(), minlength=256)
-    unknown = Counter({str(code): int(counts[code]) for code in np.flatnonzero(counts) if _CLASS_OF[code] == UNLABELLED})
+    unknown = Counter(
+        {str(code): int(counts[code]) for code in np.flatnonzero(counts) if _CLASS_OF[code] == UNLABELLED}
+    )
     return MaskReading(_CLASS_OF[codes], unknown)
 
 

@@ -9,7 +9,6 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-
 TAKEN_NAMES = ("image", "released")
 """Names no class may have: the metrics dice_image and dice_released are not those of a class."""
 

@@ -13,8 +13,8 @@ from PIL import Image
 
 from alges_fast.data.files import Faults, FaultyFile, FrameFile, Listing, MaskReading, list_pictures, pairs
 from alges_fast.data.folder import video_of
-from alges_fast.labels import UNLABELLED
 from alges_fast.errors import UserError
+from alges_fast.labels import UNLABELLED
 
 COLOURS = {
     "black": (0, 0, 0),

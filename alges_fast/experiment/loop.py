@@ -40,17 +40,17 @@ from torch import Tensor, nn
 import alges_fast
 from alges_fast import atomic
 from alges_fast.command import begun_with, check_unchanged, plain
-from alges_fast.experiment.config import RunConfig
 from alges_fast.data import Dataset, FrameSet, load_dataset, to_input
 from alges_fast.errors import UserError
+from alges_fast.experiment.config import RunConfig
+from alges_fast.experiment.state import STEPS, RoundFolder
+from alges_fast.experiment.training import MEMORY_FORMAT, evaluate, predict, train
 from alges_fast.last_layer import LastLayer
 from alges_fast.models import build_model, check_image_size
 from alges_fast.random_streams import stream_seed
 from alges_fast.report import artefacts, write_report
-from alges_fast.experiment.state import STEPS, RoundFolder
 from alges_fast.strategies import Picks, Query, Strategy, get_strategy
 from alges_fast.strategies.full import Full
-from alges_fast.experiment.training import MEMORY_FORMAT, evaluate, predict, train
 
 T = TypeVar("T")
 

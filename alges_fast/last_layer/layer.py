@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from alges_fast.last_layer.upsampled_norms import resize_matrix, upsampled_patch_norms
 from alges_fast.losses import Loss, loss_residual
 from alges_fast.ops import OUTPUTS, PixelGradients, pixel_gradients
-from alges_fast.last_layer.upsampled_norms import resize_matrix, upsampled_patch_norms
 from alges_fast.windows import Box, cell_boxes, cut, inside, padded, rim
 
 __all__ = ["LastLayer", "evaluating", "logits_of", "unwrapped"]

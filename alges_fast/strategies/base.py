@@ -23,7 +23,6 @@ from alges_fast.errors import UserError
 from alges_fast.labels import UNLABELLED
 from alges_fast.random_streams import stream_seed
 
-
 Pool = Sequence[tuple[str, Tensor]]
 """(id, image (3, S, S) float32) pairs."""
 

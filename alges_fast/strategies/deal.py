@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from alges_fast.labels import UNLABELLED
 from alges_fast.models.deal import DealModel
 from alges_fast.strategies.base import Picks, Query, Strategy, cross_entropy, register_strategy
-from alges_fast.labels import UNLABELLED
 from alges_fast.strategies.pools import forward, pick_highest, share
 
 N_BINS = 10

@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from alges_fast.data import load_dataset, synthetic
-from alges_fast.labels import UNLABELLED
 from alges_fast.data.cholecseg8k import CLASSES, PALETTE, WATERSHED_CODES, list_cholecseg8k, read_watershed
 from alges_fast.data.export import write_cholecseg8k
 from alges_fast.data.files import Faults
 from alges_fast.errors import UserError
+from alges_fast.labels import UNLABELLED
 
 from .trees import save
 

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from alges_fast.data import load_dataset
-from alges_fast.labels import UNLABELLED
 from alges_fast.data.m2caiseg import COLOURS
 from alges_fast.errors import UserError
+from alges_fast.labels import UNLABELLED
 
 from .trees import SIZE, m2caiseg_tree, save
 
