@@ -188,6 +188,38 @@ class LastLayer:
                 found = self._windows_through_tail(images, tail, regions, outputs, loss, backend)
         return PixelGradients(**{name: torch.stack([one[name] for one in found], 1) for name in outputs})
 
+    def features(self, images: Tensor) -> Tensor:
+        """The layer's input (B, d, *grid), channels first, in eval mode and the caller's autocast state.
+
+        The model stops there, so nothing that follows can work in place on it. Tokens are laid out on their grid.
+        """
+        with torch.inference_mode(False), torch.no_grad(), evaluating(self.model):
+            images = _ordinary(images)
+            grid = self._tail(images).grid
+            return _on_grid(self._features(images), self.module, grid)
+
+    def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """`features`, and the model's logits (B, K, *spatial), from one whole pass."""
+        with torch.inference_mode(False), torch.no_grad(), evaluating(self.model):
+            images = _ordinary(images)
+            grid = self._tail(images).grid
+            run = self._forward(images, record_tail=False)
+            return _on_grid(run.features, self.module, grid), run.logits
+
+    def defines(self, output: str, images: Tensor) -> bool:
+        """Whether `pixel_gradients` has this output for images of this size; see `why_undefined`."""
+        return self.why_undefined(output, images) is None
+
+    def why_undefined(self, output: str, images: Tensor) -> str | None:
+        """Why `pixel_gradients`, with the default loss, refuses an output for images of this size; None: it does not.
+
+        The model runs once for every new image size, on the first image.
+        """
+        _check_outputs((output,))
+        with torch.inference_mode(False), torch.no_grad(), evaluating(self.model):
+            tail = self._tail(_ordinary(images))
+        return self._why_no_loss(tail) or self._why_undefined((output,), tail)
+
     def _windows_on_grid(
         self,
         images: Tensor,
@@ -331,12 +363,27 @@ class LastLayer:
         return PixelGradients(**found)
 
     def _check_defined(self, outputs: Sequence[str], tail: _Tail) -> None:
+        if (reason := self._why_undefined(outputs, tail)) is not None:
+            raise ValueError(reason)
+
+    def _why_undefined(self, outputs: Sequence[str], tail: _Tail) -> str | None:
         refused = [name for name in outputs if name in ("semantic", "semantic_vector", "norm_map")]
-        if refused and tail.resize is None:
-            raise ValueError(
-                f"outputs: {', '.join(refused)} not defined for this model: between {self.name!r} and the logits it "
-                f"runs {tail.description}, which is not a linear resize of the layer's output; `image` is defined"
-            )
+        if not refused or tail.resize is not None:
+            return None
+        return (
+            f"outputs: {', '.join(refused)} not defined for this model: between {self.name!r} and the logits it "
+            f"runs {tail.description}, which is not a linear resize of the layer's output; `image` is defined"
+        )
+
+    def _why_no_loss(self, tail: _Tail) -> str | None:
+        """Why the default loss does not take what the model returns."""
+        if not tail.probabilities:
+            return None
+        return (
+            f"the model returns probabilities (between {self.name!r} and its output it runs {tail.description}), and "
+            "the default loss takes logits: leave the activation out of the model, or give loss=, a function of "
+            "probabilities"
+        )
 
     def _patch_norms(self, run: _Forward, logits: Tensor, tail: _Tail, outputs: Sequence[str]) -> Tensor:
         """(B, 1, *logits' grid): ‖z̃‖ of every pixel, or zeros where no output needs it."""
@@ -439,12 +486,8 @@ class LastLayer:
                 f"batch of {len(images)}: use batches of one image"
             )
         tail = self._tail(images)
-        if loss is None and tail.probabilities:
-            raise ValueError(
-                f"the model returns probabilities (between {self.name!r} and its output it runs {tail.description}), "
-                "and the default loss takes logits: leave the activation out of the model, or give loss=, a function "
-                "of probabilities"
-            )
+        if loss is None and (reason := self._why_no_loss(tail)) is not None:
+            raise ValueError(reason)
         return tail
 
     def _tail(self, images: Tensor) -> _Tail:

@@ -24,8 +24,9 @@ import torch
 from commands import CONTEXT, finish
 from torch import Tensor, nn
 
-from alges_fast import PoolEmbeddings, embed_pool, row_file
+from alges_fast import PoolEmbeddings, embed_pool
 from alges_fast.losses import focal
+from alges_fast.pool import row_file
 
 N = 11
 BAD = 4
