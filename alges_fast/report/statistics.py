@@ -20,6 +20,7 @@ from statistics import median_low
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from scipy import optimize, stats
 
 LEVEL = 0.05
@@ -135,12 +136,20 @@ def compare(
 
     Source: Holm, A simple sequentially rejective multiple test procedure, Scand. J. Statistics 6 (1979).
     """
-    tested = []
+    differences = []
     for first, second in combinations(values, 2) if pairs is None else pairs:
-        seeds = values[first].keys() & values[second].keys()
-        if len(seeds) < 2:
+        seeds = sorted(values[first].keys() & values[second].keys())
+        differences.append((first, second, {seed: values[first][seed] - values[second][seed] for seed in seeds}))
+    return compare_differences(differences)
+
+
+def compare_differences(differences: Iterable[tuple[str, str, Mapping[int, float]]]) -> list[Comparison]:
+    """The same of (first, second, difference by seed), however the differences were made."""
+    tested = []
+    for first, second, by_seed in differences:
+        if len(by_seed) < 2:
             continue
-        of_difference = spread(values[first][seed] - values[second][seed] for seed in sorted(seeds))
+        of_difference = spread(by_seed.values())
         tested.append(
             Comparison(
                 first=first,
@@ -156,6 +165,27 @@ def compare(
         )
     corrected = holm([comparison.p for comparison in tested])
     return [replace(comparison, p_holm=p) for comparison, p in zip(tested, corrected, strict=True)]
+
+
+def differences_at_equal(rows: Sequence[Row], first: str, second: str, column: str) -> dict[int, float]:
+    """Mean Dice of `first` minus that of `second` over the part of a measure that both curves cover, by seed.
+
+    Curves are straight between their trainings. A seed counts where both have all of their points and share more of
+    the measure than a point. What one strategy spends beyond the other is left out, not extrapolated.
+
+    Args:
+        column: the measure, such as "outline": does not fall from one training to the next.
+    """
+    found = {}
+    runs = [_complete_runs(rows, name) for name in (first, second)]
+    for seed in sorted(runs[0].keys() & runs[1].keys()):
+        curves = [_curve(run[seed], column) for run in runs]
+        low, high = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
+        if low < high:  # false for NaN too: the measure was not recorded
+            between = np.unique(np.clip(np.concatenate([x for x, _ in curves]), low, high))
+            heights = [area_under_curve(between, np.interp(between, *curve)) for curve in curves]
+            found[seed] = heights[0] - heights[1]
+    return found
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -196,6 +226,27 @@ def resolvable_effect(n: int, level: float = LEVEL, power: float = POWER) -> flo
         return float(found.mean()) - power
 
     return float(optimize.brentq(excess, 0.0, threshold[-1] + 10.0))
+
+
+def _complete_runs(rows: Sequence[Row], strategy: str) -> dict[int, list[Row]]:
+    """By seed, the rows of those that have every training that any seed has, in order."""
+    by_seed: dict[int, list[Row]] = {}
+    for row in rows:
+        if row["strategy"] == strategy:
+            by_seed.setdefault(row["seed"], []).append(row)
+    longest = max(map(len, by_seed.values()), default=0)
+    return {
+        seed: sorted(run, key=lambda row: int(row["n_labelled"]))
+        for seed, run in by_seed.items()
+        if len(run) == longest
+    }
+
+
+def _curve(run: Sequence[Row], column: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """The measure and the Dice; of trainings that spent nothing in between, the last."""
+    x, y = (np.array([row.get(name, math.nan) for row in run], np.float64) for name in (column, "dice"))
+    last = np.append(np.diff(x) != 0, True)
+    return x[last], y[last]
 
 
 def _paired_t(of_difference: Spread) -> float:

@@ -1,0 +1,98 @@
+"""The simulated annotator: effort and masks against cases counted by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from alges_fast.data import FrameSet
+from alges_fast.experiment.annotator import Effort, Labelled, outline, unlabelled
+from alges_fast.labels import UNLABELLED
+from alges_fast.windows import Window, windows_of
+
+X = UNLABELLED
+
+
+def pool(*masks: list[list[int]]) -> FrameSet:
+    names = tuple("abcdef"[: len(masks)])
+    size = len(masks[0])
+    images = np.zeros((len(masks), 3, size, size), np.uint8)
+    return FrameSet(names, names, names, images, np.array(masks, np.uint8))
+
+
+STRIPES = [[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 1, 1], [X, X, 1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("mask", "length"),
+    [
+        ([[0, 0], [0, 0]], 0),
+        ([[0, 1], [0, 1]], 2),
+        ([[0, 1], [1, 0]], 4),
+        ([[0, X], [1, X]], 1),  # a class beside what has none is no boundary
+        ([[X, 1], [1, X]], 0),
+        (STRIPES, 5),  # three down the middle, two above the 2s
+    ],
+)
+def test_outline_counts_pairs_of_neighbours_that_differ(mask: list[list[int]], length: int) -> None:
+    assert outline(np.array(mask, np.uint8)) == length
+    assert outline(np.array(mask, np.uint8).T) == length
+
+
+def test_outline_of_a_disc_is_its_perimeter_in_pixels_sides() -> None:
+    """Of horizontal and vertical steps, the perimeter of a convex shape is that of its bounding box."""
+    y, x = np.mgrid[:41, :41]
+    disc = ((x - 20) ** 2 + (y - 20) ** 2 <= 15**2).astype(np.uint8)
+    assert outline(disc) == 4 * 31
+
+
+def test_effort_of_frames_and_windows() -> None:
+    frames = pool(STRIPES, STRIPES, [[0] * 4] * 4)
+    whole = Labelled(frames, ("b",))
+    assert whole.effort() == Effort(1 / 3, 1, 5)
+    assert not whole.windows
+    window = Window("a", 1, 1, 2, 2)  # 0 1 / 2 1: three of its four pairs differ
+    both = whole.with_pieces([window, Window("a", 0, 3, 4, 1)])
+    assert both.effort() == Effort((16 + 4 + 4) / 48, 2, 5 + 3)
+    assert both.windows
+    assert both.pieces == ("b", window, Window("a", 0, 3, 4, 1))
+
+
+def test_windows_that_touch_are_drawn_apart() -> None:
+    """The boundary between classes that runs along the edge of two windows is in neither."""
+    frames = pool(STRIPES)
+    left, right = Window("a", 0, 0, 2, 4), Window("a", 2, 0, 2, 4)
+    assert Labelled(frames, (left, right)).effort().outline == 2
+    assert Labelled(frames, ("a",)).effort().outline == 5
+
+
+def test_masks_are_cut_to_what_is_labelled() -> None:
+    frames = pool(STRIPES, STRIPES, STRIPES)
+    labelled = Labelled(frames, ("c", Window("a", 1, 2, 2, 2), Window("a", 0, 0, 1, 1)))
+    shown = labelled.frames()
+    assert shown.ids == ("c", "a")
+    assert labelled.positions == [2, 0]
+    assert shown.masks[0].tolist() == STRIPES
+    assert shown.masks[1].tolist() == [[0, X, X, X], [X, X, X, X], [X, 2, 1, X], [X, X, 1, X]]
+    assert frames.masks[0].tolist() == STRIPES  # the pool's own are left alone
+
+
+def test_class_shares_are_of_pixels_that_have_a_class() -> None:
+    labelled = Labelled(pool(STRIPES), (Window("a", 0, 2, 3, 2),))  # 2 2 1 / X X 1
+    assert labelled.class_shares(3).tolist() == [0, 0.5, 0.5]
+    assert Labelled(pool(STRIPES)).class_shares(3).tolist() == [0, 0, 0]
+
+
+def test_a_grid_of_windows_is_the_frame() -> None:
+    generator = np.random.default_rng(0)
+    frames = pool(generator.integers(0, 3, (12, 12)).tolist())
+    windows = Labelled(frames, tuple(windows_of("a", (12, 12), (3, 5))))
+    assert (windows.frames().masks == frames.masks).all()
+    assert windows.effort().labelled_share == 1
+    assert windows.class_shares(3).tolist() == Labelled(frames, ("a",)).class_shares(3).tolist()
+
+
+def test_what_is_labelled_is_not_asked_for_again() -> None:
+    windows = [window for name in "ab" for window in windows_of(name, (4, 4), (2, 2))]
+    assert unlabelled(windows, ["a", windows[5]]) == [windows[4], *windows[6:]]
+    assert unlabelled(["a", "b"], ["b"]) == ["a"]
