@@ -1,8 +1,8 @@
 """Label saving: how much more labelling a baseline needs for the Dice that a strategy reaches, as a factor.
 
-A strategy has spent x̂ of a measure (outline drawn, pixels) when its mean test Dice over seeds is ŷ. The baseline, random
-frames by default, needs X(ŷ): where its own mean curve first reaches ŷ, on straight lines between its trainings. The
-saving is X(ŷ) / x̂: 2 says that the strategy gets there with half the labelling.
+A strategy has spent x of a measure (outline drawn, pixels) when its mean test Dice is y. The baseline, random frames
+by default, needs X(y): the place where its own mean curve, straight between its trainings, first reaches y. The
+saving is X(y) / x: 2 says that the strategy gets there with half the labelling.
 
 Two choices, both against the strategy:
 - A mean curve of few seeds dips; "first reaches" reads it as its running maximum, so an upward accident of the baseline
