@@ -7,7 +7,7 @@ one gather away.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from alges_fast.data import FrameSet, to_input
 from alges_fast.errors import UserError
+from alges_fast.experiment.crops import Crop
 from alges_fast.experiment.metrics import SegmentationCounts
 from alges_fast.random_streams import stream_seed
 
@@ -39,7 +40,8 @@ def train(
     seed: int,
     round: int,
     loss: LossFunction,
-    on_batch: Callable[[int], None] = lambda images: None,
+    crops: Sequence[Crop] | None = None,
+    on_batch: Callable[[float], None] = lambda images: None,
 ) -> float:
     """Train a model in place with Adam(0.9, 0.999) and return the mean loss of the last epoch.
 
@@ -51,7 +53,10 @@ def train(
             before it, because batch normalisation cannot learn from one image.
         seed, round: fix the order in which frames are shown, and dropout. Global generators are left as they were.
         loss: called with the model as fabric wraps it.
-        on_batch: called with the number of images after each step, without waiting for the device.
+        crops: what to show of the frames instead of each of them whole. Crops of one size make a batch, of as many
+            pixels as batch_size frames.
+        on_batch: called with the number of images after each step (of crops, what they are worth in pixels), without
+            waiting for the device.
 
     Raises:
         UserError: the loss is not finite, or the model cannot be trained on these images.
@@ -62,18 +67,18 @@ def train(
     wrapped, optimizer = fabric.setup(model, optimizer)
     images = torch.from_numpy(np.array(frames.images)).to(device)
     masks = torch.from_numpy(np.array(frames.masks)).to(device)
+    size = images.shape[-1]
+    shown = list(crops) if crops is not None else [Crop(frame, 0, 0, size) for frame in range(len(frames))]
     mean = math.nan
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):  # for dropout
         torch.manual_seed(stream_seed("dropout", seed, round))
         for epoch in range(epochs):
-            batches = shuffled_batches(len(frames), batch_size, stream_seed("shuffle", seed, round, epoch))
             total = torch.zeros((), device=device)
-            for batch in batches:
-                chosen = torch.from_numpy(batch).to(device)
-                inputs = to_input(images[chosen]).contiguous(memory_format=MEMORY_FORMAT)
+            for batch in batches_of_crops(shown, size, batch_size, stream_seed("shuffle", seed, round, epoch)):
+                inputs = to_input(cut_out(images, batch)).contiguous(memory_format=MEMORY_FORMAT)
                 try:
-                    value = loss(wrapped, inputs, masks[chosen].long())
+                    value = loss(wrapped, inputs, cut_out(masks, batch).long())
                 except ValueError as error:
                     if "more than 1 value per channel" not in str(error):
                         raise
@@ -83,8 +88,8 @@ def train(
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 total += value.detach() * len(batch)
-                on_batch(len(batch))
-            mean = float(total) / len(frames)
+                on_batch(sum(crop.side**2 for crop in batch) / size**2)
+            mean = float(total) / len(shown)
             if not math.isfinite(mean):
                 raise UserError(
                     f"training diverged in epoch {epoch + 1}, round {round} (loss {mean}): lower --lr from {lr}"
@@ -131,6 +136,31 @@ def predict(fabric: Fabric, model: nn.Module, images: npt.NDArray[np.uint8]) -> 
     with fabric.autocast():
         logits: Tensor = model(inputs.contiguous(memory_format=MEMORY_FORMAT))
     return logits.argmax(1)
+
+
+def batches_of_crops(crops: Sequence[Crop], size: int, batch_size: int, seed: int) -> list[list[Crop]]:
+    """Crops of frames of this size in an order drawn from seed, cut into batches of one side each.
+
+    A batch has at most as many pixels as batch_size frames, or one crop more; see `shuffled_batches`.
+    """
+    by_side: dict[int, list[Crop]] = {}
+    for crop in crops:
+        by_side.setdefault(crop.side, []).append(crop)
+    batches = []
+    for side, group in by_side.items():
+        n = batch_size * (size // side) ** 2
+        order = shuffled_batches(len(group), n, seed if side == size else stream_seed("crops", seed, side))
+        batches += [[group[i] for i in chosen] for chosen in order]
+    if len(by_side) == 1:
+        return batches
+    return [batches[i] for i in np.random.default_rng(stream_seed("sides", seed)).permutation(len(batches))]
+
+
+def cut_out(values: Tensor, crops: Sequence[Crop]) -> Tensor:
+    """(B, ..., side, side) of (N, ..., S, S), for crops of one side."""
+    if crops[0].side == values.shape[-1]:
+        return values[torch.tensor([crop.frame for crop in crops], device=values.device)]
+    return torch.stack([values[c.frame, ..., c.y : c.y + c.side, c.x : c.x + c.side] for c in crops])
 
 
 def shuffled_batches(n: int, batch_size: int, seed: int) -> list[npt.NDArray[np.int64]]:
