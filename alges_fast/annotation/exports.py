@@ -19,6 +19,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,10 @@ from alges_fast.windows import Window
 ANNOTATE = "annotate"
 """Label of the rectangles that say where to annotate."""
 
-_ANNOTATE_COLOUR = "#ffd400"
+REFUSED = "refused"
+"""Label of the tag by which an annotator refuses a frame in CVAT; Label Studio has a button for it."""
+
+_ANNOTATE_COLOUR, _REFUSED_COLOUR = "#ffd400", "#d4351c"
 _RUN_BITS = (3, 4, 8, 16)  # the four lengths' widths that a Label Studio code declares; the shortest that fits is used
 
 
@@ -56,6 +60,8 @@ def cvat_xml(frames: Sequence[AnnotatedFrame], classes: Sequence[str], palette: 
     kinds = [(name, "#{:02x}{:02x}{:02x}".format(*rgb), "mask") for name, rgb in zip(classes, palette, strict=True)]
     if any(frame.windows for frame in frames):
         kinds.append((ANNOTATE, _ANNOTATE_COLOUR, "rectangle"))
+    if REFUSED not in classes:
+        kinds.append((REFUSED, _REFUSED_COLOUR, "tag"))
     for name, colour, kind in kinds:
         label = ET.SubElement(labels, "label")
         ET.SubElement(label, "name").text = name
@@ -158,7 +164,9 @@ def label_studio_tasks(
             for class_id, where in _class_masks(frame.mask, len(classes))
         ]
         prediction = {"model_version": model_version, "score": frame.score, "result": results}
-        tasks.append({"data": {"image": image_prefix + frame.name}, "predictions": [prediction]})
+        # The picture's address may change in the tool (uploads do); "frame" is what finds the frame again.
+        data = {"image": image_prefix + quote(frame.name), "frame": frame.name}
+        tasks.append({"data": data, "predictions": [prediction]})
     return json.dumps(tasks, indent=1)
 
 

@@ -123,7 +123,7 @@ def decode(file: FrameFile, listing: Listing, size: int) -> Decoded:
             oddities.append("mask of another size than its image; both are stretched to the run's size")
         if picture.mode == "RGBA":
             oddities.append("mask is RGBA; its alpha channel is not used")
-        step = _grey_step(picture)
+        step = grey_step(picture)
         loaded = _load(picture, file.mask)
         reading = listing.read_mask(
             loaded.point([value // step for value in range(256)]) if step > 1 else loaded, file.mask
@@ -189,7 +189,7 @@ def class_ids(ignore_index: int | None, n_classes: int | None) -> Callable[[Imag
     return read
 
 
-def _grey_step(picture: Image.Image) -> int:
+def grey_step(picture: Image.Image) -> int:
     """What Pillow multiplies the values of a grey picture of 2 or 4 bits by when it loads it; to be asked before."""
     raw_mode = picture.tile[0][3] if isinstance(picture, ImageFile.ImageFile) and picture.tile else None
     return {"L;2": 85, "L;4": 17}.get(raw_mode if isinstance(raw_mode, str) else "", 1)

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from alges_fast.annotation.exports import AnnotatedFrame, cvat_xml, label_studio_config, label_studio_tasks
+from alges_fast.annotation.exports import REFUSED, AnnotatedFrame, cvat_xml, label_studio_config, label_studio_tasks
 
 CLASSES = ("background", "liver", "grasper & co")
 PALETTE = ((127, 127, 127), (255, 114, 114), (170, 255, 0))
@@ -38,7 +38,7 @@ def test_cvat_import_holds_the_masks(tmp_path: Path) -> None:
         Image.fromarray(frame.mask).save(path)
     (tmp_path / "annotations.xml").write_text(cvat_xml(frames(), CLASSES, PALETTE))
     read = datumaro.Dataset.import_from(str(tmp_path / "annotations.xml"), "cvat")
-    assert [label.name for label in read.categories()[datumaro.AnnotationType.label].items] == list(CLASSES)
+    assert [label.name for label in read.categories()[datumaro.AnnotationType.label].items] == [*CLASSES, REFUSED]
     items = {item.id: item for item in read}
     assert set(items) == {Path(frame.name).with_suffix("").as_posix() for frame in frames()}
     for frame in frames():

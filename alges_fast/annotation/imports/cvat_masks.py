@@ -1,0 +1,70 @@
+"""CVAT's Segmentation mask 1.1: SegmentationClass/*.png whose colours labelmap.txt names.
+
+The format has no place for windows or refusals, and names frames without their extension. A window's rectangle comes
+back as pixels of the label "annotate": nothing is drawn there. So are those of "background", unless a class has that
+name: CVAT paints it where nothing is.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePosixPath
+
+import numpy as np
+
+from alges_fast.annotation.exports import ANNOTATE
+from alges_fast.annotation.imports.files import ExportFiles, colours
+from alges_fast.annotation.imports.frames import Reading, ReturnedFrame, check_size
+from alges_fast.errors import UserError
+from alges_fast.labels import UNLABELLED
+
+LABEL_MAP, FOLDER = "labelmap.txt", "SegmentationClass"
+
+
+def read_cvat_masks(files: ExportFiles, reading: Reading) -> list[ReturnedFrame]:
+    """The annotated frames of an export. Raises UserError."""
+    label_map = next(name for name in files.names if PurePosixPath(name).name == LABEL_MAP)
+    labels = _read_label_map(files.read(label_map), files.where(label_map))
+    folder = (PurePosixPath(label_map).parent / FOLDER).as_posix() + "/"
+    found: dict[str, ReturnedFrame | None] = {}
+    for name in files.names:
+        if not name.startswith(folder):
+            continue
+        where = files.where(name)
+        frame = reading.frame(name[len(folder) :].removesuffix(".png"), str(files.path), stem=True)
+        if frame.id in found:
+            raise UserError(f"{where}: {frame.name} is there twice: export the tasks one by one")
+        picture = files.picture(name)
+        check_size(frame, *picture.size, where)
+        table, which = colours(picture)
+        ids = np.full(len(table), UNLABELLED, np.uint8)
+        for number, colour in enumerate(map(tuple, table.tolist())):
+            if colour not in labels:
+                raise UserError(f"{where}: colour {colour} is not in {LABEL_MAP}: export it anew")
+            label = labels[colour]
+            if label != ANNOTATE and (label != "background" or label in reading.classes):
+                ids[number] = reading.class_id(label, where)
+        found[frame.id] = reading.returned(frame, ids[which])
+    return [frame for frame in found.values() if frame is not None]
+
+
+def _read_label_map(contents: bytes, where: str) -> dict[tuple[int, ...], str]:
+    """Lines "label:r,g,b:parts:actions", and comments; a label may have colons of its own."""
+    labels: dict[tuple[int, ...], str] = {}
+    try:
+        lines = contents.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"{where}: no UTF-8 text: export it anew") from None
+    for line in lines:
+        if not line.strip() or line.startswith("#"):
+            continue
+        parts = re.fullmatch(r"(.*):\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*:[^:]*:[^:]*", line)
+        if parts is None:
+            raise UserError(f"{where}: {line!r} is no label: expected lines like liver:255,0,0::")
+        colour = (int(parts[2]), int(parts[3]), int(parts[4]))
+        if colour in labels:
+            raise UserError(
+                f"{where}: {labels[colour]} and {parts[1]} have one colour: give them two in CVAT, then export anew"
+            )
+        labels[colour] = parts[1]
+    return labels

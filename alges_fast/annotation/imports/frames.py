@@ -1,0 +1,156 @@
+"""What is expected back, what came back, and which of the expected frames a name in an export means."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alges_fast.errors import UserError
+from alges_fast.labels import UNLABELLED
+from alges_fast.windows import Window
+
+
+@dataclass(frozen=True)
+class ExpectedFrame:
+    """A frame that may come back.
+
+    id: of the frame.
+    name: its path in the files that went out, with forward slashes.
+    size: height and width.
+    windows: what was to be annotated of it; empty for all of it.
+    """
+
+    id: str
+    name: str
+    size: tuple[int, int]
+    windows: Sequence[Window] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class ReturnedFrame:
+    """A frame as a person gave it back.
+
+    id: of the frame.
+    mask: (H, W) uint8 class ids, UNLABELLED where nothing is drawn and outside of the windows.
+    windows: those of the frame with at least one labelled pixel; empty where all of it was to be annotated.
+    refused: whether the annotator refused it; nothing of its mask is labelled then.
+    """
+
+    id: str
+    mask: NDArray[np.uint8]
+    windows: Sequence[Window] = ()
+    refused: bool = False
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What every reader needs to know.
+
+    frames: what may come back.
+    classes: their names in the order of their ids.
+    background: id of the class of pixels under no shape; UNLABELLED for none.
+    palette: colour -> class id, for masks of colours that bring no list of their own.
+    finished: ids of the frames to take; None for all that something is drawn in.
+    """
+
+    frames: Sequence[ExpectedFrame]
+    classes: Sequence[str]
+    background: int = UNLABELLED
+    palette: dict[tuple[int, int, int], int] | None = None
+    finished: frozenset[str] | None = None
+    _by_end: dict[str, list[ExpectedFrame]] = field(default_factory=dict, init=False, repr=False)
+    _by_stem: dict[str, list[ExpectedFrame]] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for frame in self.frames:
+            for index, name in ((self._by_end, _plain(frame.name)), (self._by_stem, _stem(frame.name))):
+                for end in _ends(name):
+                    index.setdefault(end, []).append(frame)
+
+    def frame(self, name: str, where: str, *, stem: bool = False) -> ExpectedFrame:
+        """The frame that `name` means: tools put folders before it and leave some away; with `stem` also its extension.
+
+        Raises:
+            UserError: none, or more than one; `where` begins the line.
+        """
+        whole = _plain(name)
+        for end in _ends(whole):  # the longest first
+            for index, spelling in ((self._by_end, _plain), (self._by_stem, _stem))[: 2 if stem else 1]:
+                found = index.get(end, [])
+                exact = [frame for frame in found if spelling(frame.name) == end]
+                # What folders were put before must be a whole name; of the whole of what is given an end is enough.
+                found = exact or (found if end == whole else [])
+                if len(found) > 1:
+                    raise UserError(
+                        f"{where}: {name} may be {found[0].name} or {found[1].name}: give its folder and extension too"
+                    )
+                if found:
+                    return found[0]
+        raise UserError(f"{where}: {name} is no frame that went out: remove it from the export")
+
+    def class_id(self, name: str, where: str) -> int:
+        """The id of a class. Raises UserError for an unknown name."""
+        plain = unicodedata.normalize("NFC", name)
+        for class_id, known in enumerate(self.classes):
+            if unicodedata.normalize("NFC", known) == plain:
+                return class_id
+        raise UserError(f"{where}: class {name!r} is unknown: use {', '.join(self.classes)}")
+
+    def returned(
+        self, frame: ExpectedFrame, mask: NDArray[np.uint8], windows: Sequence[Window] = (), *, submitted: bool = False
+    ) -> ReturnedFrame | None:
+        """A frame of which this was drawn; None where it is nothing, or the frame is not finished.
+
+        Args:
+            mask: UNLABELLED under no shape.
+            windows: those that the file marks. Of the windows that went out they say which are meant; where none went
+                out they count themselves.
+            submitted: whether the annotator said that the frame is done: with a background an empty frame then counts.
+        """
+        if self.finished is not None and frame.id not in self.finished:
+            return None
+        done = self.background != UNLABELLED and (submitted or self.finished is not None)
+        marked = [window for window in frame.windows if window in windows]
+        parts = marked or frame.windows or windows
+        inside = np.full_like(mask, UNLABELLED)
+        covered = []
+        for part in parts or [Window(frame.id, 0, 0, frame.size[1], frame.size[0])]:
+            box = np.s_[part.y : part.y + part.height, part.x : part.x + part.width]
+            if done or (mask[box] != UNLABELLED).any():
+                inside[box] = np.where(mask[box] == UNLABELLED, np.uint8(self.background), mask[box])
+                covered.append(part)
+        return ReturnedFrame(frame.id, inside, covered if parts else ()) if covered else None
+
+
+def refused(frame: ExpectedFrame) -> ReturnedFrame:
+    """A frame that the annotator refused."""
+    return ReturnedFrame(frame.id, np.full(frame.size, UNLABELLED, np.uint8), refused=True)
+
+
+def check_size(frame: ExpectedFrame, width: int, height: int, at: str) -> None:
+    """Raises UserError where something of this size came back for the frame, which `at` names."""
+    if (height, width) != tuple(frame.size):
+        raise UserError(
+            f"{at}: {width} x {height} pixels, where {frame.size[1]} x {frame.size[0]} went out: annotate that frame"
+        )
+
+
+def _plain(name: str) -> str:
+    """One spelling of a path: forward slashes, composed letters (a Mac's zip decomposes them)."""
+    return unicodedata.normalize("NFC", "/".join(part for part in re.split(r"[/\\]", name) if part not in ("", ".")))
+
+
+def _ends(name: str) -> list[str]:
+    """The path, then less and less of its folders."""
+    parts = name.split("/")
+    return ["/".join(parts[start:]) for start in range(len(parts))]
+
+
+def _stem(name: str) -> str:
+    return PurePosixPath(_plain(name)).with_suffix("").as_posix()

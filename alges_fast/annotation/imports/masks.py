@@ -1,0 +1,91 @@
+"""A folder, or a zip, of masks: class ids, or colours that a palette names. A mask is named like its frame."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from alges_fast.annotation.imports.files import ExportFiles, colours
+from alges_fast.annotation.imports.frames import ExpectedFrame, Reading, ReturnedFrame, check_size
+from alges_fast.data.files import IMAGE_SUFFIXES, one_channel
+from alges_fast.errors import UserError
+from alges_fast.labels import UNLABELLED
+
+NOTHING = "unlabelled"
+"""What a palette calls colours that stand for no class."""
+
+
+def read_masks(files: ExportFiles, reading: Reading) -> list[ReturnedFrame]:
+    """The frames that have masks: "frame_1.png" or "frame_1.jpg.png" for frame_1.jpg. Raises UserError.
+
+    With a palette a mask's colours count, without one its values: grey levels, or the indices of a palette of its own.
+    """
+    found: dict[str, ReturnedFrame | None] = {}
+    for name in files.names:
+        where = files.where(name)
+        if PurePosixPath(name).suffix.lower() not in IMAGE_SUFFIXES:
+            raise UserError(f"{where}: not a picture by its extension: give a folder of masks alone")
+        frame = _frame(name, str(files.path), reading)
+        if frame.id in found:
+            raise UserError(f"{where}: {frame.name} has two masks: remove one")
+        picture = files.picture(name)
+        check_size(frame, *picture.size, where)
+        mask = _ids(picture, where, reading) if reading.palette is None else _of_colours(picture, where, reading)
+        found[frame.id] = reading.returned(frame, mask)
+    return [frame for frame in found.values() if frame is not None]
+
+
+def read_palette(path: Path, reading: Reading) -> dict[tuple[int, int, int], int]:
+    """Colour -> class id, from lines "name r g b", where "unlabelled" names no class. Raises UserError."""
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as UTF-8 text ({error}): give lines like: liver 255 0 0") from None
+    palette: dict[tuple[int, int, int], int] = {}
+    for line in lines:
+        name, *values = line.rsplit(maxsplit=3)
+        try:
+            red, green, blue = (int(value) for value in values)
+        except ValueError:
+            raise UserError(f"{path}: {line!r}: give lines like: liver 255 0 0") from None
+        if (red, green, blue) in palette:
+            raise UserError(f"{path}: colour {(red, green, blue)} is there twice: give every class its own")
+        nothing = name == NOTHING and name not in reading.classes
+        palette[red, green, blue] = UNLABELLED if nothing else reading.class_id(name, str(path))
+    return palette
+
+
+def _frame(name: str, where: str, reading: Reading) -> ExpectedFrame:
+    bare = PurePosixPath(name).with_suffix("").as_posix()
+    try:
+        return reading.frame(bare, where)  # frame_1.jpg.png
+    except UserError:
+        return reading.frame(bare, where, stem=True)
+
+
+def _ids(picture: Image.Image, where: str, reading: Reading) -> NDArray[np.uint8]:
+    values = one_channel(picture, Path(where)).astype(np.int64)
+    wrong = values[(values != UNLABELLED) & ((values < 0) | (values >= len(reading.classes)))]
+    if wrong.size:
+        raise UserError(
+            f"{where}: class id {wrong[0]} is out of range: {len(reading.classes)} classes are named, and 255 is "
+            "unlabelled"
+        )
+    return values.astype(np.uint8)
+
+
+def _of_colours(picture: Image.Image, where: str, reading: Reading) -> NDArray[np.uint8]:
+    assert reading.palette is not None
+    table, which = colours(picture)
+    ids = np.empty(len(table), np.uint8)
+    for number, (red, green, blue) in enumerate(table.tolist()):
+        if (red, green, blue) in reading.palette:
+            ids[number] = reading.palette[red, green, blue]
+        else:
+            raise UserError(
+                f"{where}: colour {(red, green, blue)} is not in the palette: add it, as a class or as {NOTHING!r}"
+            )
+    return ids[which]

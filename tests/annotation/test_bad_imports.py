@@ -1,0 +1,223 @@
+"""Everything that can be wrong with what comes back is one line that names it."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from alges_fast.annotation.imports import ExpectedFrame, read_export, reading_of
+from alges_fast.errors import UserError
+
+FRAMES = [ExpectedFrame(f"{video}/frame_1.png", f"{video}/frame_1.png", (2, 4)) for video in ("one", "two")]
+CLASSES = ("liver", "polyp")
+
+
+def xml(
+    shapes: str = "", *, name: str = "one/frame_1.png", size: str = 'width="4" height="2"', head: str = ""
+) -> bytes:
+    return f'{head}<annotations><image id="0" name="{name}" {size}>{shapes}</image></annotations>'.encode()
+
+
+def box(label: str = "liver", corners: str = 'xtl="0" ytl="0" xbr="2" ybr="2"') -> str:
+    return f'<box label="{label}" {corners}/>'
+
+
+def mask(**changes: str) -> str:
+    values = {"label": "liver", "rle": "0, 4", "left": "0", "top": "0", "width": "2", "height": "2"} | changes
+    return "<mask " + " ".join(f'{name}="{value}"' for name, value in values.items()) + "/>"
+
+
+def tasks(*results: dict[str, Any], **changes: Any) -> bytes:
+    task = {"data": {"image": "one/frame_1.png"}, "annotations": [{"id": 1, "result": list(results)}]}
+    return json.dumps([task | changes]).encode()
+
+
+def region(kind: str = "rectanglelabels", **changes: Any) -> dict[str, Any]:
+    value = {"x": 0, "y": 0, "width": 50, "height": 100, kind: ["liver"]} | changes
+    return {"type": kind, "original_width": 4, "original_height": 2, "value": value}
+
+
+def zipped(members: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, contents in members.items():
+            archive.writestr(name, contents)
+    return buffer.getvalue()
+
+
+def png(values: Any, kind: str = "png", mode: str | None = None) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.asarray(values, np.uint8), mode).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def huge_png() -> bytes:
+    """A header of 100 000 x 100 000 pixels."""
+    header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 0, 0, 0, 0)
+    chunks = b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in ((b"IHDR", header), (b"IDAT", zlib.compress(b"\0")), (b"IEND", b""))
+    )
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+def segmentation(
+    label_map: str = "background:0,0,0::\nliver:10,20,30::\n", pixels: Any = ((10, 20, 30),), **more: bytes
+) -> bytes:
+    picture = np.resize(np.asarray(pixels, np.uint8), (2, 4, 3))
+    return zipped({"labelmap.txt": label_map.encode(), "SegmentationClass/one/frame_1.png": png(picture), **more})
+
+
+ID_MASK = np.zeros((2, 4), np.uint8)
+BOMB = "".join(f'<!ENTITY a{i} "' + f"&a{i - 1};" * 10 + '">' for i in range(1, 10))
+
+BAD: dict[str, tuple[str, Callable[[], bytes], str]] = {
+    # name: (file, contents, what the line says)
+    "cut short": ("a.xml", lambda: xml(box())[:-20], "no XML, or cut short"),
+    "not annotations": ("a.xml", lambda: b"<svg/>", "its root is svg"),
+    "a video's tracks": ("a.xml", lambda: b"<annotations><track/></annotations>", "CVAT for video"),
+    "external entity": (
+        "a.xml",
+        lambda: xml("&e;", head='<!DOCTYPE a [<!ENTITY e SYSTEM "file:///etc/passwd">]>'),
+        "document type or entities",
+    ),
+    "billion laughs": ("a.xml", lambda: xml("&a9;", head=f'<!DOCTYPE a [<!ENTITY a0 "ha">{BOMB}]>'), "document type"),
+    "unknown class": ("a.xml", lambda: xml(box("spleen")), "one/frame_1.png: class 'spleen' is unknown"),
+    "unknown frame": ("a.xml", lambda: xml(box(), name="three/frame_1.png"), "three/frame_1.png is no frame"),
+    "ambiguous frame": ("a.xml", lambda: xml(box(), name="frame_1.png"), "may be one/frame_1.png or two/frame_1.png"),
+    "frame twice": (
+        "a.xml",
+        lambda: xml(box()).replace(b"</annotations>", xml(box())[len("<annotations>") :]),
+        "there twice",
+    ),
+    "another size": ("a.xml", lambda: xml(box(), size='width="8" height="4"'), "8 x 4 pixels, where 4 x 2 went out"),
+    "no size": ("a.xml", lambda: xml(box(), size=""), "image without width"),
+    "size of letters": ("a.xml", lambda: xml(box(), size='width="x" height="2"'), "no number"),
+    "size without end": ("a.xml", lambda: xml(box(), size='width="inf" height="2"'), "no number"),
+    "no label": ("a.xml", lambda: xml("<box/>"), "box without label"),
+    "shape of no pixels": (
+        "a.xml",
+        lambda: xml('<points label="liver" points="1,1"/>'),
+        "points 'liver' has no pixels",
+    ),
+    "mask out of the frame": ("a.xml", lambda: xml(mask(left="3")), "leaves the frame"),
+    "mask of minus one": ("a.xml", lambda: xml(mask(top="-1")), "leaves the frame"),
+    "runs too short": ("a.xml", lambda: xml(mask(rle="0, 3")), "runs of 3 pixels for a box of 2 x 2"),
+    "runs backwards": ("a.xml", lambda: xml(mask(rle="8, -4")), "runs of 4 pixels"),
+    "runs of letters": ("a.xml", lambda: xml(mask(rle="a")), "damaged mask"),
+    "two points": ("a.xml", lambda: xml('<polygon label="liver" points="0,0;1,1"/>'), "three points or more"),
+    "point of nan": ("a.xml", lambda: xml('<polygon label="liver" points="0,0;1,1;nan,0"/>'), "damaged polygon"),
+    "half a point": ("a.xml", lambda: xml('<polygon label="liver" points="0,0;1,1;3"/>'), "damaged polygon"),
+    "window out of the frame": (
+        "a.xml",
+        lambda: xml(box("annotate", 'xtl="0" ytl="0" xbr="9" ybr="2"')),
+        "'annotate' leaves the frame",
+    ),
+    "nothing annotated": ("a.xml", lambda: xml(), "nothing is annotated"),
+    "no JSON": ("a.json", lambda: tasks(region())[:-5], "no JSON, or cut short"),
+    "nested without end": ("a.json", lambda: b"[" * 100_000, "no JSON"),
+    "JSON-MIN": ("a.json", lambda: b'[{"image": "one/frame_1.png"}]', "not JSON-MIN"),
+    "no list": ("a.json", lambda: b"{}", "no tasks"),
+    "task of no image": ("a.json", lambda: tasks(region(), data={"text": "x"}), "data has no image"),
+    "task of an unknown frame": ("a.json", lambda: tasks(region(), data={"image": "x.png"}), "x.png is no frame"),
+    "task twice": ("a.json", lambda: json.dumps(json.loads(tasks(region())) * 2).encode(), "there twice"),
+    "task of an unknown class": (
+        "a.json",
+        lambda: tasks(region(rectanglelabels=["spleen"])),
+        "class 'spleen' is unknown",
+    ),
+    "region of no class": ("a.json", lambda: tasks(region(rectanglelabels=[])), "a region with 0 classes"),
+    "region of no pixels": ("a.json", lambda: tasks(region("keypointlabels")), "type keypointlabels"),
+    "region of another size": ("a.json", lambda: tasks(region() | {"original_width": 5}), "5 x 2 pixels"),
+    "region of no size": ("a.json", lambda: tasks({"type": "brushlabels", "value": {}}), "no 'original_width'"),
+    "turned picture": ("a.json", lambda: tasks(region() | {"image_rotation": 90}), "turned picture"),
+    "brush cut short": ("a.json", lambda: tasks(region("brushlabels", format="rle", rle=[0, 0, 0, 32])), "its head"),
+    "brush of another size": (
+        "a.json",
+        lambda: tasks(region("brushlabels", format="rle", rle=[255] * 12)),
+        "a code of 4294967295 words",
+    ),
+    "brush of text": ("a.json", lambda: tasks(region("brushlabels", format="rle", rle="x")), "damaged annotation"),
+    "no annotation": ("a.json", lambda: tasks(annotations=[]), "nothing is annotated"),
+    "damaged zip": ("a.zip", lambda: zipped({"annotations.xml": xml(box())})[:-30], "damaged zip"),
+    "zip that is none": ("a.zip", lambda: b"hello", "damaged zip"),
+    "flipped bytes": (
+        "a.zip",
+        lambda: (lambda data: data[:60] + bytes(b ^ 255 for b in data[60:70]) + data[70:])(
+            zipped({"annotations.xml": xml(box() * 20)})
+        ),
+        "damaged zip",
+    ),
+    "path that leaves": ("a.zip", lambda: zipped({"../../annotations.xml": xml(box())}), "leaves the folder"),
+    "path from the root": ("a.zip", lambda: zipped({"/etc/annotations.xml": xml(box())}), "leaves the folder"),
+    "path on a drive": ("a.zip", lambda: zipped({"c:\\annotations.xml": xml(box())}), "leaves the folder"),
+    "two exports": ("a.zip", lambda: zipped({"a.xml": xml(box()), "b.xml": xml(box())}), "one export at a time"),
+    "empty zip": ("a.zip", lambda: zipped({}), "nothing is annotated"),
+    "zip bomb": ("a.zip", lambda: zipped({"one/frame_1.png": huge_png()}), "too many pixels"),
+    "no label map": ("a.zip", lambda: zipped({"SegmentationClass/x.png": b""}), "without labelmap.txt"),
+    "label map of nothing": ("a.zip", lambda: segmentation("liver\n"), "'liver' is no label"),
+    "two labels of one colour": ("a.zip", lambda: segmentation("liver:1,2,3::\npolyp:1,2,3::\n"), "one colour"),
+    "colour of no label": ("a.zip", lambda: segmentation(pixels=(1, 2, 3)), "colour (1, 2, 3) is not in labelmap.txt"),
+    "label of no class": ("a.zip", lambda: segmentation("spleen:10,20,30::\n"), "class 'spleen' is unknown"),
+    "masks of nothing": ("a.zip", lambda: segmentation(pixels=(0, 0, 0)), "nothing is annotated"),
+    "id of no class": ("a.zip", lambda: zipped({"one/frame_1.png": png(ID_MASK + 2)}), "class id 2 is out of range"),
+    "mask of colours": ("a.zip", lambda: zipped({"one/frame_1.png": png([[[1, 2, 3]] * 4] * 2)}), "a colour mask"),
+    "mask of another size": ("a.zip", lambda: zipped({"one/frame_1.png": png(ID_MASK.T)}), "2 x 4 pixels, where 4 x 2"),
+    "mask as JPEG": ("a.zip", lambda: zipped({"one/frame_1.png": png(ID_MASK, "jpeg")}), "JPEG data"),
+    "mask cut short": ("a.zip", lambda: zipped({"one/frame_1.png": png(ID_MASK)[:-25]}), "damaged or cut short"),
+    "mask that is text": ("a.zip", lambda: zipped({"one/frame_1.png": b"hello"}), "not a picture"),
+    "masks of one frame": (
+        "a.zip",
+        lambda: zipped({"one/frame_1.png": png(ID_MASK), "one/frame_1.bmp": png(ID_MASK, "bmp")}),
+        "has two masks",
+    ),
+    "notes beside the masks": ("a.zip", lambda: zipped({"notes.txt": b"x"}), "not a picture by its extension"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_one_line_names_it(tmp_path: Path, name: str) -> None:
+    file, contents, says = BAD[name]
+    path = tmp_path / file
+    path.write_bytes(contents())
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError) as caught:
+        read_export(path, reading_of(FRAMES, CLASSES))
+    assert says in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_arguments_are_checked(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        read_export(tmp_path / "a.zip", reading_of(FRAMES, CLASSES))
+    with pytest.raises(UserError, match=r"--background: class 'nothing' is unknown"):
+        reading_of(FRAMES, CLASSES, background="nothing")
+    with pytest.raises(UserError, match=r"x\.png is no frame"):
+        reading_of(FRAMES, CLASSES, finished=["x.png"])
+    palette = tmp_path / "palette.txt"
+    for text, says in (
+        ("liver 1 2", "give lines like"),
+        ("liver 1 2 3\npolyp 1 2 3", "there twice"),
+        ("a 1 2 3", "'a'"),
+    ):
+        palette.write_text(text)
+        with pytest.raises(UserError, match=says):
+            reading_of(FRAMES, CLASSES, palette=palette)
+    palette.write_text("liver 1 2 3")
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "frame_1.png").write_bytes(png([[[1, 2, 4]] * 4] * 2))
+    palette.rename(tmp_path / ".palette.txt")
+    with pytest.raises(UserError, match=r"colour \(1, 2, 4\) is not in the palette"):
+        read_export(tmp_path, reading_of(FRAMES, CLASSES, palette=tmp_path / ".palette.txt"))
