@@ -67,7 +67,8 @@ from alges_fast.labels import UNLABELLED
 from alges_fast.last_layer import LastLayer
 from alges_fast.models import build_model
 from alges_fast.pool.row_file import fingerprint
-from alges_fast.selection import DRAWN, Place, select, select_regions
+from alges_fast.selection import Place, select, select_regions
+from alges_fast.strategies import get_strategy
 from alges_fast.windows import Window
 
 FREE_FIELDS = frozenset({"out", "on_bad_image", "reject", "device", "batch_size"})
@@ -273,7 +274,7 @@ def _choose(
             raise UserError(
                 f"{where} cannot be written ({reason}): make room or choose another --out, then run again"
             ) from error
-        if config.strategy in DRAWN:  # no frame has been read yet
+        if not get_strategy(config.strategy).needs_model:  # perhaps no frame has been read yet
             for id in dict.fromkeys(pick.frame.id for pick in picks):
                 frames[frames.ids.index(id)]
         # What was found to be unusable on the way must not count: once more without it, from the scores there are.

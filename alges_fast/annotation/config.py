@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from alges_fast.errors import UserError
-from alges_fast.selection import unfit
+from alges_fast.strategies import get_strategy
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class SelectConfig:
         on_bad_image: stop at a picture or video that cannot be used, or skip it and list it in OUT/left_out.csv. What
             is skipped once stays out of this selection.
         strategy: random, stratified-random (over videos), entropy, margin, least-confidence, coreset, alges-img,
-            alges-sem or alges-sem-vector.
+            alges-sem, alges-sem-vector, or your own as path/to/file.py:Class.
         seed: fixes every pick.
         regions: rows x columns, such as 8x8: every frame is cut into that grid, and windows of frames are chosen
             instead of whole frames.
@@ -77,8 +77,8 @@ class SelectConfig:
     batch_size: int = 16
 
     def __post_init__(self) -> None:
-        if (why := unfit(self.strategy)) is not None:
-            raise UserError(f"--strategy {self.strategy} {why}")
+        if get_strategy(self.strategy).takes_whole_pool:
+            raise UserError(f"--strategy {self.strategy} takes the whole pool, so there is nothing to choose")
         if not self.out:
             raise UserError("--out is empty: give a folder")
         for name, least in (("n", 1), ("seed", 0), ("batch_size", 1), ("image_size", 16)):

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from alges_fast.annotation.sources import FrameReader, PoolFrame, resized
 from alges_fast.last_layer import LastLayer, logits_of
 from alges_fast.pool import PRECISIONS
-from alges_fast.selection import EMBEDDING, weighted
+from alges_fast.strategies import get_strategy
+from alges_fast.strategies.alges import weighted
 from alges_fast.windows import Window, windows_of
 
 
@@ -81,7 +82,7 @@ def look_at(
     """The picked frames one by one, in order of their first pick; only one is in memory at its own size."""
     assert callable(transform)
     reader = FrameReader()
-    output = EMBEDDING.get(strategy, "image")
+    output = get_strategy(strategy).embedding
     dtype = PRECISIONS[precision]
     layer: LastLayer | None = None
     maps = True

@@ -24,7 +24,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -49,8 +49,7 @@ from alges_fast.last_layer import LastLayer
 from alges_fast.models import build_model, check_image_size
 from alges_fast.random_streams import stream_seed
 from alges_fast.report import artefacts, write_report
-from alges_fast.strategies import Picks, Query, Strategy, get_strategy
-from alges_fast.strategies.full import Full
+from alges_fast.strategies import Query, Strategy, Taken, get_strategy
 
 T = TypeVar("T")
 
@@ -180,7 +179,7 @@ def run_experiment(config: RunConfig, monitor: Monitor | None = None) -> list[di
         on_bad_image=config.on_bad_image,
         progress=monitor.loading,
     )
-    _check_budget(config, names, len(dataset.train))
+    _check_budget(config, strategies, len(dataset.train))
     check_image_size(_build(config, dataset, strategies[0], 0, 0), config.image_size)
     run = _Run(config, strategies, dataset, fabric, group, monitor, _near(fabric, dataset.train.images), {})
     if run.leads:
@@ -229,7 +228,7 @@ def _claimed(run: _Run, strategy: Strategy, seed: int, wait: bool) -> Iterator[b
 def _run_strategy(run: _Run, strategy: Strategy, seed: int) -> None:
     config, pool = run.config, run.dataset.train
     n_rounds = _rounds(config, strategy)
-    labelled = list(range(len(pool))) if isinstance(strategy, Full) else initial_pool(len(pool), config.init_size, seed)
+    labelled = list(range(len(pool))) if strategy.takes_whole_pool else initial_pool(len(pool), config.init_size, seed)
     for round in range(n_rounds):
         folder = RoundFolder.of(run.out, strategy.name, seed, round)
         last = round + 1 == n_rounds
@@ -285,7 +284,7 @@ def _run_round(
         monitor.advance(FORWARD_COST * len(dataset.train))
     if run.leads:
         if picks is not None:
-            folder.save_picks({**asdict(picks), "ids": list(picks.ids), "scores": dict(picks.scores)})
+            folder.save_picks(picks)
         if not config.keep_models:
             folder.remove_model()  # before the last step is recorded, after which nobody would
         folder.finish("query")
@@ -293,7 +292,7 @@ def _run_round(
         row = run.rows[strategy.name, seed, round]
         cost = f"trained in {row['train_seconds']:.1f} s"
         if picks is not None:
-            cost += f", chose {len(picks.ids)} in {row['embed_seconds'] + row['seeding_seconds']:.1f} s"
+            cost += f", chose {len(picks['ids'])} in {row['embed_seconds'] + row['seeding_seconds']:.1f} s"
         monitor.note(f"{where}: {len(labelled)} labelled, Dice {row['dice']:.3f} ({cost})")
 
 
@@ -351,31 +350,39 @@ def _evaluate(
     folder.finish("evaluate")
 
 
-def _query(run: _Run, strategy: Strategy, model: nn.Module, seed: int, round: int, labelled: list[int]) -> Picks:
+def _query(
+    run: _Run, strategy: Strategy, model: nn.Module, seed: int, round: int, labelled: list[int]
+) -> dict[str, Any]:
+    """What picks.json holds."""
     config, pool = run.config, run.dataset.train
     taken = set(labelled)
-    unlabelled = [position for position in range(len(pool)) if position not in taken]
+    unlabelled = [pool.ids[position] for position in range(len(pool)) if position not in taken]
     query = Query(
+        candidates=unlabelled,
+        pool=FramePool(pool, range(len(pool)), run.pool_images),
         model=model,
-        unlabelled=FramePool(pool, unlabelled, run.pool_images),
-        labelled=FramePool(pool, labelled, run.pool_images),
+        labelled=[pool.ids[position] for position in labelled],
         videos=dict(zip(pool.ids, pool.videos, strict=True)),
-        n=config.query_size,
         seed=seed,
         round=round,
+        n_rounds=config.rounds,
         batch_size=_scoring_batch(run),
         device=run.fabric.device,
         precision=config.precision,
         group=run.group,
     )
-    picks = strategy.query(query)
-    allowed = {pool.ids[position] for position in unlabelled}
-    if len(picks.ids) != query.n or len(set(picks.ids)) != query.n or not allowed.issuperset(picks.ids):
+    start = time.perf_counter()
+    rating = strategy.rate(query)
+    rated = time.perf_counter()
+    ids = list(rating.draw(config.query_size, Taken()))
+    drawn = time.perf_counter()
+    if len(ids) != config.query_size or len(set(ids)) != len(ids) or not set(unlabelled).issuperset(ids):
         raise UserError(
-            f"strategy {strategy.name!r} must pick {query.n} different ids of the unlabelled pool; it gave "
-            f"{len(picks.ids)}, {len(allowed.intersection(picks.ids))} of them different and unlabelled"
+            f"strategy {strategy.name!r} must pick {config.query_size} different ids of the unlabelled pool; it gave "
+            f"{len(ids)}, {len(set(unlabelled).intersection(ids))} of them different and unlabelled"
         )
-    return picks
+    scores = {str(id): score for id, score in rating.scores.items()}
+    return {"ids": ids, "scores": scores, "embed_seconds": rated - start, "seeding_seconds": drawn - rated}
 
 
 def _build(config: RunConfig, dataset: Dataset, strategy: Strategy, seed: int, round: int) -> nn.Module:
@@ -449,9 +456,9 @@ def _scoring_batch(run: _Run) -> int:
 # What a run is checked for before it starts.
 
 
-def _check_budget(config: RunConfig, names: Sequence[str], pool: int) -> None:
+def _check_budget(config: RunConfig, strategies: Sequence[Strategy], pool: int) -> None:
     wanted = config.init_size + (config.rounds - 1) * config.query_size
-    if set(names) != {Full.name} and wanted > pool:
+    if wanted > pool and not all(strategy.takes_whole_pool for strategy in strategies):
         raise UserError(
             f"{config.rounds} rounds of {config.init_size} + {config.query_size} frames a query need {wanted}, but the "
             f"pool has {pool}: lower --rounds, --init_size or --query_size"
@@ -525,12 +532,12 @@ def _processor() -> str:
 
 
 def _rounds(config: RunConfig, strategy: Strategy) -> int:
-    return 1 if isinstance(strategy, Full) else config.rounds
+    return 1 if strategy.takes_whole_pool else config.rounds
 
 
 def _work(run: _Run, strategy: Strategy) -> float:
     config, n_rounds = run.config, _rounds(run.config, strategy)
-    first = len(run.dataset.train) if isinstance(strategy, Full) else config.init_size
+    first = len(run.dataset.train) if strategy.takes_whole_pool else config.init_size
     return sum(_round_work(run, first + r * config.query_size, r + 1 == n_rounds) for r in range(n_rounds))
 
 

@@ -1,27 +1,6 @@
 """Which images of a pool to annotate next, or which windows of them: a driver over the strategies."""
 
-from alges_fast.selection.select import (
-    DRAWN,
-    EMBEDDING,
-    STRATEGIES,
-    Place,
-    RegionSelection,
-    Selection,
-    select,
-    select_regions,
-    unfit,
-    weighted,
-)
+from alges_fast.selection.candidates import Place
+from alges_fast.selection.select import RegionSelection, Selection, select, select_regions
 
-__all__ = [
-    "DRAWN",
-    "EMBEDDING",
-    "STRATEGIES",
-    "Place",
-    "RegionSelection",
-    "Selection",
-    "select",
-    "select_regions",
-    "unfit",
-    "weighted",
-]
+__all__ = ["Place", "RegionSelection", "Selection", "select", "select_regions"]

@@ -1,53 +1,30 @@
 """Which images of a pool to annotate next, or which windows of them: the functions `select` and `select_regions`.
 
-The strategies are those of `alges_fast.strategies` that need no training of their own, with what a user's own pool asks
-for besides: labelled images as centres, neighbours in a video kept apart, classes to aim at, picks that an annotator
-refuses. It needs torch and numpy alone; `python -m alges_fast.select` is built on it.
+Any strategy of `alges_fast.strategies`, or of a user's own file, with what a user's own pool asks for besides: labelled
+images as centres, neighbours in a video kept apart, classes to aim at, picks that an annotator refuses. It needs torch
+and numpy alone; `python -m alges_fast.select` is built on it.
 """
 
 from __future__ import annotations
 
-import logging
 import math
-from bisect import bisect_left
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.utils.data import DataLoader
 
-from alges_fast.pool import Id, Pool, embed_pool, pool_ids, pool_sizes
-from alges_fast.random_streams import stream_seed
-from alges_fast.seeding import Seeding, k_center_greedy, kmeans_plusplus
-from alges_fast.strategies import Query
-from alges_fast.strategies.alges import AlgesImage, AlgesSemantic, AlgesSemanticVector
-from alges_fast.strategies.coreset import Coreset
-from alges_fast.strategies.full import Full
-from alges_fast.strategies.random import Random, StratifiedRandom
-from alges_fast.strategies.released import AlgesImageReleased, AlgesSemanticReleased
-from alges_fast.strategies.uncertainty import Entropy, LeastConfidence, Margin
+from alges_fast.errors import UserError
+from alges_fast.pool import Id, Pool, pool_ids, pool_sizes
+from alges_fast.selection.candidates import Candidates, Place
+from alges_fast.strategies import Candidate, Query, Rating, Strategy, frame_of, get_strategy, strategy_names
+from alges_fast.strategies.embedding import Frames
 from alges_fast.windows import Window, windows_of
 
-__all__ = ["STRATEGIES", "RegionSelection", "Selection", "select", "select_regions", "unfit", "weighted"]
-
-logger = logging.getLogger(__name__)
-
-EMBEDDING = {cls.name: cls.output for cls in (AlgesImage, AlgesSemantic, AlgesSemanticVector)}
-"""The output of `pixel_gradients` that each ALGES strategy seeds from."""
-
-_UNCERTAINTY = {cls.name: cls for cls in (Entropy, Margin, LeastConfidence)}
-DRAWN = {cls.name: cls for cls in (Random, StratifiedRandom)}
-"""Strategies that read no image."""
-
-STRATEGIES = (*DRAWN, *_UNCERTAINTY, Coreset.name, *EMBEDDING)
-
-Place: TypeAlias = tuple[str, float]
-_C = TypeVar("_C", bound="Id | Window")
-"""What is picked."""
-_Draw: TypeAlias = Callable[[Sequence[int], int, Sequence[int], int], Iterable[int]]
-"""Positions to choose from, how many, positions of the centres so far, seed -> positions, best first."""
+__all__ = ["RegionSelection", "Selection", "select", "select_regions"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +39,7 @@ class Selection:
 
     ids: tuple[Id, ...]
     scores: Mapping[Id, float]
-    _candidates: _Candidates[Id] = field(repr=False, compare=False)
+    _candidates: Candidates[Id] = field(repr=False, compare=False)
     _refused: tuple[Id, ...] = field(default=(), repr=False)
 
     def reject(self, ids: Iterable[Id]) -> Selection:
@@ -96,7 +73,7 @@ class RegionSelection:
     windows: tuple[Window, ...]
     scores: Mapping[Window, float]
     budget_pixels: int
-    _candidates: _Candidates[Window] = field(repr=False, compare=False)
+    _candidates: Candidates[Window] = field(repr=False, compare=False)
     _refused: tuple[Window, ...] = field(default=(), repr=False)
 
     def reject(self, refused: Iterable[Window | Id]) -> RegionSelection:
@@ -125,7 +102,7 @@ class RegionSelection:
 
 
 def select(
-    model: nn.Module,
+    model: nn.Module | None,
     pool: Pool,
     n: int,
     *,
@@ -142,11 +119,12 @@ def select(
     """Choose the n images of a pool to annotate next.
 
     Args:
-        model: trained, on its device; see `LastLayer.find`.
-        pool: see `embed_pool`. Images of a DataLoader or sequence without an attribute `ids` are also read by the
-            random strategies, for their names alone.
+        model: trained, on its device; see `LastLayer.find`. None for a strategy that needs none, such as `random`.
+        pool: see `embed_pool`. A DataLoader or sequence of pairs without an attribute `ids` is read once more, for the
+            names.
         n: how many, at most the images that are not labelled.
-        strategy: one of `STRATEGIES`.
+        strategy: a name of `alges_fast.strategies.strategy_names()` but `full`, or a class of your own as
+            "path/to/file.py:Class" or "package.module:Class"; see `alges_fast.strategies.Strategy`.
         seed: fixes every pick.
         labelled: ids of images of the pool that are annotated already: never picked, and centres of the seeding from
             the start.
@@ -156,8 +134,10 @@ def select(
         class_weights: (K,) factors, not negative: row k of an image's embedding is multiplied by the k-th before the
             seeding, so that a class of weight 10 counts like gradients ten times as large. ALGES strategies only.
         excluded: ids of images to choose as if they were not in the pool, though they are scored with it.
-        out: a folder for the scores of the pool; with `resume=True` a killed call continues there.
-        **options: batch_size, device, precision, transform, progress, resume, ... of `embed_pool`.
+        out: a folder for the scores of the pool; with `resume=True` a killed call continues there. Processes of a group
+            each have a folder of their own in it.
+        **options: batch_size, device, precision, transform, progress, resume, group, ... of `embed_pool`. The processes
+            of a group share the work, make the same call and get the same selection.
 
     Returns:
         Selection. With no labelled images, gap or weights the ids are those the strategy itself picks in round 0.
@@ -172,17 +152,18 @@ def select(
         >>> len(select(model, pool, 5, progress=False).ids)
         5
     """
-    _check(strategy, class_weights, min_gap, seed)
-    places = {} if places is None else places
-    taken = frozenset(labelled)
-    rated = _rate(model, pool, strategy, seed, taken, places, class_weights, excluded, None, {**options, "out": out})
+    asked = _Asked(strategy, seed, min_gap, places or {}, class_weights, out, options)
+    pool = _named(pool)
+    ids = [id for id in pool_ids(pool) if id not in excluded] if excluded else pool_ids(pool)
+    taken = tuple(dict.fromkeys(labelled))
+    rating = asked.rate(model, pool, ids, taken, None)
     unit = "n", "images that can be picked"
-    candidates: _Candidates[Id] = _Candidates(rated.ids, taken, places, min_gap, seed, rated.draw, unit)
-    return Selection(tuple(candidates.fill([], n, [])), rated.scores, candidates)
+    candidates: Candidates[Id] = Candidates(rating, frozenset(taken), asked.places, min_gap, unit)
+    return Selection(tuple(candidates.fill([], n, [])), _scores(rating), candidates)
 
 
 def select_regions(
-    model: nn.Module,
+    model: nn.Module | None,
     pool: Pool,
     budget_pixels: int,
     *,
@@ -213,7 +194,7 @@ def select_regions(
         regions: rows and columns of the grid; windows cover every pixel once, and their sides differ by at most one.
             The model sees the same grid over its logits: where the two do not divide alike, a window's border there is
             within a pixel of its own.
-        strategy: one of `STRATEGIES`.
+        strategy: as for `select`.
         seed: fixes every pick.
         labelled: images, or windows of this grid, that are annotated already: never picked, and centres of the seeding
             from the start.
@@ -240,279 +221,105 @@ def select_regions(
         >>> len(select_regions(model, pool, 2 * 8 * 8, regions=(4, 4), progress=False).windows)
         32
     """
-    _check(strategy, class_weights, min_gap, seed)
-    places = {} if places is None else places
+    asked = _Asked(strategy, seed, min_gap, places or {}, class_weights, out, options)
+    pool = _named(pool)
     known: Mapping[Any, Sequence[int]] = pool_sizes(pool) if sizes is None else sizes
+    images = [id for id in pool_ids(pool) if id not in excluded]
+    unknown = [id for id in images if id not in known]
+    if unknown:
+        raise ValueError(f"sizes: has no size of image {unknown[0]!r} ({len(unknown)} such images)")
     grids = {id: windows_of(id, size, regions) for id, size in known.items()}
-    taken: set[Window] = set()
+    taken: dict[Window, None] = {}
     for item in labelled:
-        image = _image_of(item)
+        image = frame_of(item)
         if image not in grids:
             raise ValueError(f"labelled: {image!r} is not in the pool")
         if isinstance(item, Window) and item not in grids[image]:
             raise ValueError(f"labelled: '{item}' is no window of a grid of {regions[0]} x {regions[1]} over its image")
-        taken.update([item] if isinstance(item, Window) else grids[image])
-    embed_options = {**options, "out": out, "regions": regions}
-    rated = _rate(model, pool, strategy, seed, taken, places, class_weights, excluded, grids, embed_options)
+        taken.update(dict.fromkeys([item] if isinstance(item, Window) else grids[image]))
+    windows = [window for id in images for window in grids[id]]
+    rating = asked.rate(model, pool, windows, tuple(taken), regions)
     unit = "budget_pixels", "pixels of the smallest window and of all that can be picked"
-    candidates: _Candidates[Window] = _Candidates(rated.ids, frozenset(taken), places, min_gap, seed, rated.draw, unit)
-    return RegionSelection(tuple(candidates.fill([], budget_pixels, [])), rated.scores, budget_pixels, candidates)
+    candidates: Candidates[Window] = Candidates(rating, frozenset(taken), asked.places, min_gap, unit)
+    picks = tuple(candidates.fill([], budget_pixels, []))
+    return RegionSelection(picks, _scores(rating), budget_pixels, candidates)
 
 
-def weighted(embeddings: Tensor, class_weights: Sequence[float] | None) -> Tensor:
-    """(N, K, ...) embeddings with row k times the k-th weight.
+@dataclass(frozen=True)
+class _Asked:
+    """What both functions are asked for, checked.
 
     Raises:
-        ValueError: not K weights, or a negative one.
+        ValueError: an argument out of range or an unknown strategy, or one that does not heed an argument.
     """
-    if class_weights is None:
-        return embeddings
-    weights = torch.as_tensor(class_weights, dtype=embeddings.dtype)
-    if weights.shape != embeddings.shape[1:2]:
-        raise ValueError(f"class_weights: expected {embeddings.shape[1]}, one per class, got {len(class_weights)}")
-    if not bool((weights >= 0).all() and weights.isfinite().all() and weights.any()):
-        raise ValueError(f"class_weights must be finite, not negative and not all 0, got {list(class_weights)}")
-    return embeddings * weights.view(-1, *[1] * (embeddings.ndim - 2))
 
-
-def unfit(strategy: str) -> str | None:
-    """Why a strategy cannot choose from a user's own pool, and which can; None for one of STRATEGIES."""
-    if strategy in STRATEGIES:
-        return None
-    if strategy.startswith("deal"):
-        why = "needs a model that was trained for it"
-    elif strategy in (AlgesImageReleased.name, AlgesSemanticReleased.name):
-        why = "reproduces the faults of the paper's released code, to compare with in python -m alges_fast.run"
-    elif strategy == Full.name:
-        why = "takes the whole pool, so there is nothing to choose"
-    else:
-        why = "is unknown"
-    return f"{why}: use {', '.join(STRATEGIES)}"
-
-
-def _check(strategy: str, class_weights: object, min_gap: float, seed: int) -> None:
-    if (why := unfit(strategy)) is not None:
-        raise ValueError(f"strategy: {strategy!r} {why}")
-    if class_weights is not None and strategy not in EMBEDDING:
-        raise ValueError(f"class_weights: {strategy} has no rows per class to weigh; use {', '.join(EMBEDDING)}")
-    if not 0 <= min_gap < math.inf:
-        raise ValueError(f"min_gap must be finite, 0 or more, got {min_gap}")
-    if seed < 0:
-        raise ValueError(f"seed must be 0 or more, got {seed}")
-
-
-@dataclass(frozen=True)
-class _Rated:
-    """The pool's images, or their windows, as a strategy sees them."""
-
-    ids: Sequence[Any]
-    scores: dict[Any, float]
-    draw: _Draw
-
-
-def _rate(
-    model: nn.Module,
-    pool: Pool,
-    strategy: str,
-    seed: int,
-    taken: Collection[Any],
-    places: Mapping[Id, Place],
-    class_weights: Sequence[float] | None,
-    excluded: Collection[Id],
-    grids: Mapping[Id, Sequence[Window]] | None,
-    options: dict[str, Any],
-) -> _Rated:
-    def named(images: Sequence[Id]) -> Sequence[Any]:
-        images = [id for id in images if id not in excluded] if excluded else images
-        if grids is None:
-            return images
-        unknown = [id for id in images if id not in grids]
-        if unknown:
-            raise ValueError(f"sizes: has no size of image {unknown[0]!r} ({len(unknown)} such images)")
-        return [window for id in images for window in grids[id]]
-
-    def embed(*outputs: str, **more: Any) -> tuple[Sequence[Any], list[Tensor]]:
-        found = embed_pool(model, pool, output=outputs, **{**options, **more})
-        values = [found.outputs[name] for name in outputs]
-        if excluded:
-            kept = torch.tensor([id not in excluded for id in found.ids])
-            values = [value[kept] for value in values]
-        return named(found.ids), values if grids is None else [value.flatten(0, 1) for value in values]
-
-    if strategy in DRAWN:
-        ids = named(pool_ids(pool))
-        return _Rated(ids, {}, _in_order(_drawn_order(DRAWN[strategy], model, ids, taken, places, seed)))
-    if strategy in _UNCERTAINTY:
-        measure = _UNCERTAINTY[strategy]
-        ids, (sums, class_pixels) = embed(measure.output, "class_pixels")
-        means = sums.double() / class_pixels.sum(1).clamp(min=1)
-        scores = measure().uncertainty(means).tolist()
-        order = sorted(range(len(ids)), key=lambda position: -scores[position])
-        return _Rated(ids, dict(zip(ids, scores, strict=True)), _in_order(order))
-    if strategy == Coreset.name:
-        # The gradient of the mean logit of class 0 is the mean of the features: one pass of the engine, resumable.
-        ids, (values,) = embed("image", loss=_MeanLogit())
-        taps = values[:, 0].flatten(2) if values.ndim > 3 else values[:, 0, :, None]
-        return _Rated(ids, {}, _by_seeding(taps[:, :, taps.shape[2] // 2].contiguous(), k_center_greedy))
-    ids, (values,) = embed(EMBEDDING[strategy])
-    points = weighted(values, class_weights).flatten(1)
-    norms = points.norm(dim=1).tolist()
-    return _Rated(ids, dict(zip(ids, norms, strict=True)), _by_seeding(points, kmeans_plusplus))
-
-
-@dataclass(frozen=True)
-class _Candidates(Generic[_C]):
-    """The pool as picks are drawn from it: images that cost 1 each, or windows that cost their pixels."""
-
-    ids: Sequence[_C]
-    labelled: frozenset[_C]
-    places: Mapping[Id, Place]
-    min_gap: float
+    strategy: str
     seed: int
-    draw: _Draw
-    unit: tuple[str, str]
-    """Name of the budget, and what it is counted in."""
+    min_gap: float
+    places: Mapping[Id, Place]
+    class_weights: Sequence[float] | None
+    out: str | Path | None
+    options: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        unknown = self.labelled.difference(self.ids)
-        if unknown:
-            raise ValueError(f"labelled: {min(map(str, unknown))!r} is not in the pool ({len(unknown)} such ids)")
+        if self.class_weights is not None and not self.chosen.weighs_classes:
+            others = [name for name in strategy_names() if get_strategy(name).weighs_classes]
+            raise ValueError(f"class_weights: {self.strategy} has no rows per class to weigh; use {', '.join(others)}")
+        if self.chosen.takes_whole_pool:
+            raise ValueError(f"strategy: {self.strategy!r} takes the whole pool, so there is nothing to choose")
+        if not 0 <= self.min_gap < math.inf:
+            raise ValueError(f"min_gap must be finite, 0 or more, got {self.min_gap}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be 0 or more, got {self.seed}")
 
-    def fill(self, picks: Sequence[_C], budget: int, refused: Collection[_C]) -> list[_C]:
-        """Add picks until the next would exceed the budget.
+    @property
+    def chosen(self) -> type[Strategy]:
+        try:
+            return get_strategy(self.strategy)
+        except UserError as error:
+            raise ValueError(str(error)) from error
 
-        As many as may be missing are drawn and taken in order, but for those too near an earlier one in its video; what
-        is then missing is drawn again from what is far enough from all of them.
-        """
-        gone = {*self.labelled, *refused}
-        free = [_cost(id) for id in self.ids if id not in gone]
-        if not (free and min(free) <= budget <= sum(free)):
-            name, what = self.unit
-            raise ValueError(f"{name} must be between {min(free, default=1)} and {sum(free)}, the {what}, got {budget}")
-        chosen, gap, left = list(picks), self.min_gap, budget - sum(map(_cost, picks))
-        position = {id: at for at, id in enumerate(self.ids)}
-        centres = [position[id] for id in self.ids if id in self.labelled] if self.labelled else []
-        images = dict.fromkeys(map(_image_of, self.ids))
-        while left > 0:
-            out = gone.union(chosen)
-            crowd = _Crowd(map(_image_of, (*self.labelled, *chosen)), self.places, gap)
-            near = {image for image in images if crowd.near(image)}
-            open = [at for at, id in enumerate(self.ids) if id not in out and _image_of(id) not in near]
-            if not open:
-                gap = gap / 2 if gap > 1e-3 else 0.0
-                logger.warning("too few images lie that far apart: min_gap is now %g", gap)
-                continue
-            # Of the first draw, the seed is the one that the strategy itself has in round 0.
-            seed = stream_seed("seeding", self.seed, len(chosen) + len(refused))
-            missing = min(left // min(_cost(self.ids[at]) for at in open), len(open))
-            if not missing:
-                break
-            for at in self.draw(open, missing, [*centres, *(position[id] for id in chosen)], seed):
-                pick = self.ids[at]
-                if crowd.near(_image_of(pick)):
-                    continue
-                if _cost(pick) > left:
-                    return chosen
-                chosen.append(pick)
-                left -= _cost(pick)
-                crowd.add(_image_of(pick))
-        return chosen
-
-
-def _image_of(candidate: Id | Window) -> Id:
-    return candidate.id if isinstance(candidate, Window) else candidate
-
-
-def _cost(candidate: Id | Window) -> int:
-    return candidate.pixels if isinstance(candidate, Window) else 1
+    def rate(
+        self,
+        model: nn.Module | None,
+        pool: Pool,
+        candidates: Sequence[Candidate],
+        labelled: Sequence[Candidate],
+        regions: tuple[int, int] | None,
+    ) -> Rating:
+        if model is None and self.chosen.needs_model:
+            raise ValueError(f"model: strategy {self.strategy!r} needs a trained model, got None")
+        own = {name: value for name, value in self.options.items() if name in _OF_QUERY}
+        more = {name: value for name, value in self.options.items() if name not in _OF_QUERY}
+        if own.get("device") is None:
+            parameters = () if model is None else model.parameters()
+            own["device"] = next((p.device for p in parameters if p.is_floating_point()), torch.device("cpu"))
+        query = Query(
+            candidates=candidates,
+            pool=pool,
+            model=model,
+            labelled=labelled,
+            regions=regions,
+            class_weights=self.class_weights,
+            videos={id: video for id, (video, _) in self.places.items()},
+            seed=self.seed,
+            scores_out=None if self.out is None else Path(self.out),
+            embedding={"resume": False, **more},
+            **{"progress": True, **own},
+        )
+        return self.chosen().rate(query)
 
 
-class _Crowd:
-    """Images that others of their video must keep a distance from."""
-
-    def __init__(self, images: Iterable[Id], places: Mapping[Id, Place], gap: float) -> None:
-        self.places = places
-        self.gap = gap
-        self.images: set[Id] = set()
-        self.times: dict[str, list[float]] = {}
-        for image in images:
-            self.add(image)
-
-    def add(self, image: Id) -> None:
-        if image not in self.images and image in self.places:
-            video, time = self.places[image]
-            times = self.times.setdefault(video, [])
-            times.insert(bisect_left(times, time), time)
-        self.images.add(image)
-
-    def near(self, image: Id) -> bool:
-        """Whether the image is none of them, and too near to one."""
-        if image in self.images or image not in self.places:
-            return False
-        video, time = self.places[image]
-        times = self.times.get(video, [])
-        after = bisect_left(times, time)
-        return any(abs(other - time) < self.gap for other in times[max(after - 1, 0) : after + 1])
+_OF_QUERY = frozenset({"batch_size", "device", "precision", "transform", "progress", "group"})
+"""Options of `embed_pool` that a query has fields for."""
 
 
-@dataclass(frozen=True)
-class _MeanLogit:
-    """A loss whose last-layer gradient is the mean of the layer's input; its repr names it in a resumable file."""
-
-    def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
-        return logits[:, 0].mean()
+def _scores(rating: Rating) -> dict[Any, float]:
+    return dict(rating.scores)
 
 
-@dataclass(frozen=True)
-class _Names(Sequence[tuple[Any, Tensor]]):
-    """A pool of names, for strategies that look at nothing else."""
-
-    ids: tuple[Any, ...]
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.ids[index], torch.empty(0)
-
-
-def _drawn_order(
-    strategy: type[Random] | type[StratifiedRandom],
-    model: nn.Module,
-    ids: Sequence[Any],
-    taken: Collection[Any],
-    places: Mapping[Id, Place],
-    seed: int,
-) -> list[int]:
-    """The unlabelled images, or windows, in the order in which the strategy picks them all."""
-    unlabelled = _Names(tuple(id for id in ids if id not in taken))
-    query: Any = Query(
-        model=model,
-        unlabelled=unlabelled,
-        labelled=_Names(tuple(id for id in ids if id in taken)),
-        videos={id: places[_image_of(id)][0] for id in ids if _image_of(id) in places},
-        n=len(unlabelled),
-        seed=seed,
-    )
-    position: dict[Any, int] = {id: at for at, id in enumerate(ids)}
-    return [position[id] for id in strategy().query(query).ids]
-
-
-def _in_order(order: Sequence[int]) -> _Draw:
-    def draw(open: Sequence[int], n: int, centres: Sequence[int], seed: int) -> list[int]:
-        allowed = set(open)
-        return [at for at in order if at in allowed][:n]
-
-    return draw
-
-
-def _by_seeding(points: Tensor, choose: Callable[..., Seeding]) -> _Draw:
-    def draw(open: Sequence[int], n: int, centres: Sequence[int], seed: int) -> list[int]:
-        index = torch.tensor(open, dtype=torch.int64)
-        candidates = points if len(index) == len(points) else points[index]
-        existing = points[torch.tensor(centres, dtype=torch.int64)] if centres else None
-        # Named by their place in the whole pool, images keep their random numbers whichever others are open.
-        chosen: list[int] = choose(candidates, n, seed=seed, existing=existing, global_index=index).indices.tolist()
-        return chosen
-
-    return draw
+def _named(pool: Pool) -> Pool:
+    """The pool as (id, image) pairs with an attribute `ids`; a DataLoader as it is, for its workers' sake."""
+    if isinstance(pool, DataLoader) or hasattr(pool, "ids"):
+        return pool
+    return Frames(pool, range(len(pool)))

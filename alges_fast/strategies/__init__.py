@@ -1,11 +1,34 @@
-"""Query strategies: which frames to annotate next.
+"""Query strategies: which frames, or windows of frames, to annotate next.
 
-base.py holds what a strategy is given and returns, and the registry; each other file is a family of strategies.
+base.py       what a strategy is given and answers: Query, Rating, Strategy
+registry.py   strategies by name, the package's and a user's own
+rating.py     ways to draw: by score, by seeding, in an order
+embedding.py  what a model says of the candidates
+Each other file is a family of strategies.
 """
 
-from alges_fast.strategies.base import Picks, Query, Strategy, get_strategy, register_strategy, strategy_names
+from alges_fast.strategies.base import Candidate, Query, Rating, Strategy, Taken, frame_of
+from alges_fast.strategies.embedding import candidate_images, embed, mean_features
+from alges_fast.strategies.rating import by_order, by_score, by_seeding
+from alges_fast.strategies.registry import get_strategy, register_strategy, strategy_names
 
 # Importing a family registers its strategies; this order is the one in which they are listed.
 from alges_fast.strategies import random, uncertainty, coreset, deal, alges, released, full  # noqa: F401  # isort: skip
 
-__all__ = ["Picks", "Query", "Strategy", "get_strategy", "register_strategy", "strategy_names"]
+__all__ = [
+    "Candidate",
+    "Query",
+    "Rating",
+    "Strategy",
+    "Taken",
+    "by_order",
+    "by_score",
+    "by_seeding",
+    "candidate_images",
+    "embed",
+    "frame_of",
+    "get_strategy",
+    "mean_features",
+    "register_strategy",
+    "strategy_names",
+]

@@ -2,46 +2,66 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Sequence
 from typing import ClassVar
 
+import torch
+from torch import Tensor
+
 from alges_fast.seeding import kmeans_plusplus
-from alges_fast.strategies.base import Picks, Query, Strategy, register_strategy
-from alges_fast.strategies.pools import embed, seed_batch
+from alges_fast.strategies.base import Query, Rating, Strategy
+from alges_fast.strategies.embedding import embed
+from alges_fast.strategies.rating import by_seeding
+from alges_fast.strategies.registry import register_strategy
 
 
 class _Alges(Strategy):
-    output: ClassVar[str]
+    weighs_classes: ClassVar[bool] = True
 
-    def query(self, query: Query) -> Picks:
-        start = time.perf_counter()
-        found = embed(query, (self.output,))
-        seconds = time.perf_counter() - start
-        return seed_batch(query, found.values.flatten(1), found.positions, kmeans_plusplus, embed_seconds=seconds)
+    def rate(self, query: Query) -> Rating:
+        found = embed(query, (self.embedding,))
+        points = weighted(found.outputs[self.embedding], query.class_weights).flatten(1)
+        return by_seeding(query, points, found.positions, kmeans_plusplus, scores=lambda: points.norm(dim=1))
 
 
 @register_strategy
 class AlgesImage(_Alges):
-    """A frame is the gradient of its mean loss: (K, d) numbers, one row per class (Eq. 4)."""
+    """A candidate is the gradient of its mean loss: (K, d) numbers, one row per class (Eq. 4)."""
 
     name: ClassVar[str] = "alges-img"
     reference: ClassVar[str] = "Aklilu & Yeung 2022, Eq. 4 and Algorithm 1"
-    output: ClassVar[str] = "image"
+    embedding: ClassVar[str] = "image"
 
 
 @register_strategy
 class AlgesSemantic(_Alges):
-    """A frame is K numbers: the pixels' gradient norms, summed by predicted class (Eq. 6 and its text)."""
+    """A candidate is K numbers: the pixels' gradient norms, summed by predicted class (Eq. 6 and its text)."""
 
     name: ClassVar[str] = "alges-sem"
     reference: ClassVar[str] = "Aklilu & Yeung 2022, Eq. 6 and Algorithm 1"
-    output: ClassVar[str] = "semantic"
+    embedding: ClassVar[str] = "semantic"
 
 
 @register_strategy
 class AlgesSemanticVector(_Alges):
-    """A frame is (K, d) numbers: per class the summed gradient of the pixels predicted as it (Eq. 6 as printed)."""
+    """A candidate is (K, d) numbers: per class the summed gradient of the pixels predicted as it (Eq. 6 as printed)."""
 
     name: ClassVar[str] = "alges-sem-vector"
     reference: ClassVar[str] = "Aklilu & Yeung 2022, Eq. 6 as printed"
-    output: ClassVar[str] = "semantic_vector"
+    embedding: ClassVar[str] = "semantic_vector"
+
+
+def weighted(embeddings: Tensor, class_weights: Sequence[float] | None) -> Tensor:
+    """(N, K, ...) embeddings with row k times the k-th weight.
+
+    Raises:
+        ValueError: not K weights, or a negative one.
+    """
+    if class_weights is None:
+        return embeddings
+    weights = torch.as_tensor(class_weights, dtype=embeddings.dtype)
+    if weights.shape != embeddings.shape[1:2]:
+        raise ValueError(f"class_weights: expected {embeddings.shape[1]}, one per class, got {len(class_weights)}")
+    if not bool((weights >= 0).all() and weights.isfinite().all() and weights.any()):
+        raise ValueError(f"class_weights must be finite, not negative and not all 0, got {list(class_weights)}")
+    return embeddings * weights.view(-1, *[1] * (embeddings.ndim - 2))

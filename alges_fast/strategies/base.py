@@ -1,108 +1,165 @@
-"""What a query strategy is given, what it returns, and the registry that names are looked up in."""
+"""What a query strategy is given, and what it answers: `Query`, `Rating`, `Strategy`."""
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import importlib.util
-import re
-import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alges_fast.errors import UserError
 from alges_fast.labels import UNLABELLED
+from alges_fast.pool import Id, Pool, Progress
 from alges_fast.random_streams import stream_seed
+from alges_fast.windows import Window
 
-Pool = Sequence[tuple[str, Tensor]]
-"""(id, image (3, S, S) float32) pairs."""
+Candidate: TypeAlias = Id | Window
+"""What is picked: a frame by its id, or a window of one, in pixels of the image as the annotator has it."""
+
+
+def frame_of(candidate: Candidate) -> Id:
+    """The id of the frame that it is, or is a window of."""
+    return candidate.id if isinstance(candidate, Window) else candidate
 
 
 @dataclass(frozen=True)
 class Query:
-    """Which n of the unlabelled frames to annotate next?
+    """Which of these candidates should be annotated next?
 
     Attributes:
-        model: trained on the labelled frames, in eval mode, on `device`.
-        unlabelled, labelled: the pool as (id, image (3, S, S) float32) pairs; an item is decoded when it is indexed.
-        videos: id -> video, for labelled and unlabelled frames; may be empty.
-        n: how many ids are wanted, at most len(unlabelled).
-        seed, round: of the experiment; `stream_seed(purpose, seed, round)` makes a generator's seed from them.
+        candidates: what may be drawn, in pool order: frames, or windows of a grid where `regions` is set.
+        pool: (id, image (C, H, W)) pairs with an attribute `ids`, of every frame that has a candidate or a label; an
+            item is decoded when it is indexed. The image is what `model` takes: pixels, or a frozen encoder's map.
+        model: trained, in eval mode, on `device`; None before anything is labelled.
+        labelled: frames or windows that are annotated already, whether they are among the candidates or not.
+        regions: rows and columns of the grid that every frame is cut into; None where candidates are whole frames.
+        class_shares: (K,) shares of the classes among labelled pixels, where masks are known; they sum to 1.
+        class_weights: (K,) factors for the rows of gradient embeddings, where a user aims at classes.
+        videos: id -> video, of some or all frames; a video's frames are in pool order.
+        features: like `pool`, maps (C, h, w) of an encoder that was never trained on it, for strategies that need no
+            model.
+        seed, round, n_rounds: of the experiment or project.
         batch_size: images the model is run on at a time.
         device: where the model is.
         precision: of the model's forward pass: None for its own type, or "bf16-mixed", "16-mixed" and the like.
-        group: the processes that make this call together, each with the same query, or None for one.
+        transform: applied to every batch of images on the device.
+        scores_out: a folder for what the model says of the pool, so that a killed query continues there.
+        progress: a bar, or a callable of (images done, images in all or None).
+        group: the processes that make this query together, each with the same one, or None for one process.
+        embedding: further arguments of `embed_pool`, such as `on_nan` or `last_layer`.
     """
 
-    model: nn.Module
-    unlabelled: Pool
-    labelled: Pool
-    n: int
-    videos: Mapping[str, str] = field(default_factory=dict)
+    candidates: Sequence[Candidate]
+    pool: Pool
+    model: nn.Module | None = None
+    labelled: Sequence[Candidate] = ()
+    regions: tuple[int, int] | None = None
+    class_shares: Tensor | None = None
+    class_weights: Sequence[float] | None = None
+    videos: Mapping[Id, str] = field(default_factory=dict)
+    features: Pool | None = None
     seed: int = 0
     round: int = 0
+    n_rounds: int = 1
     batch_size: int = 16
     device: torch.device | str = "cpu"
     precision: str | None = None
+    transform: Callable[[Tensor], Tensor] | None = None
+    scores_out: Path | None = None
+    progress: bool | Progress = False
     group: dist.ProcessGroup | None = None
+    embedding: Mapping[str, Any] = field(default_factory=dict)
 
     def stream_seed(self, purpose: str) -> int:
         """A generator's seed for this purpose, fixed by (seed, round)."""
         return stream_seed(purpose, self.seed, self.round)
 
-    def unlabelled_ids(self) -> list[str]:
-        """The ids of `unlabelled`, without decoding an image where the pool offers `ids`."""
-        ids = getattr(self.unlabelled, "ids", None)
-        return list(ids) if ids is not None else [name for name, _ in self.unlabelled]
+
+class Taken(frozenset[Candidate]):
+    """Candidates that must not be drawn.
+
+    Those that count as picked are centres of a seeding: what is labelled, what this query picked before. A plain set
+    holds nothing else.
+
+    Attributes:
+        closed: the others, which an annotator refused or a driver does not want now.
+    """
+
+    closed: frozenset[Candidate]
+
+    def __new__(cls, picked: Iterable[Candidate] = (), closed: Iterable[Candidate] = ()) -> Taken:
+        closed = frozenset(closed)
+        made = super().__new__(cls, closed.union(picked))
+        made.closed = closed
+        return made
+
+
+Draw: TypeAlias = Callable[[int, Collection[Candidate]], Sequence[Candidate]]
+"""(n, taken) -> the next n candidates in order of picking, none of them in `taken`; fewer only where no more are left.
+
+It answers equal questions alike, whatever was asked before. Every process of the query's group makes the call.
+"""
 
 
 @dataclass(frozen=True)
-class Picks:
-    """A strategy's answer.
+class Rating:
+    """What a strategy knows about a query's candidates, and how it draws from them.
 
     Attributes:
-        ids: n ids in order of picking; the same on every process of the query's group.
-        scores: score per unlabelled id where the strategy scores frames one by one (the highest are picked), else {}.
-        embed_seconds: time to run the model over the pool.
-        seeding_seconds: time to choose from what that gave.
+        ids: the candidates of every process, in the query's order; without those that could not be rated.
+        scores: a number per candidate, higher is more wanted; empty where the strategy rates nothing by itself. Where
+            processes share the query, all of them read it or none does.
+        draw: see `Draw`.
     """
 
-    ids: tuple[str, ...]
-    scores: Mapping[str, float] = field(default_factory=dict)
-    embed_seconds: float = 0.0
-    seeding_seconds: float = 0.0
+    ids: Sequence[Candidate]
+    scores: Mapping[Candidate, float]
+    draw: Draw
 
 
 class Strategy(ABC):
-    """A way to choose frames. A subclass names itself and its paper, and answers queries.
+    """A way to choose. A subclass names itself and its paper, and rates queries; one body serves frames and windows,
+    `run` and `select`, one process and many.
 
-    To use one of your own, write a class like this in any file and name it on the command line by
-    `package.module:Class` or `path/to/file.py:Class`:
+    To use one of your own, write a class like this in any file and name it by `package.module:Class` or
+    `path/to/file.py:Class`:
+
+        from alges_fast.strategies import Strategy, by_score, candidate_images
 
         class Darkest(Strategy):
             name = "darkest"
             reference = "this docstring"
+            needs_model = False
 
-            def query(self, query):
-                scores = {name: -float(image.mean()) for name, image in query.unlabelled}
-                return Picks(tuple(sorted(scores, key=scores.get, reverse=True)[: query.n]), scores)
+            def rate(self, query):
+                return by_score(query, {c: -float(image.mean()) for c, image in candidate_images(query)})
+
+    Attributes:
+        name: what it is called, and its folder in an experiment.
+        reference: where it is defined.
+        needs_model: whether a query must have a trained model.
+        trains_own_model: whether the model must be one that `prepare_model` made and `loss` trained.
+        takes_whole_pool: whether it labels everything at once, so that there is nothing to rate.
+        weighs_classes: whether it heeds a query's `class_weights`.
+        embedding: the output of `pixel_gradients` that shows best why a candidate was picked.
     """
 
     name: ClassVar[str]
     reference: ClassVar[str]
+    needs_model: ClassVar[bool] = True
+    trains_own_model: ClassVar[bool] = False
+    takes_whole_pool: ClassVar[bool] = False
+    weighs_classes: ClassVar[bool] = False
+    embedding: ClassVar[str] = "image"
 
     @abstractmethod
-    def query(self, query: Query) -> Picks:
-        """Choose `query.n` of `query.unlabelled`. The same query must get the same answer."""
+    def rate(self, query: Query) -> Rating:
+        """Rate the candidates. The same query must get the same answer."""
 
     def prepare_model(self, model: nn.Module, n_classes: int, seed: int) -> nn.Module:
         """The network this strategy trains, made from the one that the others train; seed fixes what is added.
@@ -126,76 +183,3 @@ def cross_entropy(logits: Tensor, masks: Tensor) -> Tensor:
     """
     total = F.cross_entropy(logits, masks, ignore_index=UNLABELLED, reduction="sum")
     return total / (masks != UNLABELLED).sum().clamp(min=1)
-
-
-S = TypeVar("S", bound=type[Strategy])
-_registry: dict[str, type[Strategy]] = {}
-
-
-def register_strategy(cls: S) -> S:
-    """Class decorator: makes a strategy known by its name."""
-    _check_class(cls, cls.__qualname__)
-    if cls.name in _registry:
-        raise ValueError(f"strategy {cls.name!r} is registered twice: by {_registry[cls.name]} and {cls}")
-    _registry[cls.name] = cls
-    return cls
-
-
-def strategy_names() -> tuple[str, ...]:
-    """Names of the strategies that come with the package, in order of registration."""
-    return tuple(_registry)
-
-
-def get_strategy(name: str) -> type[Strategy]:
-    """The strategy of this name, or the class at "package.module:Class" or "path/to/file.py:Class".
-
-    Raises:
-        UserError: there is none.
-    """
-    if name in _registry:
-        return _registry[name]
-    if ":" not in name:
-        near = difflib.get_close_matches(name, _registry, n=3, cutoff=0.4)
-        nearest = f"; nearest: {', '.join(near)}" if near else ""
-        raise UserError(f"strategy {name!r} is unknown{nearest}. Use {', '.join(_registry)}, or path/to/file.py:Class")
-    where, _, attribute = name.rpartition(":")
-    found = getattr(_import(where, name), attribute, None)
-    if found is None:
-        raise UserError(f"strategy {name!r}: {where} has no {attribute}")
-    if not (isinstance(found, type) and issubclass(found, Strategy)):
-        raise UserError(f"strategy {name!r}: {attribute} is not a subclass of alges_fast.strategies.Strategy")
-    try:
-        _check_class(found, attribute)
-    except TypeError as error:
-        raise UserError(f"strategy {name!r}: {error}") from error
-    if found.name in _registry and _registry[found.name] is not found:
-        raise UserError(f"strategy {name!r}: its name {found.name!r} is taken; give the class another")
-    return found
-
-
-def _import(where: str, name: str) -> ModuleType:
-    try:
-        if not where.endswith(".py"):
-            return importlib.import_module(where)
-        path = Path(where)
-        if not path.is_file():
-            raise UserError(f"strategy {name!r}: no file {where}")
-        spec = importlib.util.spec_from_file_location(f"_alges_fast_strategy_{path.stem}", path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module  # dataclasses and pickling look a class's module up by name
-        spec.loader.exec_module(module)
-        return module
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"strategy {name!r}: {where} does not import ({type(error).__name__}: {error})") from error
-
-
-def _check_class(cls: type[Strategy], where: str) -> None:
-    for attribute in ("name", "reference"):
-        if not isinstance(getattr(cls, attribute, None), str):
-            raise TypeError(f"{where} needs a class attribute {attribute}: str")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", cls.name):
-        raise TypeError(f"{where}.name is {cls.name!r}; it names a folder, so letters, digits, '.', '_' and '-' only")

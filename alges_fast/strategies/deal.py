@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from abc import abstractmethod
 from typing import ClassVar
 
@@ -13,14 +12,17 @@ from torch import Tensor, nn
 
 from alges_fast.labels import UNLABELLED
 from alges_fast.models.deal import DealModel
-from alges_fast.strategies.base import Picks, Query, Strategy, cross_entropy, register_strategy
-from alges_fast.strategies.pools import forward, pick_highest, share
+from alges_fast.strategies.base import Query, Rating, Strategy, cross_entropy
+from alges_fast.strategies.embedding import by_candidate, by_cell, forward, named
+from alges_fast.strategies.rating import by_score
+from alges_fast.strategies.registry import register_strategy
 
 N_BINS = 10
 
 
 class _Deal(Strategy):
     reference: ClassVar[str] = "Xie et al., DEAL: difficulty-aware active learning for semantic segmentation, ACCV 2020"
+    trains_own_model: ClassVar[bool] = True
 
     def prepare_model(self, model: nn.Module, n_classes: int, seed: int) -> nn.Module:
         return DealModel(model, n_classes, seed)
@@ -32,18 +34,15 @@ class _Deal(Strategy):
         of_difficulty = F.binary_cross_entropy_with_logits(difficulty_logits, wrong.to(difficulty_logits.dtype))
         return cross_entropy(logits, masks) + of_difficulty
 
-    def query(self, query: Query) -> Picks:
+    def rate(self, query: Query) -> Rating:
         model = query.model
         if not isinstance(model, DealModel):
-            raise ValueError(f"strategy {self.name!r} needs a model with DEAL's difficulty branch (DealModel)")
-        start = time.perf_counter()
-        mine = share(query)
-        scores: list[float] = []
-        for logits, difficulty in forward(query, query.unlabelled, mine, model.difficulty):
-            scores += self.score(logits, difficulty).tolist()
-        ids = query.unlabelled_ids()
-        own = dict(zip((ids[i] for i in mine), scores, strict=True))
-        return pick_highest(query, own, embed_seconds=time.perf_counter() - start)
+            raise ValueError(
+                f"strategy: {self.name!r} needs a model that was trained for it, one with DEAL's difficulty branch "
+                "(alges_fast.models.deal.DealModel)"
+            )
+        found = [by_cell(query, self.score, *maps).cpu() for maps in forward(query, model.difficulty)]
+        return by_score(query, named(query, *by_candidate(query, found)))
 
     @abstractmethod
     def score(self, logits: Tensor, difficulty: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from alges_fast.strategies.base import Picks, Query, Strategy, register_strategy
+from alges_fast.strategies.base import Query, Rating, Strategy
+from alges_fast.strategies.registry import register_strategy
 
 
 @register_strategy
@@ -13,6 +14,8 @@ class Full(Strategy):
 
     name: ClassVar[str] = "full"
     reference: ClassVar[str] = "Aklilu & Yeung 2022, Table 1"
+    needs_model: ClassVar[bool] = False
+    takes_whole_pool: ClassVar[bool] = True
 
-    def query(self, query: Query) -> Picks:
-        return Picks(tuple(query.unlabelled_ids()))
+    def rate(self, query: Query) -> Rating:
+        raise ValueError(f"strategy: {self.name!r} takes the whole pool, so there is nothing to choose")

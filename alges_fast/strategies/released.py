@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import copy
 import math
-import time
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from alges_fast.errors import UserError
-from alges_fast.seeding import kmeans_plusplus
-from alges_fast.strategies.base import Picks, Query, Strategy, register_strategy
-from alges_fast.strategies.pools import embed, gather, last_layer_inputs, share
+from alges_fast.seeding import Seeding, kmeans_plusplus
+from alges_fast.strategies.base import Query, Rating, Strategy
+from alges_fast.strategies.embedding import by_candidate, by_cell, embed, gathered, last_layer_inputs, trained_model
+from alges_fast.strategies.rating import by_seeding
+from alges_fast.strategies.registry import register_strategy
 
 
 @register_strategy
@@ -36,19 +37,17 @@ class AlgesImageReleased(Strategy):
     name: ClassVar[str] = "alges-img-released"
     reference: ClassVar[str] = "the code released with Aklilu & Yeung 2022"
 
-    def query(self, query: Query) -> Picks:
-        start = time.perf_counter()
+    def rate(self, query: Query) -> Rating:
+        changed = replace(query, model=with_batch_statistics(trained_model(query)), batch_size=1)
         try:
-            found = embed(replace(query, model=with_batch_statistics(query.model), batch_size=1), ("image",))
+            found = embed(changed, ("image",))
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
             why = "takes the statistics of one frame, and this model's deepest layers have one value of it"
             raise UserError(f"{self.name} {why}: raise --image_size, or leave it out") from error
-        rows = zip(found.positions.tolist(), found.values.double().flatten(2), strict=True)
-        gradients = dict(row for part in gather(query, dict(rows)) for row in part.items())
-        running_sum = torch.stack([gradients[position] for position in sorted(gradients)]).cumsum(0)
-        return _released_seeding(query, running_sum.norm(dim=2).float(), start)
+        positions, gradients = gathered(query, found.positions, found.outputs["image"].double().flatten(2))
+        return _released_seeding(query, positions, gradients.cumsum(0).norm(dim=2).float())
 
 
 @register_strategy
@@ -63,13 +62,12 @@ class AlgesSemanticReleased(Strategy):
     name: ClassVar[str] = "alges-sem-released"
     reference: ClassVar[str] = "the code released with Aklilu & Yeung 2022"
 
-    def query(self, query: Query) -> Picks:
-        start = time.perf_counter()
-        mine = share(query)
-        parts = [_summed_by_class(z, logits) for z, logits in last_layer_inputs(query, query.unlabelled, mine)]
-        rows = zip(mine, torch.cat(parts) if parts else torch.empty(0), strict=True)
-        embeddings = dict(row for part in gather(query, dict(rows)) for row in part.items())
-        return _released_seeding(query, torch.stack([embeddings[i] for i in sorted(embeddings)]), start)
+    def rate(self, query: Query) -> Rating:
+        found = []
+        for features, logits in last_layer_inputs(query):
+            _check_resolution(features, logits)
+            found.append(by_cell(query, _summed_by_class, features, logits))
+        return _released_seeding(query, *gathered(query, *by_candidate(query, found)))
 
 
 def with_batch_statistics(model: nn.Module) -> nn.Module:
@@ -82,13 +80,16 @@ def with_batch_statistics(model: nn.Module) -> nn.Module:
     return changed
 
 
-def _summed_by_class(features: Tensor, logits: Tensor) -> Tensor:
-    """(B, K) float32 on the CPU: the released weight of each pixel, summed over the pixels predicted as each class."""
+def _check_resolution(features: Tensor, logits: Tensor) -> None:
     if features.ndim != 4 or features.shape[2:] != logits.shape[2:]:
         raise UserError(
             f"alges-sem-released is defined for a last convolution at full resolution, and this model's works on "
             f"{tuple(features.shape[2:])} for logits of {tuple(logits.shape[2:])}: leave it out, or use a U-Net"
         )
+
+
+def _summed_by_class(features: Tensor, logits: Tensor) -> Tensor:
+    """(B, K) float32 on the CPU: the released weight of each pixel, summed over the pixels predicted as each class."""
     n_classes = logits.shape[1]
     probability = logits.float().softmax(1)
     largest, predicted = probability.max(1)
@@ -99,10 +100,10 @@ def _summed_by_class(features: Tensor, logits: Tensor) -> Tensor:
     return torch.stack(sums, 1).float().cpu()
 
 
-def _released_seeding(query: Query, points: Tensor, start: float) -> Picks:
+def _released_seeding(query: Query, positions: Tensor, points: Tensor) -> Rating:
     """scikit-learn's number of local trials; every process holds all points."""
-    embedded = time.perf_counter()
-    seeding = kmeans_plusplus(points.to(query.device), query.n, seed=0, trials=2 + int(math.log(query.n)))
-    ids = query.unlabelled_ids()
-    picks = tuple(ids[i] for i in seeding.indices.tolist())
-    return Picks(picks, embed_seconds=embedded - start, seeding_seconds=time.perf_counter() - embedded)
+
+    def choose(points: Tensor, n: int, *, seed: int, **options: Any) -> Seeding:
+        return kmeans_plusplus(points, n, **{**options, "seed": 0, "trials": 2 + int(math.log(n))})
+
+    return by_seeding(replace(query, group=None), points, positions, choose)

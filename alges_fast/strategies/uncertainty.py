@@ -1,28 +1,28 @@
-"""Uncertainty sampling: the frames whose pixels the model is least sure of, averaged over the frame.
+"""Uncertainty sampling: the candidates whose pixels the model is least sure of, on average.
 
 The sums over pixels come from the fused op, so class probabilities are never stored.
 """
 
 from __future__ import annotations
 
-import time
 from typing import ClassVar
 
 from torch import Tensor
 
-from alges_fast.strategies.base import Picks, Query, Strategy, register_strategy
-from alges_fast.strategies.pools import embed, pick_highest
+from alges_fast.strategies.base import Query, Rating, Strategy
+from alges_fast.strategies.embedding import embed, named
+from alges_fast.strategies.rating import by_score
+from alges_fast.strategies.registry import register_strategy
 
 
 class _Uncertainty(Strategy):
     output: ClassVar[str]
 
-    def query(self, query: Query) -> Picks:
-        start = time.perf_counter()
+    def rate(self, query: Query) -> Rating:
         found = embed(query, (self.output, "class_pixels"))
-        means = found.values.double() / found.outputs["class_pixels"].sum(1).clamp(min=1)
-        scores = dict(zip(map(str, found.ids), self.uncertainty(means).tolist(), strict=True))
-        return pick_highest(query, scores, embed_seconds=time.perf_counter() - start)
+        sums, class_pixels = found.outputs[self.output], found.outputs["class_pixels"]
+        scores = self.uncertainty(sums.double() / class_pixels.sum(1).clamp(min=1))
+        return by_score(query, named(query, found.positions, scores))
 
     def uncertainty(self, mean: Tensor) -> Tensor:
         """(N,) score, higher is less sure, from (N,) means over pixels of `output`."""

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alges_fast.models.deal import DealModel
-from alges_fast.strategies import Query, get_strategy
+from alges_fast.strategies import Query, Taken, get_strategy
 
 RECORDED: dict[str, dict[str, dict[str, list[str]]]] = json.loads(
     Path(__file__).with_name("recorded_picks.json").read_text()
@@ -64,16 +64,16 @@ def picks(net: str, strategy: str, seed: int, round: int) -> list[str]:
     items = frames()
     labelled = items[:: N_FRAMES // N_LABELLED][:N_LABELLED]
     query = Query(
+        candidates=[name for name, _ in items if name not in dict(labelled)],
+        pool=items,
         model=network(net, strategy),
-        unlabelled=[item for item in items if item[0] not in dict(labelled)],
-        labelled=labelled,
-        n=N_PICKS,
+        labelled=[name for name, _ in labelled],
         videos={name: f"video{i % 7 // 2}" for i, (name, _) in enumerate(items)},
         seed=seed,
         round=round,
         batch_size=4,
     )
-    return list(get_strategy(strategy)().query(query).ids)
+    return list(get_strategy(strategy)().rate(query).draw(N_PICKS, Taken()))
 
 
 @pytest.mark.parametrize(("net", "strategy"), [(net, name) for net, table in RECORDED.items() for name in table])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +20,9 @@ from alges_fast.errors import UserError
 from alges_fast.models.deal import DealModel, attention
 from alges_fast.random_streams import stream_seed
 from alges_fast.seeding import Seeding, kmeans_plusplus
-from alges_fast.strategies import Picks, Query, Strategy, get_strategy, strategy_names
+from alges_fast.strategies import Query, Strategy, Taken, get_strategy, strategy_names
 from alges_fast.strategies.deal import difficulty_entropy
-from alges_fast.strategies.pools import forward
+from alges_fast.strategies.embedding import forward
 
 N, K, SIZE, PICKS = 14, 4, 12, 5
 
@@ -39,7 +39,7 @@ class Net(nn.Module):
         return self.last(self.body(images))
 
 
-def make_query(model: nn.Module, n: int = PICKS) -> Query:
+def make_query(model: nn.Module) -> Query:
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator)
@@ -50,7 +50,9 @@ def make_query(model: nn.Module, n: int = PICKS) -> Query:
     images = torch.randn(N + 3, 3, SIZE, SIZE, generator=generator)
     images *= torch.linspace(0.5, 2, N + 3).view(-1, 1, 1, 1)
     items = [(f"frame{i:02d}", image) for i, image in enumerate(images)]
-    return Query(model=model.eval(), unlabelled=items[:N], labelled=items[N:], n=n, seed=3, round=2, batch_size=4)
+    names = [name for name, _ in items]
+    settings = {"seed": 3, "round": 2, "batch_size": 4}
+    return Query(candidates=names[:N], pool=items, model=model.eval(), labelled=names[N:], **settings)
 
 
 @pytest.fixture(params=[1, 3], ids=["1x1 head", "3x3 head"])
@@ -58,24 +60,41 @@ def query(request: pytest.FixtureRequest) -> Query:
     return make_query(Net(request.param))
 
 
+@dataclass(frozen=True)
+class Answer:
+    ids: tuple[str, ...]
+    scores: Mapping[str, float]
+
+
+def unlabelled(query: Query) -> list[tuple[str, torch.Tensor]]:
+    frames = dict(query.pool)
+    return [(name, frames[name]) for name in query.candidates]
+
+
+def labelled(query: Query) -> list[tuple[str, torch.Tensor]]:
+    frames = dict(query.pool)
+    return [(name, frames[name]) for name in query.labelled]
+
+
 def ids(query: Query, positions: Iterable[int]) -> tuple[str, ...]:
-    return tuple(query.unlabelled[int(i)][0] for i in positions)
+    return tuple(query.candidates[int(i)] for i in positions)
 
 
-def ask(name: str, query: Query) -> Picks:
-    return get_strategy(name)().query(query)
+def ask(name: str, query: Query, n: int = PICKS) -> Answer:
+    rating = get_strategy(name)().rate(query)
+    return Answer(tuple(rating.draw(n, Taken())), rating.scores)
 
 
 def seeded(query: Query, points: torch.Tensor, **options: int) -> tuple[str, ...]:
     seed = stream_seed("seeding", query.seed, query.round)
-    return ids(query, kmeans_plusplus(points.flatten(1).float(), query.n, **{"seed": seed, **options}).indices)
+    return ids(query, kmeans_plusplus(points.flatten(1).float(), PICKS, **{"seed": seed, **options}).indices)
 
 
 def pixel_gradients(query: Query) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """For each frame: every pixel's gradient (pixels, K, d * kernel area) and prediction (pixels,)."""
     found = []
     kernel = query.model.last.kernel_size[0]
-    for _, image in query.unlabelled:
+    for _, image in unlabelled(query):
         with torch.no_grad():
             patches = F.unfold(query.model.body(image[None]), kernel, padding=kernel // 2)[0].T
             logits = query.model(image[None])[0].flatten(1).T
@@ -86,7 +105,7 @@ def pixel_gradients(query: Query) -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 def test_alges_img_seeds_the_gradient_of_each_frame(query: Query) -> None:
     points = []
-    for _, image in query.unlabelled:
+    for _, image in unlabelled(query):
         logits = query.model(image[None])
         loss = F.cross_entropy(logits, logits.argmax(1))
         points.append(torch.autograd.grad(loss, query.model.last.weight)[0])
@@ -112,7 +131,7 @@ def test_alges_img_released_norms_a_running_sum_over_the_pool_in_train_mode() ->
     query = make_query(Net())
     model = copy.deepcopy(query.model).train()
     points, summed = [], torch.zeros_like(model.last.weight)
-    for _, image in query.unlabelled:
+    for _, image in unlabelled(query):
         logits = model(image[None])
         summed = summed + torch.autograd.grad(F.cross_entropy(logits, logits.argmax(1)), model.last.weight)[0]
         points.append(summed.flatten(1).norm(dim=1))
@@ -132,7 +151,7 @@ def test_the_released_seeding_is_the_same_every_round_and_every_seed(name: str) 
 def test_alges_img_released_depends_on_the_pools_order_and_alges_img_only_through_its_seeding() -> None:
     """The running sum: a frame's embedding holds those of all frames before it."""
     query = make_query(Net())
-    turned = replace(query, unlabelled=query.unlabelled[::-1])
+    turned = replace(query, candidates=query.candidates[::-1], pool=query.pool[::-1])
 
     def embeddings(strategy: str, given: Query) -> torch.Tensor:
         seen: list[torch.Tensor] = []
@@ -153,16 +172,16 @@ def test_alges_img_released_depends_on_the_pools_order_and_alges_img_only_throug
 
 def test_alges_img_released_needs_more_than_one_value_a_channel() -> None:
     query = make_query(Net())
-    dots = [(name, image[:, :1, :1]) for name, image in query.unlabelled]
+    dots = [(name, image[:, :1, :1]) for name, image in unlabelled(query)]
     with pytest.raises(UserError, match="one value of it: raise --image_size"):
-        ask("alges-img-released", replace(query, unlabelled=dots))
+        ask("alges-img-released", replace(query, pool=dots))
 
 
 def test_alges_sem_released_has_k_where_the_paper_has_one_and_no_root() -> None:
     query = make_query(Net())
     points = torch.zeros(N, K)
     with torch.no_grad():
-        for i, (_, image) in enumerate(query.unlabelled):
+        for i, (_, image) in enumerate(unlabelled(query)):
             z = query.model.body(image[None])[0].flatten(1)
             p = query.model(image[None])[0].flatten(1).softmax(0)
             for pixel in range(SIZE * SIZE):
@@ -174,7 +193,7 @@ def test_alges_sem_released_has_k_where_the_paper_has_one_and_no_root() -> None:
 @pytest.mark.parametrize("name", ["entropy", "margin", "least-confidence"])
 def test_uncertainty_picks_the_highest_mean_over_pixels(query: Query, name: str) -> None:
     scores = []
-    for _, image in query.unlabelled:
+    for _, image in unlabelled(query):
         with torch.no_grad():
             p = query.model(image[None])[0].flatten(1).softmax(0).double()
         first, second = p.topk(2, dim=0).values
@@ -208,10 +227,10 @@ def test_entropy_is_in_nats_and_largest_where_all_classes_are_as_likely() -> Non
 
 
 def test_coreset_without_labelled_frames_starts_anywhere_and_then_takes_the_farthest(query: Query) -> None:
-    empty = Query(model=query.model, unlabelled=query.unlabelled, labelled=[], n=PICKS, seed=3, batch_size=4)
-    names = [name for name, _ in query.unlabelled]
+    empty = replace(query, labelled=(), round=0)
+    names = [name for name, _ in unlabelled(query)]
     with torch.no_grad():
-        points = {name: query.model.body(image[None])[0].mean((1, 2)) for name, image in query.unlabelled}
+        points = {name: query.model.body(image[None])[0].mean((1, 2)) for name, image in unlabelled(query)}
     picks = list(ask("coreset", empty).ids)
     for n in range(1, PICKS):
         nearest = {name: min(float((points[name] - points[centre]).norm()) for centre in picks[:n]) for name in names}
@@ -220,8 +239,8 @@ def test_coreset_without_labelled_frames_starts_anywhere_and_then_takes_the_fart
 
 def test_coreset_picks_the_farthest_from_labelled_frames_and_picks(query: Query) -> None:
     with torch.no_grad():
-        points = [query.model.body(image[None])[0].mean((1, 2)) for _, image in query.unlabelled]
-        centres = [query.model.body(image[None])[0].mean((1, 2)) for _, image in query.labelled]
+        points = [query.model.body(image[None])[0].mean((1, 2)) for _, image in unlabelled(query)]
+        centres = [query.model.body(image[None])[0].mean((1, 2)) for _, image in labelled(query)]
     expected = []
     for _ in range(PICKS):
         nearest = [min(float((point - centre).norm()) for centre in centres) for point in points]
@@ -248,7 +267,7 @@ def difficulty(model: DealModel, image: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def test_deal_picks_the_largest_entropy_of_the_difficulty_histogram(deal_query: Query) -> None:
     scores = []
-    for _, image in deal_query.unlabelled:
+    for _, image in unlabelled(deal_query):
         counts, _ = np.histogram(difficulty(deal_query.model, image).numpy(), bins=10)
         share = counts[counts > 0] / counts.sum()
         scores.append(-(share * np.log(share)).sum())
@@ -261,7 +280,7 @@ def test_deal_picks_the_largest_entropy_of_the_difficulty_histogram(deal_query: 
 @torch.no_grad()
 def test_deal_score_picks_the_largest_mean_of_entropy_times_difficulty(deal_query: Query) -> None:
     scores = []
-    for _, image in deal_query.unlabelled:
+    for _, image in unlabelled(deal_query):
         p = deal_query.model.segmentation(image[None])[0].softmax(0)
         scores.append(float((-p.xlogy(p).sum(0) * difficulty(deal_query.model, image)).mean()))
     picks = ask("deal-score", deal_query)
@@ -284,15 +303,15 @@ def test_deal_keeps_its_histograms_digits_in_bfloat16(deal_query: Query) -> None
 
 @pytest.mark.parametrize("name", ["deal", "deal-score"])
 def test_a_score_that_is_no_number_is_named_and_not_ranked(deal_query: Query, name: str) -> None:
-    broken = list(deal_query.unlabelled)
+    broken = list(deal_query.pool)
     broken[3] = (broken[3][0], broken[3][1] * math.nan)
-    with pytest.raises(UserError, match="NaN or infinity of 1 of the pool's frames, first of 'frame03'"):
-        ask(name, replace(deal_query, unlabelled=broken))
+    with pytest.raises(UserError, match="NaN or infinity of 1 of the pool's candidates, first of 'frame03'"):
+        ask(name, replace(deal_query, pool=broken))
 
 
 def test_a_models_precision_ends_with_the_model(query: Query) -> None:
     mixed = replace(query, precision="bf16-mixed")
-    for logits in forward(mixed, query.unlabelled, range(6), query.model):
+    for logits in forward(mixed, query.model):
         assert logits.dtype == torch.bfloat16
         assert not torch.is_autocast_enabled("cpu")
 
@@ -357,7 +376,7 @@ def test_deal_trains_the_network_through_its_difficulty_too() -> None:
 
 def test_random_depends_on_seed_and_round_alone(query: Query) -> None:
     assert ask("random", query).ids == ask("random", make_query(Net(5))).ids
-    others = {ask("random", Query(query.model, query.unlabelled, [], PICKS, seed=s)).ids for s in range(20)}
+    others = {ask("random", replace(query, seed=s)).ids for s in range(20)}
     assert len(others) > 15
 
 
@@ -366,32 +385,32 @@ def test_random_draws_each_frame_equally_often(name: str) -> None:
     """Chi-square over 600 seeds; with no videos known, stratified-random is random."""
     query, counts = make_query(Net()), dict.fromkeys((f"frame{i:02d}" for i in range(N)), 0)
     for seed in range(600):
-        for picked in ask(name, Query(query.model, query.unlabelled, [], PICKS, seed=seed)).ids:
+        for picked in ask(name, replace(query, seed=seed)).ids:
             counts[picked] += 1
     assert stats.chisquare(list(counts.values())).pvalue > 0.001
 
 
-def test_full_takes_everything() -> None:
-    query = make_query(Net(), n=N)
-    assert sorted(ask("full", query).ids) == sorted(name for name, _ in query.unlabelled)
+def test_full_has_nothing_to_choose() -> None:
+    with pytest.raises(ValueError, match="'full' takes the whole pool"):
+        ask("full", make_query(Net()))
 
 
 def test_stratified_random_evens_out_the_videos() -> None:
     names = [f"{video}{i}" for video, n in (("a", 40), ("b", 6), ("c", 2)) for i in range(n)]
     videos = {name: name[0] for name in names}
-    image = torch.zeros(3, 4, 4)
-    labelled = [(name, image) for name in ("a0", "a1", "a2", "b0")]
-    unlabelled = [(name, image) for name in names if name not in dict(labelled)]
-    picks = ask("stratified-random", Query(Net(), unlabelled, labelled, 8, videos=videos)).ids
-    counts = {video: sum(name[0] == video for name in [*picks, *dict(labelled)]) for video in "abc"}
+    labelled = ["a0", "a1", "a2", "b0"]
+    pool = [(name, torch.zeros(3, 4, 4)) for name in names]
+    query = Query([name for name in names if name not in labelled], pool, labelled=labelled, videos=videos)
+    picks = ask("stratified-random", query, 8).ids
+    counts = {video: sum(name[0] == video for name in [*picks, *labelled]) for video in "abc"}
     assert counts == {"a": 5, "b": 5, "c": 2}
     assert len(set(picks)) == 8
 
 
 @pytest.mark.parametrize("name", [name for name in strategy_names() if name != "full"])
 def test_the_whole_pool_can_be_asked_for_and_nothing_comes_twice(name: str) -> None:
-    query = make_query(DealModel(Net(), K, seed=0) if name.startswith("deal") else Net(), n=N)
-    assert sorted(ask(name, query).ids) == sorted(name for name, _ in query.unlabelled)
+    query = make_query(DealModel(Net(), K, seed=0) if name.startswith("deal") else Net())
+    assert sorted(ask(name, query, N).ids) == sorted(name for name, _ in unlabelled(query))
 
 
 def test_an_unknown_strategy_is_told_the_nearest_names() -> None:
@@ -400,13 +419,13 @@ def test_an_unknown_strategy_is_told_the_nearest_names() -> None:
 
 
 OWN = """
-from alges_fast.strategies import Picks, Strategy
+from alges_fast.strategies import Strategy, by_score, candidate_images
 class Darkest(Strategy):
     name = "darkest"
     reference = "-"
-    def query(self, query):
-        scores = {name: -float(image.mean()) for name, image in query.unlabelled}
-        return Picks(tuple(sorted(scores, key=scores.get, reverse=True)[: query.n]), scores)
+    needs_model = False
+    def rate(self, query):
+        return by_score(query, {c: -float(image.mean()) for c, image in candidate_images(query)})
 class Nameless(Strategy):
     reference = "-"
 class Up(Darkest):
@@ -420,8 +439,8 @@ def test_a_strategy_of_ones_own_is_found_by_path_and_refused_where_it_cannot_be_
     own = get_strategy(f"{file}:Darkest")
     assert issubclass(own, Strategy)
     query = make_query(Net())
-    expected = sorted(query.unlabelled, key=lambda item: float(item[1].mean()))[:PICKS]
-    assert own().query(query).ids == tuple(name for name, _ in expected)
+    expected = sorted(unlabelled(query), key=lambda item: float(item[1].mean()))[:PICKS]
+    assert own().rate(query).draw(PICKS, Taken()) == [name for name, _ in expected]
     for wrong, why in (("Missing", "has no Missing"), ("Nameless", "class attribute name"), ("Up", "names a folder")):
         with pytest.raises(UserError, match=why):
             get_strategy(f"{file}:{wrong}")

@@ -1,0 +1,122 @@
+"""Picks from a strategy's rating as a user wants them: within a budget, apart in time, without what was refused."""
+
+from __future__ import annotations
+
+import logging
+from bisect import bisect_left
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeAlias, TypeVar, cast
+
+from alges_fast.pool import Id
+from alges_fast.strategies import Candidate, Rating, Taken, frame_of
+from alges_fast.windows import Window
+
+logger = logging.getLogger(__name__)
+
+Place: TypeAlias = tuple[str, float]
+"""A frame's video, and its time in it."""
+
+C = TypeVar("C", bound=Candidate)
+
+
+@dataclass(frozen=True)
+class Candidates(Generic[C]):
+    """A rated pool as picks are drawn from it: frames that cost 1 each, or windows that cost their pixels.
+
+    Attributes:
+        rating: the strategy's.
+        labelled: never picked, and centres of a seeding from the start.
+        places: frame -> its place.
+        min_gap: frames of one video are picked at least this far apart in time, and from labelled ones.
+        budget: its name, and what it is counted in.
+
+    Raises:
+        ValueError: something labelled is not among the rated.
+    """
+
+    rating: Rating
+    labelled: frozenset[C]
+    places: Mapping[Id, Place]
+    min_gap: float
+    budget: tuple[str, str]
+
+    def __post_init__(self) -> None:
+        unknown = self.labelled.difference(self.ids)
+        if unknown:
+            raise ValueError(f"labelled: {min(map(str, unknown))!r} is not in the pool ({len(unknown)} such ids)")
+
+    @property
+    def ids(self) -> Sequence[C]:
+        return cast("Sequence[C]", self.rating.ids)
+
+    def fill(self, picks: Sequence[C], budget: int, refused: Collection[C]) -> list[C]:
+        """Add picks until the next would exceed the budget.
+
+        As many as may be missing are drawn and taken in order, but for those too near an earlier one in its video; what
+        is then missing is drawn again from what is far enough from all of them.
+        """
+        gone = {*self.labelled, *refused}
+        free = [_cost(id) for id in self.ids if id not in gone]
+        if not (free and min(free) <= budget <= sum(free)):
+            name, what = self.budget
+            raise ValueError(f"{name} must be between {min(free, default=1)} and {sum(free)}, the {what}, got {budget}")
+        chosen, gap, left = list(picks), self.min_gap, budget - sum(map(_cost, picks))
+        frames = dict.fromkeys(map(frame_of, self.ids))
+        while left > 0:
+            out = gone.union(chosen)
+            crowd = _Crowd(map(frame_of, (*self.labelled, *chosen)), self.places, gap)
+            near = {frame for frame in frames if crowd.near(frame)}
+            open = [id for id in self.ids if id not in out and frame_of(id) not in near]
+            if not open:
+                gap = gap / 2 if gap > 1e-3 else 0.0
+                logger.warning("too few images lie that far apart: min_gap is now %g", gap)
+                continue
+            missing = min(left // min(map(_cost, open)), len(open))
+            if not missing:
+                break
+            too_near = [id for id in self.ids if id not in out and frame_of(id) in near] if near else []
+            drawn = self.rating.draw(missing, Taken((*self.labelled, *chosen), (*refused, *too_near)))
+            if not drawn:
+                break
+            for pick in cast("Sequence[C]", drawn):
+                if crowd.near(frame_of(pick)):
+                    continue
+                if _cost(pick) > left:
+                    return chosen
+                chosen.append(pick)
+                left -= _cost(pick)
+                crowd.add(frame_of(pick))
+        return chosen
+
+
+def _cost(candidate: Candidate) -> int:
+    return candidate.pixels if isinstance(candidate, Window) else 1
+
+
+class _Crowd:
+    """Images that others of their video must keep a distance from."""
+
+    def __init__(self, images: Iterable[Id], places: Mapping[Id, Place], gap: float) -> None:
+        self.places = places
+        self.gap = gap
+        self.images: set[Id] = set()
+        self.times: dict[str, list[float]] = {}
+        for image in images:
+            self.add(image)
+
+    def add(self, image: Id) -> None:
+        if image not in self.images and image in self.places:
+            video, time = self.places[image]
+            times = self.times.setdefault(video, [])
+            times.insert(bisect_left(times, time), time)
+        self.images.add(image)
+
+    def near(self, image: Id) -> bool:
+        """Whether the image is none of them, and too near to one."""
+        if image in self.images or image not in self.places:
+            return False
+        video, time = self.places[image]
+        times = self.times.get(video, [])
+        after = bisect_left(times, time)
+        return any(abs(other - time) < self.gap for other in times[max(after - 1, 0) : after + 1])

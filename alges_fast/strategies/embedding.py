@@ -1,0 +1,308 @@
+"""What a model says of a query's candidates: one row for each frame or window, of this process's share of the frames.
+
+A process takes every world_size-th of the frames that have a candidate, with all their windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from alges_fast.last_layer import LastLayer
+from alges_fast.losses import Loss
+from alges_fast.pool import PRECISIONS, Id, Pool, embed_pool, pool_ids
+from alges_fast.strategies.base import Candidate, Query, frame_of
+from alges_fast.windows import Window, cell_boxes, cut, windows_of
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Rows of this process's candidates.
+
+    Attributes:
+        positions: (n,) int64, where they are among the query's candidates.
+        outputs: name -> (n, ...) on the CPU.
+    """
+
+    positions: Tensor
+    outputs: Mapping[str, Tensor]
+
+
+def embed(query: Query, outputs: Sequence[str], *, loss: Loss | None = None) -> Embedded:
+    """Outputs of `pixel_gradients` for every candidate of this process, resumable in the query's `scores_out`.
+
+    Raises:
+        ValueError: the query has no model, or what `embed_pool` raises.
+    """
+    model, pool, out = trained_model(query), query.pool, query.scores_out
+    if out is None and not isinstance(pool, DataLoader):
+        frames = _frames_with_candidates(query)
+        pool = pool if len(frames) == len(pool) else Frames(pool, frames)
+    elif out is not None and query.group is not None:
+        out = out / f"rank{dist.get_rank(query.group)}"
+    found = embed_pool(
+        model,
+        pool,
+        **{
+            "output": tuple(outputs),
+            "loss": loss,
+            "regions": query.regions,
+            "batch_size": query.batch_size,
+            "device": query.device,
+            "precision": query.precision,
+            "transform": query.transform,
+            "out": out,
+            "resume": out is not None,
+            "progress": query.progress,
+            "group": query.group,
+            **query.embedding,
+        },
+    )
+    return _by_candidate(query, query.candidates, found.ids, found.outputs)
+
+
+def embed_features(query: Query) -> Embedded:
+    """`mean`, (n, d): the last layer's input averaged over the pixels of each candidate of this process."""
+    out = None if query.scores_out is None else query.scores_out / "features"
+    # The gradient of the mean logit of class 0 is the mean of the features: one pass of the engine, resumable.
+    found = embed(replace(query, scores_out=out), ("image",), loss=_MeanLogit())
+    values = found.outputs["image"]
+    taps = values[:, 0].flatten(2) if values.ndim > 3 else values[:, 0, :, None]
+    return Embedded(found.positions, {"mean": taps[:, :, taps.shape[2] // 2].contiguous()})
+
+
+def mean_features(query: Query, candidates: Sequence[Candidate]) -> Tensor:
+    """(n, d) float32, the same on every process: the last layer's input averaged over the pixels of these frames or
+    windows of the query's pool, which need not be among its candidates."""
+    whole = [at for at, candidate in enumerate(candidates) if not isinstance(candidate, Window)]
+    if query.regions is not None and whole:  # frames that were labelled before windows were asked for
+        windows = [at for at, candidate in enumerate(candidates) if isinstance(candidate, Window)]
+        parts = [(whole, replace(query, regions=None)), (windows, query)]
+        rows = torch.cat([mean_features(part, [candidates[i] for i in at]) for at, part in parts if at])
+        return rows[torch.tensor(whole + windows).argsort()]
+    if unknown := {frame_of(candidate) for candidate in candidates}.difference(pool_ids(query.pool)):
+        raise ValueError(f"labelled: {min(map(str, unknown))!r} is not in the pool ({len(unknown)} such ids)")
+    known = (*query.candidates, *query.labelled)  # of which frames' sizes are told
+    found = embed_features(replace(query, candidates=candidates, labelled=known, scores_out=None, progress=False))
+    return gathered(query, found.positions, found.outputs["mean"])[1]
+
+
+def gathered(query: Query, positions: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The positions and rows (n, ...) of every process, in the candidates' order."""
+    parts = gather(query, (positions, rows))
+    positions = torch.cat([positions for positions, _ in parts])
+    order = positions.argsort()
+    return positions[order], torch.cat([rows for _, rows in parts if len(rows)] or [rows])[order]
+
+
+def gather(query: Query, value: T) -> list[T]:
+    """The value of every process of the query, in order of rank."""
+    if query.group is None:
+        return [value]
+    parts: list[Any] = [None] * dist.get_world_size(query.group)
+    dist.all_gather_object(parts, value, group=query.group)
+    return parts
+
+
+def named(query: Query, positions: Tensor, values: Tensor) -> dict[Candidate, float]:
+    """Candidate -> its value, of values (n,) of the candidates at these positions."""
+    return dict(zip((query.candidates[at] for at in positions.tolist()), values.tolist(), strict=True))
+
+
+def trained_model(query: Query) -> nn.Module:
+    """The query's model.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if query.model is None:
+        raise ValueError("model: this strategy asks a trained model, and there is none yet: give one")
+    return query.model
+
+
+# Frame by frame, for strategies that look at more than `pixel_gradients` has.
+
+
+def share(query: Query) -> list[int]:
+    """Where this process's frames with a candidate are in the query's pool."""
+    rank, world_size = (0, 1) if query.group is None else (dist.get_rank(query.group), dist.get_world_size(query.group))
+    return _frames_with_candidates(query)[rank::world_size]
+
+
+@torch.no_grad()
+def forward(query: Query, run: Callable[[Tensor], T]) -> Iterator[T]:
+    """run(images (B, C, H, W)) for this process's frames, batch by batch, in the query's precision."""
+    dtype = PRECISIONS[query.precision or "32-true"]
+    positions = share(query)
+    for start in range(0, len(positions), query.batch_size):
+        images = torch.stack([_image(query.pool, at) for at in positions[start : start + query.batch_size]])
+        images = _as_input(query, images.to(query.device))
+        with torch.autocast(images.device.type, dtype=dtype, enabled=dtype is not None):
+            found = run(images.contiguous(memory_format=torch.channels_last))
+        yield found  # outside: the caller's work is not the model's
+
+
+@torch.no_grad()
+def last_layer_inputs(query: Query) -> Iterator[tuple[Tensor, Tensor]]:
+    """(features (B, d, *spatial), logits) of this process's frames, batch by batch."""
+    model = trained_model(query)
+    example = _as_input(query, _image(query.pool, 0)[None].to(query.device))
+    layer = LastLayer.find(model, example)
+    seen: list[Tensor] = []
+
+    def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        features = args[0] if args else kwargs["input"]
+        seen.append(features.movedim(-1, 1) if isinstance(module, nn.Linear) else features)
+
+    handle = layer.module.register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        for logits in forward(query, model):
+            yield seen.pop(), logits
+    finally:
+        handle.remove()
+
+
+def by_cell(query: Query, measure: Callable[..., Tensor], *maps: Tensor) -> Tensor:
+    """measure(*maps) of maps (B, ..., height, width), (B, ...); with windows of every cell, (B, cells, ...)."""
+    if query.regions is None:
+        return measure(*maps)
+    boxes = cell_boxes(maps[0].shape[-2:], query.regions)
+    return torch.stack([measure(*(cut(values, box) for values in maps)) for box in boxes], 1)
+
+
+def by_candidate(query: Query, rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Positions (n,) and rows (n, ...) of this process's candidates, from batches of rows of its frames as `forward`
+    goes through them: (B, ...), with windows (B, cells, ...)."""
+    ids = pool_ids(query.pool)
+    found = {"rows": torch.cat(list(rows))} if rows else {}
+    embedded = _by_candidate(query, query.candidates, [ids[at] for at in share(query)], found)
+    return embedded.positions, embedded.outputs.get("rows", torch.empty(0))
+
+
+def candidate_images(query: Query) -> Iterator[tuple[Candidate, Tensor]]:
+    """(candidate, image (C, height, width)) of this process's candidates as the pool has them, a window's cut out of
+    its frame."""
+    ids, frames = pool_ids(query.pool), share(query)
+    place = _Places(query, [ids[at] for at in frames])
+    for candidate in query.candidates:
+        where = place.of(candidate)
+        if where is None:
+            continue
+        frame, cell = where
+        image = _image(query.pool, frames[frame])
+        if query.regions is not None:
+            image = cut(image, cell_boxes(image.shape[-2:], query.regions)[cell])
+        yield candidate, image
+
+
+class Frames(Sequence[tuple[Id, Tensor]]):
+    """Some frames of a pool as (id, image) pairs; an item is decoded when it is indexed.
+
+    Args:
+        pool: a sequence of images or pairs, or an array.
+        positions: which of its frames.
+
+    Attributes:
+        ids: the frames' ids, in order.
+    """
+
+    def __init__(self, pool: Pool, positions: Sequence[int]) -> None:
+        ids = pool_ids(pool)
+        self.pool = pool
+        self.positions = positions
+        self.ids = tuple(ids[at] for at in positions)
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.ids[index], _image(self.pool, self.positions[index])
+
+
+def _frames_with_candidates(query: Query) -> list[int]:
+    wanted = {frame_of(candidate) for candidate in query.candidates}
+    return [at for at, id in enumerate(pool_ids(query.pool)) if id in wanted]
+
+
+def _image(pool: Any, at: int) -> Tensor:
+    if isinstance(pool, DataLoader):
+        raise TypeError("pool: this strategy looks at frames one by one: give the DataLoader's dataset")
+    item = pool[at]
+    return torch.as_tensor(item[1] if isinstance(item, (tuple, list)) else item)
+
+
+def _as_input(query: Query, images: Tensor) -> Tensor:
+    """A batch as `embed_pool` gives it to the model."""
+    if query.transform is not None:
+        images = query.transform(images)
+    elif images.dtype == torch.uint8:
+        images = images / 255
+    weight = next((p for p in trained_model(query).parameters() if p.is_floating_point()), images)
+    return images.to(weight.dtype)
+
+
+@dataclass(frozen=True)
+class _MeanLogit:
+    """A loss whose last-layer gradient is the mean of the layer's input; its repr names it in a resumable file."""
+
+    def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
+        return logits[:, 0].mean()
+
+
+class _Places:
+    """Where candidates are among these frames and their cells."""
+
+    def __init__(self, query: Query, ids: Sequence[Id]) -> None:
+        self.regions = query.regions
+        self.frames = {id: row for row, id in enumerate(ids)}
+        self.sizes: dict[Id, tuple[int, int]] = {}
+        self.cells: dict[tuple[int, int], dict[tuple[int, ...], int]] = {}
+        if query.regions is not None:
+            for item in (*query.candidates, *query.labelled):
+                if isinstance(item, Window):
+                    height, width = self.sizes.get(item.id, (0, 0))
+                    self.sizes[item.id] = max(height, item.y + item.height), max(width, item.x + item.width)
+
+    def of(self, candidate: Candidate) -> tuple[int, int] | None:
+        """Number of its frame and of its cell; None where the frame is not among them."""
+        row = self.frames.get(frame_of(candidate))
+        if row is None or self.regions is None:
+            return None if row is None else (row, 0)
+        if not isinstance(candidate, Window):
+            raise ValueError(f"candidates: with regions they must be windows, got {candidate!r}")
+        size = self.sizes[candidate.id]
+        if size not in self.cells:
+            grid = windows_of("", size, self.regions)
+            self.cells[size] = {tuple(window[1:]): cell for cell, window in enumerate(grid)}
+        cell = self.cells[size].get(tuple(candidate[1:]))
+        if cell is None:
+            rows, columns = self.regions
+            raise ValueError(f"candidates: '{candidate}' is no window of a grid of {rows} x {columns} over its image")
+        return row, cell
+
+
+def _by_candidate(
+    query: Query, candidates: Sequence[Candidate], ids: Sequence[Id], outputs: Mapping[str, Tensor]
+) -> Embedded:
+    """Rows of the candidates whose frames these ids are, from outputs (frames, ...) or (frames, cells, ...)."""
+    place, n_cells = _Places(query, ids), 1 if query.regions is None else query.regions[0] * query.regions[1]
+    positions, rows = [], []
+    for at, candidate in enumerate(candidates):
+        where = place.of(candidate)
+        if where is not None:
+            positions.append(at)
+            rows.append(where[0] * n_cells + where[1])
+    if query.regions is not None:
+        outputs = {name: values.flatten(0, 1) for name, values in outputs.items()}
+    if rows != list(range(len(ids) * n_cells)):  # else as they are: they may be mapped from a file
+        index = torch.tensor(rows, dtype=torch.int64)
+        outputs = {name: values[index] for name, values in outputs.items()}
+    return Embedded(torch.tensor(positions, dtype=torch.int64), dict(outputs))
