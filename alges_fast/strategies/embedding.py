@@ -188,8 +188,8 @@ def by_candidate(query: Query, rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def candidate_images(query: Query) -> Iterator[tuple[Candidate, Tensor]]:
-    """(candidate, image (C, height, width)) of this process's candidates as the pool has them, a window's cut out of
-    its frame."""
+    """(candidate, image (C, height, width)) of this process's candidates as the query's transform makes it, without one
+    as the pool has it; a window's is cut out of its frame."""
     ids, frames = pool_ids(query.pool), share(query)
     place = _Places(query, [ids[at] for at in frames])
     for candidate in query.candidates:
@@ -198,6 +198,8 @@ def candidate_images(query: Query) -> Iterator[tuple[Candidate, Tensor]]:
             continue
         frame, cell = where
         image = _image(query.pool, frames[frame])
+        if query.transform is not None:
+            image = query.transform(image[None])[0]
         if query.regions is not None:
             image = cut(image, cell_boxes(image.shape[-2:], query.regions)[cell])
         yield candidate, image

@@ -17,7 +17,7 @@ import torch
 from commands import SMALL, contents, finish, rows, start
 from data.trees import folder_tree
 
-from alges_fast.experiment import loop as experiment
+from alges_fast.experiment import loop
 from alges_fast.experiment.state import RoundFolder
 from alges_fast.run import main
 
@@ -52,7 +52,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, command: list[str], environm
 def alone(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """This process as the others are: one thread, their cache, no report."""
     monkeypatch.setenv("ALGES_FAST_CACHE", environment["ALGES_FAST_CACHE"])
-    monkeypatch.setattr(experiment, "write_report", lambda out: None)
+    monkeypatch.setattr(loop, "write_report", lambda out: None)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -16,9 +16,11 @@ import pytest
 import yaml
 from PIL import Image
 
-from alges_fast import atomic, experiment
+from alges_fast import atomic
 from alges_fast.errors import UserError
+from alges_fast.experiment import folder, loop
 from alges_fast.experiment.config import PRESETS
+from alges_fast.experiment.results import COLUMNS
 from alges_fast.run import main, parse
 
 SMALL = [
@@ -49,7 +51,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(experiment, "write_report", lambda out: None)
+    monkeypatch.setattr(loop, "write_report", lambda out: None)
 
 
 @pytest.fixture
@@ -77,7 +79,7 @@ def test_a_run_ends_in_a_row_per_strategy_seed_and_round_and_a_report(
     order = [(s, k, r, n) for s in ("random", "alges-sem") for k in "10" for r, n in (("0", "3"), ("1", "5"))]
     order += [("full", k, "0", "9") for k in "10"]
     assert [(row["strategy"], row["seed"], row["round"], row["n_labelled"]) for row in rows] == order
-    assert list(rows[0])[:12] == list(experiment.COLUMNS)
+    assert list(rows[0])[:12] == list(COLUMNS)
     assert list(rows[0])[12:] == ["dice_class 0", "dice_class 1", "dice_class 2"]
     for row in rows:
         assert 0 <= float(row["dice"]) <= 1
@@ -133,7 +135,7 @@ def test_a_finished_run_is_not_done_again(
     assert run(tmp_path, "--strategies", "random", "--keep_models", "true") == 0
     assert len(list(tmp_path.rglob("model.safetensors"))) == 2
     before = (tmp_path / "results.csv").read_bytes()
-    monkeypatch.setattr(experiment, "train", lambda *args, **options: pytest.fail("trained again"))
+    monkeypatch.setattr(loop, "train", lambda *args, **options: pytest.fail("trained again"))
     assert run(tmp_path, "--strategies", "random") == 0
     assert (tmp_path / "results.csv").read_bytes() == before
 
@@ -203,7 +205,7 @@ def test_every_environment_that_a_run_was_in_is_kept(
 
     expected = [("A", []), ("A", []), ("B", ["A"]), ("C", ["A", "B"]), ("A", ["B", "C"])]
     for machine, (now, earlier) in zip("AABCA", expected, strict=True):
-        monkeypatch.setattr(experiment, "_processor", lambda machine=machine: machine)
+        monkeypatch.setattr(folder, "_processor", lambda machine=machine: machine)
         assert run(tmp_path, "--strategies", "random", "--rounds", "1") == 0
         assert kept() == (now, earlier)
     assert capsys.readouterr().out.count("another environment than before: device (environment.json keeps both)") == 3
@@ -249,8 +251,8 @@ def test_a_damaged_state_is_named_with_the_remedy(
     damaged.write_text(damaged.read_text()[:9])
     assert run(tmp_path, "--strategies", "random") == 2
     assert f"{damaged} is damaged or missing: delete" in capsys.readouterr().err
-    for folder in sorted(tmp_path.glob("random/seed0/round*")):
-        shutil.rmtree(folder)
+    for round_folder in sorted(tmp_path.glob("random/seed0/round*")):
+        shutil.rmtree(round_folder)
     assert run(tmp_path, "--strategies", "random") == 0
 
 

@@ -16,7 +16,7 @@ from data.test_folder import hollow_png
 from data.trees import SIZE, folder_tree, save
 
 import alges_fast
-from alges_fast.experiment import loop as experiment
+from alges_fast.experiment import loop
 from alges_fast.run import main
 
 IMAGE, MASK = "train/images/trainA_1.png", "train/masks/trainA_1.png"
@@ -30,7 +30,7 @@ def root(tmp_path: Path) -> Path:
 @pytest.fixture
 def run(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     monkeypatch.setenv("ALGES_FAST_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(experiment, "write_report", lambda out: None)
+    monkeypatch.setattr(loop, "write_report", lambda out: None)
     argv = [*SMALL, "--data_root", str(root), "--strategies", "random", "--rounds", "1", "--out", str(tmp_path / "out")]
     return lambda *flags: main([*argv, *flags])
 

@@ -1,0 +1,94 @@
+"""The folder of a run: begun once, continued with the same configuration and data only."""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+import alges_fast
+from alges_fast import atomic
+from alges_fast.command import begun_with, check_unchanged, plain
+from alges_fast.errors import UserError
+from alges_fast.experiment.config import RunConfig
+from alges_fast.experiment.setting import Setting
+from alges_fast.report import artefacts
+
+FREE_FIELDS = frozenset({"preset", "out", "keep_models"})
+"""Fields of RunConfig that may differ when a run is resumed: no result depends on them."""
+
+
+def check_config(config: RunConfig) -> None:
+    """Refuse a folder that was begun with another configuration. Raises UserError."""
+    check_unchanged(Path(config.out) / "config.yaml", plain(config), FREE_FIELDS)
+
+
+def prepare_folder(setting: Setting) -> None:
+    """Begin the run's folder, or see that this run is the one it was begun with. The caller holds its lock.
+
+    Raises:
+        UserError: the folder is another run's.
+    """
+    out = setting.out
+    check_config(setting.config)  # again: another process may have begun it meanwhile
+    if begun_with(out / "config.yaml") is None:
+        if rounds := sorted(out.glob("*/seed*/round*/state.json")):
+            raise UserError(
+                f"{out / 'config.yaml'} is missing where {rounds[0].parent} is: restore it, or choose another --out"
+            )
+    elif artefacts.load_dataset(out) not in (None, artefacts.summarize(setting.dataset)):
+        raise UserError(f"the data has changed since {out} was begun: choose another --out, or restore the data")
+    # Last the file that the folder counts as begun from: until then no other may have to be like this run's.
+    artefacts.save_dataset(out, setting.dataset)
+    _save_environment(setting)
+    atomic.write_text(out / "config.yaml", yaml.safe_dump(plain(setting.config), sort_keys=False))
+
+
+def _save_environment(setting: Setting) -> None:
+    """Write environment.json: where the run is now and, under "earlier", every other environment that it was in, by
+    number from the oldest, 1, on: not all rounds of a run that moved, or whose libraries changed, come from one."""
+    path, now = setting.out / "environment.json", _environment(setting)
+    try:
+        last = json.loads(path.read_text(encoding="utf-8"))
+        by_number = last.pop("earlier", {})
+        seen = [*(by_number[number] for number in sorted(by_number, key=int)), last]
+    except (OSError, ValueError, AttributeError, TypeError):  # not there, or damaged: no result depends on it
+        seen = []
+    earlier = {str(number): other for number, other in enumerate((e for e in seen if e and e != now), start=1)}
+    if earlier and seen[-1] != now:
+        names = [name for name in now if seen[-1].get(name) != now[name]]
+        setting.monitor.note(f"another environment than before: {', '.join(names)} (environment.json keeps both)")
+    atomic.write_json(path, {**now, **({"earlier": earlier} if earlier else {})})
+
+
+def _environment(setting: Setting) -> dict[str, Any]:
+    packages = {}
+    for name in ("torch", "numpy", "segmentation_models_pytorch", "lightning_fabric", "faiss", "triton"):
+        try:
+            packages[name] = __import__(name).__version__
+        except ImportError:
+            packages[name] = None
+    device = setting.processes.device
+    return {
+        "alges_fast": alges_fast.__version__,
+        "python": platform.python_version(),
+        "packages": packages,
+        "machine": platform.machine(),
+        "system": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "threads": torch.get_num_threads(),
+        "processes": setting.processes.size,
+        "native": alges_fast.native_status(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or "unknown"

@@ -1,0 +1,116 @@
+"""What a run leaves beside its rounds' folders: results.csv, and the pictures that its report shows."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from alges_fast import atomic
+from alges_fast.data import to_input
+from alges_fast.experiment.processes import LOCK
+from alges_fast.experiment.setting import Round, Setting
+from alges_fast.experiment.state import STEPS, RoundFolder
+from alges_fast.experiment.training import predict
+from alges_fast.last_layer import LastLayer
+from alges_fast.report import artefacts
+
+COLUMNS = (
+    "strategy",
+    "seed",
+    "round",
+    "n_labelled",
+    "dice",
+    "dice_image",
+    "dice_released",
+    "iou",
+    "train_seconds",
+    "embed_seconds",
+    "seeding_seconds",
+    "eval_seconds",
+)
+"""First columns of results.csv; a column dice_<class> per class follows."""
+
+N_REPORT_FRAMES = 4
+
+
+def write_results(setting: Setting) -> list[dict[str, Any]]:
+    """Derive results.csv from all finished rounds, in the configured order, whoever finished them in what order.
+
+    Returns:
+        Its rows; none on a process that does not lead.
+    """
+    if not setting.processes.leads:
+        return []
+    columns = [*COLUMNS, *(f"dice_{name}" for name in setting.dataset.classes)]
+    rows = []
+    with atomic.locked(setting.out / LOCK):
+        for strategy, seed in itertools.product(setting.strategies, setting.config.seeds):
+            for number in range(setting.n_rounds(strategy)):
+                place = (strategy.name, seed, number)
+                folder = RoundFolder.of(setting.out, *place)
+                if place not in setting.rows and folder.n_finished() == len(STEPS):
+                    setting.rows[place] = _row(folder)
+                    if not setting.rows[place].keys() >= set(columns):
+                        raise folder.damaged("metrics.json")
+                if place in setting.rows:
+                    rows.append({name: setting.rows[place][name] for name in columns})
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({name: "" if isinstance(v, float) and math.isnan(v) else v for name, v in row.items()})
+        atomic.write_text(setting.out / "results.csv", text.getvalue())
+    return rows
+
+
+@torch.no_grad()
+def save_frames(round: Round, model: nn.Module) -> None:
+    """Keep test frames, evenly spaced, with the model's predictions and norm maps, for the report."""
+    setting, test = round.setting, round.setting.dataset.test
+    positions = sorted({int(p) for p in np.linspace(0, len(test) - 1, N_REPORT_FRAMES + 2)[1:-1].round()})
+    frames = test.subset(positions)
+    images = to_input(frames.images).to(setting.processes.device)
+    try:
+        norms = LastLayer.find(model, images[:1]).pixel_gradients(images, outputs=("norm_map",)).norm_map
+    except ValueError as error:
+        setting.monitor.note(f"no norm maps in the report: {error}")
+        return
+    assert norms is not None
+    artefacts.save_frames(
+        setting.out,
+        artefacts.FrameMaps(
+            strategy=round.strategy.name,
+            seed=round.seed,
+            round=round.number,
+            ids=frames.ids,
+            images=frames.images,
+            masks=frames.masks,
+            predictions=predict(setting.processes.fabric, model, frames.images).to(torch.uint8).cpu().numpy(),
+            norm_maps=norms.to(torch.float16).cpu().numpy(),
+        ),
+    )
+
+
+def save_thumbnails(setting: Setting) -> None:
+    """Keep small pictures of all frames that were picked, for the report."""
+    pool = setting.pool
+    picked = set()
+    for strategy, seed in itertools.product(setting.strategies, setting.config.seeds):
+        for number in range(setting.n_rounds(strategy) - 1):
+            picked.update(RoundFolder.of(setting.out, strategy.name, seed, number).picked())
+    artefacts.save_thumbnails(setting.out, [(name, pool.images[pool.index(name)]) for name in sorted(picked)])
+
+
+def _row(folder: RoundFolder) -> dict[str, Any]:
+    """One row of results.csv; a round that asked for no frames spent no time choosing."""
+    row = {"embed_seconds": 0.0, "seeding_seconds": 0.0, **folder.metrics()}
+    if (folder.path / "picks.json").exists():
+        row.update(folder.query_seconds())
+    return row
