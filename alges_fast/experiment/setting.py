@@ -89,7 +89,10 @@ class Setting:
     @property
     def frames(self) -> FramePool:
         """All frames of the pool, for `to_input` to make the model's input of."""
-        return FramePool(self.pool.ids, lambda position: torch.as_tensor(self.pool_images[position]))
+        images = self.pool_images
+        if isinstance(images, Tensor):
+            return FramePool(self.pool.ids, images.__getitem__)
+        return FramePool(self.pool.ids, lambda position: torch.from_numpy(np.array(images[position])))
 
     def work(self, strategy: Strategy) -> float:
         """What all rounds of a strategy and one seed cost, in training images."""

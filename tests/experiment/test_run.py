@@ -261,10 +261,11 @@ def test_a_strategy_that_breaks_its_promise_is_told_so(
 ) -> None:
     file = tmp_path / "mine.py"
     file.write_text(
-        "from alges_fast.strategies import Picks, Strategy\n"
+        "from alges_fast.strategies import Rating, Strategy\n"
         "class Twice(Strategy):\n"
         "    name = 'twice'\n    reference = '-'\n"
-        "    def query(self, query):\n        return Picks((query.unlabelled[0][0],) * query.n)\n"
+        "    def rate(self, query):\n"
+        "        return Rating(query.candidates, {}, lambda n, taken: [query.candidates[0]] * n)\n"
     )
     assert run(tmp_path / "out", "--strategies", f"{file}:Twice") == 2
     assert "strategy 'twice' must pick 2 different ids" in capsys.readouterr().err
