@@ -16,13 +16,11 @@ from alges_fast.data.files import SPLITS, Faults
 from alges_fast.data.frames import Dataset, FrameSet
 from alges_fast.data.loading import FILE_DATASETS, Progress, list_tree, load_listing, map_in_order
 from alges_fast.errors import UserError
+from alges_fast.normalisation import IMAGENET
 
 __all__ = ["DATASETS", "Dataset", "FrameSet", "load_dataset", "to_input"]
 
 DATASETS = ("synthetic", "synthetic-full", *FILE_DATASETS)
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def load_dataset(
@@ -66,13 +64,7 @@ def load_dataset(
 
 def to_input(images: Tensor | NDArray[np.uint8]) -> Tensor:
     """uint8 RGB (..., 3, S, S) to a network's float32 input, on the same device: ImageNet's mean 0 and deviation 1."""
-    if isinstance(images, np.ndarray):
-        images = torch.from_numpy(np.array(images))
-    if images.dtype != torch.uint8 or images.ndim < 3 or images.shape[-3] != 3:
-        raise ValueError(f"images: expected uint8 (..., 3, S, S), got {images.dtype} {tuple(images.shape)}")
-    mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(3, 1, 1)
-    std = torch.tensor(IMAGENET_STD, device=images.device).view(3, 1, 1)
-    return (images.float() / 255 - mean) / std
+    return IMAGENET(torch.from_numpy(np.array(images)) if isinstance(images, np.ndarray) else images)
 
 
 def _load_synthetic(

@@ -24,6 +24,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from alges_fast.cache_folder import default_cache_dir
 from alges_fast.data.files import SPLITS
 from alges_fast.data.frames import FrameSet
 from alges_fast.errors import UserError
@@ -116,16 +117,6 @@ def load_or_build(
     if whole is None:
         raise UserError(f"{place}: damaged again right after it was written: check the disk")
     return whole
-
-
-def default_cache_dir() -> Path:
-    """$ALGES_FAST_CACHE, else ~/.cache/alges_fast. Raises UserError where there is no home folder."""
-    if given := os.environ.get("ALGES_FAST_CACHE"):
-        return Path(given)
-    try:
-        return Path.home() / ".cache" / "alges_fast"
-    except RuntimeError:
-        raise UserError("no home folder to keep decoded frames in: set ALGES_FAST_CACHE to a folder") from None
 
 
 def content_key(root: Path, files: Iterable[Path]) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from alges_fast.errors import UserError
+from alges_fast.models.weights import encoder_with_tag, fetched, load_weights, read_weights
 
 __all__ = ["build_model", "check_image_size"]
 
@@ -27,7 +28,8 @@ def build_model(
     Args:
         architecture: a name of segmentation-models-pytorch, such as "unet", "fpn" or "segformer".
         encoder: a name of its encoders, such as "resnet18".
-        encoder_weights: pretrained weights of the encoder, such as "imagenet"; None draws them at random.
+        encoder_weights: pretrained weights of the encoder: "packaged", a name such as "imagenet", or a file (see
+            weights.py); None draws them at random.
         num_classes: K, at least 2.
         head_kernel: size of the last convolution, odd. The paper's is 1; that of smp's U-Net is 3.
         seed: fixes every random weight. No global generator is read or advanced.
@@ -46,20 +48,28 @@ def build_model(
         raise UserError(f"architecture {architecture!r} is unknown: use one of {', '.join(sorted(architectures))}")
     if not encoder.startswith("tu-") and encoder not in (known := smp.encoders.get_encoder_names()):
         raise UserError(f"encoder {encoder!r} is unknown{_nearest(encoder, known)}; those of timm have the prefix tu-")
+    state = read_weights(encoder, encoder_weights)
+    name = fetched(encoder, encoder_weights)
+    weights = True if name is not None and encoder.startswith("tu-") else name
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would set those of all GPUs too
         try:
-            model: nn.Module = smp.create_model(architecture, encoder, encoder_weights, classes=num_classes)
+            model: nn.Module = smp.create_model(
+                architecture, encoder_with_tag(encoder, name), weights, classes=num_classes
+            )
         except Exception as error:
-            if encoder_weights is None:
+            if name is None:
                 why = f"architecture {architecture} cannot be built with encoder {encoder}: {_line(error)}"
             else:
                 why = (
-                    f"no {encoder_weights!r} weights for encoder {encoder} ({_line(error)}): check their name and the "
-                    "network, copy ~/.cache/huggingface from a machine that has them, or leave --encoder_weights out"
+                    f"no {name!r} weights for encoder {encoder} ({_line(error)}): check their name and the network, "
+                    "copy ~/.cache/huggingface from where they are, give a file, or leave --encoder_weights out"
                 )
             raise UserError(why) from error
         _set_head_kernel(model, head_kernel)
+    if state is not None:
+        assert isinstance(model.encoder, nn.Module)
+        load_weights(model.encoder, state, str(encoder_weights))
     return model
 
 
