@@ -1,0 +1,205 @@
+"""Frozen encoders: a pretrained trunk that is never trained, and a small head that is.
+
+    model(images) = upsample(head(projection(trunk(images))))
+
+`FrozenModel` is the whole, for export and for models from files. Inside, what trunk and projection make of a frame is
+made once and kept (features_cache.py); from then on a pool's items are these maps and the model is the head alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from alges_fast.errors import UserError
+from alges_fast.models.weights import digest, encoder_with_tag, fetched, load_weights, normalisation_of, read_weights
+from alges_fast.normalisation import Normalisation
+
+__all__ = ["CHANNELS", "STRIDE", "FrozenHead", "FrozenModel", "Projection", "Trunk", "build_trunk", "fit_projection"]
+
+STRIDE = 4
+"""Pixels of an image's side to one of the features'."""
+CHANNELS = 64
+"""Of the features, at most: an encoder that has fewer keeps its own number."""
+HIDDEN = 32
+LEVELS = 4
+"""Maps of the encoder that are joined: those at 1/2, 1/4, 1/8 and 1/16 of the image's side."""
+
+
+class Trunk(nn.Module):
+    """A pretrained encoder in eval mode, without gradients: images (B, 3, S, S), normalised, to its first maps.
+
+    Attributes:
+        name: the encoder's.
+        weights: what was given for its weights.
+        digest: of its weights, whatever they came from.
+        normalisation: what they want.
+        channels: of each map.
+    """
+
+    def __init__(self, encoder: nn.Module, name: str, weights: str, normalisation: Normalisation) -> None:
+        super().__init__()
+        self.encoder = encoder.eval().requires_grad_(False)
+        self.name, self.weights, self.normalisation = name, weights, normalisation
+        self.digest = digest(encoder)
+        self.channels = tuple(int(n) for n in cast(Sequence[int], encoder.out_channels)[1:] if n)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return [level for level in self.encoder(images)[1:] if level.shape[1]]
+
+    def train(self, mode: bool = True) -> Trunk:
+        """Frozen: its statistics are those of its weights, in training too."""
+        return super().train(False)
+
+
+class Projection(nn.Module):
+    """Maps of a trunk, joined at a quarter of the image's side, standardised and projected: an affine map of channels.
+
+    Each map is projected before it is enlarged, which is linear too and then has fewer channels to work on.
+
+    Args:
+        weight: (channels, channels of all maps).
+        bias: (channels,).
+        channels: of each map.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, weight: Tensor, bias: Tensor, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
+        self.channels = tuple(channels)
+
+    def forward(self, levels: Sequence[Tensor], grid: tuple[int, int]) -> Tensor:
+        """(B, channels, *grid)."""
+        joined = self.bias.view(1, -1, 1, 1)
+        for level, weight in zip(levels, self.weight.split(self.channels, 1), strict=True):
+            joined = joined + _brought_to(level, grid, weight)
+        return joined
+
+
+class FrozenHead(nn.Module):
+    """What a round trains: features (B, channels, h, w) to logits (B, n_classes, h, w), pixel by pixel.
+
+    Args:
+        projection: that made the features; kept with the head's weights, so that one goes nowhere without the other.
+        n_classes: K.
+        seed: fixes the weights. No global generator is read or advanced.
+    """
+
+    def __init__(self, projection: Projection, n_classes: int, seed: int) -> None:
+        super().__init__()
+        if n_classes < 2:
+            raise UserError(f"the data set has {n_classes} class(es): segmentation needs at least 2")
+        self.projection = projection
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            self.layers = nn.Sequential(
+                nn.Conv2d(len(projection.weight), HIDDEN, 1), nn.ReLU(inplace=True), nn.Conv2d(HIDDEN, n_classes, 1)
+            )
+
+    def forward(self, features: Tensor) -> Tensor:
+        logits: Tensor = self.layers(features)
+        return logits
+
+
+class FrozenModel(nn.Module):
+    """Images (B, 3, S, S), normalised as the trunk's weights want it, to logits (B, n_classes, S, S)."""
+
+    def __init__(self, trunk: Trunk, head: FrozenHead) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.head = head
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.head(features(self.trunk, self.head.projection, images))
+        return F.interpolate(logits, images.shape[2:], mode="bilinear", align_corners=False)
+
+
+def features(trunk: Trunk, projection: Projection, images: Tensor) -> Tensor:
+    """(B, channels, *grid) of normalised images (B, 3, S, S)."""
+    maps: Tensor = projection(trunk(images), grid_of(images.shape[2:]))
+    return maps
+
+
+def grid_of(size: Sequence[int]) -> tuple[int, int]:
+    """Sides of the features of images of this size."""
+    return math.ceil(size[0] / STRIDE), math.ceil(size[1] / STRIDE)
+
+
+def build_trunk(encoder: str, encoder_weights: str) -> Trunk:
+    """An encoder of segmentation-models-pytorch (of timm: with the prefix tu-) with pretrained weights.
+
+    Raises:
+        UserError: an unknown encoder, or weights that cannot be had.
+    """
+    import segmentation_models_pytorch as smp
+
+    state = read_weights(encoder, encoder_weights)
+    name = fetched(encoder, encoder_weights)
+    try:
+        weights = True if name is not None and encoder.startswith("tu-") else name
+        model = smp.encoders.get_encoder(encoder_with_tag(encoder, name), depth=LEVELS, weights=weights)
+    except Exception as error:
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"encoder {encoder} with {encoder_weights!r} weights cannot be had ({why[:200]}): check its name and the "
+            "network, or give a file or packaged as --encoder_weights"
+        ) from error
+    _cut_after_last_level(model)
+    if state is not None:
+        load_weights(model, state, encoder_weights)
+    return Trunk(model, encoder, encoder_weights, normalisation_of(encoder, encoder_weights))
+
+
+def fit_projection(joined: Tensor, channels: Sequence[int]) -> Projection:
+    """Principal components of standardised channels.
+
+    Args:
+        joined: (positions, channels of all maps), what maps joined at a quarter of the side hold there.
+        channels: of each map.
+    """
+    points = joined.double()
+    mean, deviation = points.mean(0), points.std(0, correction=0).clamp(min=1e-6)
+    standard = (points - mean) / deviation
+    _, vectors = torch.linalg.eigh(standard.T @ standard)
+    components = vectors.flip(1)[:, :CHANNELS].T
+    # Either sign is a component; the one whose largest entry is positive is the same on every machine.
+    largest = components.gather(1, components.abs().argmax(1, keepdim=True))
+    weight = components * largest.sign() / deviation
+    return Projection(weight.float().contiguous(), -(weight @ mean).float(), channels)
+
+
+def join(levels: Sequence[Tensor], grid: tuple[int, int]) -> Tensor:
+    """(B, channels of all maps, *grid): the maps as `Projection` sees them, before it projects."""
+    return torch.cat([_brought_to(level, grid, None) for level in levels], 1)
+
+
+def _brought_to(level: Tensor, grid: tuple[int, int], weight: Tensor | None) -> Tensor:
+    """A map at another size, its channels projected where a weight is given."""
+    if level.shape[2] > grid[0]:
+        level = F.adaptive_avg_pool2d(level, grid)
+    if weight is not None:
+        level = F.conv2d(level, weight[:, :, None, None])
+    if level.shape[2:] != grid:
+        level = F.interpolate(level, grid, mode="bilinear", align_corners=False)
+    return level
+
+
+def _cut_after_last_level(encoder: nn.Module) -> None:
+    """Take away the stages after the last map: timm's EfficientNets would run them for nothing."""
+    model = getattr(encoder, "model", None)
+    info = getattr(model, "feature_info", None)
+    blocks = getattr(model, "blocks", None)
+    if info is None or not isinstance(blocks, nn.Sequential):
+        return
+    stages = [level.get("stage") for level in info.get_dicts()]
+    if all(isinstance(stage, int) for stage in stages):
+        model.blocks = blocks[: max(stages)]  # type: ignore[union-attr]
