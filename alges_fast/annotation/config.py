@@ -77,8 +77,13 @@ class SelectConfig:
     batch_size: int = 16
 
     def __post_init__(self) -> None:
-        if get_strategy(self.strategy).takes_whole_pool:
+        strategy = get_strategy(self.strategy)
+        if strategy.takes_whole_pool:
             raise UserError(f"--strategy {self.strategy} takes the whole pool, so there is nothing to choose")
+        if strategy.trains_own_model and ":" not in self.model:
+            raise UserError(
+                f"--strategy {self.strategy} needs a model that was trained for it: give it as package.module:function"
+            )
         if not self.out:
             raise UserError("--out is empty: give a folder")
         for name, least in (("n", 1), ("seed", 0), ("batch_size", 1), ("image_size", 16)):

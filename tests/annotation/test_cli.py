@@ -211,12 +211,10 @@ def test_killed_at_random_instants_it_makes_the_same_picks(pool: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--strategy", "deal"], "--strategy deal needs a model that was trained for it: use random"),
-        (["--strategy", "nonsense"], "--strategy nonsense is unknown: use random"),
-        (
-            ["--strategy", "alges-img-released"],
-            "reproduces the faults of the paper's released code, to compare with in",
-        ),
+        (["--strategy", "deal"], "'deal' needs a model that was trained for it"),
+        (["--strategy", "deal", "--model", "x.pt2"], "--strategy deal needs a model that was trained for it: give it"),
+        (["--strategy", "nonsense"], "strategy 'nonsense' is unknown"),
+        (["--strategy", "nowhere.py:Mine"], "strategy 'nowhere.py:Mine': no file nowhere.py"),
         (["--strategy", "full"], "takes the whole pool, so there is nothing to choose"),
         (["--images", "nowhere"], "nowhere: no such file or folder"),
         (["--model", "nowhere.pt2"], "nowhere.pt2: no such file"),
@@ -563,10 +561,10 @@ def test_select_is_the_function_and_the_module_is_only_a_command() -> None:
         __import__("alges_fast.select")
     assert callable(alges_fast.select)
     said = subprocess.run(
-        [sys.executable, "-m", "alges_fast.select", "--strategy", "deal", "--model", "m:f", "--images", "x"],
+        [sys.executable, "-m", "alges_fast.select", "--strategy", "full", "--model", "m:f", "--images", "x"],
         cwd=ROOT,
         capture_output=True,
         text=True,
     )
     assert said.returncode == 2
-    assert said.stderr.startswith("error: --strategy deal")
+    assert said.stderr.startswith("error: --strategy full")
