@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Box", "Window", "cell_boxes", "cut", "inside", "padded", "rim", "windows_of"]
+__all__ = ["Box", "Window", "cell_boxes", "class_changes", "cut", "inside", "padded", "rim", "windows_of"]
 
 Box = tuple[range, range]
 """Rows and columns of a cell."""
@@ -59,6 +59,32 @@ def cell_boxes(size: Sequence[int], regions: tuple[int, int]) -> list[Box]:
 def windows_of(id: str | int, size: Sequence[int], regions: tuple[int, int]) -> list[Window]:
     """The windows of an image of (height, width) pixels, row by row."""
     return [Window(id, xs.start, ys.start, len(xs), len(ys)) for ys, xs in cell_boxes(size, regions)]
+
+
+def class_changes(classes: Tensor, regions: tuple[int, int] = (1, 1)) -> Tensor:
+    """(B, R C) float32: how many neighbours inside each window, side by side or one above the other, differ in class.
+
+    It is the length of the class boundaries inside the window, in pixels of this grid: what an annotator draws there.
+
+    Args:
+        classes: (B, H, W) integers.
+        regions: rows R and columns C of a grid of windows, as in `cell_boxes`.
+
+    Raises:
+        ValueError: a grid finer than the map.
+    """
+    cell_boxes(classes.shape[1:], regions)  # refuses what does not fit
+    rows, columns = (_pieces(length, n) for length, n in zip(classes.shape[1:], regions, strict=True))
+    beside = F.pad((classes[:, :, 1:] != classes[:, :, :-1]).float(), (0, 1))
+    below = F.pad((classes[:, 1:] != classes[:, :-1]).float(), (0, 0, 0, 1))
+    beside[:, :, [piece.stop - 1 for piece in columns]] = 0  # a window's last column has no neighbour in it
+    below[:, [piece.stop - 1 for piece in rows]] = 0
+    changes = beside + below
+    down, across = (torch.zeros(len(p), p[-1].stop, device=changes.device) for p in (rows, columns))
+    for pieces, matrix in ((rows, down), (columns, across)):
+        for number, piece in enumerate(pieces):
+            matrix[number, piece.start : piece.stop] = 1
+    return (down @ changes @ across.T).flatten(1)
 
 
 def rim(box: Box, kernel: Sequence[int], size: Sequence[int]) -> Box:

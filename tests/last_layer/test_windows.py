@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 
 from alges_fast import LastLayer, embed_pool
 from alges_fast.losses import cross_entropy_with_dice
-from alges_fast.windows import windows_of
+from alges_fast.windows import class_changes, windows_of
 
 N_CLASSES, SIZE = 4, (19, 14)
 REGIONS = (4, 3)
@@ -147,3 +149,20 @@ def test_mistakes_are_named() -> None:
     volume = nn.Conv3d(1, 2, 1)
     with pytest.raises(ValueError, match="two spatial axes"):
         LastLayer.find(volume, torch.rand(1, 1, 4, 4, 4)).window_gradients(torch.rand(1, 1, 4, 4, 4), (2, 2))
+
+
+@pytest.mark.parametrize("regions", [(1, 1), REGIONS])
+def test_class_changes_count_unlike_neighbours_inside_each_window(regions: tuple[int, int]) -> None:
+    classes = torch.randint(3, (2, *SIZE), generator=torch.Generator().manual_seed(0))
+    expected = []
+    for mask in classes.tolist():
+        for window in windows_of(0, SIZE, regions):
+            inside = [row[window.x : window.x + window.width] for row in mask[window.y : window.y + window.height]]
+            beside = sum(a != b for row in inside for a, b in itertools.pairwise(row))
+            expected.append(beside + sum(a != b for column in zip(*inside, strict=True) for a, b in itertools.pairwise(column)))
+    assert class_changes(classes, regions).flatten().tolist() == expected
+
+
+def test_class_changes_refuse_a_grid_finer_than_the_map() -> None:
+    with pytest.raises(ValueError, match="regions: 20 rows"):
+        class_changes(torch.zeros(1, *SIZE, dtype=torch.int64), (20, 1))
