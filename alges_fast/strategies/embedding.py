@@ -82,17 +82,36 @@ def embed_features(query: Query) -> Embedded:
 def mean_features(query: Query, candidates: Sequence[Candidate]) -> Tensor:
     """(n, d) float32, the same on every process: the last layer's input averaged over the pixels of these frames or
     windows of the query's pool, which need not be among its candidates."""
+
+    def rows(query: Query) -> tuple[Tensor, Tensor]:
+        found = embed_features(query)
+        return found.positions, found.outputs["mean"]
+
+    return on_every_process(query, candidates, rows)
+
+
+def on_every_process(
+    query: Query, candidates: Sequence[Candidate], rows: Callable[[Query], tuple[Tensor, Tensor]]
+) -> Tensor:
+    """(n, ...), the same on every process: what `rows` makes of these frames or windows of the query's pool, which need
+    not be among its candidates.
+
+    Args:
+        query: what is asked.
+        candidates: which frames or windows, one at least.
+        rows: query -> positions (m,) and rows (m, ...) of this process's candidates of that query.
+    """
     whole = [at for at, candidate in enumerate(candidates) if not isinstance(candidate, Window)]
     if query.regions is not None and whole:  # frames that were labelled before windows were asked for
         windows = [at for at, candidate in enumerate(candidates) if isinstance(candidate, Window)]
         parts = [(whole, replace(query, regions=None)), (windows, query)]
-        rows = torch.cat([mean_features(part, [candidates[i] for i in at]) for at, part in parts if at])
-        return rows[torch.tensor(whole + windows).argsort()]
+        found = torch.cat([on_every_process(part, [candidates[i] for i in at], rows) for at, part in parts if at])
+        return found[torch.tensor(whole + windows).argsort()]
     if unknown := {frame_of(candidate) for candidate in candidates}.difference(pool_ids(query.pool)):
         raise ValueError(f"labelled: {min(map(str, unknown))!r} is not in the pool ({len(unknown)} such ids)")
     known = (*query.candidates, *query.labelled)  # of which frames' sizes are told
-    found = embed_features(replace(query, candidates=candidates, labelled=known, scores_out=None, progress=False))
-    return gathered(query, found.positions, found.outputs["mean"])[1]
+    asked = replace(query, candidates=candidates, labelled=known, scores_out=None, progress=False)
+    return gathered(query, *rows(asked))[1]
 
 
 def gathered(query: Query, positions: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,8 @@ FARTHEST = 80.0
 """Of an exponent: e⁻⁸⁰ counts for nothing, and smaller numbers soon are denormal, which took twice the time."""
 SAMPLE = 1024
 """Points whose nearest neighbour is looked for: enough for a median."""
+TIED = 1e-5
+"""Relative: gains this close are one, as those of two points that have only each other near."""
 REFRESHED = 32
 """Candidates whose gain is computed again at once; a few are enough to find the best."""
 
@@ -103,7 +105,7 @@ class Coverage:
         self.bounds = self._gains(self.points, self.covered)
 
     def pick(self, n: int, taken: Sequence[int], closed: Tensor) -> list[int]:
-        """n positions of largest gain, one after the other; of equal ones the earlier.
+        """n positions of largest gain, one after the other; of equal ones (TIED) the earlier.
 
         Args:
             n: how many, at most the positions that are open.
@@ -117,7 +119,7 @@ class Coverage:
             fresh = torch.full_like(bounds, -torch.inf)
             stale = bounds.clone()
             best, at = -math.inf, -1
-            while at < 0 or float(stale.amax()) >= best:
+            while at < 0 or float(stale.amax()) >= best * (1 - TIED):
                 rows = stale.topk(min(REFRESHED, len(stale))).indices.sort().values
                 rows = rows[stale[rows] > -torch.inf]
                 if not len(rows):
@@ -125,7 +127,7 @@ class Coverage:
                 fresh[rows] = torch.minimum(self._gains(self.points[rows], covered), bounds[rows])
                 stale[rows] = -torch.inf
                 best = float(fresh.amax())
-                at = int((fresh == best).nonzero()[0])
+                at = int((fresh >= best * (1 - TIED)).nonzero()[0])
             bounds = torch.where(fresh > -torch.inf, fresh, bounds)
             bounds[at] = -torch.inf
             covered = self._covered_by(self.points[at : at + 1], covered)

@@ -129,6 +129,33 @@ def by_order(query: Query, order: Sequence[Candidate]) -> Rating:
     return Rating(query.candidates, {}, draw)
 
 
+def by_choosing(
+    query: Query,
+    positions: Tensor,
+    choose: Callable[[int, Sequence[int], Tensor], Sequence[int]],
+    scores: Tensor | None = None,
+) -> Rating:
+    """By an algorithm over rows that every process holds.
+
+    Args:
+        query: what is asked.
+        positions: (N,) ascending, where the rows of all processes are among the query's candidates.
+        choose: (n, rows picked already, (N,) bool of the rows that may not be chosen) -> n rows, best first. There are
+            n that may; what is taken and rated counts as picked, but for what is `Taken.closed`.
+        scores: (N,) of the rows, where there are any.
+    """
+    ids = [query.candidates[at] for at in positions.tolist()]
+
+    def draw(n: int, taken: Collection[Candidate]) -> list[Candidate]:
+        closed: Collection[Candidate] = getattr(taken, "closed", ())
+        gone = torch.tensor([item in taken for item in ids], dtype=torch.bool)
+        picked = [row for row in gone.nonzero()[:, 0].tolist() if ids[row] not in closed]
+        n = min(n, len(ids) - int(gone.sum()))
+        return [ids[row] for row in choose(n, picked, gone)] if n > 0 else []
+
+    return Rating(ids, {} if scores is None else dict(zip(ids, scores.tolist(), strict=True)), draw)
+
+
 class _Scores(Mapping[Candidate, float]):
     """The scores of every process's candidates in the query's order, made and gathered when they are first read."""
 

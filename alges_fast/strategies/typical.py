@@ -16,6 +16,8 @@ from alges_fast.strategies.registry import register_strategy
 from alges_fast.strategies.untrained import over_features
 
 ITERATIONS = 20
+TIED = 1e-5
+"""Relative: squared distances this close are one, as those of two points to their mean."""
 BLOCK = 1 << 24
 """Distances at a time."""
 
@@ -48,7 +50,8 @@ class Typical(Strategy):
 
 
 def typical(points: Tensor, n: int, fixed: Tensor, closed: Tensor, seed: int) -> list[int]:
-    """n positions: the open point nearest to each of n centres of a k-means, the centre of most points first.
+    """n positions: the open point nearest to each of n centres of a k-means, of equally near ones (TIED) the
+    earlier, and the centre of most points first.
 
     Args:
         points: (N, d).
@@ -75,8 +78,8 @@ def typical(points: Tensor, n: int, fixed: Tensor, closed: Tensor, seed: int) ->
         rows = ((nearest == len(fixed) + number) & free).nonzero()[:, 0]
         if not len(rows):  # none of its points is free: the nearest of another centre's
             rows = free.nonzero()[:, 0]
-        offsets = points[rows].double() - centres[len(fixed) + number].double()
-        at = int(rows[offsets.square().sum(1).argmin()])
+        distances = (points[rows].double() - centres[len(fixed) + number].double()).square().sum(1)
+        at = int(rows[distances <= distances.amin() * (1 + TIED)][0])
         free[at] = False
         picks.append(at)
     return picks

@@ -159,7 +159,9 @@ def test_class_changes_count_unlike_neighbours_inside_each_window(regions: tuple
         for window in windows_of(0, SIZE, regions):
             inside = [row[window.x : window.x + window.width] for row in mask[window.y : window.y + window.height]]
             beside = sum(a != b for row in inside for a, b in itertools.pairwise(row))
-            expected.append(beside + sum(a != b for column in zip(*inside, strict=True) for a, b in itertools.pairwise(column)))
+            expected.append(
+                beside + sum(a != b for column in zip(*inside, strict=True) for a, b in itertools.pairwise(column))
+            )
     assert class_changes(classes, regions).flatten().tolist() == expected
 
 

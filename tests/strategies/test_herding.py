@@ -37,7 +37,7 @@ def by_definition(
     for _ in range(n):
         gains = ((kernel - best).clamp(min=0) * weights.double()).sum(1)
         gains[[*picks, *closed]] = -math.inf
-        picks.append(int(gains.argmax()))
+        picks.append(int((gains >= gains.amax() * (1 - 1e-5)).nonzero()[0]))
         best = torch.maximum(best, kernel[picks[-1]])
     return picks
 

@@ -24,7 +24,11 @@ def by_definition(points: torch.Tensor, n: int, fixed: torch.Tensor, seed: int) 
             if members[k]:
                 centres[k] = points[members[k]].mean(0)
     order = sorted(range(len(fixed), len(centres)), key=lambda k: -len(members[k]))
-    return [min(members[k], key=lambda i: float((points[i] - centres[k]).square().sum())) for k in order]
+    picks = []
+    for k in order:
+        distances = [float((points[i] - centres[k]).square().sum()) for i in members[k]]
+        picks.append(next(i for i, d in zip(members[k], distances, strict=True) if d <= min(distances) * (1 + 1e-5)))
+    return picks
 
 
 def groups(count: int, size: int) -> torch.Tensor:
