@@ -1,4 +1,7 @@
-"""Windows of an image: a grid that covers every pixel exactly once, and views of maps cut to one of its cells."""
+"""Windows of an image: a grid that covers every pixel exactly once, and views of maps cut to one of its cells.
+
+A box may have any number of axes: a whole image or volume is a box too.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Box", "Window", "cell_boxes", "class_changes", "cut", "inside", "padded", "rim", "windows_of"]
+__all__ = [
+    "Box",
+    "Window",
+    "cell_boxes",
+    "class_changes",
+    "cut",
+    "inside",
+    "padded",
+    "rim",
+    "whole_box",
+    "windows_of",
+]
 
-Box = tuple[range, range]
-"""Rows and columns of a cell."""
+Box = tuple[range, ...]
+"""Positions along each spatial axis: rows and columns of a cell."""
 
 
 class Window(NamedTuple):
@@ -87,41 +101,44 @@ def class_changes(classes: Tensor, regions: tuple[int, int] = (1, 1)) -> Tensor:
     return (down @ changes @ across.T).flatten(1)
 
 
+def whole_box(size: Sequence[int]) -> Box:
+    """All of a map of this size."""
+    return tuple(map(range, size))
+
+
 def rim(box: Box, kernel: Sequence[int], size: Sequence[int]) -> Box:
-    """The box and what its pixels' kernel-sized patches reach beyond it, within (height, width).
+    """The box and what its pixels' kernel-sized patches reach beyond it, within a map of this size.
 
     Where it ends at the image's border the zero padding is the image's own, so patches in the box are what they are
     in the whole image.
     """
-    (ys, xs), (k_y, k_x), (height, width) = box, kernel, size
-    return (
-        range(max(ys.start - k_y // 2, 0), min(ys.stop + k_y // 2, height)),
-        range(max(xs.start - k_x // 2, 0), min(xs.stop + k_x // 2, width)),
+    return tuple(
+        range(max(side.start - reach // 2, 0), min(side.stop + reach // 2, length))
+        for side, reach, length in zip(box, kernel, size, strict=True)
     )
 
 
 def padded(values: Tensor, box: Box, around: Box) -> Tensor:
     """(..., *box) as (..., *around), zeros (False) outside the box."""
-    (ys, xs), (outer_ys, outer_xs) = box, around
     if box == around:
         return values
-    margins = [xs.start - outer_xs.start, outer_xs.stop - xs.stop, ys.start - outer_ys.start, outer_ys.stop - ys.stop]
-    return F.pad(values, margins)
+    sides = zip(reversed(box), reversed(around), strict=True)  # F.pad begins with the last axis
+    return F.pad(values, [n for side, outer in sides for n in (side.start - outer.start, outer.stop - side.stop)])
 
 
 def cut(values: Tensor, box: Box) -> Tensor:
-    """A view of (..., height, width) at the box."""
-    ys, xs = box
-    return values[..., ys.start : ys.stop, xs.start : xs.stop]
+    """A view of (..., *spatial) at the box."""
+    for axis, side in enumerate(box, start=values.ndim - len(box)):
+        values = values.narrow(axis, side.start, len(side))
+    return values
 
 
 def inside(box: Box, around: Box, batch: int, device: torch.device) -> Tensor | None:
     """(batch, *around) bool, true in the box alone; None where that is everywhere."""
     if box == around:
         return None
-    return padded(torch.ones([len(side) for side in box], dtype=torch.bool, device=device), box, around).expand(
-        batch, -1, -1
-    )
+    ones = torch.ones([len(side) for side in box], dtype=torch.bool, device=device)
+    return padded(ones, box, around).expand(batch, *[-1] * len(box))
 
 
 def _pieces(length: int, n: int) -> list[range]:

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from alges_fast import LastLayer, embed_pool
-from alges_fast.last_layer import evaluating
 from alges_fast.models import build_model
 from alges_fast.pool.embed import _parts
 
@@ -87,9 +86,7 @@ def test_whole_pool(benchmark: Any, model: nn.Module, images: Tensor) -> None:
             model.requires_grad_(True)
 
     def per_sample() -> Tensor:
-        with torch.no_grad():
-            features = layer._features(on_device)
-        return per_sample_gradients(layer.module, features)
+        return per_sample_gradients(layer.module, layer.features(on_device))
 
     contenders: Contenders = {
         "scoring": lambda: embed_pool(model, images, batch_size=BATCH, last_layer=layer, progress=False).values,
@@ -107,8 +104,7 @@ def test_whole_pool(benchmark: Any, model: nn.Module, images: Tensor) -> None:
 def test_embedding_step(benchmark: Any, model: nn.Module, images: Tensor) -> None:
     """From the last layer's input to the embeddings, without the model."""
     layer = LastLayer.find(model, images[:1].to(DEVICE))
-    with torch.no_grad(), evaluating(model):
-        features = layer._features(images.to(DEVICE))
+    features = layer.features(images.to(DEVICE))
     head = nn.Sequential(layer.module)
     step = LastLayer.find(head, features[:1])
     contenders: Contenders = {

@@ -386,7 +386,7 @@ def _scorer(config: SelectConfig) -> _Scorer:
         raise UserError(
             f"{config.model} cannot score frames of --image_size {config.image_size}: {one_line(str(error))[:300]}"
         ) from error
-    classes = _class_names(config.classes, len(layer.module.weight), config.regions)
+    classes = _class_names(config.classes, layer.n_classes, config.regions)
     return _Scorer(
         model=model,
         device=device,

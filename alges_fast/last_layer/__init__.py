@@ -1,5 +1,6 @@
 """The last layer of any segmentation model: which layer makes the logits, and its gradient embeddings."""
 
-from alges_fast.last_layer.layer import LastLayer, evaluating, logits_of, unwrapped
+from alges_fast.last_layer.layer import LastLayer
+from alges_fast.last_layer.running import evaluating, logits_of, unwrapped
 
 __all__ = ["LastLayer", "evaluating", "logits_of", "unwrapped"]

@@ -1,5 +1,5 @@
 """Fused ops over the input of a segmentation model's last layer."""
 
-from alges_fast.ops.pixel_gradients import BACKENDS, OUTPUTS, PixelGradients, pixel_gradients
+from alges_fast.ops.pixel_gradients import BACKENDS, OUTPUTS, PixelGradients, check_outputs, pixel_gradients
 
-__all__ = ["BACKENDS", "OUTPUTS", "PixelGradients", "pixel_gradients"]
+__all__ = ["BACKENDS", "OUTPUTS", "PixelGradients", "check_outputs", "pixel_gradients"]

@@ -12,16 +12,16 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from alges_fast.ops.problem import OUTPUTS, Problem
+from alges_fast.ops.problem import OUTPUTS, Problem, check_outputs
 
-__all__ = ["BACKENDS", "OUTPUTS", "PixelGradients", "pixel_gradients"]
+__all__ = ["BACKENDS", "OUTPUTS", "PixelGradients", "check_outputs", "pixel_gradients"]
 
 logger = logging.getLogger(__name__)
 
@@ -153,11 +153,7 @@ def _validate(
     valid: Tensor | None,
     backend: str | None,
 ) -> None:
-    if isinstance(outputs, str) or not isinstance(outputs, Collection):  # an iterator could be read only once
-        raise TypeError(f"outputs must be a sequence of names, such as ('image',), got {outputs!r}")
-    for output in outputs:
-        if output not in OUTPUTS:
-            raise ValueError(f"outputs: unknown name {output!r}; choose from {', '.join(OUTPUTS)}")
+    check_outputs(outputs)
     if backend is not None and backend not in BACKENDS:
         raise ValueError(f"backend: unknown name {backend!r}; choose from {', '.join(BACKENDS)}")
 

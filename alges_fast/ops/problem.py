@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 OUTPUTS = ("image", "semantic", "semantic_vector", "norm_map", "class_pixels", "entropy", "margin", "confidence")
+
+
+def check_outputs(outputs: object, argument: str = "outputs") -> None:
+    """That an argument of this name is a collection of names out of `OUTPUTS`.
+
+    Raises:
+        TypeError: it is a string, or no collection.
+        ValueError: a name is unknown.
+    """
+    if isinstance(outputs, str) or not isinstance(outputs, Collection):  # an iterator could be read only once
+        raise TypeError(f"{argument} must be a sequence of names, such as ('image',), got {outputs!r}")
+    for output in outputs:
+        if output not in OUTPUTS:
+            raise ValueError(f"{argument}: unknown name {output!r}; choose from {', '.join(OUTPUTS)}")
 
 
 @dataclass(frozen=True, slots=True)

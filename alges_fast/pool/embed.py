@@ -25,7 +25,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sequenti
 
 from alges_fast.last_layer import LastLayer, evaluating, unwrapped
 from alges_fast.losses import Loss
-from alges_fast.ops import OUTPUTS
+from alges_fast.ops import check_outputs
 from alges_fast.pool.row_file import RowFile, fingerprint, signature
 
 __all__ = ["PRECISIONS", "Id", "Pool", "PoolEmbeddings", "Progress", "embed_pool", "pool_ids", "pool_sizes"]
@@ -211,9 +211,8 @@ def _validate(
 ) -> None:
     if not names:
         raise ValueError("output must name at least one output")
+    check_outputs(names, "output")
     for name in names:
-        if name not in OUTPUTS:
-            raise ValueError(f"output: unknown name {name!r}; choose from {', '.join(OUTPUTS)}")
         if names.count(name) > 1:
             raise ValueError(f"output: {name!r} is named twice")
     if batch_size < 1:

@@ -442,7 +442,7 @@ def test_a_pixel_shuffle_head() -> None:
     ("model", "message"),
     [
         (Head(nn.Conv2d(6, 1, 1)), "one output channel"),
-        (Head(nn.ConvTranspose2d(6, CLASSES, 2, stride=2)), r"'head'.*ConvTranspose2d(?s:.*)stem: Conv2d"),
+        (Head(nn.ConvTranspose2d(6, 6, 2, stride=2, groups=2)), r"'head'.*2 groups(?s:.*)stem: Conv2d"),
         (Head(nn.Conv2d(6, CLASSES, 3, padding=2, dilation=2)), r"'head'.*dilation is \(2, 2\)"),
         (Head(nn.Conv2d(6, CLASSES, 3, padding=1, stride=2)), r"'head'.*stride"),
         (Head(nn.Conv2d(6, CLASSES, 3)), r"'head'.*padding is \(0, 0\)"),
