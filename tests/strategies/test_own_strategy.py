@@ -1,0 +1,126 @@
+"""A strategy in a user's own file: one body for `run` and `select`, for frames and windows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from commands import SMALL
+from data.trees import folder_tree
+from torch import Tensor, nn
+
+from alges_fast import Window, select, select_regions
+from alges_fast.run import main
+from alges_fast.strategies import Query, Taken, get_strategy
+from alges_fast.windows import windows_of
+
+OWN = """
+from alges_fast.seeding import k_center_greedy
+from alges_fast.strategies import Strategy, by_score, by_seeding, candidate_images
+from alges_fast.strategies.embedding import embed
+
+class Brightest(Strategy):
+    name = "brightest"
+    reference = "-"
+    needs_model = False
+
+    def rate(self, query):
+        return by_score(query, {c: float(image.float().mean()) for c, image in candidate_images(query)})
+
+class Spread(Strategy):
+    name = "spread"
+    reference = "-"
+
+    def rate(self, query):
+        found = embed(query, ("semantic",))
+        return by_seeding(query, found.outputs["semantic"], found.positions, k_center_greedy)
+"""
+REGIONS, SIZE = (2, 3), (8, 9)
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> str:
+    (tmp_path / "mine.py").write_text(OWN)
+    return f"{tmp_path}/mine.py"
+
+
+@pytest.fixture
+def pool() -> list[tuple[str, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    return [(f"frame{i:02d}", torch.rand(3, *SIZE, generator=generator)) for i in range(12)]
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 1)).eval()
+
+
+def brightness(pool: list[tuple[str, Tensor]]) -> dict[Window, float]:
+    return {
+        window: float(image[:, window.y :, window.x :][:, : window.height, : window.width].mean())
+        for name, image in pool
+        for window in windows_of(name, SIZE, REGIONS)
+    }
+
+
+def test_it_picks_frames_in_select_with_no_model(own: str, pool: list[tuple[str, Tensor]]) -> None:
+    expected = sorted(pool, key=lambda item: -float(item[1].mean()))
+    found = select(None, pool, 4, strategy=f"{own}:Brightest", labelled=[expected[1][0]])
+    assert list(found.ids) == [name for name, _ in expected if name != expected[1][0]][:4]
+    assert found.scores[expected[0][0]] == pytest.approx(float(expected[0][1].mean()))
+
+
+def test_it_picks_windows_in_select_with_no_model(own: str, pool: list[tuple[str, Tensor]]) -> None:
+    found = select_regions(None, pool, 5 * 12, regions=REGIONS, strategy=f"{own}:Brightest")
+    scores = brightness(pool)
+    assert list(found.windows) == sorted(scores, key=lambda window: -scores[window])[:5]
+
+
+def test_it_asks_the_model_for_frames_and_for_windows(
+    own: str, model: nn.Module, pool: list[tuple[str, Tensor]]
+) -> None:
+    frames = select(model, pool, 12, strategy=f"{own}:Spread", progress=False)
+    assert set(frames.ids) == {name for name, _ in pool}
+    windows = select_regions(model, pool, 12 * 72, regions=REGIONS, strategy=f"{own}:Spread", progress=False)
+    assert set(windows.windows) == set(brightness(pool))
+
+
+def test_a_query_may_hold_some_windows_of_a_frame_and_others_labelled(own: str, pool: list[tuple[str, Tensor]]) -> None:
+    scores = brightness(pool)
+    order = sorted(scores, key=lambda window: -scores[window])
+    labelled, free = order[:7], [window for window in scores if window not in order[:7]]
+    query = Query(free, pool, labelled=labelled, regions=REGIONS)
+    rating = get_strategy(f"{own}:Brightest")().rate(query)
+    assert rating.draw(3, Taken()) == order[7:10]
+    assert rating.draw(3, Taken(order[7:8], order[8:9])) == order[9:12]
+    assert dict(rating.scores) == pytest.approx({window: scores[window] for window in free})
+
+
+def test_it_picks_frames_in_run(own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALGES_FAST_CACHE", str(tmp_path / "cache"))
+    root = folder_tree(tmp_path / "data", 6)
+    argv = ["--data_root", str(root), "--rounds", "2", "--strategies", f"{own}:Brightest,{own}:Spread"]
+    assert main([*SMALL, *argv, "--out", str(tmp_path / "out")]) == 0
+    bright, spread = (
+        json.loads((tmp_path / "out" / name / "seed0" / "round00" / "picks.json").read_text())
+        for name in ("brightest", "spread")
+    )
+    assert bright["ids"] == [max(bright["scores"], key=bright["scores"].get)]
+    assert len(bright["scores"]) == 4
+    assert len(spread["ids"]) == 1
+
+
+def test_a_strategy_that_needs_a_model_says_so(own: str, pool: list[tuple[str, Tensor]]) -> None:
+    with pytest.raises(ValueError, match="strategy 'alges-img' needs a trained model, got None"):
+        select(None, pool, 2)
+    with pytest.raises(ValueError, match="asks a trained model"):
+        get_strategy(f"{own}:Spread")().rate(Query([name for name, _ in pool], pool))
+
+
+def test_strategies_that_need_no_model_pick_before_there_is_one(pool: list[tuple[str, Tensor]]) -> None:
+    for strategy in ("random", "stratified-random"):
+        assert len(select(None, pool, 5, strategy=strategy).ids) == 5
+        assert len(select_regions(None, pool, 60, regions=REGIONS, strategy=strategy).windows) == 5
