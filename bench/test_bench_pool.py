@@ -21,7 +21,7 @@ from torch.func import functional_call, grad, vmap
 
 from alges_fast import LastLayer, embed_pool
 from alges_fast.models import build_model
-from alges_fast.pool.embed import _parts
+from alges_fast.pool.transfer import in_parts
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BATCH, CLASSES, SIDE = (64 if DEVICE.type == "cuda" else 8), 13, 224
@@ -50,7 +50,7 @@ def test_overhead_over_the_forward_pass(benchmark: Any, model: nn.Module, images
 
     def forward_in_parts() -> None:
         with torch.no_grad():
-            for part in _parts(images.to(DEVICE).to(memory_format=torch.channels_last)):
+            for part in in_parts(images.to(DEVICE).to(memory_format=torch.channels_last)):
                 model(part)
 
     def score() -> None:

@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from alges_fast.pool.errors import CannotContinue, FileInUse, RowsNotWritten
+
 try:
     import fcntl
 except ImportError:  # not POSIX
@@ -43,8 +45,9 @@ class RowFile:
         items: every image in the file; one that is not kept has no row.
 
     Raises:
-        ValueError: another process writes the file; or, with `resume`, something else made it, or it is damaged.
-        OSError: the file cannot be written; it is named.
+        FileInUse: another process writes the file.
+        CannotContinue: with `resume`, something else made it, or it is damaged.
+        RowsNotWritten: the disk is full, say; by any method that writes.
     """
 
     def __init__(self, path: Path, made_by: Mapping[str, Any], *, resume: bool) -> None:
@@ -118,9 +121,8 @@ class RowFile:
         self._lines.seek(0)
         first, *lines = self._lines.read().rpartition(b"\n")[0].split(b"\n")
         if not first:
-            raise ValueError(
-                f"out: no images are listed in {self.ids_path}, so {self.path} is no file to continue; resume=False "
-                "replaces it"
+            raise CannotContinue(
+                f"out: no images are listed in {self.ids_path}, so {self.path} is no file to continue", self.path
             )
         try:
             before = dict(json.loads(first))
@@ -130,9 +132,7 @@ class RowFile:
         if before != now:
             names = [name for name in {**now, **before} if before.get(name) != now.get(name)]
             what = "; ".join(f"{name} was {before.get(name)!r}, now {now.get(name)!r}" for name in names)
-            raise ValueError(
-                f"out: {self.path} is of another model or other arguments ({what}); resume=False replaces it"
-            )
+            raise CannotContinue(f"out: {self.path} is of another model or other arguments ({what})", self.path)
         for number, line in enumerate(lines, 2):
             try:
                 position, id, kept, checksum = json.loads(line)
@@ -154,8 +154,8 @@ class RowFile:
         if size < listed:  # to be filled up with zeros
             raise self._damaged(f"it has {size} bytes of rows, where {listed} are listed", self.path)
 
-    def _damaged(self, what: str, path: Path) -> ValueError:
-        return ValueError(f"out: {path} is damaged ({what}); resume=False replaces it")
+    def _damaged(self, what: str, path: Path) -> CannotContinue:
+        return CannotContinue(f"out: {path} is damaged ({what})", path)
 
     def _row_bytes(self) -> int:
         assert self._dtype is not None
@@ -213,7 +213,7 @@ def _named(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.filename is not None:
             raise
-        raise OSError(error.errno, f"{error.strerror}; resume=True continues from here", str(path)) from error
+        raise RowsNotWritten(error.errno, error.strerror, str(path)) from error
 
 
 def _lock(file: BinaryIO, path: Path) -> None:
@@ -223,8 +223,6 @@ def _lock(file: BinaryIO, path: Path) -> None:
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
-        raise ValueError(
-            f"out: another process is writing {path}; give every process, and every rank, a file of its own"
-        ) from None
+        raise FileInUse(path) from None
     except OSError:  # a file system without locks
         pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import inspect
 import json
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 
 from alges_fast import PoolEmbeddings, embed_pool
 from alges_fast.losses import focal
-from alges_fast.pool import row_file
+from alges_fast.pool import CannotContinue, FileInUse, RowsNotWritten, row_file
 
 N = 11
 BAD = 4
@@ -207,7 +208,7 @@ def test_another_pool_is_not_continued(
     state: str, change: Callable[..., Sequence[Any]], request: pytest.FixtureRequest
 ) -> None:
     out: Path = request.getfixturevalue(state)
-    with pytest.raises(ValueError, match=r"has changed since .*resume=False|images was 11, now 1[02]"):
+    with pytest.raises(CannotContinue, match=r"has changed since .*resume=False|images was 11, now 1[02]"):
         embed(out, change(make_pool()), resume=True)
     assert embed(out, change(make_pool())).positions.tolist() != []
 
@@ -216,7 +217,7 @@ def test_a_pool_in_another_order_is_not_continued_where_it_says_its_ids(tmp_path
     images = make_pool()
     embed(tmp_path / "out", Listed(images))
     swapped = [images[1], images[0], *images[2:]]
-    with pytest.raises(ValueError, match="ids was"):
+    with pytest.raises(CannotContinue, match="ids was"):
         embed(tmp_path / "out", Listed(swapped), resume=True)
     assert embed(tmp_path / "out", Listed(images), resume=True).ids[:2] == ("frame_0", "frame_1")
 
@@ -254,7 +255,7 @@ class Weighted(nn.Module):
 def test_what_makes_other_rows_is_named(name: str, before: Any, now: Any, tmp_path: Path) -> None:
     embed(tmp_path / "out", **{name: before})
     embed(tmp_path / "out", **{name: before}, resume=True)
-    with pytest.raises(ValueError, match=rf"another model or other arguments \({name} was .*, now .*resume=False"):
+    with pytest.raises(CannotContinue, match=rf"another model or other arguments \({name} was .*, now .*resume=False"):
         embed(tmp_path / "out", **{name: now}, resume=True)
 
 
@@ -269,7 +270,7 @@ def test_a_loss_is_known_again_in_another_process() -> None:
 
 
 def test_images_left_out_are_no_silent_part_of_a_strict_run(half: Path) -> None:
-    with pytest.raises(ValueError, match="made with on_nan='skip', without image 'frame_4'"):
+    with pytest.raises(CannotContinue, match="made with on_nan='skip', without image 'frame_4'"):
         embed(half, on_nan="raise", resume=True)
 
 
@@ -335,8 +336,11 @@ def test_a_damaged_file_is_named_and_left_alone(
     out: Path = request.getfixturevalue(state)
     damage(out)
     rows = (out / "image.npy").read_bytes()
-    with pytest.raises(ValueError, match=r"image\.npy.* resume=False replaces it"):
+    with pytest.raises(CannotContinue, match=r"image\.npy.* resume=False begins anew") as raised:
         embed(out, resume=True)
+    assert raised.value.path in (out / "image.npy", out / "image.npy.ids")
+    assert str(raised.value.path) in raised.value.reason
+    assert "resume=" not in raised.value.reason
     assert (out / "image.npy").read_bytes() == rows
     embed(out)
     embed(out, resume=True)
@@ -361,8 +365,11 @@ def full_disk() -> Iterator[None]:
 
 
 def test_a_full_disk_is_an_error_that_names_the_file(tmp_path: Path) -> None:
-    with full_disk(), pytest.raises(OSError, match=r"resume=True continues from here: '.*\.npy"):
+    with full_disk(), pytest.raises(RowsNotWritten, match=r"'.*\.npy'; resume=True continues from here") as raised:
         embed(tmp_path / "out")
+    assert raised.value.errno == errno.EFBIG
+    assert raised.value.strerror == os.strerror(errno.EFBIG)
+    assert Path(raised.value.filename).is_relative_to(tmp_path / "out")
     embed(tmp_path / "out", resume=True)
     embed(tmp_path / "whole")
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
@@ -381,7 +388,7 @@ def test_two_processes_do_not_write_one_file(whole: Path) -> None:
     holder.stdout.readline()
     before = contents(whole)
     for resume in (False, True):
-        with pytest.raises(ValueError, match=r"another process is writing .*entropy\.npy; give every process"):
+        with pytest.raises(FileInUse, match=r"another process is writing .*entropy\.npy; give every process"):
             embed(whole / "entropy.npy", output="entropy", resume=resume)
     assert contents(whole) == before
     holder.kill()
