@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from alges_fast._native import cpu_kernels, native_status
+from alges_fast.ops.native import addresses, operands
 from alges_fast.ops.problem import OUTPUTS, Problem
 
 
@@ -41,33 +42,17 @@ def unsupported(problem: Problem) -> str | None:
 def run(problem: Problem) -> dict[str, Tensor]:
     """All outputs asked for, in canonical shape."""
     found = {name: problem.empty(name) for name in problem.outputs}
-    _call(problem, {name: tensor.data_ptr() for name, tensor in found.items()}).run()
+    _call(problem, addresses(found)).run()
     return found
 
 
 def scratch_bytes(problem: Problem) -> int:
     """Memory that `run` takes beside its outputs, for all threads together; 0 where it cannot run."""
-    size: int = _call(problem, dict.fromkeys(problem.outputs, 1)).scratch()
+    size: int = _call(problem, [int(name in problem.outputs) for name in OUTPUTS]).scratch()
     return size
 
 
-def _call(problem: Problem, addresses: dict[str, int]) -> Any:
+def _call(problem: Problem, outputs: list[int]) -> Any:
     kernels = cpu_kernels()
     assert kernels is not None
-    return kernels.PixelGradientsCall(
-        shape=(problem.batch, problem.channels, problem.classes, *problem.spatial, *problem.kernel),
-        features=_operand(problem.features),
-        weight=problem.weight.data_ptr(),
-        bias=0 if problem.bias is None else problem.bias.data_ptr(),
-        logits=_operand(problem.logits),
-        residual=_operand(problem.residual),
-        valid=None if problem.valid is None else _operand(problem.valid.unsqueeze(1)),
-        outputs=[addresses.get(name, 0) for name in OUTPUTS],
-        threads=torch.get_num_threads(),
-    )
-
-
-def _operand(tensor: Tensor | None) -> tuple[int, str, tuple[int, ...]] | None:
-    if tensor is None:
-        return None
-    return tensor.data_ptr(), str(tensor.dtype).removeprefix("torch."), tensor.stride()
+    return kernels.PixelGradientsCall(**operands(problem), outputs=outputs, threads=torch.get_num_threads())

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from alges_fast import _native
-from alges_fast.ops.problem import OUTPUTS, Problem
-
-_DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # enum Dtype of csrc/cuda/pixel_gradients.h
+from alges_fast.ops.native import addresses, operands, sizes
+from alges_fast.ops.problem import Problem
 
 
 def unavailable() -> str | None:
@@ -26,13 +25,13 @@ def unsupported(problem: Problem) -> str | None:
     """Why this backend cannot run these inputs."""
     if problem.features.device.type != "cuda":
         return f"features are on {problem.features.device}, not on a CUDA device"
-    if problem.features.dtype not in _DTYPES:
-        return f"{problem.features.dtype} features; it computes in float32"
+    if problem.features.dtype == torch.float64:
+        return "float64 features; it computes in float32"
     reason = _native.cuda_unavailable(problem.features.device.index)
     if reason is not None:
         return reason
     native: Any = _native.cuda_kernels()
-    plan = _shape(native, problem).plan_tile(native.cuda_shared_limit(problem.features.device.index))
+    plan = native.cuda_tile_plan(sizes(problem), native.cuda_shared_limit(problem.features.device.index))
     return plan if isinstance(plan, str) else None
 
 
@@ -47,26 +46,10 @@ def launch(native: Any, problem: Problem, device: int, stream: int) -> dict[str,
     """Allocate outputs and scratch, and launch the kernels of the module `native`."""
     outputs = {name: problem.empty(name) for name in problem.outputs}
     call = native.CudaPixelGradientsCall(
-        shape=_shape(native, problem),
-        features=_operand(problem.features),
-        weight=problem.weight.data_ptr(),
-        bias=0 if problem.bias is None else problem.bias.data_ptr(),
-        logits=None if problem.logits is None else _operand(problem.logits),
-        residual=None if problem.residual is None else _operand(problem.residual),
-        valid=None if problem.valid is None else (problem.valid.data_ptr(), problem.valid.stride()),
-        outputs=[outputs[name].data_ptr() if name in outputs else 0 for name in OUTPUTS],
+        **operands(problem),
+        outputs=addresses(outputs),
         allow_tf32=torch.get_float32_matmul_precision() != "highest",
     )
     scratch = problem.features.new_empty(call.scratch_bytes(device), dtype=torch.uint8)
     call.run(device, scratch.data_ptr(), stream)
     return outputs
-
-
-def _shape(native: Any, problem: Problem) -> Any:
-    return native.CudaPixelGradientsShape(
-        problem.batch, problem.channels, problem.classes, problem.spatial, problem.kernel
-    )
-
-
-def _operand(tensor: Tensor) -> tuple[int, int, tuple[int, ...]]:
-    return tensor.data_ptr(), _DTYPES[tensor.dtype], tensor.stride()

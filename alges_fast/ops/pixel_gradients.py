@@ -59,6 +59,12 @@ class PixelGradients(NamedTuple):
     """(B,): sum of the largest p less the second largest."""
     confidence: Tensor | None = None
     """(B,): sum of the largest p."""
+    class_mass: Tensor | None = None
+    """(B, K): sum of p_k."""
+    class_entropy: Tensor | None = None
+    """(B, K): sum of p_k H, H = -Σ p ln p in nats; over k it adds up to `entropy`."""
+    feature_sum: Tensor | None = None
+    """(B, d): sum of the features themselves."""
 
 
 def pixel_gradients(
@@ -85,7 +91,8 @@ def pixel_gradients(
         bias: (K,), same types.
         outputs: names of the fields of `PixelGradients` to compute.
         logits: (B, K, *spatial), used instead of weight * features + bias; features' type or float32.
-        residual: (B, K, *spatial), dℓ/dlogits of each pixel for another loss; default is r above. Same types.
+        residual: (B, K, *spatial), dℓ/dlogits of each pixel for another loss; default is r above. Same types. It enters
+            `image`, `semantic`, `semantic_vector` and `norm_map`; the other outputs are of p and z all the same.
         valid: (B, *spatial) bool, the pixels that count; default all.
         backend: "reference", "cpu", "triton" or "cuda"; default the fastest that can run these inputs.
 
@@ -108,7 +115,8 @@ def pixel_gradients(
         >>> found.image.shape, found.semantic.shape, found.entropy.shape
         (torch.Size([2, 13, 16]), torch.Size([2, 13]), torch.Size([2]))
     """
-    _validate(features, weight, bias, outputs, logits, residual, valid, backend)
+    check_outputs(outputs)
+    _validate(features, weight, bias, logits, residual, valid, backend)
     requested = 0
     for name in outputs:
         requested |= 1 << OUTPUTS.index(name)
@@ -147,13 +155,11 @@ def _validate(
     features: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    outputs: Sequence[str],
     logits: Tensor | None,
     residual: Tensor | None,
     valid: Tensor | None,
     backend: str | None,
 ) -> None:
-    check_outputs(outputs)
     if backend is not None and backend not in BACKENDS:
         raise ValueError(f"backend: unknown name {backend!r}; choose from {', '.join(BACKENDS)}")
 
@@ -288,16 +294,12 @@ def _accumulator(features: Tensor) -> torch.dtype:
 
 def _shapes(features: Tensor, weight: Tensor) -> dict[str, tuple[int, ...]]:
     """The public shape of every output, in the order of OUTPUTS."""
-    batch, n_classes = features.shape[0], weight.shape[0]
-    per_weight, per_class = (batch, *weight.shape), (batch, n_classes)
-    per_pixel, per_image = (batch, *features.shape[2:]), (batch,)
-    return dict(
-        zip(
-            OUTPUTS,
-            (per_weight, per_class, per_weight, per_pixel, per_class, per_image, per_image, per_image),
-            strict=True,
-        )
-    )
+    batch, channels, *spatial = features.shape
+    per_weight, per_class = (batch, *weight.shape), (batch, weight.shape[0])
+    shapes = {"norm_map": (batch, *spatial), "feature_sum": (batch, channels)}
+    shapes |= dict.fromkeys(("image", "semantic_vector"), per_weight)
+    shapes |= dict.fromkeys(("semantic", "class_pixels", "class_mass", "class_entropy"), per_class)
+    return {name: shapes.get(name, (batch,)) for name in OUTPUTS}
 
 
 def _canonical(

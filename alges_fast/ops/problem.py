@@ -8,7 +8,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-OUTPUTS = ("image", "semantic", "semantic_vector", "norm_map", "class_pixels", "entropy", "margin", "confidence")
+OUTPUTS = (
+    "image",
+    "semantic",
+    "semantic_vector",
+    "norm_map",
+    "class_pixels",
+    "entropy",
+    "margin",
+    "confidence",
+    "class_mass",
+    "class_entropy",
+    "feature_sum",
+)
 
 
 def check_outputs(outputs: object, argument: str = "outputs") -> None:
@@ -79,8 +91,11 @@ class Problem:
 
     @property
     def needs_prediction(self) -> bool:
-        """Whether anything asked for depends on softmax or argmax: image and norm_map of a given residual do not."""
-        return self.residual is None or not self.outputs <= {"image", "norm_map"}
+        """Whether anything asked for depends on softmax or argmax: image and norm_map of a given residual do not, and
+        feature_sum never does.
+        """
+        independent = {"feature_sum"} if self.residual is None else {"feature_sum", "image", "norm_map"}
+        return not self.outputs <= independent
 
     def empty(self, name: str) -> Tensor:
         """An uninitialised tensor for one output, in canonical shape."""
@@ -90,8 +105,10 @@ class Problem:
     def shape(self, name: str) -> tuple[int, ...]:
         if name in ("image", "semantic_vector"):
             return self.batch, *self.weight.shape
-        if name in ("semantic", "class_pixels"):
+        if name in ("semantic", "class_pixels", "class_mass", "class_entropy"):
             return self.batch, self.classes
+        if name == "feature_sum":
+            return self.batch, self.channels
         if name == "norm_map":
             return self.batch, *self.spatial
         return (self.batch,)

@@ -65,13 +65,13 @@ def _one_image(problem: Problem, index: int) -> dict[str, Tensor]:
         others = exps_others.sum(0)
         total = exps.gather(0, prediction)[0] + others
 
-    if problem.residual is not None:
-        residual = problem.residual[index].to(dtype)
-    else:
-        # r = p - onehot; at the prediction minus the sum of the other classes' p, because p - 1 cancels near p = 1.
-        residual = torch.where(onehot, -others, exps) / total
-    residual = residual.masked_fill(~valid, 0)
-
+    if outputs & {"image", "semantic", "semantic_vector", "norm_map"}:
+        if problem.residual is not None:
+            residual = problem.residual[index].to(dtype)
+        else:
+            # r = p - onehot; at the prediction minus the sum of the other classes' p, because p - 1 cancels near p = 1.
+            residual = torch.where(onehot, -others, exps) / total
+        residual = residual.masked_fill(~valid, 0)
     if "image" in outputs:
         # Eq. 4: the mean over valid pixels of r ⊗ z̃; an image with none is all zeros.
         result["image"] = _outer_sum(residual, features, problem.kernel) / valid.sum().clamp(min=1)
@@ -89,15 +89,25 @@ def _one_image(problem: Problem, index: int) -> dict[str, Tensor]:
         result["semantic_vector"] = _outer_sum(residual.masked_fill(~counted, 0), features, problem.kernel)
     if "class_pixels" in outputs:
         result["class_pixels"] = counted.flatten(1).sum(1)
-    if "entropy" in outputs:
+    if outputs & {"entropy", "class_entropy"}:
         # -Σ p ln p = ln Σe - Σ e ln e / Σe; a class with e = 0 adds nothing, and ln e would be -inf there.
         weighted = torch.where(exps > 0, exps * shifted, exps).masked_fill(onehot, 0).sum(0)
-        result["entropy"] = (others.log1p() - weighted / total).masked_fill(~valid, 0).sum()
+        entropy = (others.log1p() - weighted / total).masked_fill(~valid, 0)
+    if "entropy" in outputs:
+        result["entropy"] = entropy.sum()
     if "margin" in outputs:
         # p of the best class less p of the runner-up, which for a single class is 0.
         result["margin"] = ((1 - exps_others.amax(0)) / total).masked_fill(~valid, 0).sum()
     if "confidence" in outputs:
         result["confidence"] = total.reciprocal().masked_fill(~valid, 0).sum()
+    if outputs & {"class_mass", "class_entropy"}:
+        probability = (torch.where(onehot, 1, exps) / total).masked_fill(~valid, 0)
+    if "class_mass" in outputs:
+        result["class_mass"] = probability.flatten(1).sum(1)
+    if "class_entropy" in outputs:
+        result["class_entropy"] = (probability * entropy).flatten(1).sum(1)
+    if "feature_sum" in outputs:
+        result["feature_sum"] = features.masked_fill(~valid, 0).flatten(1).sum(1)
     return result
 
 

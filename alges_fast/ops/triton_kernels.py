@@ -38,12 +38,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from alges_fast.ops.problem import Problem
+from alges_fast.ops.problem import OUTPUTS, Problem
 
 # The interpreter multiplies the raw bits of bfloat16 (triton#11584): there, halves become float32 as they are loaded.
 _INTERPRETED: tl.constexpr = tl.constexpr(triton.knobs.runtime.interpret)
 _SCRATCH = 15 * 2**20
 _MOST_CLASSES = 1024
+_BY_CLASS = {"class_mass", "class_entropy"}
 
 
 def unavailable() -> str | None:
@@ -85,6 +86,8 @@ def run(problem: Problem) -> dict[str, Tensor]:
         problem.channels * problem.kernel[0] * problem.kernel[1] * problem.kernel[2],
         problem.spatial[0] * problem.spatial[1] * problem.spatial[2],
         sums=len(problem.outputs & {"image", "semantic_vector"}),
+        by_class=bool(problem.outputs & _BY_CLASS),
+        features="feature_sum" in problem.outputs,
         float32=problem.features.dtype == torch.float32,
     )
     on_device = torch.cuda.device(problem.features.device) if problem.features.is_cuda else contextlib.nullcontext()
@@ -119,13 +122,25 @@ class Plan:
         return self.tiles_in_flight * self.tile_pixels
 
 
-def choose_plan(batch: int, n_classes: int, channels: int, pixels: int, *, sums: int, float32: bool) -> Plan:
+def choose_plan(
+    batch: int,
+    n_classes: int,
+    channels: int,
+    pixels: int,
+    *,
+    sums: int,
+    float32: bool,
+    by_class: bool = False,
+    features: bool = False,
+) -> Plan:
     """The plan for images of `pixels`, `channels` patch channels and `sums` (0, 1, 2) outputs of K x C each.
 
-    `float32`: features whose products take both operands in two parts, and so twice the registers.
+    `float32`: features whose products take both operands in two parts, and so twice the registers. `by_class`: whether
+    p is summed by class; `features`: whether the features are.
     """
     classes, padded = max(16, _power_of_2(n_classes)), max(16, _power_of_2(channels))
-    row = 4 * n_classes * channels * sums
+    row = 4 * channels * (n_classes * sums + features)
+    of_scores = 4 * (_score_columns(n_classes, by_class) + n_classes + 1)
     if padded <= 256 and classes <= 64 and classes * padded * max(1, sums) <= 8192:
         # Tiles of 8 KB, 16 for 256 channels, two stages, and the weight: within the 99 KB of the smallest GPU. Larger
         # float32 tiles spill registers from 64 channels on (bench/NOTES.md).
@@ -134,7 +149,7 @@ def choose_plan(batch: int, n_classes: int, channels: int, pixels: int, *, sums:
         # A chunk's sums are small beside the features it read, and 128 chunks fill a GPU.
         per_chunk = max(-(-tiles // 128), 4, 16 * classes // tile)
         chunks = -(-tiles // per_chunk)
-        images = _fit(batch, chunks * (row + 8 * n_classes + 16))
+        images = _fit(batch, chunks * (row + of_scores))
         warps = 8 if padded * tile > 2048 else 4
         return Plan(True, tile, padded, classes, chunks, per_chunk * tile, 1, 1, images, warps, 2)
 
@@ -150,12 +165,17 @@ def choose_plan(batch: int, n_classes: int, channels: int, pixels: int, *, sums:
     per_chunk = -(-tiles // chunks)
     chunks = -(-tiles // per_chunk)
     tiles_in_flight = max(1, min(per_chunk, in_flight // chunks))
-    scores = chunks * tiles_in_flight * (8 * n_classes + 16)
+    scores = chunks * tiles_in_flight * of_scores
     residuals = chunks * tiles_in_flight * tile * 4 * (classes + 1)
-    images = _fit(batch, residuals + scores + (chunks * row if chunks > 1 else 0))
+    images = _fit(batch, residuals + scores + (chunks * row if chunks > 1 else 4 * channels * features))
     segments = -(-per_chunk // tiles_in_flight)
     cut = chunks, per_chunk * tile, tiles_in_flight, segments, images
     return Plan(False, tile, channel_tile, classes, *cut, 8, stages)
+
+
+def _score_columns(n_classes: int, by_class: bool) -> int:
+    """semantic (K), entropy, margin, confidence; where asked for, class_mass and class_entropy (K each)."""
+    return n_classes + 3 + 2 * n_classes * by_class
 
 
 def _power_of_2(size: int) -> int:
@@ -206,8 +226,10 @@ class _Launch:
             "NORMS": bool(outputs & {"semantic", "norm_map"}),
             "SEMANTIC": "semantic" in outputs,
             "UNCERTAINTY": bool(outputs & {"entropy", "margin", "confidence"}),
+            "BY_CLASS": bool(outputs & _BY_CLASS),
             "COUNTS": "class_pixels" in outputs or ("image" in outputs and problem.valid is not None),
         }
+        self.columns = _score_columns(problem.classes, bool(outputs & _BY_CLASS))
         self.sums = {"IMAGE": "image" in outputs, "VECTOR": "semantic_vector" in outputs}
 
     def __call__(self, images: slice, results: dict[str, Tensor]) -> None:
@@ -223,7 +245,7 @@ class _Launch:
         n_images, n_classes = features[0].shape[0], problem.classes
         new = functools.partial(torch.empty, device=problem.features.device)
         n_scores = plan.chunks * plan.tiles_in_flight
-        scores = new(n_images, n_scores, n_classes + 3, dtype=torch.float32)
+        scores = new(n_images, n_scores, self.columns, dtype=torch.float32)
         counts = new(n_images, n_scores, n_classes + 1, dtype=torch.int32)
         if plan.chunks > 1:
             image, vector = (
@@ -232,12 +254,15 @@ class _Launch:
             )
         else:
             image, vector = found.get("image"), found.get("semantic_vector")
+        feature_sums = None
+        if "feature_sum" in found:
+            feature_sums = new(n_images, plan.chunks, problem.channels, dtype=torch.float32)
         sizes = self.height, self.width, self.pixels, plan.chunk_pixels
         options = {"num_warps": plan.warps, "num_stages": plan.stages}
         operands = (features, problem.weight, problem.bias, logits, residual, valid)
         if plan.one_pass:
             _one_pass[plan.chunks, n_images](
-                *operands, image, vector, scores, counts, found.get("norm_map"), *sizes,
+                *operands, image, vector, feature_sums, scores, counts, found.get("norm_map"), *sizes,
                 SUM_PRODUCT=self.product, **self.constants, **self.constants_of_pixels, **self.sums, **options,
             )  # fmt: skip
         else:
@@ -254,18 +279,19 @@ class _Launch:
                     plan.tiles_in_flight, SUMS=any(self.sums.values()), **self.constants, **self.constants_of_pixels,
                     **options,
                 )  # fmt: skip
-                if any(self.sums.values()):
+                if any(self.sums.values()) or feature_sums is not None:
                     _outer_sums[outer_grid](
-                        features, valid, flight, predictions, image, vector, *sizes, segment, plan.segment_pixels,
-                        SUM_PRODUCT=self.product, TILE_R=min(64, plan.tile_classes), **self.constants, **self.sums,
-                        **options,
+                        features, valid, flight, predictions, image, vector, feature_sums, *sizes, segment,
+                        plan.segment_pixels, SUM_PRODUCT=self.product, TILE_R=min(64, plan.tile_classes),
+                        **self.constants, **self.sums, **options,
                     )  # fmt: skip
         size = problem.weight.numel() if any(self.sums.values()) else 0
-        _finish[triton.cdiv(size, 1024) + 1, n_images](
-            image, vector, scores, counts, found.get("image"), found.get("semantic_vector"), found.get("semantic"),
-            found.get("class_pixels"), found.get("entropy"), found.get("margin"), found.get("confidence"), self.pixels,
-            plan.chunks, n_scores, size, VALID_GIVEN=valid is not None, K=n_classes, TILE=1024,
-            TILE_K=plan.tile_classes,
+        n_features = problem.channels if feature_sums is not None else 0
+        _finish[1 + triton.cdiv(size, 256) + triton.cdiv(n_features, 256), n_images](
+            image, vector, feature_sums, scores, counts, found.get("image"), found.get("semantic_vector"),
+            *(found.get(name) for name in OUTPUTS if name not in ("image", "semantic_vector", "norm_map")), self.pixels,
+            plan.chunks, n_scores, size, n_features, VALID_GIVEN=valid is not None, K=n_classes, COLUMNS=self.columns,
+            TILE=256, TILE_K=plan.tile_classes,
         )  # fmt: skip
 
 
@@ -446,23 +472,35 @@ def _uncertainty(predicted, shifted, exps, others, total, counting):
     )
 
 
+@triton.jit
+def _probability(predicted, shifted, exps, others, total, counting):
+    """p of every class, and p times the pixel's entropy; 0 where the pixel does not count."""
+    p = tl.where(predicted, 1.0, exps) / total[:, None]
+    entropy, _, _ = _uncertainty(predicted, shifted, exps, others, total, counting)
+    p = tl.where(counting[:, None], p, 0.0)
+    return p, p * entropy[:, None]
+
+
 @triton.jit(do_not_specialize=["height", "width", "pixels", "chunk_pixels"])
 def _one_pass(
-    features, weight, bias, logits, residual, valid, image_sums, vector_sums, scores, counts, norm_map,
+    features, weight, bias, logits, residual, valid, image_sums, vector_sums, feature_sums, scores, counts, norm_map,
     height, width, pixels, chunk_pixels,
     K: tl.constexpr, C: tl.constexpr, KERNEL: tl.constexpr, FLAT: tl.constexpr,
     TILE_P: tl.constexpr, TILE_C: tl.constexpr, TILE_K: tl.constexpr,
     WEIGHT_PRODUCT: tl.constexpr, SUM_PRODUCT: tl.constexpr, PREDICTION: tl.constexpr, NORMS: tl.constexpr,
-    SEMANTIC: tl.constexpr, UNCERTAINTY: tl.constexpr, COUNTS: tl.constexpr, IMAGE: tl.constexpr,
-    VECTOR: tl.constexpr,
+    SEMANTIC: tl.constexpr, UNCERTAINTY: tl.constexpr, BY_CLASS: tl.constexpr, COUNTS: tl.constexpr,
+    IMAGE: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     """One chunk of one image: program (chunk, image). Every output of a tile while its patches are at hand.
 
     features, logits, residual, valid: (pointer, strides) or None.
     image_sums, vector_sums: (images, chunks, K * C), Σ r ⊗ z̃ of the chunk.
-    scores: (images, chunks, K + 3), semantic, entropy, margin, confidence.
+    feature_sums: (images, chunks, d), Σ z.
+    scores: (images, chunks, K + 3 [+ 2 K]), semantic, entropy, margin, confidence, class_mass, class_entropy.
     counts: (images, chunks, K + 1), pixels of each class, valid pixels.
     """
+    TAPS: tl.constexpr = KERNEL[0] * KERNEL[1] * KERNEL[2]
+    COLUMNS: tl.constexpr = K + 3 + 2 * K * BY_CLASS
     chunk, image = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     row = image * tl.num_programs(0) + chunk
     channel, class_ = tl.arange(0, TILE_C), tl.arange(0, TILE_K)
@@ -477,6 +515,9 @@ def _one_pass(
     entropy = tl.zeros((TILE_P,), tl.float32)
     margin = tl.zeros((TILE_P,), tl.float32)
     confidence = tl.zeros((TILE_P,), tl.float32)
+    mass = tl.zeros((TILE_P, TILE_K), tl.float32)
+    mass_entropy = tl.zeros((TILE_P, TILE_K), tl.float32)
+    feature_sum = tl.zeros((TILE_C,), tl.float32)
 
     stop = tl.minimum((chunk + 1) * chunk_pixels, pixels)
     for start in range(chunk * chunk_pixels, stop, TILE_P):
@@ -484,7 +525,7 @@ def _one_pass(
         z, y, x = _position(pixel, height, width, FLAT)
         inside = pixel < stop
         counting = _counting(valid, image, z, y, x, inside)
-        if NORMS or IMAGE or VECTOR or (PREDICTION and logits is None):
+        if NORMS or IMAGE or VECTOR or (PREDICTION and logits is None) or feature_sums is not None:
             patch = _patches(features, image, z, y, x, counting, channel, height, width, pixels, C, KERNEL, FLAT)
 
         if PREDICTION:
@@ -498,7 +539,7 @@ def _one_pass(
             own = predicted & counting[:, None]
         if residual is not None:
             r = _given(residual, image, z, y, x, counting, K, TILE_K)
-        else:
+        elif PREDICTION:
             # At the prediction minus the sum of the other classes' p: p - 1 cancels near p = 1.
             r = tl.where(predicted, -others[:, None], exps) / total[:, None]
             r = tl.where(counting[:, None], r, 0.0)
@@ -525,6 +566,12 @@ def _one_pass(
             entropy += more[0]
             margin += more[1]
             confidence += more[2]
+        if BY_CLASS:
+            p, p_entropy = _probability(predicted, shifted, exps, others, total, counting)
+            mass += p
+            mass_entropy += p_entropy
+        if feature_sums is not None:
+            feature_sum += tl.sum(patch.to(tl.float32), 0)
 
     place = row * (K * C) + class_[:, None] * C + channel[None, :]
     kept = (class_ < K)[:, None] & (channel < C)[None, :]
@@ -532,13 +579,20 @@ def _one_pass(
         tl.store(image_sums + place, image_sum, mask=kept)
     if VECTOR:
         tl.store(vector_sums + place, vector_sum, mask=kept)
-    scores += row * (K + 3)
+    if feature_sums is not None:
+        # Of a pixel's patch the middle is the pixel itself.
+        middle = (channel < C) & (channel % TAPS == TAPS // 2)
+        tl.store(feature_sums + row * (C // TAPS) + channel // TAPS, feature_sum, mask=middle)
+    scores += row * COLUMNS
     if SEMANTIC:
         tl.store(scores + class_, tl.sum(semantic, 0), mask=class_ < K)
     if UNCERTAINTY:
         tl.store(scores + K, tl.sum(entropy, 0))
         tl.store(scores + K + 1, tl.sum(margin, 0))
         tl.store(scores + K + 2, tl.sum(confidence, 0))
+    if BY_CLASS:
+        tl.store(scores + K + 3 + class_, tl.sum(mass, 0), mask=class_ < K)
+        tl.store(scores + 2 * K + 3 + class_, tl.sum(mass_entropy, 0), mask=class_ < K)
     counts += row * (K + 1)
     if COUNTS:
         tl.store(counts + K, tl.sum(valid_pixels, 0))
@@ -553,7 +607,7 @@ def _residuals(
     K: tl.constexpr, C: tl.constexpr, KERNEL: tl.constexpr, FLAT: tl.constexpr,
     TILE_P: tl.constexpr, TILE_C: tl.constexpr, TILE_K: tl.constexpr,
     WEIGHT_PRODUCT: tl.constexpr, PREDICTION: tl.constexpr, NORMS: tl.constexpr, SEMANTIC: tl.constexpr,
-    UNCERTAINTY: tl.constexpr, COUNTS: tl.constexpr, SUMS: tl.constexpr,
+    UNCERTAINTY: tl.constexpr, BY_CLASS: tl.constexpr, COUNTS: tl.constexpr, SUMS: tl.constexpr,
 ):  # fmt: skip
     """One tile of a chunk's segment: program (chunk * tiles_in_flight + tile, image). Keeps r, adds to the scores.
 
@@ -596,7 +650,7 @@ def _residuals(
         own = predicted & counting[:, None]
     if residual is not None:
         r = _given(residual, image, z, y, x, counting, K, TILE_K)
-    else:
+    elif PREDICTION:
         r = tl.where(predicted, -others[:, None], exps) / total[:, None]
         r = tl.where(counting[:, None], r, 0.0)
 
@@ -605,7 +659,7 @@ def _residuals(
         tl.store(flight + in_flight[:, None] * TILE_K + class_[None, :], r)
         if PREDICTION:
             tl.store(predictions + in_flight, tl.where(counting, prediction, -1))
-    scores += row * (K + 3)
+    scores += row * (K + 3 + 2 * K * BY_CLASS)
     counts += row * (K + 1)
     later = segment > 0
     known = tl.minimum(segment, 1) * K  # classes with sums of earlier segments: none or all
@@ -622,6 +676,13 @@ def _residuals(
         tl.store(scores + K, tl.where(later, tl.load(scores + K), 0) + tl.sum(entropy, 0))
         tl.store(scores + K + 1, tl.where(later, tl.load(scores + K + 1), 0) + tl.sum(margin, 0))
         tl.store(scores + K + 2, tl.where(later, tl.load(scores + K + 2), 0) + tl.sum(confidence, 0))
+    if BY_CLASS:
+        p, p_entropy = _probability(predicted, shifted, exps, others, total, counting)
+        mass = scores + K + 3 + class_
+        before = tl.load(mass, mask=class_ < known, other=0.0)
+        tl.store(mass, before + tl.sum(p, 0), mask=class_ < K)
+        before = tl.load(mass + K, mask=class_ < known, other=0.0)
+        tl.store(mass + K, before + tl.sum(p_entropy, 0), mask=class_ < K)
     if COUNTS:
         tl.store(counts + K, tl.where(later, tl.load(counts + K), 0) + tl.sum(counting.to(tl.int32), 0))
         if PREDICTION:
@@ -631,13 +692,17 @@ def _residuals(
 
 @triton.jit(do_not_specialize=["height", "width", "pixels", "chunk_pixels", "segment", "segment_pixels"])
 def _outer_sums(
-    features, valid, flight, predictions, image_sums, vector_sums,
+    features, valid, flight, predictions, image_sums, vector_sums, feature_sums,
     height, width, pixels, chunk_pixels, segment, segment_pixels,
     K: tl.constexpr, C: tl.constexpr, KERNEL: tl.constexpr, FLAT: tl.constexpr,
     TILE_P: tl.constexpr, TILE_C: tl.constexpr, TILE_K: tl.constexpr, TILE_R: tl.constexpr,
     SUM_PRODUCT: tl.constexpr, IMAGE: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
-    """A segment's Σ r ⊗ z̃, added to its chunk's: program (chunk * channel tiles + channel tile, class tile, image)."""
+    """A segment's Σ r ⊗ z̃ and Σ z, added to its chunk's.
+
+    Program (chunk * channel tiles + channel tile, class tile, image).
+    """
+    TAPS: tl.constexpr = KERNEL[0] * KERNEL[1] * KERNEL[2]
     N_TILES: tl.constexpr = (C + TILE_C - 1) // TILE_C
     chunk, image = (tl.program_id(0) // N_TILES).to(tl.int64), tl.program_id(2).to(tl.int64)
     row = image * (tl.num_programs(0) // N_TILES) + chunk
@@ -650,6 +715,11 @@ def _outer_sums(
         image_sum = tl.load(image_sums + place, mask=later, other=0.0)
     if VECTOR:
         vector_sum = tl.load(vector_sums + place, mask=later, other=0.0)
+    if feature_sums is not None:
+        # Of a pixel's patch the middle is the pixel itself; one class tile adds it up.
+        middle = (channel < C) & (channel % TAPS == TAPS // 2) & (tl.program_id(1) == 0)
+        feature_place = feature_sums + row * (C // TAPS) + channel // TAPS
+        feature_sum = tl.load(feature_place, mask=middle & (segment > 0), other=0.0)
 
     stop = tl.minimum((chunk + 1) * chunk_pixels, pixels)
     first = chunk * chunk_pixels + segment.to(tl.int64) * segment_pixels
@@ -660,7 +730,10 @@ def _outer_sums(
         counting = _counting(valid, image, z, y, x, pixel < stop)
         patch = tl.trans(_patches(features, image, z, y, x, counting, channel, height, width, pixels, C, KERNEL, FLAT))
         in_flight = row * segment_pixels + in_segment
-        r = tl.load(flight + in_flight[:, None] * TILE_K + class_[None, :])
+        if IMAGE or VECTOR:
+            r = tl.load(flight + in_flight[:, None] * TILE_K + class_[None, :])
+        if feature_sums is not None:
+            feature_sum += tl.sum(patch.to(tl.float32), 1)
         if IMAGE:
             image_sum += tl.trans(_product(patch, r, SUM_PRODUCT))  # transposed as in `_one_pass`
         if VECTOR:
@@ -671,52 +744,71 @@ def _outer_sums(
         tl.store(image_sums + place, image_sum, mask=kept)
     if VECTOR:
         tl.store(vector_sums + place, vector_sum, mask=kept)
+    if feature_sums is not None:
+        tl.store(feature_place, feature_sum, mask=middle)
 
 
 @triton.jit(do_not_specialize=["pixels", "n_sums", "n_scores"])
 def _finish(
-    image_sums, vector_sums, scores, counts, image, vector, semantic, class_pixels, entropy, margin, confidence,
-    pixels, n_sums, n_scores, size,
-    VALID_GIVEN: tl.constexpr, K: tl.constexpr, TILE: tl.constexpr, TILE_K: tl.constexpr,
+    image_sums, vector_sums, feature_sums, scores, counts, image, vector,
+    semantic, class_pixels, entropy, margin, confidence, class_mass, class_entropy, feature_sum,
+    pixels, n_sums, n_scores, size, n_features,
+    VALID_GIVEN: tl.constexpr, K: tl.constexpr, COLUMNS: tl.constexpr, TILE: tl.constexpr, TILE_K: tl.constexpr,
 ):  # fmt: skip
-    """An image's partial sums, added in order: program (block of K * C, image), and one more for the scores."""
+    """An image's partial sums, added up: program (the scores, blocks of K * C, blocks of d; image)."""
     block, b = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    score_row, count_row = scores + b * n_scores * (K + 3), counts + b * n_scores * (K + 1)
-    if block < tl.num_programs(0) - 1:
-        element = block.to(tl.int64) * TILE + tl.arange(0, TILE)
-        inside = element < size
-        first = b * n_sums * size + element
-        if image is not None:
-            total = _in_order(image_sums + first, n_sums, size, inside, tl.float32)
-            n_valid = pixels
-            if VALID_GIVEN:
-                n_valid = tl.maximum(_in_order(count_row + K, n_scores, K + 1, True, tl.int64), 1)
-            tl.store(image + b * size + element, total / n_valid.to(tl.float32), mask=inside)
-        if vector is not None:
-            total = _in_order(vector_sums + first, n_sums, size, inside, tl.float32)
-            tl.store(vector + b * size + element, total, mask=inside)
-    else:
+    score_row, count_row = scores + b * n_scores * COLUMNS, counts + b * n_scores * (K + 1)
+    first_of_features = 1 + tl.cdiv(size, TILE)
+    if block == 0:
         class_ = tl.arange(0, TILE_K)
         known = class_ < K
         if semantic is not None:
-            of_classes = _in_order(score_row + class_, n_scores, K + 3, known, tl.float32)
-            tl.store(semantic + b * K + class_, of_classes, known)
+            tl.store(semantic + b * K + class_, _total(score_row, class_, known, n_scores, COLUMNS, tl.float32), known)
         if class_pixels is not None:
-            number = _in_order(count_row + class_, n_scores, K + 1, known, tl.int64)
-            tl.store(class_pixels + b * K + class_, number, known)
+            tl.store(class_pixels + b * K + class_, _total(count_row, class_, known, n_scores, K + 1, tl.int64), known)
+        if class_mass is not None:
+            column = class_ + K + 3
+            tl.store(
+                class_mass + b * K + class_, _total(score_row, column, known, n_scores, COLUMNS, tl.float32), known
+            )
+        if class_entropy is not None:
+            column = class_ + 2 * K + 3
+            of_class = _total(score_row, column, known, n_scores, COLUMNS, tl.float32)
+            tl.store(class_entropy + b * K + class_, of_class, known)
+        one = tl.arange(0, 1)
         if entropy is not None:
-            tl.store(entropy + b, _in_order(score_row + K, n_scores, K + 3, True, tl.float32))
+            tl.store(entropy + b + one, _total(score_row, K + one, one == 0, n_scores, COLUMNS, tl.float32))
         if margin is not None:
-            tl.store(margin + b, _in_order(score_row + K + 1, n_scores, K + 3, True, tl.float32))
+            tl.store(margin + b + one, _total(score_row, K + 1 + one, one == 0, n_scores, COLUMNS, tl.float32))
         if confidence is not None:
-            tl.store(confidence + b, _in_order(score_row + K + 2, n_scores, K + 3, True, tl.float32))
+            tl.store(confidence + b + one, _total(score_row, K + 2 + one, one == 0, n_scores, COLUMNS, tl.float32))
+    elif block < first_of_features:
+        element = (block - 1).to(tl.int64) * TILE + tl.arange(0, TILE)
+        inside = element < size
+        if image is not None:
+            total = _total(image_sums + b * n_sums * size, element, inside, n_sums, size, tl.float32)
+            n_valid = pixels
+            if VALID_GIVEN:
+                one = tl.arange(0, 1)
+                n_valid = tl.maximum(tl.sum(_total(count_row, K + one, one == 0, n_scores, K + 1, tl.int64), 0), 1)
+            tl.store(image + b * size + element, total / n_valid.to(tl.float32), mask=inside)
+        if vector is not None:
+            total = _total(vector_sums + b * n_sums * size, element, inside, n_sums, size, tl.float32)
+            tl.store(vector + b * size + element, total, mask=inside)
+    elif feature_sum is not None:
+        element = (block - first_of_features) * TILE + tl.arange(0, TILE)
+        inside = element < n_features
+        total = _total(feature_sums + b * n_sums * n_features, element, inside, n_sums, n_features, tl.float32)
+        tl.store(feature_sum + b * n_features + element, total, mask=inside)
 
 
 @triton.jit
-def _in_order(part, n_parts, step, mask, TYPE: tl.constexpr):
-    """Σ over parts `step` elements apart, from the first to the last."""
-    total = tl.load(part, mask=mask).to(TYPE)
-    for _ in range(1, n_parts):
-        part += step
-        total += tl.load(part, mask=mask).to(TYPE)
+def _total(parts, column, wanted, n_parts, columns, TYPE: tl.constexpr):
+    """Σ over the rows of (n_parts, columns), a few rows at a time as a tree, their sums one after the other."""
+    ROWS: tl.constexpr = max(1, min(64, 4096 // column.shape[0]))
+    total = tl.zeros(column.shape, TYPE)
+    for first in range(0, n_parts, ROWS):
+        row = first + tl.arange(0, ROWS)
+        place = parts + row.to(tl.int64)[:, None] * columns + column[None, :]
+        total += tl.sum(tl.load(place, mask=(row < n_parts)[:, None] & wanted[None, :], other=0).to(TYPE), 0)
     return total

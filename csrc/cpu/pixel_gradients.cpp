@@ -69,8 +69,7 @@ bool make_plan(const PixelGradientsCall& call, PixelGradientsPlan& plan, std::ve
   const int64_t terms = d * plan.taps;
   plan.runs = terms <= kTerms * 4 / 3 ? 1 : std::min(d, (terms + kTerms - 1) / kTerms);
   plan.norms = call.semantic || call.norm_map;
-  plan.predict = !call.residual.data || call.semantic || call.semantic_vector || call.class_pixels || call.entropy ||
-                 call.margin || call.confidence;
+  plan.predict = call.need_prediction(call.residual.data != nullptr);
   plan.shared_weights = K * d * plan.taps * 4 <= kWeightLimit;
 
   plan.along_positions = plan.taps == 1 && K * plan.padded_channels * kWidest * 4 <= kLaneLimit;
@@ -115,6 +114,7 @@ bool make_plan(const PixelGradientsCall& call, PixelGradientsPlan& plan, std::ve
   at.own_residual = layout.take(block);
   at.best = layout.take(plan.step);
   at.inverse = layout.take(plan.step);
+  at.entropy = layout.take(call.class_entropy ? plan.step : 0);
   at.prediction = layout.take(block);
   at.mask = layout.take(block);
   at.class_sums = layout.take(K * kWidest);
@@ -143,19 +143,39 @@ struct Partials {
   Partials(const PixelGradientsCall& call, const PixelGradientsPlan& plan)
       : classes(call.classes),
         sums(plan.taps * call.classes * call.channels),
-        doubles(round_up(kScores + 2 * classes, 8)),
-        floats(2 * doubles + sums * ((call.image != nullptr) + (call.semantic_vector != nullptr))),
+        doubles(round_up(kScores + classes * (2 + (call.class_mass != nullptr) + (call.class_entropy != nullptr)) +
+                             (call.feature_sum ? call.channels : 0),
+                         8)),
+        // Whole vectors: the doubles of the next partial stay aligned.
+        floats(round_up(2 * doubles + sums * ((call.image != nullptr) + (call.semantic_vector != nullptr)), kWidest)),
         chunks(std::min({kMaxChunks, call.size[0] * plan.plane_blocks, kPartialLimit / (4 * floats)})),
         in_place(chunks <= 1) {
     chunks = std::max<int64_t>(chunks, 1);
     if (in_place) floats = 2 * doubles;
   }
 
+  // The doubles of a partial by name.
+  PixelGradientsPartial named(const PixelGradientsCall& call, double* scores) const {
+    PixelGradientsPartial partial{};
+    double* next = scores;
+    const auto take = [&](int64_t n) {
+      double* const at = next;
+      next += n;
+      return at;
+    };
+    partial.scores = take(kScores);
+    partial.semantic = take(classes);
+    partial.class_pixels = take(classes);
+    if (call.class_mass) partial.class_mass = take(classes);
+    if (call.class_entropy) partial.class_entropy = take(classes);
+    if (call.feature_sum) partial.feature_sum = take(call.channels);
+    return partial;
+  }
+
   PixelGradientsPartial at(const PixelGradientsCall& call, float* buffer, int64_t index, int64_t image) const {
     float* const start = buffer + index * floats;
-    double* const scores = reinterpret_cast<double*>(start);
     float* const first = start + 2 * doubles;
-    PixelGradientsPartial partial{scores, scores + kScores, scores + kScores + classes, nullptr, nullptr};
+    PixelGradientsPartial partial = named(call, reinterpret_cast<double*>(start));
     if (call.image) partial.image = in_place ? call.image + image * sums : first;
     if (call.semantic_vector)
       partial.semantic_vector = in_place ? call.semantic_vector + image * sums : first + (call.image ? sums : 0);
@@ -184,31 +204,33 @@ void combine(const PixelGradientsCall& call, const PixelGradientsPlan& plan, con
   }
 }
 
+template <class T>
+void write(T* output, const double* sums, int64_t image, int64_t n) {
+  if (output) std::transform(sums, sums + n, output + image * n, [](double sum) { return static_cast<T>(sum); });
+}
+
 void finish(const PixelGradientsCall& call, const PixelGradientsPlan& plan, const Partials& partials, float* buffer, float* scratch,
             int64_t first, int64_t image) {
-  double scores[kScores] = {};
-  std::vector<double> semantic(call.classes), pixels(call.classes);
+  std::vector<double> doubles(partials.doubles);
   const float *sums[kMaxChunks], *vectors[kMaxChunks];
   for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
     const PixelGradientsPartial partial = partials.at(call, buffer, first + chunk, image);
-    for (int i = 0; i < kScores; ++i) scores[i] += partial.scores[i];
-    for (int64_t k = 0; k < call.classes; ++k) {
-      semantic[k] += partial.semantic[k];
-      pixels[k] += partial.class_pixels[k];
-    }
+    for (int64_t i = 0; i < partials.doubles; ++i) doubles[i] += partial.scores[i];
     sums[chunk] = partial.image;
     vectors[chunk] = partial.semantic_vector;
   }
+  const PixelGradientsPartial total = partials.named(call, doubles.data());
   const int64_t per_image = call.classes * call.channels * plan.taps;
-  if (call.image) combine(call, plan, sums, 1 / std::max(scores[kValidPixels], 1.0), scratch, call.image + image * per_image);
+  if (call.image) combine(call, plan, sums, 1 / std::max(total.scores[kValidPixels], 1.0), scratch, call.image + image * per_image);
   if (call.semantic_vector) combine(call, plan, vectors, 1, scratch, call.semantic_vector + image * per_image);
-  for (int64_t k = 0; k < call.classes; ++k) {
-    if (call.semantic) call.semantic[image * call.classes + k] = static_cast<float>(semantic[k]);
-    if (call.class_pixels) call.class_pixels[image * call.classes + k] = static_cast<int64_t>(pixels[k]);
-  }
-  if (call.entropy) call.entropy[image] = static_cast<float>(scores[kEntropy]);
-  if (call.margin) call.margin[image] = static_cast<float>(scores[kMargin]);
-  if (call.confidence) call.confidence[image] = static_cast<float>(scores[kConfidence]);
+  write(call.semantic, total.semantic, image, call.classes);
+  write(call.class_pixels, total.class_pixels, image, call.classes);
+  write(call.entropy, total.scores + kEntropy, image, 1);
+  write(call.margin, total.scores + kMargin, image, 1);
+  write(call.confidence, total.scores + kConfidence, image, 1);
+  write(call.class_mass, total.class_mass, image, call.classes);
+  write(call.class_entropy, total.class_entropy, image, call.classes);
+  write(call.feature_sum, total.feature_sum, image, call.channels);
 }
 
 // Everything decided before the first byte is read.

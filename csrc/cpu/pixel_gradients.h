@@ -7,29 +7,17 @@
 
 #include <cstdint>
 
+#include "call.h"
 #include "cpu/isa.h"
 
 namespace alges {
 
-enum class Type { float32, bfloat16, float16, boolean };
-
-// (B, channels, D, H, W); strides in elements. `valid` has no channels. data is null where an operand is not given.
-struct Operand {
-  const void* data = nullptr;
-  Type type = Type::float32;
-  int64_t stride[5] = {0, 0, 0, 0, 0};
-};
-
-struct PixelGradientsCall {
+struct PixelGradientsCall : Outputs {
   int64_t batch, channels, classes;
   int64_t size[3], kernel[3];  // D, H, W
   Operand features, logits, residual, valid;
   const float* weight;  // (K, d, *kernel)
   const float* bias;    // (K,) or null
-  // Outputs, contiguous; null where not asked for.
-  float *image, *semantic, *semantic_vector, *norm_map;
-  int64_t* class_pixels;
-  float *entropy, *margin, *confidence;
   int threads;
 };
 
@@ -63,7 +51,7 @@ struct PixelGradientsPlan {
 
   // A thread's scratch, as offsets in floats, and its size.
   struct {
-    int64_t features, residual, columns, squares, patch_squares, norms, own_residual, best, inverse, prediction, mask;
+    int64_t features, residual, columns, squares, patch_squares, norms, own_residual, best, inverse, entropy, prediction, mask;
     int64_t class_sums, class_counts, class_vectors, lane_sums, weights, size;
   } scratch;
 };
@@ -73,6 +61,9 @@ struct PixelGradientsPartial {
   double* scores;           // entropy, margin, confidence, valid pixels
   double* semantic;         // (K,)
   double* class_pixels;     // (K,); exact, being below 2^53
+  double* class_mass;       // (K,), (K,) and (d,); null where not asked for
+  double* class_entropy;
+  double* feature_sum;
   float* image;             // (K, taps, d), zero at the start
   float* semantic_vector;   // the same
 };

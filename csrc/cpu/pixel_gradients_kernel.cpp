@@ -164,6 +164,7 @@ class Chunk {
         own_residual_(scratch + plan.scratch.own_residual),
         best_(scratch + plan.scratch.best),
         inverse_(scratch + plan.scratch.inverse),
+        entropy_(scratch + plan.scratch.entropy),
         prediction_(reinterpret_cast<int32_t*>(scratch + plan.scratch.prediction)),
         mask_(reinterpret_cast<int32_t*>(scratch + plan.scratch.mask)),
         class_sums_(scratch + plan.scratch.class_sums),
@@ -185,6 +186,7 @@ class Chunk {
         if (call_.residual.data) given_residual(step);
       }
       if (call_.norm_map) write_norm_map();
+      if (call_.feature_sum) feature_sums();
       if (call_.image || call_.semantic_vector) products();
       positions += n_;
       if (positions >= kFold) {
@@ -204,7 +206,7 @@ class Chunk {
   const int64_t item_;   // bytes of a feature
   const int64_t pitch_;  // from one row of features to the next: the positions of the block's windows
   float *const features_, *const residual_, *const columns_, *const squares_, *const patch_squares_, *const norms_,
-      *const own_residual_, *const best_, *const inverse_;
+      *const own_residual_, *const best_, *const inverse_, *const entropy_;
   int32_t *const prediction_, *const mask_;
   float* const class_sums_;
   int32_t* const class_counts_;
@@ -487,7 +489,7 @@ class Chunk {
   }
 
   void softmax(int64_t step) {
-    if (call_.entropy || call_.margin || call_.confidence)
+    if (call_.entropy || call_.margin || call_.confidence || call_.class_entropy)
       masked_ ? softmax_of<true, true>(step) : softmax_of<false, true>(step);
     else
       masked_ ? softmax_of<true, false>(step) : softmax_of<false, false>(step);
@@ -500,7 +502,8 @@ class Chunk {
     const int64_t n = round_up(smaller(plan_.step, n_ - step), kGroup), pitch = plan_.step, K = classes();
     const bool norms = plan_.norms, pixels = call_.class_pixels;
     float *const rows = residual_of(step), *const best_of = best_, *const own_of = own_residual_ + step,
-        *const norm_of = norms_ + step, *const inverse_of = inverse_, *const class_sums = class_sums_;
+        *const norm_of = norms_ + step, *const inverse_of = inverse_, *const class_sums = class_sums_,
+        *const entropy_of = call_.class_entropy ? entropy_ : nullptr;
     const float* const patch_squares = patch_squares_ + step;
     int32_t* const prediction_of = prediction_ + step;
     Vec entropy = {}, margin = {}, confidence = {};
@@ -537,7 +540,9 @@ class Chunk {
         if (kScored) {
           const Int keep = kMasked ? load(mask_ + step + at) : splat(-1);
           const Vec p = splat(1.0f) / (splat(1.0f) + (best[v] - best[v]) + others[v]);
-          entropy += keep ? log1p_nonnegative(others[v]) - weighted[v] * p : Vec{};
+          const Vec own_entropy = keep ? log1p_nonnegative(others[v]) - weighted[v] * p : Vec{};
+          entropy += own_entropy;
+          if (entropy_of) store(entropy_of + at, own_entropy);
           margin += keep ? (splat(1.0f) - second[v]) * p : Vec{};
           confidence += keep ? p : Vec{};
         }
@@ -567,6 +572,10 @@ class Chunk {
         store(norm_of + i, kMasked ? (keep ? norm : Vec{}) : norm);
       }
     }
+    if (call_.class_entropy)
+      class_probabilities<true>(step, n);
+    else if (call_.class_mass)
+      class_probabilities<false>(step, n);
     if (call_.residual.data) return;
 
     for (int64_t i = 0; i < n; i += kSpan) {
@@ -594,6 +603,37 @@ class Chunk {
         total_of += kLanes;
       } while (++k < K);
       if (pixels) count_pixels(step + i);
+    }
+  }
+
+  // Σ p_k, and with entropies Σ p_k H, over a step whose rows hold e = exp(s - max s), 0 at the prediction.
+  template <bool kEntropies>
+  void class_probabilities(int64_t step, int64_t n) {
+    const float* const rows = residual_of(step);
+    for (int64_t k = 0; k < classes(); ++k) {
+      Vec mass = {}, entropy = {};
+      for (int64_t i = 0; i < n; i += kLanes) {
+        const Vec inverse = load(inverse_ + i);
+        const Mask predicted = equal(load(prediction_ + step + i), splat(static_cast<int32_t>(k)));
+        const Vec p = select(predicted, inverse, load(rows + k * plan_.step + i) * inverse);
+        mass += p;
+        if (kEntropies) entropy += p * load(entropy_ + i);
+      }
+      if (call_.class_mass) partial_.class_mass[k] += sum(mass);
+      if (kEntropies) partial_.class_entropy[k] += sum(entropy);
+    }
+  }
+
+  // Σ z over the block. What lies in scratch beyond the pixels that count may belong to their neighbours' patches.
+  void feature_sums() {
+    const float* const rows = features_ + plan_.offset[plan_.taps / 2];
+    for (int64_t c = 0; c < channels(); ++c) {
+      Vec total = {};
+      for (int64_t i = 0; i < n_; i += kLanes) {
+        const Vec z = load(rows + c * pitch_ + i);
+        total += masked_ ? (load(mask_ + i) ? z : Vec{}) : z;
+      }
+      partial_.feature_sum[c] += sum(total);
     }
   }
 

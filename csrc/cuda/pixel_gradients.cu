@@ -11,10 +11,11 @@ namespace {
 
 void launch_tile(const Pass& pass, const TilePlan& plan, int64_t images, void* stream) {
   const dim3 grid(static_cast<unsigned>(images * plan.cut.chunks), plan.groups);
-  switch (pass.call.features.dtype) {
-    case Dtype::float32: launch(tile_kernel<float>, grid, kTileThreads, plan.shared_bytes, stream, pass, plan); break;
-    case Dtype::float16: launch(tile_kernel<Half>, grid, kTileThreads, plan.shared_bytes, stream, pass, plan); break;
-    case Dtype::bfloat16: launch(tile_kernel<Bfloat16>, grid, kTileThreads, plan.shared_bytes, stream, pass, plan); break;
+  switch (pass.call.features.type) {
+    case Type::float32: launch(tile_kernel<float>, grid, kTileThreads, plan.shared_bytes, stream, pass, plan); break;
+    case Type::float16: launch(tile_kernel<Half>, grid, kTileThreads, plan.shared_bytes, stream, pass, plan); break;
+    case Type::bfloat16: launch(tile_kernel<Bfloat16>, grid, kTileThreads, plan.shared_bytes, stream, pass, plan); break;
+    case Type::boolean: throw std::invalid_argument("features of type bool");
   }
 }
 
@@ -40,10 +41,21 @@ Plan plan_or_throw(const Call& call, int shared_limit) {
 void launch_main(const Pass& pass, const Plan& plan, int64_t images, void* stream) {
   if (!plan.streams)
     launch_tile(pass, plan.tile, images, stream);
-  else if (pass.call.features.dtype == Dtype::float32)
+  else if (pass.call.features.type == Type::float32)
     launch_stream_float32(pass, plan.stream, images, stream);
   else
     launch_stream_bfloat16(pass, plan.stream, images, stream);
+}
+
+// All images, as many a launch as scratch holds.
+void read(Pass& pass, const Plan& plan, void* stream) {
+  const Cut& cut = plan.cut();
+  for (pass.first_image = 0; pass.first_image < pass.call.shape.batch; pass.first_image += cut.images_a_launch) {
+    const int64_t images = std::min(cut.images_a_launch, pass.call.shape.batch - pass.first_image);
+    launch_main(pass, plan, images, stream);
+    const dim3 grid(static_cast<unsigned>((cut.words + kFinishThreads - 1) / kFinishThreads), static_cast<unsigned>(images));
+    launch(finish_kernel, grid, kFinishThreads, 0, stream, pass, cut);
+  }
 }
 
 }  // namespace
@@ -57,32 +69,32 @@ int64_t scratch_bytes(const Call& call, int shared_limit) {
 
 void run(const Call& call, int device, void* scratch, void* stream) {
   const Plan plan = plan_or_throw(call, shared_limit(device));
-  const Cut& cut = plan.cut();
   use_device(device);
   Pass pass{};
   pass.call = call;
   pass.scratch = static_cast<float*>(scratch);
-  pass.needs_norm = call.semantic != nullptr || call.norm_map != nullptr;
-  pass.needs_prediction = call.residual.data == nullptr || call.semantic != nullptr || call.semantic_vector != nullptr ||
-                          call.class_pixels != nullptr || call.entropy != nullptr || call.margin != nullptr ||
-                          call.confidence != nullptr;
-  for (int reading = 0; reading < 2; ++reading) {
-    // The second reading is for semantic_vector beside image.
-    pass.vector = reading == 1 || call.image == nullptr;
-    pass.outer = pass.vector ? call.semantic_vector != nullptr : true;
-    pass.scores = reading == 0;
-    if (reading == 1) {
-      if (call.image == nullptr || call.semantic_vector == nullptr) break;
-      pass.needs_norm = false;
-      pass.call.norm_map = nullptr;
-    }
-    for (pass.first_image = 0; pass.first_image < call.shape.batch; pass.first_image += cut.images_a_launch) {
-      const int64_t images = std::min(cut.images_a_launch, call.shape.batch - pass.first_image);
-      launch_main(pass, plan, images, stream);
-      const dim3 grid(static_cast<unsigned>((cut.words + kFinishThreads - 1) / kFinishThreads),
-                      static_cast<unsigned>(images));
-      launch(finish_kernel, grid, kFinishThreads, 0, stream, pass, cut);
-    }
+
+  const bool of_r = call.image || call.semantic || call.semantic_vector || call.norm_map || call.class_pixels ||
+                    call.entropy || call.margin || call.confidence;
+  if (of_r) {
+    pass.outer = call.image || call.semantic_vector;
+    pass.vector = !call.image;
+    pass.scores = true;
+    pass.needs_norm = call.semantic || call.norm_map;
+    pass.needs_prediction = call.need_prediction(call.residual.data != nullptr);
+    read(pass, plan, stream);
+  }
+  pass.call.norm_map = nullptr;
+  pass.scores = pass.needs_norm = false;
+  if (call.image && call.semantic_vector) {
+    pass.vector = true;
+    read(pass, plan, stream);
+  }
+  if (call.class_mass || call.class_entropy || call.feature_sum) {
+    pass.outer = pass.vector = false;
+    pass.by_class = true;
+    pass.needs_prediction = call.class_mass || call.class_entropy;
+    read(pass, plan, stream);
   }
 }
 

@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <string>
 
+#include "call.h"
+
 #ifdef __CUDACC__
 #define ALGES_HOST_DEVICE __host__ __device__
 #else
@@ -16,15 +18,6 @@
 #endif
 
 namespace alges::cuda_pixel_gradients {
-
-enum class Dtype : int { float32, float16, bfloat16 };
-
-// (B, channels, D, H, W), strides in elements.
-struct Operand {
-  const void* data = nullptr;
-  Dtype dtype = Dtype::float32;
-  int64_t stride[5] = {};
-};
 
 struct Shape {
   int64_t batch;
@@ -37,24 +30,22 @@ struct Shape {
   ALGES_HOST_DEVICE int64_t pixels() const { return static_cast<int64_t>(size[0]) * size[1] * size[2]; }
 };
 
-struct Call {
+struct Call : Outputs {
   Shape shape;
-  Operand features, logits, residual;  // data is null where absent
-  const bool* valid = nullptr;
-  int64_t valid_stride[4] = {};  // B, D, H, W
+  Operand features, logits, residual, valid;
   const float* weight = nullptr;  // (K, d, *kernel), contiguous
   const float* bias = nullptr;
-  // Outputs, contiguous; null where not asked for.
-  float *image = nullptr, *semantic = nullptr, *semantic_vector = nullptr, *norm_map = nullptr;
-  int64_t* class_pixels = nullptr;
-  float *entropy = nullptr, *margin = nullptr, *confidence = nullptr;
   bool allow_tf32 = false;  // one TF32 product where float32's accuracy takes three
 };
 
 constexpr int64_t kScratchBytes = 16 << 20;
 
 // How a batch is cut, whichever kernel runs. One partial result is `words` 4-byte words: the (K, columns) sums of r ⊗ z̃,
-// K sums of norms, K pixel counts, then entropy, margin, confidence and the number of valid pixels.
+// K sums of norms, K pixel counts, then entropy, margin, confidence and the number of valid pixels; then K sums of p, K of
+// p times the entropy, and d of features.
+ALGES_HOST_DEVICE inline int64_t words_of_scores(const Shape& shape) { return 2 * int64_t{shape.classes} + 4; }
+ALGES_HOST_DEVICE inline int64_t words_by_class(const Shape& shape) { return 2 * int64_t{shape.classes} + shape.channels; }
+
 struct Cut {
   int64_t tiles;            // of one image
   int chunks;               // of one image
@@ -92,13 +83,13 @@ struct StreamPlan {
   Cut cut;
 };
 
+// Fills `plan`, or says why this call is not for the stream kernel.
+std::string plan_stream(const Call& call, int shared_limit, StreamPlan& plan);
+
 constexpr int kStreamThreads = 128;
 constexpr int kStreamWarps = kStreamThreads / 32;
 // Tiles of 16 channels whose gradient a warp keeps in registers. float32 takes more registers beside it.
 constexpr int stream_most_tiles(int element_bytes) { return element_bytes == 4 ? 4 : 8; }
-
-// Fills `plan`, or says why this call is not for the stream kernel.
-std::string plan_stream(const Call& call, int shared_limit, StreamPlan& plan);
 
 constexpr int kTileThreads = 256;
 constexpr int kTileWarps = kTileThreads / 32;

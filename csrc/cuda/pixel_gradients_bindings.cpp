@@ -1,12 +1,7 @@
-// Python's view of csrc/cuda/pixel_gradients.h: pointers as integers, strides as tuples. alges_fast/ops/cuda.py checks.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
+// Python's view of csrc/cuda/pixel_gradients.h.
+#include <climits>
 
-#include <algorithm>
-#include <array>
-#include <optional>
-#include <tuple>
-
+#include "bindings.h"
 #include "cuda/pixel_gradients.h"
 
 namespace py = pybind11;
@@ -16,55 +11,30 @@ namespace {
 
 using namespace cuda_pixel_gradients;
 
-using Tensor = std::tuple<uintptr_t, int, std::array<int64_t, 5>>;  // address, Dtype, strides
-using Valid = std::tuple<uintptr_t, std::array<int64_t, 4>>;
-
-Operand operand(const Tensor& tensor) {
-  Operand result;
-  result.data = reinterpret_cast<const void*>(std::get<0>(tensor));
-  result.dtype = static_cast<Dtype>(std::get<1>(tensor));
-  std::copy_n(std::get<2>(tensor).begin(), 5, result.stride);
-  return result;
+Shape shape_of(const Sizes& sizes) {
+  // What is past an int is past every plan's limit too.
+  const auto narrow = [&](int at) { return static_cast<int>(std::min<int64_t>(sizes[at], INT_MAX)); };
+  return {sizes[0], narrow(1), narrow(2), {narrow(3), narrow(4), narrow(5)}, {narrow(6), narrow(7), narrow(8)}};
 }
 
-Shape shape(int64_t batch, int channels, int classes, std::array<int, 3> size, std::array<int, 3> kernel) {
-  return {batch, channels, classes, {size[0], size[1], size[2]}, {kernel[0], kernel[1], kernel[2]}};
+Call call_of(const Sizes& shape, const Given& features, uintptr_t weight, uintptr_t bias, const Given& logits,
+             const Given& residual, const Given& valid, const Addresses& outputs, bool allow_tf32) {
+  Call call;
+  call.shape = shape_of(shape);
+  call.features = operand(features);
+  call.logits = operand(logits);
+  call.residual = operand(residual);
+  call.valid = operand(valid);
+  call.weight = pointer<const float>(weight);
+  call.bias = pointer<const float>(bias);
+  set_outputs(call, outputs);
+  call.allow_tf32 = allow_tf32;
+  return call;
 }
 
-template <typename T>
-T* address(uintptr_t pointer) {
-  return reinterpret_cast<T*>(pointer);
-}
-
-Call call(const Shape& shape, const Tensor& features, uintptr_t weight, uintptr_t bias,
-          const std::optional<Tensor>& logits, const std::optional<Tensor>& residual, const std::optional<Valid>& valid,
-          const std::array<uintptr_t, 8>& outputs, bool allow_tf32) {
-  Call result;
-  result.shape = shape;
-  result.features = operand(features);
-  result.weight = address<const float>(weight);
-  result.bias = address<const float>(bias);
-  if (logits) result.logits = operand(*logits);
-  if (residual) result.residual = operand(*residual);
-  if (valid) {
-    result.valid = address<const bool>(std::get<0>(*valid));
-    std::copy_n(std::get<1>(*valid).begin(), 4, result.valid_stride);
-  }
-  result.image = address<float>(outputs[0]);
-  result.semantic = address<float>(outputs[1]);
-  result.semantic_vector = address<float>(outputs[2]);
-  result.norm_map = address<float>(outputs[3]);
-  result.class_pixels = address<int64_t>(outputs[4]);
-  result.entropy = address<float>(outputs[5]);
-  result.margin = address<float>(outputs[6]);
-  result.confidence = address<float>(outputs[7]);
-  result.allow_tf32 = allow_tf32;
-  return result;
-}
-
-py::object tile_plan(const Shape& shape, int limit) {
+py::object tile_plan(const Sizes& shape, int limit) {
   TilePlan plan;
-  const std::string reason = plan_tile(shape, limit, plan);
+  const std::string reason = plan_tile(shape_of(shape), limit, plan);
   if (!reason.empty()) return py::str(reason);
   using py::literals::operator""_a;
   return py::dict("tile"_a = std::array<int, 3>{plan.tile[0], plan.tile[1], plan.tile[2]}, "pixels"_a = plan.pixels,
@@ -92,17 +62,16 @@ py::object stream_plan(const Call& call, int limit) {
 
 // Types are local to the module: the tests load these bindings a second time, over the emulation.
 void bind_cuda_pixel_gradients(py::module_& m) {
-  py::class_<Shape>(m, "CudaPixelGradientsShape", py::module_local())
-      .def(py::init(&shape), py::arg("batch"), py::arg("channels"), py::arg("classes"), py::arg("size"), py::arg("kernel"))
-      .def("plan_tile", &tile_plan, py::arg("shared_limit"), "The tile kernel's plan, or why there is none.");
   py::class_<Call>(m, "CudaPixelGradientsCall", py::module_local())
-      .def(py::init(&call), py::arg("shape"), py::arg("features"), py::arg("weight"), py::arg("bias"), py::arg("logits"),
+      .def(py::init(&call_of), py::arg("shape"), py::arg("features"), py::arg("weight"), py::arg("bias"), py::arg("logits"),
            py::arg("residual"), py::arg("valid"), py::arg("outputs"), py::arg("allow_tf32"))
       .def("plan_stream", &stream_plan, py::arg("shared_limit"), "The stream kernel's plan, or why the tile kernel runs.")
       .def("scratch_bytes", [](const Call& self, int device) { return scratch_bytes(self, shared_limit(device)); })
       .def("run", [](const Call& self, int device, uintptr_t scratch, uintptr_t stream) {
-        run(self, device, address<void>(scratch), address<void>(stream));
+        run(self, device, pointer<void>(scratch), pointer<void>(stream));
       }, py::call_guard<py::gil_scoped_release>());
+  m.def("cuda_tile_plan", &tile_plan, py::arg("shape"), py::arg("shared_limit"),
+        "The tile kernel's plan for these sizes, or why there is none.");
   m.def("cuda_shared_limit", &shared_limit, py::arg("device"), "Bytes of shared memory one block may take.");
 }
 

@@ -15,6 +15,7 @@ int power_of_two_at_least(int value) {
 }
 
 int64_t gradient_words(const Shape& shape) { return shape.classes * shape.columns(); }
+int64_t partial_words(const Shape& shape) { return gradient_words(shape) + words_of_scores(shape) + words_by_class(shape); }
 
 // Shared memory is laid out in this order by both the planner and the kernel (tile_layout in pixel_gradients_tile.cuh).
 int64_t tile_shared_bytes(const Shape& shape, const TilePlan& plan) {
@@ -23,7 +24,7 @@ int64_t tile_shared_bytes(const Shape& shape, const TilePlan& plan) {
                         + columns * plan.class_stride                    // weight
                         + int64_t{plan.pixels} * plan.class_stride       // logits, then residual
                         + 6 * int64_t{plan.pixels}                       // patch position, prediction, norm, three scores
-                        + kTileWarps * (2 * int64_t{shape.classes} + 4)  // sums per warp
+                        + kTileWarps * words_of_scores(shape)            // sums per warp
                         + ceil_div(columns, 4) * 4                       // patch offset of each column
                         + plan.halo_positions                            // ‖z‖²
                         + int64_t{plan.channel_block} * plan.halo_stride // z
@@ -36,7 +37,7 @@ int64_t tile_shared_bytes(const Shape& shape, const TilePlan& plan) {
 Cut cut(const Shape& shape, int64_t tiles, int64_t chunk_tiles) {
   Cut result;
   result.tiles = tiles;
-  result.words = gradient_words(shape) + 2 * int64_t{shape.classes} + 4;
+  result.words = partial_words(shape);
   const int64_t in_scratch = kScratchBytes / (4 * result.words);
   result.chunks = static_cast<int>(std::max<int64_t>(1, std::min(ceil_div(tiles, chunk_tiles), in_scratch)));
   result.images_a_launch = std::min<int64_t>({in_scratch / result.chunks, shape.batch, 65535});  // a grid's y axis
@@ -49,7 +50,7 @@ std::string plan_tile(const Shape& shape, int shared_limit, TilePlan& plan) {
   const int taps = shape.taps();
   for (int size : shape.size)
     if (size > (1 << 30)) return "a spatial axis of " + std::to_string(size) + " is past 2^30";
-  if (4 * (gradient_words(shape) + 2 * int64_t{shape.classes} + 4) > kScratchBytes)
+  if (4 * partial_words(shape) > kScratchBytes)
     return "one gradient of K x d x kernel = " + std::to_string(gradient_words(shape)) +
            " floats is past the 16 MB of scratch";
   // Odd multiples of 4: eight pixels' rows then start in eight different 16-byte banks.
@@ -103,8 +104,8 @@ std::string plan_tile(const Shape& shape, int shared_limit, TilePlan& plan) {
 std::string plan_stream(const Call& call, int shared_limit, StreamPlan& plan) {
   const Shape& shape = call.shape;
   const Operand& features = call.features;
-  const int element = features.dtype == Dtype::float32 ? 4 : 2, piece = 16 / element;
-  if (features.dtype == Dtype::float16) return "float16: its range does not hold a confident pixel's residual";
+  const int element = features.type == Type::float32 ? 4 : 2, piece = 16 / element;
+  if (features.type == Type::float16) return "float16: its range does not hold a confident pixel's residual";
   if (shape.taps() != 1) return "a kernel larger than 1 x 1";
   if (shape.classes > 24) return "more classes than registers hold";
   plan.channel_tiles = static_cast<int>(ceil_div(shape.channels, 16));

@@ -6,7 +6,8 @@
 //   2. softmax in registers, four lanes a pixel: S becomes R; norms, counts and scores add up in registers
 //   3. gradient G += Z' R, 16 channels x 8 classes a product: R goes from step 1's layout to step 3's by transposing 8 x 8
 //      blocks within the warp
-// and G, a warp's channels x classes, stays in registers until the chunk ends.
+// and G, a warp's channels x classes, stays in registers until the chunk ends. In the reading by class step 2 sums p and p
+// times the entropy, and step 3 z.
 //
 // float32: operands split into two TF32 parts, three products each (one where torch allows plain TF32). bfloat16: z as it is,
 // W and R split into three bfloat16 parts, 24 bits. Tensor cores do not round to nearest when they add, so sums of at most
@@ -192,11 +193,12 @@ struct Sums {
   int count[2 * class_tiles];
   float entropy, margin, confidence;
   int valid;
+  float mass[2 * class_tiles], class_entropy[2 * class_tiles];  // in the reading by class, instead of the others
 };
 
 // Step 2 for one pixel, by the four lanes that hold its classes: s is the logits, then r. `square` is ‖z‖². Lane t has
 // s[i] of class 8 (i / 2) + 2 t + i % 2. Returns the pixel's norm.
-template <int class_tiles>
+template <int class_tiles, bool by_class>
 ALGES_DEVICE float residual_of_pixel(const Pass& pass, float (&s)[2 * class_tiles], const float (&given)[2 * class_tiles],
                                      float square, bool counts, Sums<class_tiles>& sums) {
   const int first = 2 * (threadIdx.x % 4);
@@ -244,6 +246,17 @@ ALGES_DEVICE float residual_of_pixel(const Pass& pass, float (&s)[2 * class_tile
   }
   if (has_nan || isinf(largest)) others = NAN;
   const float inverse = 1 / (1 + others);
+  if constexpr (by_class) {
+    if (!counts) return 0;
+    const float entropy = log1pf(others) - weighted * inverse;
+#pragma unroll
+    for (int i = 0; i < 2 * class_tiles; ++i) {
+      const float p = i / 2 * 8 + first + i % 2 == best ? inverse : s[i] * inverse;
+      sums.mass[i] += p;
+      sums.class_entropy[i] = fmaf(p, entropy, sums.class_entropy[i]);
+    }
+    return 0;
+  }
   float squares = 0;
 #pragma unroll
   for (int i = 0; i < 2 * class_tiles; ++i) {
@@ -280,7 +293,7 @@ ALGES_DEVICE V sum_over_rows(V value) {
   return value;
 }
 
-template <typename T, bool channels_last, int class_tiles, int most_channel_tiles>
+template <typename T, bool channels_last, int class_tiles, int most_channel_tiles, bool by_class>
 ALGES_KERNEL(kStreamThreads, 2)
 stream_kernel(ALGES_PARAMETER Pass pass, ALGES_PARAMETER StreamPlan plan) {
   constexpr bool is_float = sizeof(T) == 4;
@@ -321,6 +334,7 @@ stream_kernel(ALGES_PARAMETER Pass pass, ALGES_PARAMETER StreamPlan plan) {
 
   Sums<class_tiles> sums{};
   float gradient[most_channel_tiles][class_tiles][4] = {};
+  float features[stream_most_tiles(sizeof(T)) / 2] = {};  // of the warp's channels, a lane every 32nd
   for (int64_t index = first_index; index < last_index; ++index) {
     wait_for_stage(plan.stages);
     __syncthreads();  // this tile is here for all, and all are done with the stage that the next copy fills
@@ -431,7 +445,7 @@ stream_kernel(ALGES_PARAMETER Pass pass, ALGES_PARAMETER StreamPlan plan) {
       }
 
       // 2. Residuals: a lane has pixels g and g + 8 of each 16.
-      if (call.valid != nullptr) __syncwarp();  // step 1 has read what is masked below
+      if (call.valid.data != nullptr) __syncwarp();  // step 1 has read what is masked below
 #pragma unroll
       for (int m = 0; m < 2; ++m) {
 #pragma unroll
@@ -440,19 +454,17 @@ stream_kernel(ALGES_PARAMETER Pass pass, ALGES_PARAMETER StreamPlan plan) {
           const bool inside = p < shape.pixels();
           float s[2 * class_tiles], given[2 * class_tiles] = {};
           bool counts = inside;
-          if (inside && (call.valid != nullptr || call.logits.data != nullptr || call.residual.data != nullptr)) {
+          if (inside && (call.valid.data != nullptr || call.logits.data != nullptr || call.residual.data != nullptr)) {
             const int x = static_cast<int>(p % shape.size[2]), y = static_cast<int>(p / shape.size[2] % shape.size[1]);
             const int depth = static_cast<int>(p / shape.size[2] / shape.size[1]);
-            if (call.valid != nullptr)
-              counts = call.valid[image * call.valid_stride[0] + depth * call.valid_stride[1] + y * call.valid_stride[2] +
-                                  x * call.valid_stride[3]];
+            counts = is_valid(call.valid, image, depth, y, x);
 #pragma unroll
             for (int i = 0; i < 2 * class_tiles; ++i) {
               const int k = i / 2 * 8 + 2 * t + i % 2;
               if (call.logits.data != nullptr)
                 logits[m][i / 2][2 * half + i % 2] =
                     k < shape.classes ? load(call.logits, image, k, depth, y, x) : -INFINITY;
-              if (call.residual.data != nullptr && k < shape.classes)
+              if (!by_class && call.residual.data != nullptr && k < shape.classes)
                 given[i] = load(call.residual, image, k, depth, y, x);
             }
           }
@@ -461,11 +473,11 @@ stream_kernel(ALGES_PARAMETER Pass pass, ALGES_PARAMETER StreamPlan plan) {
             s[i] = logits[m][i / 2][2 * half + i % 2];
             if (call.logits.data == nullptr) s[i] += at.bias[i / 2 * 8 + 2 * t + i % 2];
           }
-          const float norm = residual_of_pixel<class_tiles>(pass, s, given, squares[m][half], counts, sums);
+          const float norm = residual_of_pixel<class_tiles, by_class>(pass, s, given, squares[m][half], counts, sums);
           if (call.norm_map != nullptr && inside && share == 0 && t == 0) call.norm_map[image * shape.pixels() + p] = norm;
 #pragma unroll
           for (int i = 0; i < 2 * class_tiles; ++i) logits[m][i / 2][2 * half + i % 2] = s[i];
-          if (call.valid != nullptr) {
+          if (call.valid.data != nullptr) {
             // 0 x NaN would count what a masked pixel holds: its channels become 0. Lane 4 i speaks for pixel i of the 8.
             const unsigned masked = ballot(inside && !counts);
             for (int i = 0; i < 8; ++i)
@@ -474,8 +486,18 @@ stream_kernel(ALGES_PARAMETER Pass pass, ALGES_PARAMETER StreamPlan plan) {
           }
         }
       }
+      if constexpr (by_class) {
+        if (call.feature_sum == nullptr) continue;
+        if (call.valid.data != nullptr) __syncwarp();
+        // Zero in the stage where a pixel does not count.
+#pragma unroll
+        for (int i = 0; i < stream_most_tiles(sizeof(T)) / 2; ++i)
+          if (lane + 32 * i < 16 * my_tiles)
+            for (int p = 0; p < 32; ++p) features[i] += to_float(z.at(pixel + p, 16 * first_tile + lane + 32 * i));
+        continue;
+      }
       if (!pass.outer) continue;
-      if (call.valid != nullptr) __syncwarp();
+      if (call.valid.data != nullptr) __syncwarp();
 
       // 3. Gradient.
       if constexpr (is_float) {
@@ -540,6 +562,38 @@ stream_kernel(ALGES_PARAMETER Pass pass, ALGES_PARAMETER StreamPlan plan) {
   }
   __syncthreads();  // the stages become the place where pixel groups add up
 
+  if constexpr (by_class) {
+    constexpr int width = 16 * class_tiles;
+    float* const by_warp = reinterpret_cast<float*>(at.stages);  // [warps][width]
+    float* const total = by_warp + kStreamWarps * width;         // [channels of the tiles]
+#pragma unroll
+    for (int i = 0; i < 2 * class_tiles; ++i) {
+      const float mass = sum_over_rows(sums.mass[i]), entropy = sum_over_rows(sums.class_entropy[i]);
+      if (g == 0) {
+        by_warp[warp * width + i / 2 * 8 + 2 * t + i % 2] = mass;
+        by_warp[warp * width + 8 * class_tiles + i / 2 * 8 + 2 * t + i % 2] = entropy;
+      }
+    }
+    for (int turn = 0; turn < groups; ++turn) {
+      if (turn == group) {
+#pragma unroll
+        for (int i = 0; i < stream_most_tiles(sizeof(T)) / 2; ++i) {
+          float* to = total + 16 * first_tile + lane + 32 * i;
+          if (lane + 32 * i < 16 * my_tiles) *to = features[i] + (turn == 0 ? 0.f : *to);
+        }
+      }
+      __syncthreads();
+    }
+    float* const to = partial + gradient_size + words_of_scores(shape);
+    for (int e = threadIdx.x; e < 2 * shape.classes; e += kStreamThreads) {
+      const float* from = by_warp + e / shape.classes * 8 * class_tiles + e % shape.classes;
+      float sum = 0;
+      for (int other = 0; other < groups; ++other) sum += from[other * sharing * width];
+      to[e] = sum;
+    }
+    for (int c = threadIdx.x; c < shape.channels; c += kStreamThreads) to[2 * shape.classes + c] = total[c];
+    return;
+  }
   if (pass.outer) {
     float* total = reinterpret_cast<float*>(at.stages);  // [classes of the tiles][channels of the tiles]
     const int width = plan.channel_tiles * 16;
@@ -587,7 +641,7 @@ stream_kernel(ALGES_PARAMETER Pass pass, ALGES_PARAMETER StreamPlan plan) {
       counts[width - 1] = valid;
     }
     __syncthreads();
-    for (int e = threadIdx.x; e < 2 * shape.classes + 4; e += kStreamThreads) {
+    for (int e = threadIdx.x; e < words_of_scores(shape); e += kStreamThreads) {
       const int kind = e < 2 * shape.classes ? e / shape.classes : 2;
       const int column = kind * 8 * class_tiles + e - kind * shape.classes;
       const float* from = reinterpret_cast<const float*>(at.stages) + column;
@@ -607,11 +661,13 @@ stream_kernel(ALGES_PARAMETER Pass pass, ALGES_PARAMETER StreamPlan plan) {
 template <typename T, bool channels_last, int class_tiles>
 void launch_stream(const Pass& pass, const StreamPlan& plan, int64_t images, void* stream) {
   const dim3 grid(static_cast<unsigned>(images * plan.cut.chunks));
-  if (plan.tiles_a_warp <= 2)
-    launch(stream_kernel<T, channels_last, class_tiles, 2>, grid, kStreamThreads, plan.shared_bytes, stream, pass, plan);
+  const auto run = [&](auto kernel) { launch(kernel, grid, kStreamThreads, plan.shared_bytes, stream, pass, plan); };
+  if (pass.by_class)
+    run(stream_kernel<T, channels_last, class_tiles, 1, true>);
+  else if (plan.tiles_a_warp <= 2)
+    run(stream_kernel<T, channels_last, class_tiles, 2, false>);
   else
-    launch(stream_kernel<T, channels_last, class_tiles, stream_most_tiles(sizeof(T))>, grid, kStreamThreads,
-           plan.shared_bytes, stream, pass, plan);
+    run(stream_kernel<T, channels_last, class_tiles, stream_most_tiles(sizeof(T)), false>);
 }
 
 template <typename T, bool channels_last>

@@ -6,6 +6,7 @@
 //   3. residual: softmax and argmax of S, four lanes a pixel; S becomes r, and the pixel's norm and scores are kept
 //   4. sums of norms, counts and scores, by class, a warp per 1/8 of the tile
 //   5. gradient: for each block of channels, z again (from shared memory where one block is all), add r ⊗ z̃
+// In the reading by class S becomes p in step 3, step 4 sums p and p times the entropy, and step 5 z.
 //
 // Bytes: the features once from memory where the chunk's tile fits in L2, twice from L2 (once with one channel block).
 // Flops: 4 K d (kernel elements) per pixel, plus 2 K d of logits again for every further channel group.
@@ -46,7 +47,7 @@ ALGES_DEVICE TileLayout tile_layout(const Shape& shape, const TilePlan& plan) {
   at.norm = reinterpret_cast<float*>(at.prediction + plan.pixels);
   at.score = at.norm + plan.pixels;
   at.sums = at.score + 3 * plan.pixels;
-  at.column_offset = reinterpret_cast<int*>(at.sums + kTileWarps * (2 * shape.classes + 4));
+  at.column_offset = reinterpret_cast<int*>(at.sums + kTileWarps * words_of_scores(shape));
   at.square = reinterpret_cast<float*>(at.column_offset + (columns + 3) / 4 * 4);
   at.z = at.square + plan.halo_positions;
   at.gradient = at.z + plan.channel_block * plan.halo_stride;
@@ -155,9 +156,7 @@ ALGES_DEVICE void residuals(const Pass& pass, const TilePlan& plan, const TileLa
     const int y = tile.first[1] + p / plan.tile[2] % plan.tile[1];
     const int z = tile.first[0] + p / plan.tile[2] / plan.tile[1];
     const bool inside = x < call.shape.size[2] && y < call.shape.size[1] && z < call.shape.size[0];
-    const bool counts = inside && (call.valid == nullptr || call.valid[tile.image * call.valid_stride[0] +
-                                                                       z * call.valid_stride[1] + y * call.valid_stride[2] +
-                                                                       x * call.valid_stride[3]]);
+    const bool counts = inside && is_valid(call.valid, tile.image, z, y, x);
     float* row = at.logits + p * plan.class_stride;
     if (call.logits.data != nullptr)
       for (int k = lane; k < n_classes; k += 4) row[k] = inside ? load(call.logits, tile.image, k, z, y, x) : 0.f;
@@ -211,9 +210,11 @@ ALGES_DEVICE void residuals(const Pass& pass, const TilePlan& plan, const TileLa
     const float inverse = 1 / (1 + others);
 
     float squares = 0;
-    for (int k = lane; k < n_classes; k += 4) {
+    for (int k = lane; k < n_classes && (pass.needs_prediction || !pass.by_class); k += 4) {
       float r;
-      if (call.residual.data != nullptr)
+      if (pass.by_class)
+        r = k == best ? inverse : row[k] * inverse;
+      else if (call.residual.data != nullptr)
         r = counts ? load(call.residual, tile.image, k, z, y, x) : 0.f;
       else
         r = k == best ? -others * inverse : row[k] * inverse;
@@ -246,7 +247,7 @@ ALGES_DEVICE void residuals(const Pass& pass, const TilePlan& plan, const TileLa
 // Step 4. Warp w sums pixels [w, w + 1) / 8 of the tile; a lane owns a class, and the one after the classes the scores.
 ALGES_DEVICE void add_sums(const Call& call, const TilePlan& plan, const TileLayout& at) {
   const int n_classes = call.shape.classes, warp = threadIdx.x / 32, share = plan.pixels / kTileWarps;
-  float* sums = at.sums + warp * (2 * n_classes + 4);
+  float* sums = at.sums + warp * words_of_scores(call.shape);
   for (int k = threadIdx.x % 32; k <= n_classes; k += 32) {
     float norm = 0, entropy = 0, margin = 0, confidence = 0;
     int count = 0;
@@ -273,6 +274,38 @@ ALGES_DEVICE void add_sums(const Call& call, const TilePlan& plan, const TileLay
       counts[n_classes + 3] += count;
     }
   }
+}
+
+// Step 4 of the reading by class: a lane owns a class, and adds up p and p times the pixel's entropy.
+ALGES_DEVICE void add_probabilities(const Call& call, const TilePlan& plan, const TileLayout& at) {
+  const int n_classes = call.shape.classes, warp = threadIdx.x / 32, share = plan.pixels / kTileWarps;
+  float* sums = at.sums + warp * words_of_scores(call.shape);
+  for (int k = threadIdx.x % 32; k < n_classes; k += 32) {
+    float mass = 0, entropy = 0;
+    for (int i = warp * share; i < (warp + 1) * share; ++i) {
+      if (at.prediction[i] < 0) continue;
+      const float p = at.logits[i * plan.class_stride + k];
+      mass += p;
+      entropy = fmaf(p, at.score[i], entropy);
+    }
+    sums[k] += mass;
+    sums[n_classes + k] += entropy;
+  }
+}
+
+// Step 5 of the reading by class for the channels in shared memory: four lanes a channel, every fourth pixel each.
+ALGES_DEVICE void add_features(const Call& call, const TilePlan& plan, const TileLayout& at, int channel, float* total) {
+  const int taps = call.shape.taps(), lane = threadIdx.x % 4;
+  const int channels = min(plan.channel_block, call.shape.channels - channel);
+  const int c = threadIdx.x / 4;  // a block of channels is at most 32
+  float sum = 0;
+  if (c < channels) {
+    const float* z = at.z + at.column_offset[c * taps + taps / 2];  // the middle of a patch is the pixel itself
+    for (int p = lane; p < plan.pixels; p += 4)
+      if (at.prediction[p] >= 0) sum += z[at.position[p]];
+  }
+  for (int lanes = 1; lanes < 4; lanes *= 2) sum += shuffle_xor(sum, lanes);
+  if (lane == 0 && c < channels) total[channel + c] += sum;
 }
 
 // Step 5 for the channels in shared memory. A thread owns two columns (a channel's tap each), 16 classes and every
@@ -323,7 +356,7 @@ tile_kernel(ALGES_PARAMETER Pass pass, ALGES_PARAMETER TilePlan plan) {
   const Shape& shape = call.shape;
   const TileLayout at = tile_layout(shape, plan);
   const int n_classes = shape.classes, taps = shape.taps(), tid = threadIdx.x;
-  const int sums_width = 2 * n_classes + 4;
+  const int sums_width = static_cast<int>(words_of_scores(shape));
   const int64_t gradient_size = n_classes * shape.columns();
   const bool writes = blockIdx.y == 0;  // of the channel groups, one writes what does not depend on channels
 
@@ -346,6 +379,12 @@ tile_kernel(ALGES_PARAMETER Pass pass, ALGES_PARAMETER TilePlan plan) {
     at.column_offset[j] = j / taps * plan.halo_stride + (z * plan.halo[1] + y) * plan.halo[2] + x;
   }
   for (int e = tid; e < kTileWarps * sums_width; e += kTileThreads) at.sums[e] = 0;
+  float* const by_class = partial + gradient_size + sums_width;  // [2 K + d]
+  float* const features = by_class + 2 * n_classes;
+  if (pass.by_class) {
+    const int to = min(last_block * plan.channel_block, shape.channels);
+    for (int c = first_block * plan.channel_block + tid; c < to; c += kTileThreads) features[c] = 0;
+  }
   if (pass.outer) {
     if (plan.accumulate_in_shared) {
       for (int e = tid; e < plan.splits * gradient_size; e += kTileThreads) gradient[e] = 0;
@@ -382,7 +421,8 @@ tile_kernel(ALGES_PARAMETER Pass pass, ALGES_PARAMETER TilePlan plan) {
     __syncthreads();
 
     // Without logits to make or norms to take, the channels are needed for the gradient alone.
-    const bool first_reading = makes_logits || (pass.needs_norm && writes) || (one_block && pass.outer);
+    const bool reads_again = pass.outer || (pass.by_class && call.feature_sum != nullptr);
+    const bool first_reading = makes_logits || (pass.needs_norm && writes) || (one_block && reads_again);
     for (int block = 0; first_reading && block < plan.channel_blocks; ++block) {
       if (block > 0) __syncthreads();
       load_features<T>(call, plan, at, tile, block * plan.channel_block);
@@ -395,14 +435,18 @@ tile_kernel(ALGES_PARAMETER Pass pass, ALGES_PARAMETER TilePlan plan) {
     residuals(pass, plan, at, tile, writes);
     __syncthreads();
     if (writes && pass.scores) add_sums(call, plan, at);
-    if (!pass.outer) continue;
+    if (writes && pass.by_class && pass.needs_prediction) add_probabilities(call, plan, at);
+    if (!reads_again) continue;
     for (int block = first_block; block < last_block; ++block) {
       if (!one_block) {
         __syncthreads();
         load_features<T>(call, plan, at, tile, block * plan.channel_block);
         __syncthreads();
       }
-      add_gradient(call, plan, at, block * plan.channel_block, gradient);
+      if (pass.by_class)
+        add_features(call, plan, at, block * plan.channel_block, features);
+      else
+        add_gradient(call, plan, at, block * plan.channel_block, gradient);
     }
   }
   __syncthreads();
@@ -416,6 +460,13 @@ tile_kernel(ALGES_PARAMETER Pass pass, ALGES_PARAMETER TilePlan plan) {
         for (int split = 0; split < plan.splits; ++split) sum += gradient[split * gradient_size + k * shape.columns() + j];
         partial[k * shape.columns() + j] = sum;
       }
+    }
+  }
+  if (writes && pass.by_class) {
+    for (int e = tid; e < 2 * n_classes; e += kTileThreads) {
+      float sum = 0;
+      for (int warp = 0; warp < kTileWarps; ++warp) sum += at.sums[warp * sums_width + e];
+      by_class[e] = sum;
     }
   }
   if (writes && pass.scores) {

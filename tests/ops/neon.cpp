@@ -1,7 +1,6 @@
 // The CPU core's pixel_gradients without Python, to run under an emulator: a call on standard input, its outputs on standard
 // output. Input: 10 int64 (B, d, K, D, H, W, kD, kH, kW, and the type's index), features (B, d, D, H, W), weight, bias,
-// valid. Output: the instruction set's name in 8 bytes; image, semantic, semantic_vector, norm_map, class_pixels, entropy,
-// margin, confidence.
+// valid. Output: the instruction set's name in 8 bytes; then every output, in the order of OUTPUTS.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -46,16 +45,17 @@ int main() {
   call.weight = weight.data(), call.bias = bias.data();
 
   std::vector<float> image(B * per_image), semantic(B * K), semantic_vector(B * per_image), norm_map(B * pixels), entropy(B),
-      margin(B), confidence(B);
+      margin(B), confidence(B), class_mass(B * K), class_entropy(B * K), feature_sum(B * d);
   std::vector<int64_t> class_pixels(B * K);
   call.image = image.data(), call.semantic = semantic.data(), call.semantic_vector = semantic_vector.data();
   call.norm_map = norm_map.data(), call.class_pixels = class_pixels.data();
   call.entropy = entropy.data(), call.margin = margin.data(), call.confidence = confidence.data();
+  call.class_mass = class_mass.data(), call.class_entropy = class_entropy.data(), call.feature_sum = feature_sum.data();
   alges::pixel_gradients(call);
 
   std::vector<char> name(8);
   std::strncpy(name.data(), alges::name(alges::isa()), 7);
   write(name);
   write(image), write(semantic), write(semantic_vector), write(norm_map), write(class_pixels);
-  write(entropy), write(margin), write(confidence);
+  write(entropy), write(margin), write(confidence), write(class_mass), write(class_entropy), write(feature_sum);
 }

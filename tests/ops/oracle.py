@@ -153,6 +153,7 @@ def definition(inputs: Inputs, dtype: torch.dtype, prediction: Tensor | None = N
     runner_up = largest[:, 1] if largest.shape[1] > 1 else torch.zeros_like(largest[:, 0])
     log_probabilities = at.logits.log_softmax(1).clamp(min=torch.finfo(dtype).min)  # 0 x -inf is 0 here
     entropy = -(at.probabilities * log_probabilities).sum(1)
+    counted = at.probabilities.masked_fill(~at.valid[:, None], 0)
     weight_shape = (len(inputs.features), *inputs.weight.shape)
     masked = [values.masked_fill(~at.valid, 0).sum(1) for values in (entropy, largest[:, 0] - runner_up, largest[:, 0])]
     return PixelGradients(
@@ -164,6 +165,9 @@ def definition(inputs: Inputs, dtype: torch.dtype, prediction: Tensor | None = N
         entropy=masked[0],
         margin=masked[1],
         confidence=masked[2],
+        class_mass=counted.sum(2),
+        class_entropy=(counted * entropy.masked_fill(~at.valid, 0)[:, None]).sum(2),
+        feature_sum=inputs.features.flatten(2).masked_fill(~at.valid[:, None], 0).sum(2),
     )
 
 

@@ -24,6 +24,7 @@ from ops.emulation import ROOT, load
 from oracle import OUTPUTS, Inputs, draw
 
 from alges_fast.ops import cuda
+from alges_fast.ops.native import operands
 from alges_fast.ops.problem import Problem
 
 SHARED_LIMITS = {"sm_80": 163 * 1024, "sm_86": 99 * 1024, "sm_90": 227 * 1024}
@@ -46,7 +47,7 @@ def backend(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch) -> conformanc
     unavailable = _operator._unavailable
 
     def unsupported(problem: Problem) -> str | None:
-        return None if problem.features.dtype in cuda._DTYPES else f"{problem.features.dtype} features"
+        return "float64 features" if problem.features.dtype == torch.float64 else None
 
     monkeypatch.setattr(_operator, "_unavailable", lambda name: None if name == "cuda" else unavailable(name))
     monkeypatch.setattr(cuda, "unsupported", unsupported)
@@ -127,17 +128,7 @@ def test_plain_tf32_runs_where_torch_allows_it(backend: conformance.Backend) -> 
 
 def call(emulated: ModuleType, inputs: Inputs) -> Any:
     problem = _operator._canonical(**inputs.keywords(), outputs=frozenset(OUTPUTS))
-    return emulated.CudaPixelGradientsCall(
-        shape=cuda._shape(emulated, problem),
-        features=cuda._operand(problem.features),
-        weight=problem.weight.data_ptr(),
-        bias=0,
-        logits=None,
-        residual=None,
-        valid=None,
-        outputs=[0] * len(OUTPUTS),
-        allow_tf32=False,
-    )
+    return emulated.CudaPixelGradientsCall(**operands(problem), outputs=[0] * len(OUTPUTS), allow_tf32=False)
 
 
 @pytest.mark.parametrize("inputs", STREAMED.values(), ids=STREAMED.keys())
@@ -191,14 +182,13 @@ def test_plans_fit_the_machine(emulated: ModuleType, limit: int) -> None:
     for n_classes, d in itertools.product(range(1, 257), channels):
         size = sizes[(n_classes + d) % len(sizes)]
         for kernel in ((1, 1, 1), (1, 3, 3)):
-            shape = emulated.CudaPixelGradientsShape(64, d, n_classes, size, kernel)
-            plan = shape.plan_tile(limit)
+            plan = emulated.cuda_tile_plan((64, d, n_classes, *size, *kernel), limit)
             gradient = n_classes * d * kernel[1] * kernel[2]
             if isinstance(plan, str):
                 assert gradient > 4_000_000, plan
                 continue
             assert plan["shared_bytes"] <= limit
-            assert plan["words"] == gradient + 2 * n_classes + 4
+            assert plan["words"] == gradient + 4 * n_classes + 4 + d
             assert 1 <= plan["chunks"] <= plan["tiles"]
             assert 1 <= plan["images_a_launch"] <= 64
             assert plan["images_a_launch"] * plan["chunks"] * plan["words"] * 4 <= 16 * 2**20
@@ -209,8 +199,8 @@ def test_plans_fit_the_machine(emulated: ModuleType, limit: int) -> None:
 
 
 def test_a_plan_does_not_depend_on_the_batch(emulated: ModuleType) -> None:
-    shapes = [emulated.CudaPixelGradientsShape(batch, 256, 19, (1, 128, 128), (1, 1, 1)) for batch in (1, 7, 512)]
-    plans = [shape.plan_tile(SHARED_LIMITS["sm_90"]) for shape in shapes]
+    shapes = [(batch, 256, 19, 1, 128, 128, 1, 1, 1) for batch in (1, 7, 512)]
+    plans = [emulated.cuda_tile_plan(shape, SHARED_LIMITS["sm_90"]) for shape in shapes]
     for plan in plans:
         del plan["images_a_launch"]
     assert plans[0] == plans[1] == plans[2]

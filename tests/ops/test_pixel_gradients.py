@@ -238,6 +238,20 @@ def test_each_output_alone_is_the_same(backend: Backend) -> None:
         assert_within_budget(alone, inputs)
 
 
+def test_what_the_sums_by_class_add_up_to(backend: Backend) -> None:
+    """p adds up to 1 and p H to H, whatever residual is given: it enters gradients and norms alone."""
+    inputs = draw(2, 7, 16, backend.fit((24, 32)), given=("valid",))
+    found = backend(inputs)
+    counts = inputs.valid.flatten(1).sum(1)
+    torch.testing.assert_close(found.class_mass.sum(1).cpu(), counts.float())
+    torch.testing.assert_close(found.class_entropy.sum(1), found.entropy)
+    residual = draw(2, 7, 16, inputs.features.shape[2:], given=("residual",), seed=1).residual
+    of_p = ("class_pixels", "entropy", "margin", "confidence", "class_mass", "class_entropy", "feature_sum")
+    with_residual, without = backend(replace(inputs, residual=residual), of_p), backend(inputs, of_p)
+    for name in of_p:
+        torch.testing.assert_close(getattr(with_residual, name), getattr(without, name), rtol=1e-6, atol=1e-6, msg=name)
+
+
 # Memory layouts
 
 
@@ -358,7 +372,7 @@ def test_only_valid_pixels_count(backend: Backend) -> None:
     masked, cut = backend(replace(inputs, valid=left)), backend(replace(inputs, features=inputs.features[..., :7]))
     assert torch.equal(masked.class_pixels, cut.class_pixels)
     assert not masked.norm_map[..., 7:].any()
-    for name in ("image", "semantic", "semantic_vector", "entropy", "margin", "confidence"):
+    for name in sorted(set(OUTPUTS) - {"class_pixels", "norm_map"}):
         torch.testing.assert_close(getattr(masked, name), getattr(cut, name), rtol=1e-5, atol=1e-5, msg=name)
 
 
@@ -484,7 +498,8 @@ def test_nan_or_infinity_spoils_its_image_alone(
 ) -> None:
     """What a spoiled image shows: NaN, or where a residual is given no finite number, in
 
-    - image, everywhere; semantic and semantic_vector, in a class at least; entropy, margin and confidence;
+    - image, class_mass and class_entropy, everywhere; semantic and semantic_vector, in a class at least; entropy,
+      margin and confidence; feature_sum, in the spoiler's channel and no other;
     - norm_map, at the pixels whose patch holds the spoiler. Its other pixels are as if nothing had happened,
     - and class_pixels still counts every pixel once.
 
@@ -506,8 +521,11 @@ def test_nan_or_infinity_spoils_its_image_alone(
     assert found.image[1].isnan().all()
     assert found.semantic[1].isnan().any()
     assert found.semantic_vector[1].flatten(1).isnan().any(1).any()
-    for name in ("entropy", "margin", "confidence"):
-        assert getattr(found, name)[1].isnan(), name
+    for name in ("entropy", "margin", "confidence", "class_mass", "class_entropy"):
+        assert getattr(found, name)[1].isnan().all(), name
+    assert not found.feature_sum[1, 2].isfinite()
+    others = [0, 1, 3, 4, 5]
+    assert torch.equal(found.feature_sum[1, others], expected.feature_sum[1, others])
     assert found.class_pixels[1].sum() == 35
 
     residual = draw(3, n_classes, 6, (5, 7), given=("residual", "logits"))
@@ -535,6 +553,9 @@ def test_nan_in_a_given_operand_spoils_its_image_alone(backend: Backend, operand
         assert found.image[1].isnan().all()
         assert found.entropy[1].isnan()
         assert found.confidence[1].isnan()
+        assert found.class_mass[1].isnan().all()
+        assert found.class_entropy[1].isnan().all()
+    assert torch.equal(found.feature_sum, expected.feature_sum)
     assert found.class_pixels[1].sum() == 35
 
 
@@ -577,7 +598,7 @@ def test_many_equal_pixels_are_summed_without_loss(backend: Backend) -> None:
     found = backend(replace(inputs, features=inputs.features.expand(-1, -1, *spatial)))
     count = math.prod(spatial)
     torch.testing.assert_close(found.image, one.image, rtol=1e-4, atol=0)
-    for name in ("semantic", "semantic_vector", "entropy", "margin", "confidence"):
+    for name in sorted(set(OUTPUTS) - {"image", "norm_map", "class_pixels"}):
         torch.testing.assert_close(getattr(found, name), getattr(one, name) * count, rtol=1e-4, atol=0, msg=name)
 
 
@@ -624,7 +645,9 @@ def test_opcheck(backend: Backend, given_operands: tuple[str, ...]) -> None:
     arguments = list(inputs.keywords().values())
     for requires_grad in (False, True):
         arguments[0] = inputs.features.clone().requires_grad_(requires_grad)
-        torch.library.opcheck(torch.ops.alges_fast.pixel_gradients.default, (*arguments, 0b11111111, backend.name))
+        torch.library.opcheck(
+            torch.ops.alges_fast.pixel_gradients.default, (*arguments, (1 << len(OUTPUTS)) - 1, backend.name)
+        )
 
 
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
