@@ -6,6 +6,7 @@ A box may have any number of axes: a whole image or volume is a box too.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ __all__ = [
     "class_changes",
     "cut",
     "inside",
+    "named",
     "padded",
     "rim",
     "whole_box",
@@ -47,6 +49,12 @@ class Window(NamedTuple):
     def __str__(self) -> str:
         """The image and the window as a media fragment has it (https://www.w3.org/TR/media-frags/#naming-space)."""
         return f"{self.id}#xywh={self.x},{self.y},{self.width},{self.height}"
+
+
+def named(text: str) -> str | Window:
+    """The window that `str` wrote so, or the text itself where it names none."""
+    found = re.fullmatch(r"(.+)#xywh=(\d+),(\d+),(\d+),(\d+)", text, re.DOTALL)
+    return Window(found[1], *(int(found[i]) for i in range(2, 6))) if found else text
 
 
 def cell_boxes(size: Sequence[int], regions: tuple[int, int]) -> list[Box]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich import box
 from rich.table import Table
 
-from alges_fast.report.run_folder import FULL
+from alges_fast.report.run_folder import FULL, curve_name
 from alges_fast.report.statistics import Row, areas, choosing_seconds, spread
 from alges_fast.report.style import in_order
 from alges_fast.report.tables import mean_sd
@@ -19,6 +19,7 @@ def summary_table(rows: Sequence[Row]) -> Table:
     Args:
         rows: rows of results.csv, numbers as numbers.
     """
+    rows = [{**row, "strategy": curve_name(row)} for row in rows]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
     table.add_column("strategy", no_wrap=True)
     for name in ("seeds", "images", "Dice", "AULC", "select", "train"):

@@ -6,7 +6,8 @@ Layouts are in inches, because a figure is drawn anew for wide and narrow screen
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
@@ -23,16 +24,18 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from alges_fast.labels import UNLABELLED
 from alges_fast.report.artefacts import THUMBNAIL, DatasetSummary, FrameMaps, PickRecord
+from alges_fast.report.saving import Saving
 from alges_fast.report.statistics import (
     Comparison,
     Row,
     Spread,
     choosing_seconds,
-    learning_curves,
+    curves_over,
     spread,
 )
 from alges_fast.report.style import PART_COLOURS, Look, StrategyStyle
-from alges_fast.report.text import p_value, signed
+from alges_fast.report.text import factor, p_value, signed
+from alges_fast.windows import Window, named
 
 BANDS_TOGETHER = 3  # more curves than this, and their bands hide each other in one panel
 FULL_NEAR = 0.25  # `full` further above the curves than this part of their range is off their scale
@@ -43,17 +46,62 @@ FRAMES_SHOWN = 4
 Styles = Mapping[str, StrategyStyle]
 
 
-def curves(rows: Sequence[Row], full: Sequence[Row], styles: Styles, look: Look, *, pool: int | None) -> Figure:
-    """Dice over labelled images, a line per strategy with its name at its end; `full` is a horizontal line (Fig. 4).
+@dataclass(frozen=True)
+class Axis:
+    """What learning curves are drawn over.
 
+    Attributes:
+        column: of results.csv.
+        label: of the axis.
+        unit: how much of the column is 1 on the axis.
+        log: whether the axis is logarithmic.
+    """
+
+    column: str
+    label: str
+    unit: float = 1.0
+    log: bool = False
+
+    def curves(self, rows: Sequence[Row]) -> dict[str, dict[float, Spread]]:
+        """Spread of the Dice by strategy and place on the axis, of the mean over seeds."""
+        return {
+            name: {x / self.unit: at for x, at in curve.items()}
+            for name, curve in curves_over(rows, self.column).items()
+        }
+
+    def of(self, row: Row) -> float:
+        return float(row[self.column]) / self.unit
+
+
+def images_axis(pool: int | None) -> Axis:
+    """Labelled images, of a pool of so many where that is known."""
+    return Axis("n_labelled", f"labelled images (of {pool})" if pool else "labelled images")
+
+
+def curves(
+    rows: Sequence[Row],
+    full: Sequence[Row],
+    styles: Styles,
+    look: Look,
+    *,
+    axis: Axis,
+    faint: Collection[str] = (),
+) -> Figure:
+    """Dice over what was labelled, a line per strategy with its name at its end; `full` is a horizontal line (Fig. 4).
+
+    Strategies in `faint` are thin grey lines without a name, where there are too many to tell apart.
     Where `full` lies far above, its line would press the curves together: then it is written at the top instead.
     With one training there is no curve: then a row per strategy, with its seeds, mean and interval.
     """
-    found = learning_curves(rows)
+    found = axis.curves(rows)
     if max(len(curve) for curve in found.values()) == 1:
         return _one_training(rows, full, styles, look)
-    fig, ax = _figure(look, height=5.0 if len(found) > 5 else 4.2, left=0.62, right=0.3, bottom=0.55, top=0.2)
+    told = {name: curve for name, curve in found.items() if name not in faint}
+    fig, ax = _figure(look, height=5.0 if len(told) > 5 else 4.2, left=0.62, right=0.3, bottom=0.55, top=0.2)
     level, limits = _full_and_limits(rows, full)
+    for name in sorted(found.keys() - told.keys()):
+        ax.plot(list(found[name]), [at.mean for at in found[name].values()], color=look.muted, linewidth=0.7, alpha=0.4)
+    found = told
     for name, curve in found.items():
         x = list(curve)
         _line(ax, x, [curve[n].mean for n in x], styles[name])
@@ -67,18 +115,31 @@ def curves(rows: Sequence[Row], full: Sequence[Row], styles: Styles, look: Look,
         ends["full"] = level
     elif full:
         ax.text(0.02, 0.985, f"full: {level:.3f}, off the scale ↑", transform=ax.transAxes, va="top", fontsize=9)
-    _axis_of_images(ax, found, pool)
+    points = sorted({x for curve in found.values() for x in curve})
+    if axis.log:
+        ax.set_xscale("log")
+        ticks = [10**power * digit for power in range(6) for digit in (1, 2, 5)]
+        low, high = ax.get_xlim()
+        ax.set_xticks(
+            [tick for tick in ticks if low <= tick <= high], [f"{tick}" for tick in ticks if low <= tick <= high]
+        )
+        ax.minorticks_off()
+    elif len(points) <= 8:
+        ax.set_xticks(points, [f"{x:g}" for x in points])
+    else:
+        ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    ax.set_xlabel(axis.label)
     ax.set_ylabel("test Dice")
     ax.grid(axis="y")
     last = max(n for curve in found.values() for n in curve)
-    points = {name: (max(found[name]) if name in found else last, value) for name, value in ends.items()}
-    _label_ends(fig, ax, points, styles, look)
+    places = {name: (max(found[name]) if name in found else last, value) for name, value in ends.items()}
+    _label_ends(fig, ax, places, styles, look)
     return fig
 
 
-def curves_apart(rows: Sequence[Row], full: Sequence[Row], styles: Styles, look: Look, *, pool: int | None) -> Figure:
+def curves_apart(rows: Sequence[Row], full: Sequence[Row], styles: Styles, look: Look, *, axis: Axis) -> Figure:
     """A panel per strategy: its mean with the 95 % band, its seeds as thin lines, and the first strategy in grey."""
-    found = learning_curves(rows)
+    found = axis.curves(rows)
     columns = min(2 if look.narrow else 4, len(found))
     lines = math.ceil(len(found) / columns)
     panel = 1.5
@@ -107,7 +168,7 @@ def curves_apart(rows: Sequence[Row], full: Sequence[Row], styles: Styles, look:
                 by_seed.setdefault(row["seed"], []).append(row)
         if len(by_seed) > 1:
             for run in by_seed.values():
-                x, y = [row["n_labelled"] for row in run], [row["dice"] for row in run]
+                x, y = [axis.of(row) for row in run], [row["dice"] for row in run]
                 ax.plot(x, y, color=styles[name].colour, linewidth=0.6, alpha=0.55)
         _band(ax, curve, styles[name])
         _line(ax, list(curve), [curve[n].mean for n in curve], styles[name], marker=False)
@@ -123,13 +184,15 @@ def curves_apart(rows: Sequence[Row], full: Sequence[Row], styles: Styles, look:
         last = (len(found) - 1 - column) // columns
         panels[last, column].xaxis.set_tick_params(labelbottom=True)
     panels[0, 0].set_ylim(limits)
-    fig.supxlabel(_images_label(pool), fontsize=10, y=0.1 / height)
+    fig.supxlabel(axis.label, fontsize=10, y=0.1 / height)
     fig.supylabel("test Dice", fontsize=10, x=0.06 / look.width)
     return fig
 
 
-def forest(comparisons: Sequence[Comparison], styles: Styles, look: Look, *, resolvable: float) -> Figure:
-    """Differences to one reference in area under the curve, with 95 % intervals; a filled dot separates after Holm."""
+def forest(
+    comparisons: Sequence[Comparison], styles: Styles, look: Look, *, resolvable: float, baseline: str, what: str
+) -> Figure:
+    """Differences to one reference with 95 % intervals; a filled dot separates after Holm."""
     ordered = sorted(comparisons, key=lambda comparison: comparison.difference)
     intervals = ["" if look.narrow else f"  [{signed(c.low)}, {signed(c.high)}]" for c in ordered]
     notes = [f"{signed(c.difference)}{interval}" for c, interval in zip(ordered, intervals, strict=True)]
@@ -172,11 +235,51 @@ def forest(comparisons: Sequence[Comparison], styles: Styles, look: Look, *, res
     ax.set_xlim(-reach, reach)
     ax.xaxis.set_major_locator(MaxNLocator(4 if look.narrow else 6, symmetric=True))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: signed(value) if value else "0"))
-    ax.set_xlabel("difference in area under the curve (Dice)")
-    ax.set_title(f"each strategy minus {ordered[0].second}", loc="left", pad=8)
+    ax.set_xlabel(f"difference in {what}")
+    ax.set_title(f"each strategy minus {baseline}", loc="left", pad=8)
     between = "\n" if look.narrow else " · "
     key = f"filled: separates after Holm{between}grey: true differences these seeds would find less than 4 times in 5"
     fig.text(0.1 / look.width, 0.06 / fig.get_figheight(), key, fontsize=7.5 if look.narrow else 8.5, color=look.muted)
+    return fig
+
+
+def label_savings(found: Mapping[str, Saving], styles: Styles, look: Look, *, baseline: str, what: str) -> Figure:
+    """Savings with 95 % intervals on a logarithmic axis, the largest on top; a filled dot's interval excludes 1.
+
+    A bound is an arrow head instead of a dot; what nothing bounds runs off the paper.
+    """
+    ordered = sorted(found.items(), key=lambda item: item[1].factor)
+    names = [name for name, _ in ordered]
+    notes = [factor(saving, interval=not look.narrow) for _, saving in ordered]
+    fig, ax = _figure(
+        look,
+        height=1.25 + 0.32 * len(ordered),
+        left=0.2 + _text_width(names, look),
+        right=0.25 + _text_width(notes, look),
+        bottom=0.6,
+        top=0.4,
+    )
+    ends = [x for _, s in ordered for x in (s.factor, s.low, s.high) if math.isfinite(x) and x > 0]
+    low, high = min(0.7, *ends) / 1.1, max(1.5, *ends) * 1.1
+    ax.set_xscale("log")
+    ax.set_xlim(low, high)
+    ax.axvline(1, color=look.muted, linewidth=1)
+    for y, (name, saving) in enumerate(ordered):
+        colour = styles[name].colour
+        ax.plot([max(saving.low, low), min(saving.high, high)], [y, y], color=colour, linewidth=2)
+        face = colour if saving.low > 1 or saving.high < 1 else look.paper
+        mark = saving.bound or "o"
+        ax.plot(saving.factor, y, mark, markersize=7, color=colour, markerfacecolor=face, markeredgewidth=1.6)
+        ax.annotate(notes[y], (1, y), (8, 0), ("axes fraction", "data"), "offset points", va="center", fontsize=9)
+    ax.set_yticks(range(len(ordered)), names)
+    ax.tick_params(axis="y", length=0)
+    ax.set_ylim(-0.7, len(ordered) - 0.3)
+    ticks = [tick for tick in (0.1, 0.2, 0.5, 1, 2, 3, 5, 10, 20, 50) if low <= tick <= high]
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.minorticks_off()
+    ax.grid(axis="x")
+    ax.set_xlabel(f"times as much {what}")
+    ax.set_title(f"what {baseline} needed for the same Dice", loc="left", pad=8)
     return fig
 
 
@@ -406,8 +509,18 @@ def frame_maps(frames: FrameMaps, dataset: DatasetSummary | None, look: Look) ->
     return fig
 
 
-def contact_sheet(picks: Sequence[PickRecord], thumbnails: Mapping[str, npt.NDArray[np.uint8]], look: Look) -> Figure:
-    """What one strategy picked with one seed: a line per round, in order of picking."""
+def contact_sheet(
+    picks: Sequence[PickRecord],
+    thumbnails: Mapping[str, npt.NDArray[np.uint8]],
+    look: Look,
+    *,
+    size: int | None = None,
+) -> Figure:
+    """What one strategy picked with one seed: a line per round, in order of picking; windows framed in their frame.
+
+    Args:
+        size: side of the frames that windows are counted in; without it they are not drawn.
+    """
     chosen = [picks[i] for i in _evenly(len(picks), ROUNDS_SHOWN)]
     columns = min(max(len(record.ids) for record in chosen), PICKS_SHOWN)
     label = 0.75
@@ -418,15 +531,17 @@ def contact_sheet(picks: Sequence[PickRecord], thumbnails: Mapping[str, npt.NDAr
     canvas = np.empty((len(chosen) * step - gap, columns * step - gap, 3), np.uint8)
     canvas[:] = [round(255 * channel) for channel in to_rgb(look.paper)]
     for i, record in enumerate(chosen):
-        for j, name in enumerate(record.ids[:columns]):
+        for j, piece in enumerate(map(named, record.ids[:columns])):
+            name = str(piece.id) if isinstance(piece, Window) else piece
             tile = canvas[i * step : i * step + THUMBNAIL, j * step : j * step + THUMBNAIL]
             tile[:] = thumbnails[name].transpose(1, 2, 0) if name in thumbnails else blank
+            if isinstance(piece, Window) and size:
+                _frame_window(tile, piece, size)
     height = len(chosen) * cell + 0.1
     fig = Figure(figsize=(label + columns * cell + 0.1, height))
     FigureCanvasAgg(fig)
     width = fig.get_figwidth()
-    size = (columns * cell / width, len(chosen) * cell / height)
-    ax = fig.add_axes((label / width, 0.05 / height, *size))
+    ax = fig.add_axes((label / width, 0.05 / height, columns * cell / width, len(chosen) * cell / height))
     ax.imshow(canvas, aspect="auto", interpolation="bilinear")
     ax.set_yticks([i * step + THUMBNAIL / 2 for i in range(len(chosen))], [f"round {r.round}" for r in chosen])
     ax.set_xticks([])
@@ -451,6 +566,22 @@ def spaced(positions: Sequence[float], gap: float, low: float, high: float) -> l
     for i, index in enumerate(order):
         placed[index] = max(low, min(levels[i], last)) + i * gap
     return placed
+
+
+def _frame_window(tile: npt.NDArray[np.uint8], window: Window, size: int) -> None:
+    """Darken what lies outside the window and draw its edge."""
+    left, right = (window.x * THUMBNAIL // size, -(-(window.x + window.width) * THUMBNAIL // size) - 1)
+    top, bottom = (window.y * THUMBNAIL // size, -(-(window.y + window.height) * THUMBNAIL // size) - 1)
+    inside = tile[top : bottom + 1, left : right + 1].copy()
+    tile[:] = tile // 2
+    tile[top : bottom + 1, left : right + 1] = inside
+    for rows, columns in (
+        (top, slice(left, right + 1)),
+        (bottom, slice(left, right + 1)),
+        (slice(top, bottom + 1), left),
+        (slice(top, bottom + 1), right),
+    ):
+        tile[rows, columns] = (255, 200, 0)
 
 
 def _one_training(rows: Sequence[Row], full: Sequence[Row], styles: Styles, look: Look) -> Figure:
@@ -501,7 +632,7 @@ def _line(ax: Axes, x: Sequence[float], y: Sequence[float], style: StrategyStyle
     ax.plot(x, y, color=style.colour, linestyle=style.dash, linewidth=1.8, **mark)
 
 
-def _band(ax: Axes, curve: Mapping[int, Spread], style: StrategyStyle) -> None:
+def _band(ax: Axes, curve: Mapping[float, Spread], style: StrategyStyle) -> None:
     low, high = [curve[n].low for n in curve], [curve[n].high for n in curve]
     ax.fill_between(list(curve), low, high, color=style.colour, alpha=0.18, linewidth=0)
 
@@ -519,19 +650,6 @@ def _full_and_limits(rows: Sequence[Row], full: Sequence[Row]) -> tuple[float, t
     low, high = _dice_limits(rows)
     near = full and level - high < FULL_NEAR * (high - low)
     return level, _dice_limits([*rows, *full]) if near else (low, high)
-
-
-def _axis_of_images(ax: Axes, found: Mapping[str, Mapping[int, Spread]], pool: int | None) -> None:
-    points = sorted({n for curve in found.values() for n in curve})
-    if len(points) <= 8:
-        ax.set_xticks(points)
-    else:
-        ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    ax.set_xlabel(_images_label(pool))
-
-
-def _images_label(pool: int | None) -> str:
-    return f"labelled images (of {pool})" if pool else "labelled images"
 
 
 def _label_ends(fig: Figure, ax: Axes, ends: Mapping[str, tuple[float, float]], styles: Styles, look: Look) -> None:

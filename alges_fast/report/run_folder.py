@@ -27,14 +27,20 @@ from alges_fast.report.artefacts import (
 from alges_fast.report.style import in_order
 
 FULL = "full"  # the strategy that labels the whole pool: a line in the figures, not a curve
+FRAMES_ONLY = "none"  # in the column `regions`, of runs that choose whole frames
 _INTEGERS = ("seed", "round", "n_labelled")
+_NAMES = ("strategy", "regions")
 _COLUMNS = ("strategy", *_INTEGERS, "dice")
 _NOT_CLASSES = ("dice_image", "dice_released")
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run as read: rows of results.csv in the strategies' usual order, and whatever else is there."""
+    """A run as read: rows of results.csv in the strategies' usual order, and whatever else is there.
+
+    A strategy is a curve: where it chose windows, its name in the rows, and everywhere in the report, has the grid
+    behind it, such as `random@8x8`.
+    """
 
     out: Path
     rows: Sequence[Mapping[str, Any]]
@@ -61,6 +67,11 @@ class RunFolder:
     @property
     def seeds(self) -> list[int]:
         return sorted({row["seed"] for row in self.rows})
+
+    @property
+    def windows(self) -> bool:
+        """Whether any strategy chose windows of frames."""
+        return any("@" in name for name in self.strategies)
 
     @property
     def class_columns(self) -> list[str]:
@@ -93,7 +104,9 @@ class RunFolder:
         configured = self.config.get("rounds")
         wanted = max(configured if isinstance(configured, int) else 0, *trained.values())
         # By number, not by name: the configuration names a user's own strategy by its file.
-        planned = len(self.config.get("strategies") or ()) * len(self.config.get("seeds") or ())
+        grids = len(self.config.get("regions") or (FRAMES_ONLY,))
+        curves = sum(1 if name == FULL or "@" in name else grids for name in self.config.get("strategies") or ())
+        planned = curves * len(self.config.get("seeds") or ())
         begun = len({(row["strategy"], row["seed"]) for row in self.rows})
         waiting = [f"{planned - begun} of {planned} strategies with a seed have no training yet"]
         short = [
@@ -137,15 +150,22 @@ def read_results(path: Path) -> list[dict[str, Any]]:
         rows = [_parse(row, path, line) for line, row in enumerate(reader, start=2)]
     if not rows:
         raise UserError(f"{path} has no rows yet: wait until the run has finished at least one training")
+    rows = [{**row, "strategy": curve_name(row)} for row in rows]
     place = {name: i for i, name in enumerate(in_order(row["strategy"] for row in rows))}
     return sorted(rows, key=lambda row: (place[row["strategy"]], row["seed"], row["round"]))
+
+
+def curve_name(row: Mapping[str, Any]) -> str:
+    """What a row's strategy is called beside the same one with other windows: `random`, `random@8x8`."""
+    grid = row.get("regions") or FRAMES_ONLY
+    return str(row["strategy"]) if grid == FRAMES_ONLY else f"{row['strategy']}@{grid}"
 
 
 def _parse(row: Mapping[str, str | None], path: Path, line: int) -> dict[str, Any]:
     parsed: dict[str, Any] = {}
     for name, text in row.items():
         try:
-            if name == "strategy":
+            if name in _NAMES:
                 parsed[name] = text
             elif name in _INTEGERS:
                 parsed[name] = int(text or "")

@@ -40,7 +40,7 @@ class Measure:
 
     Attributes:
         column: of results.csv.
-        name: in a sentence: "outline".
+        name: in a sentence: "outline drawn".
         price: of an opened frame, in average whole frames' outlines; see `PRICES`.
     """
 
@@ -49,10 +49,10 @@ class Measure:
     price: float = 0.0
 
 
-OUTLINE = Measure("outline", "outline")
-PIXELS = Measure("labelled_share", "pixels")
+OUTLINE = Measure("outline", "outline drawn")
+PIXELS = Measure("labelled_share", "pixels labelled")
 FRAMES = Measure("n_frames", "frames opened")
-PRICED = tuple(Measure("outline", f"outline and {price:g} of one per frame opened", price) for price in PRICES)
+PRICED = tuple(Measure("outline", f"outline drawn, {100 * p:g} % of a frame's more for each opened", p) for p in PRICES)
 
 
 @dataclass(frozen=True)

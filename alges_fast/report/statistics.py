@@ -76,8 +76,17 @@ def learning_curves(rows: Sequence[Row], metric: str = "dice") -> dict[str, dict
     """Spread over seeds by strategy and number of labelled images, both in the table's and in ascending order."""
     values: dict[str, dict[int, list[float]]] = {}
     for row in rows:
-        values.setdefault(row["strategy"], {}).setdefault(row["n_labelled"], []).append(row[metric])
+        values.setdefault(row["strategy"], {}).setdefault(row["n_labelled"], []).append(row.get(metric, math.nan))
     return {name: {n: spread(curve[n]) for n in sorted(curve)} for name, curve in values.items()}
+
+
+def curves_over(rows: Sequence[Row], column: str) -> dict[str, dict[float, Spread]]:
+    """Spread of the Dice over seeds by strategy and by the mean of a measure after each training, such as "outline"."""
+    dice, spent = learning_curves(rows), learning_curves(rows, column)
+    return {
+        name: {spent[name][n].mean: at for n, at in curve.items() if math.isfinite(spent[name][n].mean)}
+        for name, curve in dice.items()
+    }
 
 
 def area_under_curve(n_labelled: Sequence[float], values: Sequence[float]) -> float:

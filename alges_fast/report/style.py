@@ -1,19 +1,22 @@
 """How figures look: one colour, dash and marker per strategy everywhere, in light and dark, wide and narrow.
 
 Colours are Okabe and Ito's, which colour-blind readers can tell apart. They are fewer than the strategies, so relatives
-share a hue (uncertainty blue, image-level red, semantic-level orange) and differ in dash and marker.
+share a hue (uncertainty blue, image-level red, semantic-level orange) and differ in dash and marker. Where windows were
+chosen, the dash says how large (whole frames dotted, the finest grid solid) and relatives differ in marker alone.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 Dash = str | tuple[float, tuple[float, ...]]
 
 _DASHED: Dash = (0, (5, 1.8))
 _DOTTED: Dash = (0, (1.2, 1.4))
+_MIXED: Dash = (0, (5, 1.4, 1.2, 1.4))
 
 
 @dataclass(frozen=True)
@@ -80,36 +83,74 @@ _KNOWN = {
     "entropy": StrategyStyle("#0072b2", "-", "o"),
     "margin": StrategyStyle("#56b4e9", "-", "^"),
     "least-confidence": StrategyStyle("#0072b2", _DOTTED, "s"),
+    "power-entropy": StrategyStyle("#0072b2", _DASHED, "D"),
+    "claspe": StrategyStyle("#56b4e9", _DASHED, "P"),
+    "balanced-entropy": StrategyStyle("#56b4e9", _DOTTED, "o"),
+    "foreground-random": StrategyStyle("#808080", _DOTTED, "^"),
+    "strided": StrategyStyle("#808080", _MIXED, "v"),
+    "typical": StrategyStyle("#009e73", _MIXED, "s"),
+    "herding": StrategyStyle("#009e73", _DASHED, "D"),
+    "uherding": StrategyStyle("#009e73", _DOTTED, "^"),
+    "bait": StrategyStyle("#7b4ea3", "-", "P"),
     "coreset": StrategyStyle("#009e73", "-", "o"),
     "deal": StrategyStyle("#cc79a7", "-", "o"),
     "deal-score": StrategyStyle("#cc79a7", _DASHED, "s"),
     "alges-img": StrategyStyle("#d55e00", "-", "o"),
+    "alges-img-balanced": StrategyStyle("#d55e00", _DASHED, "D"),
+    "alges-class": StrategyStyle("#d55e00", _MIXED, "v"),
+    "alges-effort": StrategyStyle("#a8143c", "-", "P"),
     "alges-sem": StrategyStyle("#e69f00", "-", "o"),
     "alges-sem-vector": StrategyStyle("#e69f00", _DASHED, "^"),
     "alges-img-released": StrategyStyle("#d55e00", _DOTTED, "s"),
     "alges-sem-released": StrategyStyle("#e69f00", _DOTTED, "s"),
     "full": StrategyStyle("#808080", _DASHED, "D"),
 }
+_BY_SIZE: tuple[Dash, ...] = ("-", _DASHED, _MIXED)
+"""Of windows, the finest grid's first."""
+
 _OTHERS = ("#9467bd", "#8c6d31", "#17a2a8", "#b0486b")
 
 PART_COLOURS = {"training": "#7b8fa3", "embedding": "#d55e00", "seeding": "#e69f00", "evaluation": "#b9c3cc"}
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Names without repetition: the product's strategies in their usual order, then a user's own as they come."""
-    names = list(dict.fromkeys(names))
-    return [name for name in _KNOWN if name in names] + [name for name in names if name not in _KNOWN]
+    """Names without repetition: the product's strategies in their usual order, then a user's own as they come.
+
+    A strategy's frames stand before its windows, and larger windows before smaller ones.
+    """
+    found = list(dict.fromkeys(names))
+    known = {name: i for i, name in enumerate(_KNOWN)}
+    own = {name: len(known) + i for i, name in enumerate(dict.fromkeys(parts(name)[0] for name in found))}
+    return sorted(found, key=lambda name: ((own | known)[parts(name)[0]], windows_in_a_frame(name)))
+
+
+def parts(curve: str) -> tuple[str, str]:
+    """The strategy and the grid of windows of a curve's name, the grid empty for whole frames."""
+    strategy, _, grid = curve.partition("@")
+    return strategy, grid
+
+
+def windows_in_a_frame(curve: str) -> int:
+    """How many windows the curve's grid cuts a frame into, 1 for whole frames."""
+    grid = parts(curve)[1]
+    return math.prod(map(int, grid.split("x"))) if grid else 1
 
 
 def strategy_styles(names: Iterable[str]) -> dict[str, StrategyStyle]:
     """A style for every name, in the order of `in_order`. A user's own strategies take the spare hues in turn."""
-    styles: dict[str, StrategyStyle] = {}
+    ordered = in_order(names)
+    sizes = sorted({windows_in_a_frame(name) for name in ordered}, reverse=True)
+    of_strategy: dict[str, StrategyStyle] = {}
     own = 0
-    for name in in_order(names):
-        if name in _KNOWN:
-            styles[name] = _KNOWN[name]
+    for strategy in dict.fromkeys(parts(name)[0] for name in ordered):
+        if strategy in _KNOWN:
+            of_strategy[strategy] = _KNOWN[strategy]
         else:
             dash: Dash = "-" if own < len(_OTHERS) else _DASHED
-            styles[name] = StrategyStyle(_OTHERS[own % len(_OTHERS)], dash, "v")
+            of_strategy[strategy] = StrategyStyle(_OTHERS[own % len(_OTHERS)], dash, "v")
             own += 1
-    return styles
+    styles = {name: of_strategy[parts(name)[0]] for name in ordered}
+    if sizes[:1] in ([], [1]):
+        return styles
+    dashes = {size: _BY_SIZE[min(i, len(_BY_SIZE) - 1)] for i, size in enumerate(sizes)} | {1: _DOTTED}
+    return {name: replace(style, dash=dashes[windows_in_a_frame(name)]) for name, style in styles.items()}

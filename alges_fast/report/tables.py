@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from alges_fast.data.cholecseg8k import SYNTHETIC_NOTE
-from alges_fast.report.findings import Findings
+from alges_fast.report.findings import CurveSavings, Findings, at_half
 from alges_fast.report.run_folder import RunFolder
 from alges_fast.report.statistics import Comparison, Row, Spread, learning_curves, spread
-from alges_fast.report.text import dice, p_value, signed
+from alges_fast.report.text import dice, factor, p_value, signed
 
 PAPER_POOL = 4640
 PAPER_POINTS = (20, 90, 140, 230)
@@ -78,6 +78,37 @@ def beside_the_paper(run: RunFolder) -> Table | None:
         rows.append((name, *(cell for pair in zip(map(dice, paper), cells, strict=True) for cell in pair)))
     header = [f"{n}, {whose}" for n in PAPER_POINTS for whose in ("paper", "ours")]
     return Table(("strategy", *header), tuple(rows))
+
+
+def label_savings(saved: CurveSavings) -> Table:
+    """Savings with 95 % intervals by strategy and number of labelled frames, the largest half way first."""
+    points = sorted({n for by_point in saved.values() for n in by_point})
+    ordered = sorted(saved.items(), key=lambda item: -item[1][at_half(item[1])].factor)
+    rows = [(name, *(factor(found[n]) if n in found else "" for n in points)) for name, found in ordered]
+    return Table(("chosen by", *map(str, points)), tuple(rows))
+
+
+def rare_classes(run: RunFolder, at: int) -> Table | None:
+    """Dice of the rarest classes at one number of labelled images; None where the classes' shares are not known.
+
+    Rare is a class with less than half of an equal share of the pool's pixels; the five rarest are shown, with their
+    shares. Classes that the test set lacks are left out.
+    """
+    if run.dataset is None:
+        return None
+    shares = dict(zip(run.dataset.classes, run.dataset.shares["train"], strict=True))
+    rows = [row for row in run.curve_rows if row["n_labelled"] == at]
+    known = [name for name in run.class_columns if any(not math.isnan(row[f"dice_{name}"]) for row in rows)]
+    rare = sorted((name for name in known if shares.get(name, 1.0) < 0.5 / len(shares)), key=shares.__getitem__)[:5]
+    if not rare:
+        return None
+    cells = []
+    for name in dict.fromkeys(row["strategy"] for row in rows):
+        own = [row for row in rows if row["strategy"] == name]
+        of_class = [spread(row[f"dice_{each}"] for row in own) for each in rare]
+        mean = spread(math.fsum(row[f"dice_{each}"] for each in rare) / len(rare) for row in own)
+        cells.append((name, mean_sd(mean), *map(mean_sd, of_class)))
+    return Table(("strategy", "their mean", *(f"{name} ({shares[name]:.2g} of pixels)" for name in rare)), tuple(cells))
 
 
 def pairs(comparisons: Sequence[Comparison]) -> Table:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
+from alges_fast.report.saving import Saving
+
 
 def dice(value: float) -> str:
     """ "0.448" """
@@ -11,6 +15,18 @@ def dice(value: float) -> str:
 def signed(value: float) -> str:
     """ "+0.012" or "−0.012", with a minus sign instead of a hyphen."""
     return f"{value:+.3f}".replace("-", "−")
+
+
+def factor(saving: Saving, *, interval: bool = True) -> str:
+    """ "2.9 (2.2 to 3.8)", "> 2.9 (> 2.2)", or "–" where it is not known."""
+    if math.isnan(saving.factor):
+        return "–"
+    text = f"{saving.bound} {saving.factor:.1f}".strip()
+    if not interval or math.isnan(saving.low):
+        return text
+    if math.isinf(saving.high):
+        return f"{text} (> {saving.low:.1f})"
+    return f"{text} ({saving.low:.1f} to {saving.high:.1f})"
 
 
 def p_value(value: float) -> str:

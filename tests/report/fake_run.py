@@ -1,12 +1,14 @@
 """A finished (or unfinished) OUT folder without an experiment: plausible numbers and drawn frames.
 
-`python tests/report/fake_run.py OUT` writes one to look at.
+`python tests/report/fake_run.py OUT [none,4x4,8x8]` writes one to look at, with windows of these grids.
 """
 
 from __future__ import annotations
 
 import csv
+import itertools
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,24 +69,40 @@ def write_fake_run(
     dataset: str = "synthetic",
     artefacts: bool = True,
     unfinished: Sequence[tuple[str, int, int]] = (),
+    regions: Sequence[str] = ("none",),
 ) -> Path:
-    """Write a run; `unfinished` lists (strategy, seed, trainings done) that stopped early."""
+    """Write a run; `unfinished` lists (strategy, seed, trainings done) that stopped early.
+
+    With windows, finer ones give more for the same pixels, and strategies later in the list less outline for them.
+    """
     out.mkdir(parents=True, exist_ok=True)
     stopped = {(strategy, seed): done for strategy, seed, done in unfinished}
     generator = np.random.default_rng(0)
     rows = []
-    for i, strategy in enumerate(strategies):
+    for (i, strategy), grid in itertools.product(enumerate(strategies), regions):
+        if strategy == "full" and grid != regions[0]:
+            continue
+        name = strategy if grid == "none" or strategy == "full" else f"{strategy}@{grid}"
+        per_frame = 1 if name == strategy else math.prod(map(int, grid.split("x")))
         for seed in range(seeds):
             trainings = 1 if strategy == "full" else stopped.get((strategy, seed), rounds)
             luck = 0.01 * np.random.default_rng(seed).normal()
             for r in range(trainings):
                 n = POOL if strategy == "full" else 10 + r * query_size
-                gain = 0.004 * (i % 5) * min(r, 3)
+                gain = (0.004 * (i % 5) + 0.003 * math.log2(per_frame)) * min(r, 3)
                 dice = 0.25 + 0.09 * np.log(n / 5) + luck + gain + generator.normal(0, 0.008)
-                rows.append(_row(strategy, seed, r, n, dice, generator))
+                spread = min(10 + r * query_size * per_frame, POOL) if name != strategy else n
+                drawn = 300 * 10 + 300 * r * query_size * (1 - 0.08 * (i % 5) * (per_frame > 1))
+                effort = {"labelled_share": n / POOL, "n_frames": spread, "outline": round(drawn)}
+                row = _row(strategy, seed, r, n, dice, generator)
+                rows.append({**row, "regions": "none" if name == strategy else grid, **effort})
                 if artefacts and strategy != "full":
                     ids = [_frame_id(k) for k in generator.choice(POOL, query_size, replace=False)]
-                    folder = out / strategy / f"seed{seed}" / f"round{r:02d}"
+                    if per_frame > 1:
+                        side = 96 // int(grid.split("x")[0])
+                        corners = side * generator.integers(0, 96 // side, (query_size, 2))
+                        ids = [f"{k}#xywh={x},{y},{side},{side}" for k, (x, y) in zip(ids, corners, strict=True)]
+                    folder = out / name / f"seed{seed}" / f"round{r:02d}"
                     folder.mkdir(parents=True, exist_ok=True)
                     (folder / "picks.json").write_text(json.dumps({"ids": ids, "scores": {}}))
     with (out / "results.csv").open("w", newline="") as file:
@@ -97,6 +115,8 @@ def write_fake_run(
         "seeds": list(range(seeds)),
         "rounds": rounds,
         "query_size": query_size,
+        "regions": list(regions),
+        "image_size": 96,
     }
     (out / "config.yaml").write_text(yaml.safe_dump(config))
     environment = {"torch": "2.15.0", "device": "cpu", "machine": {"processor": "Xeon", "cores": 2}}
@@ -176,4 +196,8 @@ def _write_artefacts(out: Path, dataset: str, seeds: int, rounds: int) -> None:
 
 
 if __name__ == "__main__":
-    write_fake_run(Path(sys.argv[1]))
+    if len(sys.argv) == 2:
+        write_fake_run(Path(sys.argv[1]))
+    else:
+        chosen = ("random", "stratified-random", "entropy", "balanced-entropy", "alges-effort", "full")
+        write_fake_run(Path(sys.argv[1]), strategies=chosen, seeds=10, regions=sys.argv[2].split(","))

@@ -223,7 +223,7 @@ def test_a_full_model_far_above_does_not_press_the_curves_together(tmp_path: Pat
         full = [row for row in rows if row["strategy"] == "full"]
         curves = [row for row in rows if row["strategy"] != "full"]
         styles = strategy_styles([*base, "full"])
-        (axes,) = figures.curves(curves, full, styles, LIGHT, pool=100).axes
+        (axes,) = figures.curves(curves, full, styles, LIGHT, axis=figures.images_axis(100)).axes
         low, high = axes.get_ylim()
         assert (low < level < high) == shown
         assert high - low < 0.2
