@@ -82,7 +82,7 @@ def parse(argv: Sequence[str]) -> RunConfig:
     except jsonargparse.ArgumentError as error:
         raise refused(error, RunConfig) from error
     values = {name: value for name, value in parsed.clone(with_meta=False).as_dict().items() if name != "config"}
-    lists = {name: tuple(values[name]) for name in ("strategies", "seeds")}
+    lists = {name: tuple(values[name]) for name in ("strategies", "regions", "seeds")}
     return with_home(RunConfig(**{**values, **lists}))
 
 

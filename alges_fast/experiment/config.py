@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -28,10 +29,15 @@ class RunConfig:
         strategies: how to choose frames, comma separated: random, stratified-random, entropy, margin,
             least-confidence, coreset, deal, deal-score, alges-img, alges-sem, alges-sem-vector, alges-img-released,
             alges-sem-released, full (the whole pool, trained once), or your own as path/to/file.py:Class.
+        regions: rows x columns of windows, comma separated: with 8x8 every query chooses windows of frames instead of
+            frames, worth as many pixels; with none whole frames. Every strategy runs with each of them; to give one
+            strategy its own, write it behind its name: none,8x8 or alges-effort@8x8.
         seeds: repetitions, comma separated; a seed fixes the initial pool, weights, shuffling and picks.
         rounds: trainings per strategy and seed; training r has init_size + r x query_size labelled images.
         init_size: images labelled at the start, drawn at random from the seed alone.
-        query_size: images chosen after each training but the last.
+        query_size: images chosen after each training but the last; with windows, as many images' pixels.
+        random_rounds: trainings of random without windows, where they should be more than rounds: what a strategy saves
+            is read off that curve, and cannot be larger than it is long.
         epochs: passes over the labelled images in each training, which starts from scratch.
         batch_size: images per optimiser step.
         lr: learning rate of Adam.
@@ -53,10 +59,12 @@ class RunConfig:
     on_bad_image: Literal["stop", "skip"] = "stop"
     image_size: int = 64
     strategies: tuple[str, ...] = ("random", "alges-img", "alges-sem")
+    regions: tuple[str, ...] = ("none",)
     seeds: tuple[int, ...] = (0,)
     rounds: int = 4
     init_size: int = 10
     query_size: int = 10
+    random_rounds: int | None = None
     epochs: int = 8
     batch_size: int = 8
     lr: float = 1e-3
@@ -77,7 +85,11 @@ class RunConfig:
             raise UserError(f"--lr is {self.lr}: give a finite number above 0")
         if not self.out:
             raise UserError("--out is empty: give a folder")
-        for name in ("strategies", "seeds"):
+        if self.random_rounds is not None and self.random_rounds < self.rounds:
+            raise UserError(f"--random_rounds is {self.random_rounds}: give at least --rounds, {self.rounds}")
+        for grid in self.regions:
+            grid_of(grid)
+        for name in ("strategies", "regions", "seeds"):
             values = getattr(self, name)
             if not values:
                 raise UserError(f"--{name} is empty: give at least one")
@@ -85,6 +97,20 @@ class RunConfig:
                 raise UserError(f"--{name} names one twice: {','.join(map(str, values))}")
         if min(self.seeds) < 0:
             raise UserError(f"--seeds has {min(self.seeds)}: give numbers from 0 on")
+
+
+def grid_of(text: str) -> tuple[int, int] | None:
+    """Rows and columns of windows as `--regions` names them, None for whole frames.
+
+    Raises:
+        UserError: it names none.
+    """
+    if text == "none":
+        return None
+    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if found is None:
+        raise UserError(f"--regions {text}: give rows x columns, such as 8x8, or none for whole frames")
+    return int(found[1]), int(found[2])
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(

@@ -44,8 +44,13 @@ def crops_of(labelled: Labelled) -> list[Crop]:
     return found
 
 
+def side_around(window: int, size: int) -> int:
+    """Side of the crop around a window of this side, in frames of this size."""
+    return min(size, STRIDE * -(-2 * window // STRIDE))
+
+
 def _around(frame: int, box: Box, size: int) -> Crop:
     (top, bottom, _), (left, right, _) = (side.indices(size) for side in box)
-    side = min(size, STRIDE * -(-2 * max(bottom - top, right - left) // STRIDE))
+    side = side_around(max(bottom - top, right - left), size)
     y, x = (min(max((low + high - side) // 2, 0), size - side) for low, high in ((top, bottom), (left, right)))
     return Crop(frame, y, x, side)

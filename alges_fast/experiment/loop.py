@@ -1,4 +1,5 @@
-"""The experiment loop: Algorithm 1 of ALGES for every strategy and seed, resumable at every step.
+"""The experiment loop: Algorithm 1 of ALGES for every curve (a strategy with its windows) and seed, resumable at
+every step.
 
 For each strategy and seed, in round r: train from scratch on what is labelled, evaluate on the test split, and (but for
 the last round) ask the strategy what of the pool to label next. What is labelled first depends on the seed alone and a
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from torch import nn
@@ -23,8 +25,10 @@ from torch import nn
 from alges_fast import atomic
 from alges_fast.data import load_dataset, to_input
 from alges_fast.errors import UserError
-from alges_fast.experiment.annotator import Labelled, unlabelled
+from alges_fast.experiment.annotator import Labelled, Piece, unlabelled
 from alges_fast.experiment.config import RunConfig
+from alges_fast.experiment.crops import crops_of
+from alges_fast.experiment.curve import Curve, check_budget, check_windows, curves_of
 from alges_fast.experiment.folder import check_config, prepare_folder
 from alges_fast.experiment.processes import LOCK, launch
 from alges_fast.experiment.results import save_frames, save_thumbnails, write_results
@@ -33,8 +37,6 @@ from alges_fast.experiment.setting import (
     Monitor,
     Round,
     Setting,
-    check_budget,
-    make_strategies,
     new_model,
     on_device_if_small,
 )
@@ -42,7 +44,9 @@ from alges_fast.experiment.state import STEPS, RoundFolder
 from alges_fast.experiment.training import MEMORY_FORMAT, evaluate, train
 from alges_fast.models import check_image_size
 from alges_fast.report import write_report
-from alges_fast.strategies import Query, Strategy, Taken
+from alges_fast.selection.candidates import Candidates
+from alges_fast.strategies import Candidate, Query, Rating
+from alges_fast.windows import Window, named
 
 
 def run_experiment(config: RunConfig, monitor: Monitor | None = None) -> list[dict[str, Any]]:
@@ -60,8 +64,8 @@ def run_experiment(config: RunConfig, monitor: Monitor | None = None) -> list[di
             prepare_folder(setting)
     for note in setting.dataset.notes:
         setting.monitor.note(note)
-    setting.monitor.start(sum(map(setting.work, setting.strategies)) * len(config.seeds))
-    _run_all(setting, [(seed, strategy) for seed in config.seeds for strategy in setting.strategies])
+    setting.monitor.start(sum(map(setting.work, setting.curves)) * len(config.seeds))
+    _run_all(setting, [(seed, curve) for seed in config.seeds for curve in setting.curves])
     rows = write_results(setting)
     if setting.processes.leads:
         setting.monitor.doing("writing the report")
@@ -73,7 +77,7 @@ def run_experiment(config: RunConfig, monitor: Monitor | None = None) -> list[di
 
 def _prepare(config: RunConfig, monitor: Monitor) -> Setting:
     """Load what the rounds share. What the user may have mistaken is found here, before anything is written."""
-    strategies = make_strategies(config.strategies)
+    curves = curves_of(config)
     processes = launch(config.device, config.precision)
     check_config(config)
     dataset = load_dataset(
@@ -85,31 +89,32 @@ def _prepare(config: RunConfig, monitor: Monitor) -> Setting:
         on_bad_image=config.on_bad_image,
         progress=monitor.loading,
     )
-    check_budget(config, strategies, len(dataset.train))
-    check_image_size(new_model(config, dataset, strategies[0], 0, 0), config.image_size)
+    check_budget(config, curves, len(dataset.train))
+    check_windows(config, curves)
+    check_image_size(new_model(config, dataset, curves[0].strategy, 0, 0), config.image_size)
     pool_images = on_device_if_small(dataset.train.images, processes.device)
-    return Setting(config, strategies, dataset, processes, monitor, pool_images)
+    return Setting(config, curves, dataset, processes, monitor, pool_images)
 
 
-def _run_all(setting: Setting, pairs: Sequence[tuple[int, Strategy]]) -> None:
+def _run_all(setting: Setting, pairs: Sequence[tuple[int, Curve]]) -> None:
     """First the pairs that no other process is at; then the others, in case their process has died."""
-    others: list[tuple[int, Strategy]] = []
+    others: list[tuple[int, Curve]] = []
     for wait in (False, True):
-        for seed, strategy in others if wait else pairs:
+        for seed, curve in others if wait else pairs:
             if wait:
-                setting.monitor.doing(f"waiting for another process: {strategy.name}, seed {seed}")
-            rounds_folder = RoundFolder.of(setting.out, strategy.name, seed, 0).path.parent
+                setting.monitor.doing(f"waiting for another process: {curve.name}, seed {seed}")
+            rounds_folder = RoundFolder.of(setting.out, curve.name, seed, 0).path.parent
             with setting.processes.claimed(rounds_folder, wait=wait) as mine:
                 if mine:
-                    _run_strategy(setting, strategy, seed)
+                    _run_curve(setting, curve, seed)
                 else:
-                    others.append((seed, strategy))
+                    others.append((seed, curve))
 
 
-def _run_strategy(setting: Setting, strategy: Strategy, seed: int) -> None:
-    labelled = setting.labelled_first(strategy, seed)
-    for number in range(setting.n_rounds(strategy)):
-        round = Round(setting, strategy, seed, number, labelled)
+def _run_curve(setting: Setting, curve: Curve, seed: int) -> None:
+    labelled = setting.labelled_first(curve, seed)
+    for number in range(curve.n_rounds):
+        round = Round(setting, curve, seed, number, labelled)
         n_done = setting.processes.from_leader(round.folder.n_finished)
         if n_done == len(STEPS):
             setting.monitor.advance(round.work)
@@ -129,9 +134,9 @@ def _run_round(round: Round, n_done: int) -> None:
     if n_done > STEPS.index("train"):
         if processes.leads:
             folder.load_model(model)
-        monitor.advance(config.epochs * len(round.labelled.positions))
+        monitor.advance(round.training_work)
     else:
-        monitor.doing(f"{round}: training on {len(round.labelled.pieces)}")
+        monitor.doing(f"{round}: training on {round.n_labelled}")
         if processes.leads:
             _train(round, model)
     processes.share_weights(model)
@@ -164,6 +169,7 @@ def _train(round: Round, model: nn.Module) -> None:
         seed=round.seed,
         round=round.number,
         loss=round.strategy.loss,
+        crops=crops_of(round.labelled) if round.labelled.windows else None,
         on_batch=setting.monitor.advance,
     )
     seconds = time.perf_counter() - start
@@ -189,8 +195,14 @@ def _evaluate(round: Round, model: nn.Module) -> None:
         return
     if round.is_last and round.seed == setting.config.seeds[0]:
         save_frames(round, model)
-    strategy, seed, number = round.place
-    place = {"strategy": strategy, "seed": seed, "round": number, "n_labelled": len(round.labelled.pieces)}
+    place = {
+        "strategy": round.strategy.name,
+        "regions": round.curve.grid,
+        "seed": round.seed,
+        "round": round.number,
+        "n_labelled": round.n_labelled,
+        **asdict(round.labelled.effort()),
+    }
     facts = {name: value for name, value in folder.facts().items() if name != "finished"}
     folder.save_metrics({**place, **metrics, **facts, "eval_seconds": seconds})
     folder.finish("evaluate")
@@ -199,16 +211,18 @@ def _evaluate(round: Round, model: nn.Module) -> None:
 def _query(round: Round, model: nn.Module) -> dict[str, Any]:
     """What picks.json holds."""
     setting, config, pool = round.setting, round.setting.config, round.setting.pool
-    candidates = unlabelled(pool.ids, round.labelled.pieces)
+    candidates = unlabelled(setting.pieces(round.curve), round.labelled.pieces)
     query = Query(
         candidates=candidates,
         pool=setting.frames,
         model=model,
         labelled=round.labelled.pieces,
+        regions=round.curve.regions,
+        class_shares=round.labelled.class_shares(len(setting.dataset.classes)),
         videos=dict(zip(pool.ids, pool.videos, strict=True)),
         seed=round.seed,
         round=round.number,
-        n_rounds=config.rounds,
+        n_rounds=round.curve.n_rounds,
         batch_size=setting.scoring_batch,
         device=setting.processes.device,
         precision=config.precision,
@@ -218,15 +232,42 @@ def _query(round: Round, model: nn.Module) -> dict[str, Any]:
     start = time.perf_counter()
     rating = round.strategy.rate(query)
     rated = time.perf_counter()
-    ids = list(rating.draw(config.query_size, Taken()))
+    picked = _draw(round, rating, candidates)
     drawn = time.perf_counter()
-    if len(ids) != config.query_size or len(set(ids)) != len(ids) or not set(candidates).issuperset(ids):
+    # Of windows, of which a pool has very many, the scores of those picked alone.
+    scored = rating.scores if round.curve.regions is None else {c: rating.scores[c] for c in picked if rating.scores}
+    return {
+        "ids": [str(candidate) for candidate in picked],
+        "scores": {str(candidate): score for candidate, score in scored.items()},
+        "embed_seconds": rated - start,
+        "seeding_seconds": drawn - rated,
+    }
+
+
+def _draw(round: Round, rating: Rating, candidates: Sequence[Piece]) -> list[Candidate]:
+    """Frames, or windows that are worth as many pixels but for the rest of one; what an earlier query left over, too.
+
+    Raises:
+        UserError: the strategy drew something else.
+    """
+    config = round.setting.config
+    if round.curve.regions is None:
+        budget, what = config.query_size, f"{config.query_size} different ids of the unlabelled pool"
+    else:
+        n_frames, side = config.init_size + (round.number + 1) * config.query_size, config.image_size
+        budget = n_frames * side**2 - round.labelled.n_pixels
+        what = f"different windows of the unlabelled pool worth {budget} pixels"
+    left = Candidates[Candidate](rating, frozenset(), {}, 0.0, ("query_size", "pool"))
+    picked = left.fill([], budget, ())
+    spent = sum(candidate.pixels if isinstance(candidate, Window) else 1 for candidate in picked)
+    largest = max(candidate.pixels if isinstance(candidate, Window) else 1 for candidate in candidates)
+    fits = budget - largest < spent <= budget
+    if not fits or len(set(picked)) != len(picked) or not set(candidates).issuperset(picked):
         raise UserError(
-            f"strategy {round.strategy.name!r} must pick {config.query_size} different ids of the unlabelled pool; it "
-            f"gave {len(ids)}, {len(set(candidates).intersection(ids))} of them different and unlabelled"
+            f"strategy {round.strategy.name!r} must pick {what}; it gave {len(picked)}, "
+            f"{len(set(candidates).intersection(picked))} of them different and unlabelled"
         )
-    scores = {str(id): score for id, score in rating.scores.items()}
-    return {"ids": ids, "scores": scores, "embed_seconds": rated - start, "seeding_seconds": drawn - rated}
+    return picked
 
 
 def _finish(round: Round, picks: dict[str, Any] | None) -> None:
@@ -242,13 +283,14 @@ def _finish(round: Round, picks: dict[str, Any] | None) -> None:
     cost = f"trained in {row['train_seconds']:.1f} s"
     if picks is not None:
         cost += f", chose {len(picks['ids'])} in {row['embed_seconds'] + row['seeding_seconds']:.1f} s"
-    round.setting.monitor.note(f"{round}: {len(round.labelled.pieces)} labelled, Dice {row['dice']:.3f} ({cost})")
+    round.setting.monitor.note(f"{round}: {round.n_labelled} labelled, Dice {row['dice']:.3f} ({cost})")
 
 
 def _with_picked(round: Round) -> Labelled:
     """What is labelled after a finished round, as its folder says it."""
-    labelled, pool = round.labelled, round.setting.pool
-    picked = round.setting.processes.from_leader(round.folder.picked)
-    if not set(unlabelled(pool.ids, labelled.pieces)).issuperset(picked):
+    labelled, pieces = round.labelled, round.setting.pieces(round.curve)
+    names = round.setting.processes.from_leader(round.folder.picked)
+    picked = names if round.curve.regions is None else [named(name) for name in names]
+    if not set(unlabelled(pieces, labelled.pieces)).issuperset(picked):
         raise round.folder.damaged("picks.json")
     return labelled.with_pieces(picked)

@@ -14,18 +14,24 @@ from torch import nn
 
 from alges_fast import atomic
 from alges_fast.data import to_input
+from alges_fast.experiment.annotator import frame_of
 from alges_fast.experiment.processes import LOCK
 from alges_fast.experiment.setting import Round, Setting
 from alges_fast.experiment.state import STEPS, RoundFolder
 from alges_fast.experiment.training import predict
 from alges_fast.last_layer import LastLayer
 from alges_fast.report import artefacts
+from alges_fast.windows import named
 
 COLUMNS = (
     "strategy",
+    "regions",
     "seed",
     "round",
     "n_labelled",
+    "labelled_share",
+    "n_frames",
+    "outline",
     "dice",
     "dice_image",
     "dice_released",
@@ -51,9 +57,9 @@ def write_results(setting: Setting) -> list[dict[str, Any]]:
     columns = [*COLUMNS, *(f"dice_{name}" for name in setting.dataset.classes)]
     rows = []
     with atomic.locked(setting.out / LOCK):
-        for strategy, seed in itertools.product(setting.strategies, setting.config.seeds):
-            for number in range(setting.n_rounds(strategy)):
-                place = (strategy.name, seed, number)
+        for curve, seed in itertools.product(setting.curves, setting.config.seeds):
+            for number in range(curve.n_rounds):
+                place = (curve.name, seed, number)
                 folder = RoundFolder.of(setting.out, *place)
                 if place not in setting.rows and folder.n_finished() == len(STEPS):
                     setting.rows[place] = _row(folder)
@@ -86,7 +92,7 @@ def save_frames(round: Round, model: nn.Module) -> None:
     artefacts.save_frames(
         setting.out,
         artefacts.FrameMaps(
-            strategy=round.strategy.name,
+            strategy=round.curve.name,
             seed=round.seed,
             round=round.number,
             ids=frames.ids,
@@ -99,12 +105,13 @@ def save_frames(round: Round, model: nn.Module) -> None:
 
 
 def save_thumbnails(setting: Setting) -> None:
-    """Keep small pictures of all frames that were picked, for the report."""
+    """Keep small pictures of all frames that were picked, whole or in part, for the report."""
     pool = setting.pool
-    picked = set()
-    for strategy, seed in itertools.product(setting.strategies, setting.config.seeds):
-        for number in range(setting.n_rounds(strategy) - 1):
-            picked.update(RoundFolder.of(setting.out, strategy.name, seed, number).picked())
+    picked: set[str] = set()
+    for curve, seed in itertools.product(setting.curves, setting.config.seeds):
+        for number in range(curve.n_rounds - 1):
+            names = RoundFolder.of(setting.out, curve.name, seed, number).picked()
+            picked.update(names if curve.regions is None else (frame_of(named(name)) for name in names))
     artefacts.save_thumbnails(setting.out, [(name, pool.images[pool.index(name)]) for name in sorted(picked)])
 
 

@@ -1,11 +1,12 @@
-"""What is finished of one round of one strategy and seed, on disk, so that a run continues where it was stopped.
+"""What is finished of one round of one curve and seed, on disk, so that a run continues where it was stopped.
 
-    OUT/<strategy>/seed<k>/round<rr>/
+    OUT/<curve>/seed<k>/round<rr>/    a curve is a strategy, or with windows <strategy>@<rows>x<columns>
         state.json         {"finished": step, ...}: this step and those before it are done, and what they made is on
                            disk; the rest is what training cost and reached
         model.safetensors  made by "train", removed when the round is finished
         metrics.json       made by "evaluate": one row of results.csv but for the query's timings
-        picks.json         made by "query": {"ids": [...], "scores": {id: score}, "embed_seconds", "seeding_seconds"}
+        picks.json         made by "query": {"ids": [...], "scores": {id: score}, "embed_seconds", "seeding_seconds"};
+                           windows are named as <frame>#xywh=<x>,<y>,<width>,<height>
 
 A step writes its file first and its name into state.json last, both by atomic rename. Killed in between, it is done
 again and, everything being seeded, writes the same.
@@ -35,8 +36,8 @@ class RoundFolder:
     path: Path
 
     @classmethod
-    def of(cls, out: Path, strategy: str, seed: int, round: int) -> RoundFolder:
-        return cls(out / strategy / f"seed{seed}" / f"round{round:02d}")
+    def of(cls, out: Path, curve: str, seed: int, round: int) -> RoundFolder:
+        return cls(out / curve / f"seed{seed}" / f"round{round:02d}")
 
     def n_finished(self) -> int:
         """How many of STEPS are done; none if the model that the rest need is damaged: training makes the same again.
@@ -86,7 +87,7 @@ class RoundFolder:
         atomic.write_json(self.path / "picks.json", picks)
 
     def picked(self) -> list[str]:
-        """The ids that were picked, in order."""
+        """The ids of what was picked, in order."""
         ids = self._read("picks.json").get("ids")
         if not isinstance(ids, list) or len({str(name) for name in ids}) < len(ids):
             raise self.damaged("picks.json")

@@ -1,0 +1,97 @@
+"""A curve of an experiment: a strategy, and what it chooses, whole frames or windows of a grid."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from alges_fast.errors import UserError
+from alges_fast.experiment.config import RunConfig, grid_of
+from alges_fast.experiment.crops import side_around
+from alges_fast.strategies import Strategy, get_strategy
+from alges_fast.strategies.random import Random
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What is run once with every seed.
+
+    Attributes:
+        strategy: what chooses.
+        regions: rows and columns of windows in a frame; None where it chooses whole frames.
+        n_rounds: how often its model is trained.
+    """
+
+    strategy: Strategy
+    regions: tuple[int, int] | None
+    n_rounds: int
+
+    @property
+    def grid(self) -> str:
+        """The windows as the column `regions` of results.csv has them."""
+        return "none" if self.regions is None else "{}x{}".format(*self.regions)
+
+    @property
+    def name(self) -> str:
+        """Of its folder, and in the report: `alges-effort`, `alges-effort@8x8`."""
+        return self.strategy.name if self.regions is None else f"{self.strategy.name}@{self.grid}"
+
+    def n_labelled(self, config: RunConfig, n_pool: int, round: int) -> int:
+        """Frames that are labelled in a round; with windows, as many frames' pixels."""
+        return n_pool if self.strategy.takes_whole_pool else config.init_size + round * config.query_size
+
+    def n_shown(self, config: RunConfig, n_pool: int, round: int) -> float:
+        """What an epoch of a whole network is shown then, roughly, in frames: windows are shown with a margin."""
+        n = self.n_labelled(config, n_pool, round)
+        if self.regions is None:
+            return n
+        height, width = (config.image_size / side for side in self.regions)
+        shown = side_around(math.ceil(max(height, width)), config.image_size) ** 2 / (height * width)
+        return config.init_size + (n - config.init_size) * shown
+
+
+def curves_of(config: RunConfig) -> list[Curve]:
+    """Every strategy with each grid, or with the one behind its name; a strategy that takes the whole pool once.
+
+    Raises:
+        UserError: there is no strategy of a name, or two curves call themselves alike.
+    """
+    curves = []
+    for text in config.strategies:
+        own = re.fullmatch(r"(.+)@(none|\d+x\d+)", text)
+        strategy = get_strategy(own[1] if own else text)()
+        grids: Sequence[str] = [own[2]] if own else config.regions
+        for grid in ["none"] if strategy.takes_whole_pool else grids:
+            curves.append(Curve(strategy, grid_of(grid), _n_rounds(config, strategy, grid)))
+    names = [curve.name for curve in curves]
+    if len(set(names)) < len(names):
+        raise UserError(f"--strategies gives two strategies of one name: {', '.join(names)}")
+    return curves
+
+
+def check_budget(config: RunConfig, curves: Sequence[Curve], n_frames: int) -> None:
+    """Refuse rounds that want more frames than the pool has. Raises UserError."""
+    longest = max((curve.n_rounds for curve in curves if not curve.strategy.takes_whole_pool), default=0)
+    wanted = config.init_size + (longest - 1) * config.query_size
+    if longest and wanted > n_frames:
+        raise UserError(
+            f"{longest} rounds of {config.init_size} + {config.query_size} frames a query need {wanted}, but the "
+            f"pool has {n_frames}: lower --rounds, --init_size or --query_size"
+        )
+
+
+def check_windows(config: RunConfig, curves: Sequence[Curve]) -> None:
+    """Refuse grids finer than the pixels. Raises UserError."""
+    for curve in curves:
+        if curve.regions is not None and max(curve.regions) > config.image_size:
+            raise UserError(f"--regions {curve.grid}: frames of {config.image_size} pixels have fewer windows a side")
+
+
+def _n_rounds(config: RunConfig, strategy: Strategy, grid: str) -> int:
+    if strategy.takes_whole_pool:
+        return 1
+    if strategy.name == Random.name and grid == "none" and config.random_rounds is not None:
+        return config.random_rounds
+    return config.rounds
