@@ -96,7 +96,7 @@ def look_at(
         with torch.no_grad(), torch.autocast(device.type, enabled=dtype is not None, dtype=dtype):
             if layer is None:
                 layer = LastLayer.find(model, inputs)
-                maps = _defines_norm_maps(layer, inputs)
+                maps = layer.defines("norm_map", inputs)
             outputs = tuple(({output} if regions is None else set()) | ({"norm_map"} if maps else set()))
             found = layer.pixel_gradients(inputs, outputs=outputs)
             logits = logits_of(model(inputs))
@@ -131,14 +131,6 @@ def reasons(embeddings: Tensor) -> list[Reason]:
             distance = float(distances[nearest])
         found.append(Reason(int(row.argmax()), nearest, distance))
     return found
-
-
-def _defines_norm_maps(layer: LastLayer, inputs: Tensor) -> bool:
-    try:
-        layer.pixel_gradients(inputs, outputs=("norm_map",))
-    except ValueError:
-        return False
-    return True
 
 
 def _stretched(values: Tensor, image: NDArray[np.uint8]) -> Tensor:

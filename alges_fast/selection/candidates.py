@@ -76,10 +76,14 @@ class Candidates(Generic[C]):
             if not missing:
                 break
             too_near = [id for id in self.ids if id not in out and frame_of(id) in near] if near else []
-            drawn = self.rating.draw(missing, Taken((*self.labelled, *chosen), (*refused, *too_near)))
-            if not drawn:
-                break
-            for pick in cast("Sequence[C]", drawn):
+            taken = Taken((*self.labelled, *chosen), (*refused, *too_near))
+            drawn = cast("Sequence[C]", self.rating.draw(missing, taken))
+            if not drawn or len(set(drawn)) < len(drawn) or not set(open).issuperset(drawn):
+                raise ValueError(
+                    f"strategy: it must draw up to {missing} different candidates, none of them taken; it gave "
+                    f"{len(drawn)}, {len(set(open).intersection(drawn))} of them different and free"
+                )
+            for pick in drawn:
                 if crowd.near(frame_of(pick)):
                     continue
                 if _cost(pick) > left:

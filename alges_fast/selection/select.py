@@ -319,7 +319,7 @@ def _scores(rating: Rating) -> dict[Any, float]:
 
 
 def _named(pool: Pool) -> Pool:
-    """The pool as (id, image) pairs with an attribute `ids`; a DataLoader as it is, for its workers' sake."""
+    """The pool as (id, image) pairs with an attribute `ids`; a DataLoader as it is, whose workers decode its images."""
     if isinstance(pool, DataLoader) or hasattr(pool, "ids"):
         return pool
     return Frames(pool, range(len(pool)))

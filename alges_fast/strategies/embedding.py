@@ -169,24 +169,10 @@ def forward(query: Query, run: Callable[[Tensor], T]) -> Iterator[T]:
         yield found  # outside: the caller's work is not the model's
 
 
-@torch.no_grad()
 def last_layer_inputs(query: Query) -> Iterator[tuple[Tensor, Tensor]]:
-    """(features (B, d, *spatial), logits) of this process's frames, batch by batch."""
-    model = trained_model(query)
+    """(features (B, d, *grid), logits (B, K, *spatial)) of this process's frames, batch by batch."""
     example = _as_input(query, _image(query.pool, 0)[None].to(query.device))
-    layer = LastLayer.find(model, example)
-    seen: list[Tensor] = []
-
-    def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        features = args[0] if args else kwargs["input"]
-        seen.append(features.movedim(-1, 1) if isinstance(module, nn.Linear) else features)
-
-    handle = layer.module.register_forward_pre_hook(keep, with_kwargs=True)
-    try:
-        for logits in forward(query, model):
-            yield seen.pop(), logits
-    finally:
-        handle.remove()
+    return forward(query, LastLayer.find(trained_model(query), example).features_and_logits)
 
 
 def by_cell(query: Query, measure: Callable[..., Tensor], *maps: Tensor) -> Tensor:

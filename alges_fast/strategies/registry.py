@@ -63,7 +63,7 @@ def _import(where: str, name: str) -> ModuleType:
     try:
         if not where.endswith(".py"):
             return importlib.import_module(where)
-        path = Path(where)
+        path = Path(where).expanduser()
         if not path.is_file():
             raise UserError(f"strategy {name!r}: no file {where}")
         spec = importlib.util.spec_from_file_location(f"_alges_fast_strategy_{path.stem}", path)

@@ -68,6 +68,22 @@ def files(out: Path) -> dict[str, bytes]:
     return {name: contents for name, contents in found.items() if not name.startswith("scores/")}
 
 
+def test_a_users_own_strategy_picks_frames_and_windows(pool: Path) -> None:
+    (pool / "mine.py").write_text(
+        "from alges_fast.strategies import Strategy, by_score, candidate_images\n"
+        "class Dark(Strategy):\n"
+        "    name, reference, needs_model = 'dark', '-', False\n"
+        "    def rate(self, query):\n"
+        "        return by_score(query, {c: -float(x.float().mean()) for c, x in candidate_images(query)})\n"
+    )
+    assert main(command("--strategy", "mine.py:Dark", "--min_gap", "0", out="frames")) == 0
+    assert {row["id"].split("/")[1] for row in picks(pool / "frames")} == {f"frame_{i:04d}.png" for i in (0, 30, 60)}
+    assert main(command("--strategy", "mine.py:Dark", "--min_gap", "0", "--regions", "2x2", out="windows", n=2)) == 0
+    windows = picks(pool / "windows")
+    assert len(windows) == 8
+    assert {row["frame"].split("/")[1] for row in windows} == {"frame_0000.png"}
+
+
 def test_one_command_leaves_picks_with_reasons_and_pictures(pool: Path) -> None:
     assert main(command()) == 0
     rows = picks(pool / "out")

@@ -130,6 +130,19 @@ def test_killed_scoring_is_continued(
     assert found == choose(model, pool, strategy=strategy, batch_size=4)
 
 
+def test_a_strategy_that_draws_what_it_must_not_is_told_so(pool: list[tuple[str, Tensor]], tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from alges_fast.strategies import Rating, Strategy\n"
+        "class Stubborn(Strategy):\n"
+        "    name, reference, needs_model = 'stubborn', '-', False\n"
+        "    def rate(self, query):\n"
+        "        return Rating(query.candidates, {}, lambda n, taken: query.candidates[:n])\n"
+    )
+    chosen = select(None, pool, 4, strategy=f"{tmp_path}/mine.py:Stubborn")
+    with pytest.raises(ValueError, match="different candidates, none of them taken; it gave 1, 0 of them"):
+        chosen.reject(chosen.ids[:1])
+
+
 def test_a_pool_of_arrays_is_named_by_position(model: nn.Module) -> None:
     images = np.random.default_rng(0).integers(0, 255, (12, 3, 8, 8)).astype(np.uint8)
     for strategy in ("random", "alges-img"):
