@@ -14,7 +14,7 @@ from alges_fast.strategies.registry import get_strategy, register_strategy, stra
 
 # Importing a family registers its strategies; this order is the one in which they are listed.
 from alges_fast.strategies import random, uncertainty, coreset, deal, alges, released, full  # noqa: F401  # isort: skip
-from alges_fast.strategies import power, classwise, herding, typical, strided, bait  # noqa: F401  # isort: skip
+from alges_fast.strategies import power, claspe, classwise, herding, typical, strided, bait  # noqa: F401  # isort: skip
 
 __all__ = [
     "Candidate",

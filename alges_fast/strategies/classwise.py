@@ -1,17 +1,26 @@
-"""ALGES with every class its due: rows of Eq. 4 balanced, and paid for by predicted effort."""
+"""ALGES with every class its due: rows of Eq. 4 balanced, paid for by predicted effort, or seeded class by class."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from alges_fast._native import cpu_kernels
 from alges_fast.seeding import kmeans_plusplus
+from alges_fast.seeding.native import NativePool
+from alges_fast.seeding.pools import Draw, Pool, TorchPool
+from alges_fast.seeding.shards import Candidates, Shards
 from alges_fast.strategies.alges import weighted
-from alges_fast.strategies.base import Query, Rating, Strategy
+from alges_fast.strategies.base import Candidate, Query, Rating, Strategy
 from alges_fast.strategies.effort import predicted_costs
-from alges_fast.strategies.embedding import Embedded, embed, gathered
+from alges_fast.strategies.embedding import Embedded, embed, gathered, on_every_process
+from alges_fast.strategies.power import predicted_shares
 from alges_fast.strategies.rating import by_seeding
 from alges_fast.strategies.registry import register_strategy
 
@@ -58,6 +67,35 @@ class AlgesEffort(AlgesImageBalanced):
         return rows / cost.sqrt().to(rows).view(-1, *[1] * (rows.ndim - 1))
 
 
+@register_strategy
+class AlgesClass(Strategy):
+    """k-means++ in the row of one class of Eq. 4, for an equal share of the picks each.
+
+    Classes take turns, the rarest by predicted mass first, so any prefix of a batch is shared out like the whole. What
+    is labelled, and every pick whichever class it was made for, is a centre in all classes' rows.
+    """
+
+    name: ClassVar[str] = "alges-class"
+    reference: ClassVar[str] = "alges_fast: Aklilu & Yeung 2022, the k-th block of Eq. 4"
+
+    def rate(self, query: Query) -> Rating:
+        found = embed(query, ("image", "class_mass"))
+        image, positions = found.outputs["image"], found.positions
+        # D² sampling does not see a row's scale, but squares of tiny gradients would underflow.
+        norms = mean_norms(query, positions, image)
+        rows = balanced(image, norms).flatten(2).to(query.device)
+        turns = predicted_shares(query, found.outputs["class_mass"]).sort(stable=True).indices.tolist()
+        rated = frozenset(query.candidates)
+        others = [item for item in query.labelled if item not in rated]  # the rated ones are centres by being taken
+        known = balanced(on_every_process(query, others, _images), norms).flatten(2) if others else rows[:0].cpu()
+        return by_shards(query, positions, rows, known, turns)
+
+
+def _images(query: Query) -> tuple[Tensor, Tensor]:
+    found = embed(query, ("image",))
+    return found.positions, found.outputs["image"]
+
+
 def mean_norms(query: Query, positions: Tensor, rows: Tensor) -> Tensor:
     """(K,) float64: the mean norm of each class's row over all candidates of all processes.
 
@@ -71,3 +109,101 @@ def balanced(rows: Tensor, mean_norms: Tensor) -> Tensor:
     """(N, K, ...) with row k divided by the k-th mean norm; a class without gradient anywhere keeps its zeros."""
     scale = torch.where(mean_norms > 0, 1 / mean_norms, 0).to(rows.dtype)
     return rows * scale.view(-1, *[1] * (rows.ndim - 2))
+
+
+def by_shards(query: Query, positions: Tensor, rows: Tensor, existing: Tensor, classes: Sequence[int]) -> Rating:
+    """A rating that draws by `seed_by_class`.
+
+    Args:
+        positions, rows: this process's candidates, (n,) and (n, K, D).
+        existing: (M, K, D) centres that count from the start; the same on every process.
+        classes: the order of turns.
+    """
+    everywhere, _ = gathered(query, positions, positions)
+    ids = [query.candidates[at] for at in everywhere.tolist()]
+
+    def draw(n: int, taken: Collection[Candidate]) -> list[Candidate]:
+        closed: Collection[Candidate] = getattr(taken, "closed", ())
+        own = [query.candidates[at] for at in positions.tolist()]
+        free = torch.tensor([item not in taken for item in own], dtype=torch.bool)
+        picked = torch.tensor([item in taken and item not in closed for item in own], dtype=torch.bool)
+        _, centres = gathered(query, positions[picked], rows[picked].cpu())
+        n = min(n, sum(item not in taken for item in ids))
+        if n <= 0:
+            return []
+        chosen = seed_by_class(
+            rows[free],
+            positions[free],
+            n,
+            torch.cat([existing, centres]),
+            classes=classes,
+            begun=len(centres),
+            seed=query.stream_seed("seeding"),
+            group=query.group,
+        )
+        return [query.candidates[at] for at in chosen]
+
+    return Rating(ids, {}, draw)
+
+
+def seed_by_class(
+    rows: Tensor,
+    index: Tensor,
+    n: int,
+    existing: Tensor,
+    *,
+    classes: Sequence[int],
+    begun: int,
+    seed: int,
+    group: dist.ProcessGroup | None,
+) -> list[int]:
+    """n global indices by k-means++, each draw in the rows of one class, classes in turn: a prefix of any length gives
+    every class its share, to a pick.
+
+    What was picked for one class is a centre for all. So every class keeps its own running D², and catches up with the
+    centres of a whole turn at once when it is its turn again.
+
+    Args:
+        rows: (N, K, D), this process's.
+        index: (N,) int64, their indices in the whole pool.
+        n: how many, at most the points of all processes.
+        existing: (M, K, D) centres that count from the start; the same on every process.
+        classes: the order of turns.
+        begun: picks made already, after which the turns go on.
+        seed: of the race.
+        group: the processes that share the pool.
+    """
+    shards = Shards(group, rows.device)
+    native = rows.device.type == "cpu" and cpu_kernels() is not None
+    make: type[Pool] = NativePool if native else TorchPool
+    pools = {k: make(rows[:, k].contiguous(), index, len(existing) + n) for k in classes}
+    centres = existing.to(rows)
+    counted = dict.fromkeys(classes, 0)
+    picks: list[int] = []
+    for pick in range(begun, begun + n):
+        k = classes[pick % len(classes)]
+        draw = Draw("race", seed, pick)
+        if len(centres):
+            candidates = pools[k].absorb(centres[counted[k] :, k], draw)
+            counted[k] = len(centres)
+            winners = shards.best(candidates)
+            if math.isnan(winners.largest):
+                raise ValueError("points must be finite, got NaN or Inf")
+        if not len(centres) or winners.keys[0] == math.inf:  # nothing to tell the class's rows apart: any that is left
+            candidates = _any_left(pools[k], replace(draw, rule="uniform"), picks)
+            winners = shards.best(candidates)
+        held = candidates.positions[0] if winners.owners[0] == shards.rank else -1
+        own = rows[held] if held >= 0 else torch.zeros_like(centres[:1].sum(0))
+        row = shards.rows(own.flatten()[None], winners.owners)
+        centres = torch.cat([centres, row.view(1, *centres.shape[1:])])
+        picks.append(winners.indices[0])
+    return picks
+
+
+def _any_left(pool: Pool, draw: Draw, picks: Sequence[int]) -> Candidates:
+    """The first of a uniform order of the shard's points without those picked."""
+    order = pool.uniform_order(draw, pool.positions(picks), 1)
+    if not order:
+        return Candidates((math.inf,), (-1,), (-1,), 0.0)
+    key, index = order[0]
+    return Candidates((key,), (index,), tuple(pool.positions([index])), 0.0)

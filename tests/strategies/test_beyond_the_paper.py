@@ -5,13 +5,17 @@ What each family does with its numbers is tested beside it; here they come from 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -20,11 +24,17 @@ from alges_fast.seeding import kmeans_plusplus
 from alges_fast.seeding.race import exponentials
 from alges_fast.strategies import Candidate, Query, Rating, Taken, get_strategy
 from alges_fast.strategies.bait import greedy
+from alges_fast.strategies.claspe import stratified
+from alges_fast.strategies.classwise import seed_by_class
 from alges_fast.strategies.herding import Coverage, typical_width
+from alges_fast.strategies.typical import typical
 from alges_fast.windows import Window, windows_of
 
 N, K, SIZE, REGIONS = 12, 4, 12, (2, 3)
-NAMES = ("power-entropy", "alges-img-balanced", "alges-effort", "herding", "uherding", "typical", "strided", "bait")
+NAMES = (
+    *("power-entropy", "balanced-entropy", "foreground-random", "claspe", "alges-img-balanced", "alges-effort"),
+    *("alges-class", "herding", "uherding", "typical", "strided", "bait"),
+)
 NO_MODEL = ("herding", "typical", "strided")
 
 
@@ -48,6 +58,10 @@ class Frames(list[tuple[str, Tensor]]):
 
 @pytest.fixture(params=["frames", "windows"])
 def query(request: pytest.FixtureRequest) -> Query:
+    return make_query(request.param)
+
+
+def make_query(candidates_are: str) -> Query:
     """Of N + 2 frames the last two are labelled; a window's frame has others that are."""
     generator = torch.Generator().manual_seed(1)
     model = Net().eval()
@@ -57,7 +71,7 @@ def query(request: pytest.FixtureRequest) -> Query:
     pool = Frames((f"frame{i:02d}", image) for i, image in enumerate(images))
     candidates: list[Candidate] = [*pool.ids[:N]]
     labelled: list[Candidate] = [*pool.ids[N:]]
-    if request.param == "windows":
+    if candidates_are == "windows":
         windows = [window for id in pool.ids[:N] for window in windows_of(id, (SIZE, SIZE), REGIONS)]
         candidates, labelled = [*windows[4:]], [*labelled, *windows[:4]]
     return Query(
@@ -65,7 +79,7 @@ def query(request: pytest.FixtureRequest) -> Query:
         pool=pool,
         model=model,
         labelled=labelled,
-        regions=REGIONS if request.param == "windows" else None,
+        regions=REGIONS if candidates_are == "windows" else None,
         class_shares=torch.tensor([0.6, 0.3, 0.1, 0.0]),
         videos={id: f"video{i % 3}" for i, id in enumerate(pool.ids)},
         seed=3,
@@ -96,9 +110,10 @@ def rate(name: str, query: Query) -> Rating:
     return get_strategy(name)().rate(query)
 
 
-def each(
-    query: Query, measure: Callable[[Tensor, Tensor], Any], candidates: Sequence[Candidate] | None = None
-) -> Tensor:
+Measure = Callable[[Tensor, Tensor], Any]
+
+
+def each(query: Query, measure: Measure, candidates: Sequence[Candidate] | None = None) -> Tensor:
     """measure(features, logits) of every candidate."""
     rows = [measure(*pair) for pair in maps(query, query.candidates if candidates is None else candidates)]
     return torch.stack([torch.as_tensor(row).double() for row in rows])
@@ -124,11 +139,43 @@ def image_rows(features: Tensor, logits: Tensor) -> Tensor:
     return residual @ features.T / p.shape[1]
 
 
+def own_mass(features: Tensor, logits: Tensor) -> Tensor:
+    return logits.flatten(1).softmax(0).sum(1)
+
+
 def test_power_entropy_draws_in_proportion_to_summed_entropy(query: Query) -> None:
     keys = each(query, entropy_by_class).sum(1).log() + gumbels(query)
     found = rate("power-entropy", query)
     assert found.draw(8, ()) == best(query, keys, 8)
     assert list(found.scores.values()) == pytest.approx(keys.tolist(), abs=1e-4)
+
+
+def test_balanced_entropy_counts_a_class_the_more_the_less_of_it_is_labelled(query: Query) -> None:
+    weights = 1 / (query.class_shares.double() + 0.01)
+    keys = (each(query, entropy_by_class) * weights).sum(1).log() + gumbels(query)
+    assert rate("balanced-entropy", query).draw(8, ()) == best(query, keys, 8)
+
+
+def test_balanced_entropy_takes_the_predicted_shares_where_those_of_labels_are_unknown(query: Query) -> None:
+    mass = each(query, own_mass).sum(0)
+    keys = (each(query, entropy_by_class) / (mass / mass.sum() + 0.01)).sum(1).log() + gumbels(query)
+    assert rate("balanced-entropy", replace(query, class_shares=None)).draw(8, ()) == best(query, keys, 8)
+
+
+def test_foreground_random_draws_in_proportion_to_all_but_the_largest_class(query: Query) -> None:
+    mass = each(query, own_mass)
+    background = mass.sum(0).argmax()
+    keys = (mass.sum(1) - mass[:, background]).log() + gumbels(query)
+    assert rate("foreground-random", query).draw(8, ()) == best(query, keys, 8)
+
+
+def test_claspe_takes_turns_from_the_rarest_class_on(query: Query) -> None:
+    entropy, noise = each(query, entropy_by_class), gumbels(query) / 100 ** (2 / 3)  # query 2 of 4
+    turns = each(query, own_mass).sum(0).argsort().tolist()
+    keys = [entropy[:, k].log() + noise for k in turns]
+    nothing = torch.zeros(len(query.candidates), dtype=torch.bool)
+    expected = stratified(keys, entropy.sum(1).log() + noise, 9, nothing, 0)
+    assert rate("claspe", query).draw(9, ()) == [query.candidates[at] for at in expected]
 
 
 def balanced_rows(query: Query, candidates: Sequence[Candidate] | None = None) -> Tensor:
@@ -167,6 +214,47 @@ def test_alges_effort_divides_by_the_root_of_predicted_outline_and_a_quarter_of_
     scale = 2 if query.regions is not None else 1  # windows are paid for in pixels of the image
     expected = points.flatten(1).norm(dim=1) / math.sqrt(scale)
     assert list(found.scores.values()) == pytest.approx(expected.tolist(), rel=1e-4)
+
+
+def test_alges_class_seeds_every_classs_row_around_what_is_labelled(query: Query) -> None:
+    turns = each(query, own_mass).sum(0).argsort().tolist()
+    expected = seed_by_class(
+        balanced_rows(query).float(),
+        torch.arange(len(query.candidates)),
+        9,
+        balanced_rows(query, query.labelled).float(),
+        classes=turns,
+        begun=0,
+        seed=stream_seed("seeding", query.seed, query.round),
+        group=None,
+    )
+    assert rate("alges-class", query).draw(9, ()) == [query.candidates[at] for at in expected]
+
+
+@pytest.mark.parametrize("over", ["model", "features"])
+@pytest.mark.parametrize("name", ["herding", "typical"])
+def test_herding_and_typical_look_at_mean_features(name: str, over: str, query: Query) -> None:
+    if over == "features":
+        with torch.no_grad():
+            frozen = Frames((id, 3 + query.model.body(image[None])[0].sin().half()) for id, image in query.pool)
+        query = replace(query, features=frozen, model=None)
+
+    def mean(features: Tensor, logits: Tensor) -> Tensor:
+        return (features if over == "model" else 3 + features.sin()).mean(1)
+
+    with_model = query if over == "model" else replace(query, model=Net())
+    if over == "features":
+        points = torch.stack([cut.double().mean((1, 2)) for cut in windowed(query, query.candidates)])
+        known = torch.stack([cut.double().mean((1, 2)) for cut in windowed(query, query.labelled)])
+    else:
+        points, known = each(with_model, mean), each(with_model, mean, query.labelled)
+    closed = torch.zeros(len(points), dtype=torch.bool)
+    if name == "herding":
+        expected = Coverage(points, None, typical_width(points), known).pick(7, [], closed)
+    else:
+        seed = stream_seed("k-means", query.seed, query.round)
+        expected = typical(points.float(), 7, known.float(), closed, seed)
+    assert rate(name, query).draw(7, ()) == [query.candidates[at] for at in expected]
 
 
 def windowed(query: Query, candidates: Sequence[Candidate]) -> list[Tensor]:
@@ -256,3 +344,32 @@ def test_which_need_a_model(name: str) -> None:
 def test_without_model_and_features_it_says_what_is_missing(query: Query) -> None:
     with pytest.raises(ValueError, match="features: there is no trained model"):
         rate("herding", replace(query, model=None))
+
+
+def draws_of_all(group: dist.ProcessGroup | None = None) -> dict[str, list[Any]]:
+    """A draw and one that goes on from it, for every strategy, of frames and of windows."""
+    found = {}
+    for kind, name in itertools.product(("frames", "windows"), NAMES):
+        query = replace(make_query(kind), group=group)
+        rating = rate(name, query)
+        first = list(rating.draw(4, ()))
+        scores = dict(rating.scores)
+        found[f"{name} {kind}"] = [first, list(rating.draw(3, Taken(first[1:], closed=first[:1]))), sorted(scores)]
+    return found
+
+
+def draw_in_a_process(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    torch.save(draws_of_all(dist.group.WORLD), f"{folder}/rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_draw_what_one_does(tmp_path: Path) -> None:
+    multiprocessing.spawn(draw_in_a_process, (str(tmp_path),), nprocs=2)
+    expected = draws_of_all()
+    for rank in range(2):
+        found = torch.load(tmp_path / f"rank{rank}.pt", weights_only=False)
+        for case, draws in expected.items():
+            assert found[case] == draws, (case, rank)
