@@ -118,6 +118,9 @@ class RichMonitor(Monitor):
     def loading(self, done: int, total: int) -> None:
         self.progress.update(self.task, description="loading frames", completed=done, total=total)
 
+    def preparing(self, what: str, done: int, total: int) -> None:
+        self.progress.update(self.task, description=what, completed=done, total=total)
+
 
 def _parser() -> jsonargparse.ArgumentParser:
     parser = jsonargparse.ArgumentParser(

@@ -41,10 +41,16 @@ class RunConfig:
         epochs: passes over the labelled images in each training, which starts from scratch.
         batch_size: images per optimiser step.
         lr: learning rate of Adam.
-        architecture: network, by its name in segmentation-models-pytorch, such as unet, fpn or deeplabv3plus.
-        encoder: encoder of the network, such as resnet18 or mit_b0.
-        encoder_weights: pretrained weights of the encoder, such as imagenet; by default none.
+        architecture: network, by its name in segmentation-models-pytorch, such as unet, fpn or deeplabv3plus; or
+            frozen: a small head over a pretrained encoder that is not trained, so that a round takes seconds.
+        encoder: encoder of the network, such as resnet18 (the default) or mit_b0; of timm with the prefix tu-.
+        encoder_weights: pretrained weights of the encoder: packaged (EfficientNet-Lite0 without a network, the default
+            of frozen, of encoder tu-tf_efficientnet_lite0), a name such as imagenet, or a file; otherwise none.
         head_kernel: size of the last convolution, odd; the paper's is 1.
+        head_steps: optimiser steps of each training of a frozen encoder's head; epochs, batch_size and lr are not its.
+        head_pixels: labelled pixels in each of them.
+        head_lr: their highest learning rate.
+        head_weight_decay: of AdamW.
         device: auto, cpu or cuda.
         precision: 32-true, bf16-mixed or 16-mixed.
         out: folder for results; the same command again continues what is in it.
@@ -69,20 +75,34 @@ class RunConfig:
     batch_size: int = 8
     lr: float = 1e-3
     architecture: str = "unet"
-    encoder: str = "resnet18"
+    encoder: str = ""
     encoder_weights: str | None = None
     head_kernel: int = 1
+    head_steps: int = 600
+    head_pixels: int = 512
+    head_lr: float = 2e-2
+    head_weight_decay: float = 1e-2
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     out: str = "alges_fast_run"
     keep_models: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "init_size", "query_size", "epochs", "batch_size"):
+        frozen = self.architecture == "frozen"
+        if not self.encoder:
+            object.__setattr__(self, "encoder", "tu-tf_efficientnet_lite0" if frozen else "resnet18")
+        if frozen and self.encoder_weights is None:
+            if self.encoder != "tu-tf_efficientnet_lite0":
+                raise UserError(f"--architecture frozen trains no encoder: give --encoder_weights for {self.encoder}")
+            object.__setattr__(self, "encoder_weights", "packaged")
+        for name in ("rounds", "init_size", "query_size", "epochs", "batch_size", "head_steps", "head_pixels"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} is {getattr(self, name)}: give at least 1")
-        if not 0 < self.lr < math.inf:
-            raise UserError(f"--lr is {self.lr}: give a finite number above 0")
+        for name in ("lr", "head_lr"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"--{name} is {getattr(self, name)}: give a finite number above 0")
+        if not 0 <= self.head_weight_decay < math.inf:
+            raise UserError(f"--head_weight_decay is {self.head_weight_decay}: give a finite number from 0 on")
         if not self.out:
             raise UserError("--out is empty: give a folder")
         if self.random_rounds is not None and self.random_rounds < self.rounds:

@@ -23,13 +23,13 @@ from typing import Any
 from torch import nn
 
 from alges_fast import atomic
-from alges_fast.data import load_dataset, to_input
+from alges_fast.data import load_dataset
 from alges_fast.errors import UserError
 from alges_fast.experiment.annotator import Labelled, Piece, unlabelled
 from alges_fast.experiment.config import RunConfig
-from alges_fast.experiment.crops import crops_of
 from alges_fast.experiment.curve import Curve, check_budget, check_windows, curves_of
 from alges_fast.experiment.folder import check_config, prepare_folder
+from alges_fast.experiment.learner import make_learner
 from alges_fast.experiment.processes import LOCK, launch
 from alges_fast.experiment.results import save_frames, save_thumbnails, write_results
 from alges_fast.experiment.setting import (
@@ -37,12 +37,10 @@ from alges_fast.experiment.setting import (
     Monitor,
     Round,
     Setting,
-    new_model,
     on_device_if_small,
 )
 from alges_fast.experiment.state import STEPS, RoundFolder
-from alges_fast.experiment.training import MEMORY_FORMAT, evaluate, train
-from alges_fast.models import check_image_size
+from alges_fast.experiment.training import MEMORY_FORMAT, evaluate
 from alges_fast.report import write_report
 from alges_fast.selection.candidates import Candidates
 from alges_fast.strategies import Candidate, Query, Rating
@@ -91,9 +89,10 @@ def _prepare(config: RunConfig, monitor: Monitor) -> Setting:
     )
     check_budget(config, curves, len(dataset.train))
     check_windows(config, curves)
-    check_image_size(new_model(config, dataset, curves[0].strategy, 0, 0), config.image_size)
-    pool_images = on_device_if_small(dataset.train.images, processes.device)
-    return Setting(config, curves, dataset, processes, monitor, pool_images)
+    learner = make_learner(config, dataset, processes.device, monitor.preparing)
+    pool_inputs = on_device_if_small(learner.inputs(dataset.train.images), processes.device)
+    test_inputs = learner.inputs(dataset.test.images)
+    return Setting(config, curves, dataset, processes, monitor, learner, pool_inputs, test_inputs)
 
 
 def _run_all(setting: Setting, pairs: Sequence[tuple[int, Curve]]) -> None:
@@ -157,19 +156,16 @@ def _run_round(round: Round, n_done: int) -> None:
 
 
 def _train(round: Round, model: nn.Module) -> None:
-    setting, config = round.setting, round.setting.config
+    setting = round.setting
     start = time.perf_counter()
-    reached = train(
+    reached = setting.learner.train(
         setting.processes.fabric,
         model,
-        round.labelled.frames(),
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        lr=config.lr,
+        round.labelled,
+        setting.pool_inputs,
+        round.strategy,
         seed=round.seed,
         round=round.number,
-        loss=round.strategy.loss,
-        crops=crops_of(round.labelled) if round.labelled.windows else None,
         on_batch=setting.monitor.advance,
     )
     seconds = time.perf_counter() - start
@@ -185,6 +181,8 @@ def _evaluate(round: Round, model: nn.Module) -> None:
         model,
         setting.dataset.test,
         len(setting.dataset.classes),
+        inputs=setting.test_inputs,
+        transform=setting.learner.transform,
         batch_size=setting.scoring_batch,
         group=setting.processes.group,
         on_batch=lambda images: setting.monitor.advance(FORWARD_COST * images),
@@ -226,7 +224,7 @@ def _query(round: Round, model: nn.Module) -> dict[str, Any]:
         batch_size=setting.scoring_batch,
         device=setting.processes.device,
         precision=config.precision,
-        transform=to_input,
+        transform=setting.learner.transform,
         group=setting.processes.group,
     )
     start = time.perf_counter()

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from alges_fast import atomic
-from alges_fast.data import to_input
 from alges_fast.experiment.annotator import frame_of
 from alges_fast.experiment.processes import LOCK
 from alges_fast.experiment.setting import Round, Setting
@@ -82,13 +82,17 @@ def save_frames(round: Round, model: nn.Module) -> None:
     setting, test = round.setting, round.setting.dataset.test
     positions = sorted({int(p) for p in np.linspace(0, len(test) - 1, N_REPORT_FRAMES + 2)[1:-1].round()})
     frames = test.subset(positions)
-    images = to_input(frames.images).to(setting.processes.device)
+    given, size = setting.test_inputs[positions], frames.masks.shape[1:]
+    transform, fabric = setting.learner.transform, setting.processes.fabric
+    inputs = transform(torch.from_numpy(given).to(setting.processes.device))
     try:
-        norms = LastLayer.find(model, images[:1]).pixel_gradients(images, outputs=("norm_map",)).norm_map
+        norms = LastLayer.find(model, inputs[:1]).pixel_gradients(inputs, outputs=("norm_map",)).norm_map
     except ValueError as error:
         setting.monitor.note(f"no norm maps in the report: {error}")
         return
     assert norms is not None
+    if norms.shape[1:] != size:
+        norms = F.interpolate(norms.unsqueeze(1), size, mode="bilinear", align_corners=False).squeeze(1)
     artefacts.save_frames(
         setting.out,
         artefacts.FrameMaps(
@@ -98,7 +102,7 @@ def save_frames(round: Round, model: nn.Module) -> None:
             ids=frames.ids,
             images=frames.images,
             masks=frames.masks,
-            predictions=predict(setting.processes.fabric, model, frames.images).to(torch.uint8).cpu().numpy(),
+            predictions=predict(fabric, model, given, size=size, transform=transform).to(torch.uint8).cpu().numpy(),
             norm_maps=norms.to(torch.float16).cpu().numpy(),
         ),
     )

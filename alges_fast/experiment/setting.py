@@ -17,9 +17,9 @@ from alges_fast.data.frame_pool import FramePool
 from alges_fast.experiment.annotator import Labelled, Piece
 from alges_fast.experiment.config import RunConfig
 from alges_fast.experiment.curve import Curve
+from alges_fast.experiment.learner import Learner
 from alges_fast.experiment.processes import Processes
 from alges_fast.experiment.state import RoundFolder
-from alges_fast.models import build_model
 from alges_fast.random_streams import stream_seed
 from alges_fast.strategies import Strategy
 from alges_fast.windows import windows_of
@@ -46,13 +46,18 @@ class Monitor:
     def loading(self, done: int, total: int) -> None:
         """Frames decoded or drawn, of all."""
 
+    def preparing(self, what: str, done: int, total: int) -> None:
+        """What is made of frames before the first round, and of how many of all it is made."""
+
 
 @dataclass(frozen=True)
 class Setting:
     """What all rounds of an experiment share.
 
     Attributes:
-        pool_images: the pool's images, (N, 3, S, S) uint8, on the device where they fit there.
+        learner: what is trained.
+        pool_inputs, test_inputs: what the learner is given of the frames, (N, C, h, w); the pool's are on the device
+            where they fit there.
         rows: the rows of results.csv that were read from finished rounds so far, by curve, seed and round.
     """
 
@@ -61,7 +66,9 @@ class Setting:
     dataset: Dataset
     processes: Processes
     monitor: Monitor
-    pool_images: Tensor | npt.NDArray[np.uint8]
+    learner: Learner
+    pool_inputs: Tensor | npt.NDArray[Any]
+    test_inputs: npt.NDArray[Any]
     rows: dict[tuple[str, int, int], dict[str, Any]] = field(default_factory=dict)
     _pieces: dict[tuple[int, int] | None, Sequence[Piece]] = field(default_factory=dict)
 
@@ -98,11 +105,11 @@ class Setting:
 
     @property
     def frames(self) -> FramePool:
-        """All frames of the pool, for `to_input` to make the model's input of."""
-        images = self.pool_images
-        if isinstance(images, Tensor):
-            return FramePool(self.pool.ids, images.__getitem__)
-        return FramePool(self.pool.ids, lambda position: torch.from_numpy(np.array(images[position])))
+        """All frames of the pool, for the learner's `transform` to make the model's input of."""
+        inputs = self.pool_inputs
+        if isinstance(inputs, Tensor):
+            return FramePool(self.pool.ids, inputs.__getitem__)
+        return FramePool(self.pool.ids, lambda position: torch.from_numpy(np.array(inputs[position])))
 
     def work(self, curve: Curve) -> float:
         """What all rounds of a curve and one seed cost, in training images."""
@@ -112,7 +119,7 @@ class Setting:
         """What a round costs."""
         is_last, n_frames = number + 1 == curve.n_rounds, curve.n_shown(self.config, len(self.pool), number)
         scored = len(self.dataset.test) + (0 if is_last else len(self.pool))
-        return self.config.epochs * n_frames + FORWARD_COST * scored
+        return self.learner.training_work(n_frames) + FORWARD_COST * scored
 
 
 @dataclass(frozen=True)
@@ -169,7 +176,10 @@ class Round:
 
     def new_model(self) -> nn.Module:
         """The network this round trains, its weights fixed by seed and round."""
-        return new_model(self.setting.config, self.setting.dataset, self.strategy, self.seed, self.number)
+        n_classes = len(self.setting.dataset.classes)
+        network = self.setting.learner.new_network(n_classes, stream_seed("weights", self.seed, self.number))
+        added = stream_seed("strategy's weights", self.seed, self.number)
+        return self.strategy.prepare_model(network, n_classes, added)
 
 
 def initial_pool(n_frames: int, init_size: int, seed: int) -> list[int]:
@@ -178,22 +188,8 @@ def initial_pool(n_frames: int, init_size: int, seed: int) -> list[int]:
     return [int(position) for position in generator.permutation(n_frames)[:init_size]]
 
 
-def new_model(config: RunConfig, dataset: Dataset, strategy: Strategy, seed: int, round: int) -> nn.Module:
-    """The network that a strategy trains, its weights fixed by seed and round."""
-    model = build_model(
-        config.architecture,
-        config.encoder,
-        encoder_weights=config.encoder_weights,
-        num_classes=len(dataset.classes),
-        head_kernel=config.head_kernel,
-        seed=stream_seed("weights", seed, round),
-    )
-    added = stream_seed("strategy's weights", seed, round)
-    return strategy.prepare_model(model, len(dataset.classes), added)
-
-
-def on_device_if_small(images: npt.NDArray[np.uint8], device: torch.device) -> Tensor | npt.NDArray[np.uint8]:
-    """The images on the GPU where they take at most a quarter of what is free there, else as they are."""
+def on_device_if_small(images: npt.NDArray[Any], device: torch.device) -> Tensor | npt.NDArray[Any]:
+    """These on the GPU where they take at most a quarter of what is free there, else as they are."""
     if device.type != "cuda" or images.nbytes > torch.cuda.mem_get_info(device)[0] / 4:
         return images
     return torch.from_numpy(np.array(images)).to(device)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
@@ -40,6 +42,7 @@ def train(
     seed: int,
     round: int,
     loss: LossFunction,
+    transform: Callable[[Tensor], Tensor] = to_input,
     crops: Sequence[Crop] | None = None,
     on_batch: Callable[[float], None] = lambda images: None,
 ) -> float:
@@ -53,6 +56,7 @@ def train(
             before it, because batch normalisation cannot learn from one image.
         seed, round: fix the order in which frames are shown, and dropout. Global generators are left as they were.
         loss: called with the model as fabric wraps it.
+        transform: makes the model's input of a batch of frames, on the device.
         crops: what to show of the frames instead of each of them whole. Crops of one size make a batch, of as many
             pixels as batch_size frames.
         on_batch: called with the number of images after each step (of crops, what they are worth in pixels), without
@@ -76,7 +80,7 @@ def train(
         for epoch in range(epochs):
             total = torch.zeros((), device=device)
             for batch in batches_of_crops(shown, size, batch_size, stream_seed("shuffle", seed, round, epoch)):
-                inputs = to_input(cut_out(images, batch)).contiguous(memory_format=MEMORY_FORMAT)
+                inputs = transform(cut_out(images, batch)).contiguous(memory_format=MEMORY_FORMAT)
                 try:
                     value = loss(wrapped, inputs, cut_out(masks, batch).long())
                 except ValueError as error:
@@ -105,6 +109,8 @@ def evaluate(
     frames: FrameSet,
     n_classes: int,
     *,
+    inputs: npt.NDArray[Any] | None = None,
+    transform: Callable[[Tensor], Tensor] = to_input,
     batch_size: int = 16,
     group: dist.ProcessGroup | None = None,
     on_batch: Callable[[int], None] = lambda images: None,
@@ -115,6 +121,8 @@ def evaluate(
         fabric: as for `train`.
         model: in eval mode, on fabric's device.
         frames: n_classes class ids in their masks.
+        inputs: what the model is given of the frames, (N, C, h, w), where that is not their images.
+        transform: makes the model's input of a batch of these, on the device.
         batch_size: images at a time.
         group: processes that each take every world_size-th frame and then all have the counts of all frames.
         on_batch: called with the number of images after each batch.
@@ -123,18 +131,31 @@ def evaluate(
     rank, size = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
     for start in range(rank, len(frames), batch_size * size):
         rows = slice(start, start + batch_size * size, size)
-        prediction = predict(fabric, model, frames.images[rows])
+        given = (frames.images if inputs is None else inputs)[rows]
+        prediction = predict(fabric, model, given, size=frames.masks.shape[1:], transform=transform)
         counts.update(prediction, torch.from_numpy(np.array(frames.masks[rows])).to(fabric.device))
         on_batch(len(prediction) * size)
     return counts if group is None else counts.gather(group)
 
 
 @torch.inference_mode()
-def predict(fabric: Fabric, model: nn.Module, images: npt.NDArray[np.uint8]) -> Tensor:
-    """Class ids (B, S, S) int64 of images (B, 3, S, S) uint8, on the device."""
-    inputs = to_input(torch.from_numpy(np.array(images)).to(fabric.device))
+def predict(
+    fabric: Fabric,
+    model: nn.Module,
+    inputs: npt.NDArray[Any],
+    *,
+    size: Sequence[int],
+    transform: Callable[[Tensor], Tensor] = to_input,
+) -> Tensor:
+    """Class ids (B, *size) int64 of what the model is given, (B, C, h, w), on the device.
+
+    Logits on a coarser grid are enlarged bilinearly, and then decide.
+    """
+    batch = transform(torch.from_numpy(np.array(inputs)).to(fabric.device))
     with fabric.autocast():
-        logits: Tensor = model(inputs.contiguous(memory_format=MEMORY_FORMAT))
+        logits: Tensor = model(batch.contiguous(memory_format=MEMORY_FORMAT))
+    if logits.shape[2:] != tuple(size):
+        logits = F.interpolate(logits, tuple(size), mode="bilinear", align_corners=False)
     return logits.argmax(1)
 
 

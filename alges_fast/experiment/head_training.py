@@ -1,0 +1,129 @@
+"""Training of a frozen encoder's head: cross-entropy over labelled pixels, gathered and shuffled.
+
+Pixels that are not labelled are not gathered, so a frame with one labelled window costs what its window costs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from alges_fast.errors import UserError
+from alges_fast.experiment.training import MEMORY_FORMAT, LossFunction
+from alges_fast.labels import UNLABELLED
+from alges_fast.random_streams import stream_seed
+
+WARM_UP = 0.3
+"""Share of the steps in which the learning rate rises; then it falls, both along a cosine (one-cycle)."""
+
+
+def train_head(
+    fabric: Fabric,
+    model: nn.Module,
+    features: Tensor,
+    labels: NDArray[np.uint8],
+    *,
+    steps: int,
+    pixels: int,
+    lr: float,
+    weight_decay: float,
+    seed: int,
+    round: int,
+    loss: LossFunction,
+    whole_frames: bool = False,
+    on_step: Callable[[int], None] = lambda pixels: None,
+) -> float:
+    """Train a head in place with AdamW and a one-cycle learning rate; the mean loss of the last tenth of the steps.
+
+    Args:
+        fabric: launched; says on which device and in which precision.
+        model: features to logits, each pixel by itself; left on fabric's device, in eval mode.
+        features: (N, C, h, w), on any device.
+        labels: (N, h, w) class ids, UNLABELLED where a pixel is not labelled.
+        steps, pixels, lr, weight_decay: pixels of a step; the learning rate's peak.
+        seed, round: fix the order in which pixels are shown. Global generators are left as they were.
+        loss: called with pixels as (1, C, rows, columns), their places lost; with whole_frames with maps.
+        whole_frames: show frames, not pixels, for a loss that wants to know where they are; about `pixels` a step.
+        on_step: called with the number of pixels after each step.
+
+    Raises:
+        UserError: nothing is labelled, or the loss is not finite.
+    """
+    device = fabric.device
+    model.to(device, memory_format=MEMORY_FORMAT).train()  # type: ignore[call-overload]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=WARM_UP)
+    wrapped, optimizer = fabric.setup(model, optimizer)
+    batches = _frames if whole_frames else _pixels
+    total, counted = torch.zeros((), device=device), 0
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(stream_seed("dropout", seed, round))
+        endless = batches(features, labels, pixels, stream_seed("shuffle", seed, round), device)
+        for step, (inputs, truth) in zip(range(steps), endless, strict=False):
+            value = loss(wrapped, inputs, truth)
+            fabric.backward(value)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            schedule.step()
+            if step >= steps - math.ceil(steps / 10):
+                total += value.detach()
+                counted += 1
+            on_step(truth.numel())
+    reached = float(total) / counted
+    if not math.isfinite(reached):
+        raise UserError(f"training diverged in round {round} (loss {reached}): lower --head_lr from {lr}")
+    model.eval()
+    return reached
+
+
+def labels_on(grid: tuple[int, int], masks: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The masks (N, H, W) at the centre of each of a grid's cells, (N, *grid)."""
+    rows, columns = (
+        (np.arange(cells) * side + side // 2) // cells for cells, side in zip(grid, masks.shape[1:], strict=True)
+    )
+    return masks[:, rows[:, None], columns]
+
+
+def _pixels(
+    features: Tensor, labels: NDArray[np.uint8], pixels: int, seed: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Labelled pixels without end, (1, C, rows, columns) and (1, rows, columns): oneDNN likes a square best."""
+    labelled = labels != UNLABELLED
+    if not labelled.any():
+        raise UserError("no pixel of the labelled frames has a class: raise --init_size")
+    places = torch.from_numpy(labelled).to(features.device)
+    points = features.permute(0, 2, 3, 1)[places].to(device)
+    classes = torch.from_numpy(labels[labelled]).to(device)
+    for chosen in _passes(len(points), pixels, seed):
+        rows = next(rows for rows in range(math.isqrt(len(chosen)), 0, -1) if len(chosen) % rows == 0)
+        batch = torch.from_numpy(chosen).to(device)
+        inputs = points[batch].float().view(1, rows, -1, points.shape[1]).permute(0, 3, 1, 2)
+        yield inputs, classes[batch].long().view(1, rows, -1)
+
+
+def _frames(
+    features: Tensor, labels: NDArray[np.uint8], pixels: int, seed: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Frames without end, (B, C, h, w) and (B, h, w)."""
+    maps = features.to(device)
+    classes = torch.from_numpy(labels).to(device)
+    for chosen in _passes(len(maps), max(pixels // labels[0].size, 1), seed):
+        batch = torch.from_numpy(chosen).to(device)
+        yield maps[batch].float().contiguous(memory_format=MEMORY_FORMAT), classes[batch].long()
+
+
+def _passes(n: int, size: int, seed: int) -> Iterator[NDArray[np.int64]]:
+    """Positions 0 to n - 1 in one drawn order after another, so many at a time; the last few of a pass are left out."""
+    size = min(size, n)
+    generator = np.random.default_rng(seed)
+    while True:
+        order = generator.permutation(n)
+        for start in range(0, n - size + 1, size):
+            yield order[start : start + size]

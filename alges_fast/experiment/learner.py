@@ -1,0 +1,198 @@
+"""What a run trains, and what it is given of a frame: a whole network and pixels, or a frozen encoder's head and maps.
+
+Everything else in a run reads `Learner` and does not know which it is.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from alges_fast.data import Dataset
+from alges_fast.experiment.annotator import Labelled
+from alges_fast.experiment.config import RunConfig
+from alges_fast.experiment.crops import crops_of
+from alges_fast.experiment.head_training import labels_on, train_head
+from alges_fast.experiment.training import train
+from alges_fast.models import build_model, check_image_size
+from alges_fast.models.features_cache import FrozenEncoder, load_or_fit
+from alges_fast.models.features_cache import Progress as Encoding
+from alges_fast.models.frozen import FrozenHead, build_trunk, grid_of
+from alges_fast.models.weights import normalisation_of
+from alges_fast.strategies import Strategy
+
+OnBatch = Callable[[float], None]
+
+
+class Learner(ABC):
+    """A kind of network.
+
+    Attributes:
+        transform: makes the network's input of a batch of `inputs`, on its device.
+    """
+
+    transform: Callable[[Tensor], Tensor]
+
+    @abstractmethod
+    def inputs(self, images: NDArray[np.uint8]) -> NDArray[Any]:
+        """What the network is given of images (N, 3, S, S), (N, C, h, w); possibly a read-only memory map."""
+
+    @abstractmethod
+    def new_network(self, n_classes: int, seed: int) -> nn.Module:
+        """A network that maps inputs to logits (B, n_classes, h, w), its weights fixed by seed."""
+
+    @abstractmethod
+    def training_work(self, n_frames: int) -> float:
+        """What training on so many frames costs, in training steps of one frame."""
+
+    @abstractmethod
+    def train(
+        self,
+        fabric: Fabric,
+        model: nn.Module,
+        labelled: Labelled,
+        inputs: Tensor | NDArray[Any],
+        strategy: Strategy,
+        *,
+        seed: int,
+        round: int,
+        on_batch: OnBatch,
+    ) -> float:
+        """Train a network in place and return the loss it reached.
+
+        Args:
+            fabric: launched; says on which device and in which precision.
+            model: as `strategy.prepare_model` made it.
+            labelled: what of the pool is labelled.
+            inputs: of all frames of the pool, on any device.
+            strategy: whose loss it is.
+            seed, round: fix everything random.
+            on_batch: called with the work done after each step.
+
+        Raises:
+            UserError: the loss is not finite, or the network cannot be trained on this.
+        """
+
+
+class WholeNetwork(Learner):
+    """Every weight of a network of segmentation-models-pytorch, from the pixels on."""
+
+    def __init__(self, config: RunConfig, n_classes: int) -> None:
+        self.config = config
+        self.transform = normalisation_of(config.encoder, config.encoder_weights)
+        check_image_size(self.new_network(n_classes, 0), config.image_size)
+
+    def inputs(self, images: NDArray[np.uint8]) -> NDArray[Any]:
+        return images
+
+    def new_network(self, n_classes: int, seed: int) -> nn.Module:
+        config = self.config
+        return build_model(
+            config.architecture,
+            config.encoder,
+            encoder_weights=config.encoder_weights,
+            num_classes=n_classes,
+            head_kernel=config.head_kernel,
+            seed=seed,
+        )
+
+    def training_work(self, n_frames: int) -> float:
+        return self.config.epochs * n_frames
+
+    def train(
+        self,
+        fabric: Fabric,
+        model: nn.Module,
+        labelled: Labelled,
+        inputs: Tensor | NDArray[Any],
+        strategy: Strategy,
+        *,
+        seed: int,
+        round: int,
+        on_batch: OnBatch,
+    ) -> float:
+        return train(
+            fabric,
+            model,
+            labelled.frames(),
+            epochs=self.config.epochs,
+            batch_size=self.config.batch_size,
+            lr=self.config.lr,
+            seed=seed,
+            round=round,
+            loss=strategy.loss,
+            transform=self.transform,
+            crops=crops_of(labelled) if labelled.windows else None,
+            on_batch=on_batch,
+        )
+
+
+class HeadOfFrozenEncoder(Learner):
+    """A small head over the maps of a pretrained encoder, which are made once and kept."""
+
+    def __init__(self, config: RunConfig, encoder: FrozenEncoder, encoding: Encoding) -> None:
+        self.config = config
+        self.encoder = encoder
+        self.encoding = encoding
+        self.transform = torch.Tensor.float
+
+    def inputs(self, images: NDArray[np.uint8]) -> NDArray[Any]:
+        return self.encoder.cached(images, self.encoding)
+
+    def new_network(self, n_classes: int, seed: int) -> nn.Module:
+        return FrozenHead(self.encoder.projection, n_classes, seed)
+
+    def training_work(self, n_frames: int) -> float:
+        rows, columns = grid_of((self.config.image_size, self.config.image_size))
+        return self.config.head_steps * self.config.head_pixels / (rows * columns)
+
+    def train(
+        self,
+        fabric: Fabric,
+        model: nn.Module,
+        labelled: Labelled,
+        inputs: Tensor | NDArray[Any],
+        strategy: Strategy,
+        *,
+        seed: int,
+        round: int,
+        on_batch: OnBatch,
+    ) -> float:
+        positions = np.array(labelled.positions)
+        grid = (inputs.shape[2], inputs.shape[3])
+        features = inputs[positions] if isinstance(inputs, Tensor) else torch.from_numpy(inputs[positions])
+        return train_head(
+            fabric,
+            model,
+            features,
+            labels_on(grid, labelled.frames().masks),
+            steps=self.config.head_steps,
+            pixels=self.config.head_pixels,
+            lr=self.config.head_lr,
+            weight_decay=self.config.head_weight_decay,
+            whole_frames=strategy.trains_own_model,
+            seed=seed,
+            round=round,
+            loss=strategy.loss,
+            on_step=lambda pixels: on_batch(pixels / (grid[0] * grid[1])),
+        )
+
+
+def make_learner(config: RunConfig, dataset: Dataset, device: torch.device, encoding: Encoding) -> Learner:
+    """The learner that a configuration names.
+
+    Raises:
+        UserError: an unknown network, or weights or a cache that cannot be had.
+    """
+    if config.architecture != "frozen":
+        return WholeNetwork(config, len(dataset.classes))
+    assert config.encoder_weights is not None
+    trunk = build_trunk(config.encoder, config.encoder_weights).to(device)
+    return HeadOfFrozenEncoder(config, load_or_fit(trunk, dataset.train.images, progress=encoding), encoding)
