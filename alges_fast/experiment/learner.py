@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -36,9 +36,11 @@ class Learner(ABC):
 
     Attributes:
         transform: makes the network's input of a batch of `inputs`, on its device.
+        is_frozen: whether `inputs` are maps of an encoder that is never trained, which tell frames apart by themselves.
     """
 
     transform: Callable[[Tensor], Tensor]
+    is_frozen: ClassVar[bool] = False
 
     @abstractmethod
     def inputs(self, images: NDArray[np.uint8]) -> NDArray[Any]:
@@ -49,7 +51,7 @@ class Learner(ABC):
         """A network that maps inputs to logits (B, n_classes, h, w), its weights fixed by seed."""
 
     @abstractmethod
-    def training_work(self, n_frames: int) -> float:
+    def training_work(self, n_frames: float) -> float:
         """What training on so many frames costs, in training steps of one frame."""
 
     @abstractmethod
@@ -103,7 +105,7 @@ class WholeNetwork(Learner):
             seed=seed,
         )
 
-    def training_work(self, n_frames: int) -> float:
+    def training_work(self, n_frames: float) -> float:
         return self.config.epochs * n_frames
 
     def train(
@@ -137,6 +139,8 @@ class WholeNetwork(Learner):
 class HeadOfFrozenEncoder(Learner):
     """A small head over the maps of a pretrained encoder, which are made once and kept."""
 
+    is_frozen: ClassVar[bool] = True
+
     def __init__(self, config: RunConfig, encoder: FrozenEncoder, encoding: Encoding) -> None:
         self.config = config
         self.encoder = encoder
@@ -149,7 +153,7 @@ class HeadOfFrozenEncoder(Learner):
     def new_network(self, n_classes: int, seed: int) -> nn.Module:
         return FrozenHead(self.encoder.projection, n_classes, seed)
 
-    def training_work(self, n_frames: int) -> float:
+    def training_work(self, n_frames: float) -> float:
         rows, columns = grid_of((self.config.image_size, self.config.image_size))
         return self.config.head_steps * self.config.head_pixels / (rows * columns)
 

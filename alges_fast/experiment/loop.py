@@ -218,6 +218,7 @@ def _query(round: Round, model: nn.Module) -> dict[str, Any]:
         regions=round.curve.regions,
         class_shares=round.labelled.class_shares(len(setting.dataset.classes)),
         videos=dict(zip(pool.ids, pool.videos, strict=True)),
+        features=setting.frames if setting.learner.is_frozen else None,
         seed=round.seed,
         round=round.number,
         n_rounds=round.curve.n_rounds,

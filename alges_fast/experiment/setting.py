@@ -159,7 +159,7 @@ class Round:
     def training_work(self) -> float:
         """What its training costs, in training images."""
         n_frames = self.curve.n_shown(self.setting.config, len(self.setting.pool), self.number)
-        return self.setting.config.epochs * n_frames
+        return self.setting.learner.training_work(n_frames)
 
     @property
     def work(self) -> float:

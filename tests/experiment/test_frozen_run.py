@@ -60,10 +60,10 @@ def rows(out: Path) -> list[dict[str, str]]:
 
 
 def test_it_learns_and_every_kind_of_strategy_sees_nothing_special(run: Callable[..., int], tmp_path: Path) -> None:
-    strategies = "random,entropy,coreset,deal,alges-img,alges-sem,full"
+    strategies = "random,entropy@4x4,coreset,deal,alges-img,alges-sem@4x4,herding,typical@2x2,full"
     assert run(tmp_path, "--strategies", strategies, "--head_steps", "200") == 0
     dice = {row["strategy"]: float(row["dice"]) for row in rows(tmp_path)}
-    assert len(dice) == 7
+    assert len(dice) == 9
     assert dice["full"] > 0.8
 
 
