@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\nstopped; the same command continues", file=sys.stderr)
         return 130
     if leads:
-        console.print(summary_table(rows))
+        console.print(summary_table(rows, config.rounds))
         console.print(escape(f"results: {config.out}/results.csv   report: {config.out}/report.html"))
     return 0
 

@@ -13,18 +13,19 @@ from alges_fast.report.style import in_order
 from alges_fast.report.tables import mean_sd
 
 
-def summary_table(rows: Sequence[Row]) -> Table:
+def summary_table(rows: Sequence[Row], rounds: int | None = None) -> Table:
     """One line per strategy: Dice after its last training and over its curve, mean ± sd over seeds, and its cost.
 
     Args:
         rows: rows of results.csv, numbers as numbers.
+        rounds: trainings that every curve is compared over, where some have more.
     """
     rows = [{**row, "strategy": curve_name(row)} for row in rows]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
     table.add_column("strategy", no_wrap=True)
     for name in ("seeds", "images", "Dice", "AULC", "select", "train"):
         table.add_column(name, justify="right", no_wrap=True)
-    of_curve = areas([row for row in rows if row["strategy"] != FULL])
+    of_curve = areas([row for row in rows if row["strategy"] != FULL and (rounds is None or row["round"] < rounds)])
     for strategy in in_order(row["strategy"] for row in rows):
         own = [row for row in rows if row["strategy"] == strategy]
         seeds = len({row["seed"] for row in own})

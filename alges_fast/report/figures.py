@@ -124,7 +124,7 @@ def curves(
             [tick for tick in ticks if low <= tick <= high], [f"{tick}" for tick in ticks if low <= tick <= high]
         )
         ax.minorticks_off()
-    elif len(points) <= 8:
+    elif len(points) <= 8 and all(float(x).is_integer() for x in points):
         ax.set_xticks(points, [f"{x:g}" for x in points])
     else:
         ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))

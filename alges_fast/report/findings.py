@@ -72,7 +72,7 @@ class Findings:
 def find(run: RunFolder) -> Findings:
     """Compare the strategies of a run that have a learning curve."""
     rows = run.curve_rows
-    of_curve = areas(rows)
+    of_curve = areas(run.compared_rows)
     names = list(of_curve)
     by_baseline = {
         baseline: [(name, baseline) for name in names if name != baseline]
@@ -83,7 +83,9 @@ def find(run: RunFolder) -> Findings:
     if to_windows:
         by_baseline[RANDOM_WINDOWS] = to_windows
     at_equal_outline = {
-        baseline: compare_differences((a, b, differences_at_equal(rows, a, b, OUTLINE.column)) for a, b in pairs)
+        baseline: compare_differences(
+            (a, b, differences_at_equal(run.compared_rows, a, b, OUTLINE.column)) for a, b in pairs
+        )
         for baseline, pairs in by_baseline.items()
         if run.windows
     }

@@ -61,6 +61,12 @@ class RunFolder:
         return [row for row in self.rows if row["strategy"] != FULL]
 
     @property
+    def compared_rows(self) -> list[Mapping[str, Any]]:
+        """Those of the trainings that every strategy has: random frames may have more, to read savings off."""
+        rounds = self.config.get("rounds")
+        return [row for row in self.curve_rows if not isinstance(rounds, int) or row["round"] < rounds]
+
+    @property
     def full_rows(self) -> list[Mapping[str, Any]]:
         return [row for row in self.rows if row["strategy"] == FULL]
 
@@ -96,7 +102,7 @@ class RunFolder:
         finished a training, and which have fewer than the longest or the configured number.
         """
         trained: dict[tuple[str, int], int] = {}
-        for row in self.curve_rows:
+        for row in self.compared_rows:
             key = (row["strategy"], row["seed"])
             trained[key] = trained.get(key, 0) + 1
         if not trained:

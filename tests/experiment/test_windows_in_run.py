@@ -185,7 +185,7 @@ def test_curves_are_strategies_with_every_grid_or_their_own() -> None:
     ("flags", "said"),
     [
         (["--regions", "4x"], "--regions 4x: give rows x columns"),
-        (["--regions", "0x4"], "--regions 0x4"),
+        (["--regions", "4x0"], "--regions 4x0"),
         (["--regions", "4x4,4x4"], "--regions names one twice"),
         (["--random_rounds", "2", "--rounds", "3"], "--random_rounds is 2: give at least --rounds, 3"),
     ],

@@ -70,6 +70,7 @@ def write_fake_run(
     artefacts: bool = True,
     unfinished: Sequence[tuple[str, int, int]] = (),
     regions: Sequence[str] = ("none",),
+    random_rounds: int | None = None,
 ) -> Path:
     """Write a run; `unfinished` lists (strategy, seed, trainings done) that stopped early.
 
@@ -85,7 +86,8 @@ def write_fake_run(
         name = strategy if grid == "none" or strategy == "full" else f"{strategy}@{grid}"
         per_frame = 1 if name == strategy else math.prod(map(int, grid.split("x")))
         for seed in range(seeds):
-            trainings = 1 if strategy == "full" else stopped.get((strategy, seed), rounds)
+            planned = random_rounds or rounds if name == "random" else rounds
+            trainings = 1 if strategy == "full" else stopped.get((strategy, seed), planned)
             luck = 0.01 * np.random.default_rng(seed).normal()
             for r in range(trainings):
                 n = POOL if strategy == "full" else 10 + r * query_size

@@ -1,0 +1,192 @@
+"""The report of a run with windows: what it says, over what it draws, and that old runs still read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_run import write_fake_run
+from matplotlib.figure import Figure
+
+from alges_fast.report import figures, page, tables
+from alges_fast.report.artefacts import PickRecord
+from alges_fast.report.findings import RANDOM_WINDOWS, find, of_pixels, sentences
+from alges_fast.report.run_folder import RunFolder, read_results, read_run
+from alges_fast.report.saving import OUTLINE, PIXELS, PRICED
+from alges_fast.report.style import LIGHT, in_order, strategy_styles
+
+STRATEGIES = ("random", "stratified-random", "entropy", "alges-effort", "full")
+GRIDS = ("none", "4x4", "8x8")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    out = tmp_path_factory.mktemp("run") / "out"
+    return read_run(write_fake_run(out, strategies=STRATEGIES, seeds=6, rounds=4, regions=GRIDS, random_rounds=8))
+
+
+def changed(run: RunFolder, out: Path, change: Callable[[dict[str, str]], None]) -> RunFolder:
+    """The run with results changed row by row."""
+    import csv
+
+    out.mkdir()
+    (out / "config.yaml").write_text((run.out / "config.yaml").read_text())
+    with (run.out / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        change(row)
+    with (out / "results.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return read_run(out)
+
+
+def test_a_strategy_with_windows_is_a_curve_of_its_own(run: RunFolder) -> None:
+    assert run.strategies[:4] == ["random", "random@4x4", "random@8x8", "stratified-random"]
+    assert len(run.strategies) == 4 * 3 + 1
+    assert run.windows
+    assert run.missing() == []
+    assert in_order(["a@8x8", "random@16x16", "a", "random@2x2"]) == ["random@2x2", "random@16x16", "a", "a@8x8"]
+
+
+def test_every_curve_looks_different_and_the_dash_says_the_grid(run: RunFolder) -> None:
+    styles = strategy_styles(run.strategies)
+    looks = {(style.colour, style.dash, style.marker) for name, style in styles.items() if name != "full"}
+    assert len(looks) == len(styles) - 1
+    assert {styles[name].dash for name in styles if name.endswith("@8x8")} == {"-"}
+    assert len({styles[f"random{grid}"].dash for grid in ("", "@4x4", "@8x8")}) == 3
+
+
+def test_families_are_random_frames_stratified_frames_and_random_windows(run: RunFolder) -> None:
+    found = find(run)
+    for families in (found.at_equal_outline, found.to_baselines):
+        assert [family.baseline for family in families] == ["random", "stratified-random", RANDOM_WINDOWS]
+        assert [len(family.comparisons) for family in families] == [11, 11, 6]
+        assert all(c.n == 6 for family in families for c in family.comparisons)
+    pairs = [(c.first, c.second) for c in found.at_equal_outline[2].comparisons]
+    assert ("alges-effort@8x8", "random@8x8") in pairs
+    assert ("alges-effort@4x4", "random@4x4") in pairs
+    assert set(found.savings) == {OUTLINE, PIXELS, *PRICED}
+    assert set(found.savings_to_windows) == {first for first, _ in pairs}
+
+
+def test_comparisons_end_where_all_curves_end_and_savings_are_read_off_the_longer_one(run: RunFolder) -> None:
+    found = find(run)
+    assert len(found.areas) == 12
+    assert {len(by_seed) for by_seed in found.areas.values()} == {6}
+    assert max(saving.frames for saving in found.savings[OUTLINE]["alges-effort@8x8"].values()) > 40
+
+
+def test_the_opening_sentence_is_in_words_of_drawing(run: RunFolder) -> None:
+    said = sentences(run, find(run))
+    assert re.fullmatch(
+        r"To reach the accuracy that about \d+ randomly chosen frames give \(mean Dice 0\.\d{3}\), windows chosen by "
+        r"alges-effort \(8 x 8 to a frame\) needed \d\.\d times less drawing \(95 % interval [\d.> to]+, 6 seeds\)\.",
+        said[0],
+    ), said[0]
+    assert "where opening a frame costs 2 % of drawing it whole" in said[1]
+    assert "lies highest of 11 ways of choosing" in said[2]
+    assert "over equal outline" in said[3]
+    assert any("over equal pixels" in sentence for sentence in of_pixels(find(run)))
+
+
+def test_where_nothing_separates_the_opening_says_so(run: RunFolder, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0)
+
+    def level(row: dict[str, str]) -> None:
+        row["dice"] = str(0.3 + 0.02 * int(row["round"]) + noise.normal(0, 0.03))
+
+    said = sentences(flat := changed(run, tmp_path / "out", level), find(flat))
+    assert said[0].startswith("For the same amount of drawing, no way of choosing frames or windows here gave a more ")
+    assert "6 seeds" in said[0]
+
+
+def test_random_frames_that_never_get_there_give_a_bound(run: RunFolder, tmp_path: Path) -> None:
+    def raise_one(row: dict[str, str]) -> None:
+        if row["strategy"] == "alges-effort" and row["regions"] == "8x8" and row["round"] != "0":
+            row["dice"] = str(0.8 + 0.001 * int(row["seed"]))
+
+    high = changed(run, tmp_path / "out", raise_one)
+    said = sentences(high, find(high))[0]
+    assert re.match(
+        r"Windows chosen by alges-effort \(8 x 8 to a frame\) gave an accuracy \(mean Dice 0\.80\d\) that 80 randomly "
+        r"chosen frames do not reach, with at least \d\.\d times less drawing \(95 % interval > \d\.\d, 6 seeds\)\.",
+        said,
+    ), said
+
+
+def test_curves_are_drawn_over_outline_pixels_and_frames_in_frames_worth(run: RunFolder) -> None:
+    axes = page._axes(run)
+    assert list(axes) == ["learning_curves", "learning_curves_pixels", "learning_curves_frames"]
+    outline, pixels, frames = axes.values()
+    assert list(outline.curves(run.curve_rows)["random"])[:2] == pytest.approx([10, 20], rel=0.01)
+    assert list(pixels.curves(run.curve_rows)["random@8x8"]) == pytest.approx([10, 20, 30, 40])
+    assert list(frames.curves(run.curve_rows)["random"])[:2] == [10, 20]
+    for axis in axes.values():
+        figure = figures.curves(run.curve_rows, run.full_rows, strategy_styles(run.strategies), LIGHT, axis=axis)
+        (ax,) = figure.axes
+        assert ax.get_xlabel() == axis.label
+        assert {text.get_text().split()[0] for text in ax.texts} >= {"random", "random@8x8", "alges-effort@4x4"}
+
+
+def test_where_curves_are_many_the_baselines_and_the_highest_are_named(run: RunFolder) -> None:
+    found = find(run)
+    assert page._shown(run, found) == run.strategies[:-1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page, "MOST_SHOWN", 8)
+        shown = page._shown(run, found)
+    assert {"random", "random@4x4", "random@8x8", "stratified-random", "alges-effort@8x8"} <= set(shown)
+    assert "entropy" not in shown
+
+
+def test_tables_of_savings_and_rare_classes(run: RunFolder) -> None:
+    found = find(run)
+    saved = tables.label_savings(found.savings[OUTLINE])
+    assert saved.header == ("chosen by", "20", "30", "40")
+    assert saved.rows[0][0] in ("alges-effort@8x8", "alges-effort@4x4")
+    assert all(re.fullmatch(r"[<>]? ?\d+\.\d \([\d.> to]+\)", cell) for row in saved.rows for cell in row[1:])
+    rare = tables.rare_classes(run, 40)
+    assert rare is not None
+    assert "of pixels)" in rare.header[2]
+    assert [row[0] for row in rare.rows] == run.strategies[:-1]
+
+
+def test_windows_are_framed_in_the_sheet_of_picks(run: RunFolder) -> None:
+    name = next(iter(run.thumbnails))
+
+    def sheet(pieces: tuple[str, ...], size: int | None) -> np.ndarray:
+        figure = figures.contact_sheet([PickRecord("a", 0, 0, pieces)], run.thumbnails, LIGHT, size=size)
+        return np.asarray(_image(figure))
+
+    whole, framed = sheet((name,), 96), sheet((f"{name}#xywh=24,48,24,24",), 96)
+    yellow = (framed == (255, 200, 0)).all(-1)
+    assert not (whole == (255, 200, 0)).all(-1).any()
+    ys, xs = np.nonzero(yellow)
+    assert (ys.min(), ys.max(), xs.min(), xs.max()) == (32, 47, 16, 31)
+    assert (framed[33:47, 17:31] == whole[33:47, 17:31]).all()
+    assert (framed[:32] == whole[:32] // 2).all()
+
+
+def _image(figure: Figure) -> np.ndarray:
+    (ax,) = figure.axes
+    return ax.images[0].get_array()
+
+
+def test_results_of_runs_before_windows_still_read(run: RunFolder, tmp_path: Path) -> None:
+    def old(row: dict[str, str]) -> None:
+        for name in ("regions", "labelled_share", "n_frames", "outline"):
+            del row[name]
+
+    frames = write_fake_run(tmp_path / "frames", strategies=("random", "coreset"), seeds=3, rounds=2, artefacts=False)
+    before = changed(read_run(frames), tmp_path / "old", old)
+    found = find(before)
+    assert not before.windows
+    assert (dict(found.savings), list(found.at_equal_outline)) == ({}, [])
+    assert [row["strategy"] for row in read_results(tmp_path / "old" / "results.csv")] == ["random"] * 6 + [
+        "coreset"
+    ] * 6
+    assert page._savings(before, found) is None
