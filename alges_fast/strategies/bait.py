@@ -35,8 +35,7 @@ class Bait(Strategy):
 
     def rate(self, query: Query) -> Rating:
         positions, candidates = gathered(query, *_information(query))
-        rated = frozenset(query.candidates)
-        others = [item for item in query.labelled if item not in rated]  # the rated ones count by being taken
+        others = query.labelled_elsewhere()
         nothing = torch.zeros(candidates.shape[1:], dtype=torch.float64)
         known = on_every_process(query, others, _information).sum(0, dtype=torch.float64) if others else nothing
         total = candidates.sum(0, dtype=torch.float64)

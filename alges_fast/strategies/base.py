@@ -79,6 +79,11 @@ class Query:
         """A generator's seed for this purpose, fixed by (seed, round)."""
         return stream_seed(purpose, self.seed, self.round)
 
+    def labelled_elsewhere(self) -> list[Candidate]:
+        """What is labelled and no candidate. A candidate that is labelled is named by the driver, as taken."""
+        candidates = frozenset(self.candidates)
+        return [item for item in self.labelled if item not in candidates]
+
 
 class Taken(frozenset[Candidate]):
     """Candidates that must not be drawn.

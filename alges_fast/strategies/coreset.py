@@ -25,8 +25,7 @@ class Coreset(Strategy):
     )
 
     def rate(self, query: Query) -> Rating:
-        rated = frozenset(query.candidates)
-        others = [item for item in query.labelled if item not in rated]  # the rated ones are centres by being taken
+        others = query.labelled_elsewhere()
         found = embed_features(query)
         existing = mean_features(query, others) if others else None
         return by_seeding(query, found.outputs["mean"], found.positions, k_center_greedy, existing=existing)

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from alges_fast.last_layer import LastLayer
-from alges_fast.losses import Loss
 from alges_fast.pool import PRECISIONS, Id, Pool, embed_pool, pool_ids
 from alges_fast.strategies.base import Candidate, Query, frame_of
 from alges_fast.windows import Window, cell_boxes, cut, windows_of
@@ -36,7 +35,7 @@ class Embedded:
     outputs: Mapping[str, Tensor]
 
 
-def embed(query: Query, outputs: Sequence[str], *, loss: Loss | None = None) -> Embedded:
+def embed(query: Query, outputs: Sequence[str]) -> Embedded:
     """Outputs of `pixel_gradients` for every candidate of this process, resumable in the query's `scores_out`.
 
     Raises:
@@ -53,7 +52,6 @@ def embed(query: Query, outputs: Sequence[str], *, loss: Loss | None = None) -> 
         pool,
         **{
             "output": tuple(outputs),
-            "loss": loss,
             "regions": query.regions,
             "batch_size": query.batch_size,
             "device": query.device,
@@ -70,13 +68,23 @@ def embed(query: Query, outputs: Sequence[str], *, loss: Loss | None = None) -> 
 
 
 def embed_features(query: Query) -> Embedded:
-    """`mean`, (n, d): the last layer's input averaged over the pixels of each candidate of this process."""
+    """`mean`, (n, d): the last layer's input averaged over the pixels of each candidate of this process.
+
+    They are the pixels of the logits, where a resize at most lies between: one pass of the engine, resumable. After any
+    other tail they are those of the layer's own grid.
+    """
+    if not isinstance(query.pool, DataLoader):
+        layer, example = _last_layer(query)
+        if not layer.defines("feature_sum", example):
+            means = [by_cell(query, _mean, features) for features in forward(query, layer.features)]
+            positions, rows = by_candidate(query, means)
+            # A process without a share still says how many columns its shard has.
+            return Embedded(positions, {"mean": rows if len(rows) else _mean(layer.features(example))[:0]})
+        query = replace(query, embedding={**query.embedding, "last_layer": layer})
     out = None if query.scores_out is None else query.scores_out / "features"
-    # The gradient of the mean logit of class 0 is the mean of the features: one pass of the engine, resumable.
-    found = embed(replace(query, scores_out=out), ("image",), loss=_MeanLogit())
-    values = found.outputs["image"]
-    taps = values[:, 0].flatten(2) if values.ndim > 3 else values[:, 0, :, None]
-    return Embedded(found.positions, {"mean": taps[:, :, taps.shape[2] // 2].contiguous()})
+    found = embed(replace(query, scores_out=out), ("feature_sum", "class_pixels"))
+    n_pixels = found.outputs["class_pixels"].sum(1, keepdim=True).clamp(min=1)
+    return Embedded(found.positions, {"mean": found.outputs["feature_sum"] / n_pixels})
 
 
 def mean_features(query: Query, candidates: Sequence[Candidate]) -> Tensor:
@@ -171,8 +179,7 @@ def forward(query: Query, run: Callable[[Tensor], T]) -> Iterator[T]:
 
 def last_layer_inputs(query: Query) -> Iterator[tuple[Tensor, Tensor]]:
     """(features (B, d, *grid), logits (B, K, *spatial)) of this process's frames, batch by batch."""
-    example = _as_input(query, _image(query.pool, 0)[None].to(query.device))
-    return forward(query, LastLayer.find(trained_model(query), example).features_and_logits)
+    return forward(query, _last_layer(query)[0].features_and_logits)
 
 
 def by_cell(query: Query, measure: Callable[..., Tensor], *maps: Tensor) -> Tensor:
@@ -256,12 +263,16 @@ def _as_input(query: Query, images: Tensor) -> Tensor:
     return images.to(weight.dtype)
 
 
-@dataclass(frozen=True)
-class _MeanLogit:
-    """A loss whose last-layer gradient is the mean of the layer's input; its repr names it in a resumable file."""
+def _last_layer(query: Query) -> tuple[LastLayer, Tensor]:
+    """The model's last layer, and the first image of the pool as the model takes it."""
+    example = _as_input(query, _image(query.pool, 0)[None].to(query.device))
+    known = query.embedding.get("last_layer")
+    return known if isinstance(known, LastLayer) else LastLayer.find(trained_model(query), example, name=known), example
 
-    def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
-        return logits[:, 0].mean()
+
+def _mean(features: Tensor) -> Tensor:
+    """(B, d) float32 on the CPU, of (B, d, *grid)."""
+    return features.float().flatten(2).mean(2).cpu()
 
 
 class _Places:

@@ -43,8 +43,7 @@ class Herding(Strategy):
         looked = over_features(query)
         found = embed_features(looked)
         positions, points = gathered(query, found.positions, found.outputs["mean"])
-        rated = frozenset(query.candidates)
-        others = [item for item in query.labelled if item not in rated]  # the rated ones count by being taken
+        others = query.labelled_elsewhere()
         centres = mean_features(looked, others).to(query.device) if others else None
         points, weights = points.to(query.device), self.weights(query, positions)
         coverage = Coverage(points, weights, typical_width(points), centres)

@@ -38,8 +38,7 @@ class Typical(Strategy):
         looked = over_features(query)
         found = embed_features(looked)
         positions, points = gathered(query, found.positions, found.outputs["mean"].float())
-        rated = frozenset(query.candidates)
-        others = [item for item in query.labelled if item not in rated]  # the rated ones count by being taken
+        others = query.labelled_elsewhere()
         known = mean_features(looked, others).float() if others else points[:0]
         seed = query.stream_seed("k-means")
 

@@ -143,6 +143,32 @@ def test_mean_features_of_windows_and_of_whole_frames(windows: Query) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("tail", ["resized", "clamped"])
+def test_mean_features_below_what_follows_the_last_layer(tail: str, windows: Query) -> None:
+    """Through a resize they are those of the resized features; after any other tail those of the layer's own grid."""
+
+    class Half(Net):
+        def forward(self, images: Tensor) -> Tensor:
+            logits = F.interpolate(self.last(self.half(images)), SIZE, mode="bilinear")
+            return logits.clamp(-0.1, 0.1) if tail == "clamped" else logits
+
+        def half(self, images: Tensor) -> Tensor:
+            return F.avg_pool2d(self.body(images), 2)
+
+    model = Half().eval()
+    features = {name: model.half(image[None]) for name, image in windows.pool}
+    scale = 2
+    if tail == "resized":
+        features, scale = {name: F.interpolate(z, SIZE, mode="bilinear") for name, z in features.items()}, 1
+    expected = [
+        inside(features[w.id][0], Window(w.id, *(side // scale for side in w[1:]))).mean((1, 2))
+        for w in windows.candidates
+    ]
+    asked = Query(windows.candidates, windows.pool, model, regions=REGIONS)
+    torch.testing.assert_close(mean_features(asked, windows.candidates), torch.stack(expected))
+
+
+@torch.no_grad()
 def test_deal_scores_a_window_by_its_own_pixels(windows: Query) -> None:
     model = DealModel(windows.model, K, seed=0).eval()
     asked = Query(windows.candidates, windows.pool, model, regions=REGIONS)
