@@ -57,6 +57,7 @@ from alges_fast.annotation.sources import (
     PoolFrame,
     frame_sizes,
     list_frames,
+    resized,
 )
 from alges_fast.command import arguments_of, check_unchanged, one_line, out_of_memory, plain, refused, with_home
 from alges_fast.data import to_input
@@ -206,10 +207,9 @@ def _run(config: SelectConfig, console: Console) -> None:
             strategy=config.strategy,
             class_weights=scorer.class_weights,
             regions=config.grid,
-            image_size=config.image_size,
+            inputs_of=lambda _, image: scorer.transform(resized(image, config.image_size)[None].to(scorer.device)),
             device=scorer.device,
             precision=config.precision,
-            transform=scorer.transform,
         )
         _write(out, config, scorer.classes, picks, budget, refused, left_out, looks, console)
     for line in left_out.by_file():

@@ -18,12 +18,14 @@ import json
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
 
+from alges_fast.data.files import IMAGE_SUFFIXES
 from alges_fast.windows import Window
 
 ANNOTATE = "annotate"
@@ -50,6 +52,12 @@ class AnnotatedFrame:
     mask: NDArray[np.uint8]
     score: float
     windows: Sequence[Window] = ()
+
+
+def file_name(id: str) -> str:
+    """The name that a frame of this id has in exports: its path below the pool, as a picture."""
+    name = "/".join(part for part in id.split("/") if part not in ("", ".", ".."))
+    return name if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES else f"{name}.png"  # a frame of a video
 
 
 def cvat_xml(frames: Sequence[AnnotatedFrame], classes: Sequence[str], palette: Sequence[tuple[int, int, int]]) -> str:

@@ -2,9 +2,11 @@ const cards = [...document.querySelectorAll(".cards > li")];
 const views = [...document.querySelectorAll("input[name=view]")];
 const main = document.querySelector("main");
 const frameBox = (card) => card.querySelector(".refuse input");
+const list = document.getElementById("refused"); // none where the annotation tool refuses
 const windowBoxes = (card) => [...card.querySelectorAll(".windows input")];
 
 function listRefused() {
+  if (!list) return;
   const refused = [];
   for (const card of cards) {
     const whole = frameBox(card).checked;
@@ -14,7 +16,7 @@ function listRefused() {
       group.classList.toggle("refused", boxes.some((box) => box.dataset.id === group.dataset.window));
     refused.push(...(whole ? [frameBox(card)] : boxes));
   }
-  document.getElementById("refused").value = refused.map((box) => box.dataset.id + "\n").join("");
+  list.value = refused.map((box) => box.dataset.id + "\n").join("");
 }
 
 function show(view) {
@@ -29,7 +31,7 @@ document.addEventListener("keydown", (event) => {
   const current = cards.indexOf(document.activeElement.closest(".cards > li"));
   if (event.key === "j") cards[Math.min(current + 1, cards.length - 1)].focus();
   else if (event.key === "k") cards[Math.max(current - 1, 0)].focus();
-  else if (event.key === "x" && current >= 0) frameBox(cards[current]).click();
+  else if (event.key === "x" && list && current >= 0) frameBox(cards[current]).click();
   else if (views[Number(event.key) - 1]) show(views[Number(event.key) - 1]);
 });
 listRefused();

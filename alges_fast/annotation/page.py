@@ -34,8 +34,23 @@ class Card:
     views: Mapping[str, Image.Image]
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What the page says of how picks came about.
+
+    model: its name; None where none chose. refusing: how a frame is refused; None for `--reject FILE`.
+    """
+
+    strategy: str
+    seed: int
+    images: str
+    model: str | None
+    regions: str | None
+    refusing: str | None = None
+
+
 def selection_page(
-    config: SelectConfig,
+    config: SelectConfig | Asked,
     classes: Sequence[str],
     colours: Sequence[tuple[int, int, int]],
     cards: Sequence[Card],
@@ -75,6 +90,7 @@ def selection_page(
     )
     return environment.from_string((here / "page.html").read_text()).render(
         config=config,
+        refusing=config.refusing if isinstance(config, Asked) else None,
         classes=[(name, "#{:02x}{:02x}{:02x}".format(*colour)) for name, colour in zip(classes, colours, strict=True)],
         cards=shown,
         views=[view for view in ("frame", "gradient", "prediction") if any(view in card.views for card in cards)],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from alges_fast.annotation.sources import FrameReader, PoolFrame, resized
+from alges_fast.annotation.sources import FrameReader, PoolFrame
 from alges_fast.last_layer import LastLayer, logits_of
 from alges_fast.pool import PRECISIONS
 from alges_fast.strategies import get_strategy
@@ -74,13 +74,14 @@ def look_at(
     strategy: str,
     class_weights: Sequence[float] | None,
     regions: tuple[int, int] | None,
-    image_size: int,
+    inputs_of: Callable[[PoolFrame, NDArray[np.uint8]], Tensor],
     device: torch.device,
     precision: str,
-    transform: object,
 ) -> Iterator[Look]:
-    """The picked frames one by one, in order of their first pick; only one is in memory at its own size."""
-    assert callable(transform)
+    """The picked frames one by one, in order of their first pick; only one is in memory at its own size.
+
+    `inputs_of` makes of a frame and its picture (H, W, 3) what the model takes, a batch of one.
+    """
     reader = FrameReader()
     output = get_strategy(strategy).embedding
     dtype = PRECISIONS[precision]
@@ -92,7 +93,7 @@ def look_at(
     for numbers in at_frame.values():
         frame = picks[numbers[0]].frame
         image = reader.read(frame)
-        inputs = transform(resized(image, image_size)[None].to(device))
+        inputs = inputs_of(frame, image).to(device)
         with torch.no_grad(), torch.autocast(device.type, enabled=dtype is not None, dtype=dtype):
             if layer is None:
                 layer = LastLayer.find(model, inputs)

@@ -1,0 +1,118 @@
+"""Rounds with a real annotator: a folder that remembers them, and the steps that it goes through.
+
+    new      a folder for a pool of frames or videos, and the classes
+    next_round  chooses what to annotate and writes files for CVAT and Label Studio
+    import_  takes in what comes back
+    train    fits the project's model to all labels and measures it
+    status   what is labelled, how good the model is, what to do now
+    export   the model for other programs
+
+Each is a function here and a command of `python -m alges_fast.project`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from alges_fast.errors import UserError
+from alges_fast.project.choosing import NextSettings, choose_round
+from alges_fast.project.config import FILE, ProjectConfig
+from alges_fast.project.export import export_model
+from alges_fast.project.folder import Import, Project, Round, TrainedModel, opened
+from alges_fast.project.importing import ImportSettings, Untouched, import_exports
+from alges_fast.project.label_studio import fetch_rounds, send_round
+from alges_fast.project.pool import Progress, silent
+from alges_fast.project.status import status as _status
+from alges_fast.project.training import train_project
+
+__all__ = [
+    "Import",
+    "ImportSettings",
+    "NextSettings",
+    "Progress",
+    "Project",
+    "ProjectConfig",
+    "Untouched",
+    "export",
+    "fetch",
+    "import_",
+    "new",
+    "next_round",
+    "send",
+    "status",
+    "train",
+]
+
+
+def new(root: str | Path, config: ProjectConfig) -> None:
+    """Begin a project; the same again changes nothing.
+
+    Raises:
+        UserError: no such pool, a folder of something else, or a project of other settings.
+    """
+    root = Path(root)
+    pool = Path(config.images).expanduser().resolve()
+    if not pool.exists():
+        raise UserError(
+            f"--images {config.images}: no such file or folder: give a folder of frames, a list, or a video"
+        )
+    inside = pool.is_relative_to(root.resolve())
+    config = replace(config, images=os.path.relpath(pool, root.resolve()) if inside else pool.as_posix())
+    if (root / FILE).exists():
+        if (before := ProjectConfig.read(root)) != config:
+            changed = [name for name in vars(config) if getattr(before, name) != getattr(config, name)]
+            raise UserError(
+                f"{root} is a project with another {changed[0]} ({getattr(before, changed[0])}): choose another folder"
+            )
+        return
+    taken = root.exists() and (not root.is_dir() or any(path.name != f".{FILE}.draft" for path in root.iterdir()))
+    if taken and not (inside and root.is_dir()):
+        raise UserError(f"{root} holds other files: choose a new folder")
+    config.write(root)
+
+
+def next_round(root: str | Path, settings: NextSettings, progress: Progress = silent) -> Round:
+    """See `choosing.choose_round`."""
+    with opened(Path(root)) as project:
+        return choose_round(project, settings, progress)
+
+
+def import_(root: str | Path, exports: Sequence[Path], settings: ImportSettings | None = None) -> Import | None:
+    """See `importing.import_exports`."""
+    with opened(Path(root)) as project:
+        return import_exports(project, exports, settings or ImportSettings())
+
+
+def send(root: str | Path, url: str, progress: Progress = silent) -> str:
+    """See `label_studio.send_round`."""
+    with opened(Path(root)) as project:
+        return send_round(project, url, progress)
+
+
+def fetch(
+    root: str | Path, url: str, settings: ImportSettings | None = None, progress: Progress = silent
+) -> list[Import]:
+    """See `label_studio.fetch_rounds`."""
+    with opened(Path(root)) as project:
+        return fetch_rounds(project, url, settings or ImportSettings(), progress)
+
+
+def train(root: str | Path, progress: Progress = silent) -> TrainedModel:
+    """See `training.train_project`."""
+    with opened(Path(root)) as project:
+        return train_project(project, progress)
+
+
+def status(root: str | Path) -> str:
+    """See `status.status`."""
+    with opened(Path(root)) as project:
+        return _status(project)
+
+
+def export(root: str | Path, out: Path | None = None) -> list[Path]:
+    """See `export.export_model`."""
+    with opened(Path(root)) as project:
+        return export_model(project, out)

@@ -1,0 +1,392 @@
+"""The step that chooses what to annotate next and puts it into files for the annotators."""
+
+from __future__ import annotations
+
+import io
+import re
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from alges_fast import atomic
+from alges_fast.annotation.exports import AnnotatedFrame, cvat_xml, label_studio_config, label_studio_tasks
+from alges_fast.annotation.models import load_model
+from alges_fast.annotation.page import Asked, Card, selection_page
+from alges_fast.annotation.picks import Look, Pick, look_at, reasons
+from alges_fast.annotation.pictures import contact_sheet, encoded, outlined, thumbnail, with_mask, with_norm_map
+from alges_fast.annotation.sources import FramePool, FrameReader, PoolFrame
+from alges_fast.data import to_input
+from alges_fast.data.loading import palette
+from alges_fast.errors import UserError
+from alges_fast.experiment.annotator import box_of
+from alges_fast.labels import UNLABELLED
+from alges_fast.project import network
+from alges_fast.project.folder import PICKS, Project, Round, TrainedModel, csv_text
+from alges_fast.project.labels import read_labels
+from alges_fast.project.pool import Progress, ProjectPool, decoded, list_pool, silent
+from alges_fast.selection.candidates import Candidates, Place
+from alges_fast.strategies import Candidate, Query, get_strategy
+from alges_fast.windows import Window, cell_boxes, cut, windows_of
+
+COLD_START = "typical"
+"""The strategy before anything is labelled."""
+FRAMES, WINDOWS = "alges-img", "alges-effort"
+"""The strategies once there is a model, for whole frames and for windows."""
+GAP_SECONDS, NUMBERS_A_SECOND = 2.0, 25.0
+"""Frames of a video are picked at least this far apart; pictures are numbered at a video's rate."""
+PAGE_CARDS, THUMBNAIL_WIDTH = 200, 480
+
+
+@dataclass(frozen=True)
+class NextSettings:
+    """What to choose.
+
+    Args:
+        n: how many frames; with regions, how many whole frames the windows may add up to.
+        regions: rows x columns of windows, such as 4x4; None for whole frames.
+        strategy: by default one that needs no model before the first training, then one that asks the model.
+        model: a model of the user's that chooses and predicts in the place of the project's own.
+    """
+
+    n: int = 20
+    regions: str | None = None
+    strategy: str | None = None
+    model: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise UserError(f"-n is {self.n}: give at least 1")
+        if self.regions is not None and not re.fullmatch(r"[1-9]\d*x[1-9]\d*", self.regions):
+            raise UserError(f"--regions {self.regions}: give rows x columns, such as 4x4")
+        if self.strategy is not None and get_strategy(self.strategy).takes_whole_pool:
+            raise UserError(f"--strategy {self.strategy} takes the whole pool, so there is nothing to choose")
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        if self.regions is None:
+            return None
+        rows, columns = self.regions.split("x")
+        return int(rows), int(columns)
+
+
+@dataclass(frozen=True)
+class _Scorer:
+    """What rates the pool and predicts on its frames.
+
+    pool: what the model takes, by id: maps, or pictures before `transform`. maps: those of the frozen encoder.
+    model: None where nothing is trained.
+    """
+
+    pool: Any
+    maps: network.Maps
+    model: nn.Module | None
+    name: str | None
+    transform: Callable[[Tensor], Tensor] | None = None
+
+    def inputs_of(self, frame: PoolFrame, image: NDArray[np.uint8]) -> Tensor:
+        """A batch of one for the model."""
+        item: Tensor = self.pool[self.maps.ids.index(frame.id)][1][None]
+        return item.float() if self.transform is None else self.transform(item)
+
+
+def choose_round(project: Project, settings: NextSettings, progress: Progress = silent) -> Round:
+    """The round that is out, if it was asked for in these words and nothing of it came back; else a new one.
+
+    Raises:
+        UserError: a step that must come before, or a pool with too little left.
+    """
+    asked = asdict(settings)
+    last = project.rounds[-1] if project.rounds else None
+    if last is not None and last.picks is not None and not project.answered(last):
+        if dict(last.asked) == asked:
+            return last
+        raise UserError(
+            f"round {last.number} is out and nothing of it came back: {project.command('import', 'EXPORT')} first, or "
+            f"delete {last.folder} to choose anew"
+        )
+    own = _newest_model(project, settings)
+    strategy = settings.strategy or (
+        COLD_START if own is None and settings.model is None else FRAMES if settings.grid is None else WINDOWS
+    )
+    if get_strategy(strategy).needs_model and own is None and settings.model is None:
+        raise UserError(
+            f"--strategy {strategy} needs a trained model: annotate a first round by another, such as {COLD_START}"
+        )
+    pool, images = decoded(list_pool(project), project.config.image_size, progress)
+    round = project.begin_round(asked, None if own is None or settings.model else own.number)
+    frozen = network.frozen(project, [frame.id for frame in pool.frames], images, progress)
+    scorer = _scorer(project, pool, frozen, own, settings)
+    query = _query(project, pool, scorer, settings, round.number, progress)
+    picks = _picks(project, pool, query, strategy, settings)
+    _write(project, round, pool, picks, scorer, strategy, settings, progress)
+    project.forget()
+    return project.rounds[-1]
+
+
+def _newest_model(project: Project, settings: NextSettings) -> TrainedModel | None:
+    """None before anything is labelled. Raises UserError where labels came after the last training."""
+    if not project.labelled:
+        return None
+    newest = project.models[-1] if project.models else None
+    if newest is not None and newest.n_imports == len(project.imports):
+        return newest
+    wants_model = settings.strategy is None or get_strategy(settings.strategy).needs_model
+    if wants_model and settings.model is None:
+        raise UserError(f"labels came in since the last training: {project.command('train')} first")
+    return newest
+
+
+def _scorer(
+    project: Project, pool: ProjectPool, frozen: network.Frozen, own: TrainedModel | None, settings: NextSettings
+) -> _Scorer:
+    if settings.model is not None:
+        size = project.config.image_size
+
+        def build(n_classes: int) -> nn.Module:
+            raise UserError(f"--model {settings.model}: give the whole model (.pt2, .ts or package.module:function)")
+
+        model, _ = load_model(settings.model, image_size=size, build=build)
+        model.eval().requires_grad_(False)
+        frames = FramePool(pool.frames, size, pool.left_out)
+        return _Scorer(frames, frozen.maps, model, Path(settings.model).name, to_input)
+    if own is None:
+        return _Scorer(frozen.maps, frozen.maps, None, None)
+    head = network.load_head(project, own, frozen.encoder.trunk).requires_grad_(False)
+    return _Scorer(frozen.maps, frozen.maps, head, f"model {own.number}")
+
+
+def _query(
+    project: Project, pool: ProjectPool, scorer: _Scorer, settings: NextSettings, number: int, progress: Progress
+) -> Query:
+    """Candidates are what is neither labelled nor refused nor out with an annotator."""
+    labelled = project.labelled
+    ids = [frame.id for frame in pool.frames]
+    grid = settings.grid
+    candidates: list[Candidate] = []
+    known: list[Candidate] = []
+    out = {id: set(windows or ()) for id, windows in project.out.items()}
+    for id in ids:
+        windows = labelled.get(id, ())
+        if grid is None:
+            if id in labelled:
+                known.append(id)
+            elif id not in project.refused and id not in out:
+                candidates.append(id)
+            continue
+        cells = windows_of(id, pool.sizes[id], grid)
+        taken = set(cells) if windows is None else {cell for cell in cells if any(_overlap(cell, w) for w in windows)}
+        known += [cell for cell in cells if cell in taken]
+        whole_out = id in out and not out[id]
+        if id not in project.refused and not whole_out:
+            away = {cell for cell in cells if any(_overlap(cell, w) for w in out.get(id, ()))}
+            candidates += [cell for cell in cells if cell not in taken and cell not in away]
+    return Query(
+        candidates=[*candidates, *known],
+        pool=scorer.pool,
+        model=scorer.model,
+        labelled=known,
+        regions=grid,
+        class_shares=read_labels(project).shares() if labelled else None,
+        videos={frame.id: frame.video for frame in pool.frames},
+        features=scorer.maps,
+        seed=project.config.seed,
+        round=number,
+        n_rounds=number + 1,
+        transform=scorer.transform,
+    )
+
+
+def _overlap(one: Window, other: Window) -> bool:
+    return (
+        one.x < other.x + other.width
+        and other.x < one.x + one.width
+        and one.y < other.y + other.height
+        and other.y < one.y + one.height
+    )
+
+
+def _picks(project: Project, pool: ProjectPool, query: Query, strategy: str, settings: NextSettings) -> list[Pick]:
+    rating = get_strategy(strategy)().rate(query)
+    places: dict[Any, Place] = {
+        frame.id: (frame.video, frame.order / (NUMBERS_A_SECOND if frame.timestamp is None else 1))
+        for frame in pool.frames
+    }
+    known = frozenset(query.labelled)
+    free = [item for item in rating.ids if item not in known]
+    budget, unit = settings.n, "frames"
+    if settings.grid is not None:
+        sizes = [pool.sizes[frame.id] for frame in pool.frames]
+        budget, unit = settings.n * sum(height * width for height, width in sizes) // len(sizes), "pixels"
+    left = sum(item.pixels if isinstance(item, Window) else 1 for item in free)
+    if budget > left:
+        away = sum(1 for _ in project.missing)
+        raise UserError(
+            f"-n {settings.n}: the pool has {len(free)} {'frames' if settings.grid is None else 'windows'} left to "
+            f"choose from, and {away} are out with annotators: ask for fewer"
+        )
+    candidates: Candidates[Candidate] = Candidates(rating, known, places, GAP_SECONDS, ("-n", unit))
+    chosen = candidates.fill([], budget, [])
+    return [
+        Pick(
+            pool.by_id[str(item.id if isinstance(item, Window) else item)],
+            item if isinstance(item, Window) else None,
+            rating.scores.get(item),
+        )
+        for item in chosen
+    ]
+
+
+# Writing a round.
+
+
+def _write(
+    project: Project,
+    round: Round,
+    pool: ProjectPool,
+    picks: Sequence[Pick],
+    scorer: _Scorer,
+    strategy: str,
+    settings: NextSettings,
+    progress: Progress,
+) -> None:
+    """Everything a person or a tool reads, picks.csv last."""
+    config, folder = project.config, round.folder
+    colours = palette(len(config.classes))
+    by_frame: dict[str, list[Window]] = {}
+    for pick in picks:
+        by_frame.setdefault(pick.frame.id, []).extend([pick.window] if pick.window is not None else [])
+    annotated: list[AnnotatedFrame] = []
+    sheet: list[tuple[str, Image.Image]] = []
+    cards: list[Card] = []
+    embeddings: dict[int, Tensor] = {}
+    looks = _looks(picks, scorer, pool, strategy, settings)
+    for number, look in enumerate(looks):
+        progress("drawing the picks", number, len(by_frame))
+        id = look.frame.id
+        name, windows = pool.names[id], by_frame[id]
+        picture = Image.fromarray(look.image)
+        contents = encoded(picture, "png") if look.frame.timestamp is not None else look.frame.path.read_bytes()
+        atomic.write_bytes(folder / "images" / name, contents)
+        mask = look.mask
+        if windows:
+            mask = np.full_like(look.mask, UNLABELLED)
+            for window in windows:
+                mask[box_of(window)] = look.mask[box_of(window)]
+        views = {"frame": picture}
+        if scorer.model is not None:
+            atomic.write_bytes(folder / "masks" / f"{name}.png", encoded(Image.fromarray(mask), "png"))
+            if look.norm_map is not None:
+                views["gradient"] = with_norm_map(look.image, look.norm_map)
+                contents = encoded(views["gradient"], "jpeg", quality=88)
+                atomic.write_bytes(folder / "norm_maps" / f"{name}.jpg", contents)
+            views["prediction"] = with_mask(look.image, look.mask, colours)
+        annotated.append(AnnotatedFrame(name, mask, 1 - len(annotated) / len(by_frame), windows))
+        shown = outlined(picture, windows) if windows else picture
+        sheet.append((f"{look.picks[0] + 1}  {id}", thumbnail(shown, THUMBNAIL_WIDTH)))
+        if len(cards) < PAGE_CARDS:
+            small = {view: thumbnail(p, THUMBNAIL_WIDTH) for view, p in views.items()}
+            cards.append(Card(id, look.picks, windows, picture.size, small))
+        embeddings.update(zip(look.picks, look.embeddings, strict=True))
+    atomic.write_bytes(folder / "contact_sheet.png", encoded(contact_sheet(sheet), "png"))
+    xml = cvat_xml(annotated, config.classes, colours)
+    atomic.write_bytes(folder / "cvat.zip", _archive(folder, xml, [frame.name for frame in annotated]))
+    tasks = label_studio_tasks(
+        annotated, config.classes, image_prefix=config.image_prefix, model_version=scorer.name or "none"
+    )
+    atomic.write_text(folder / "label_studio" / "tasks.json", tasks)
+    interface = label_studio_config(config.classes, colours, windows=settings.grid is not None)
+    atomic.write_text(folder / "label_studio" / "config.xml", interface)
+    rows = _rows(picks, config.classes, [embeddings[number] for number in range(len(picks))], scorer)
+    budget = sum(pick.window.pixels for pick in picks if pick.window is not None) if settings.grid else None
+    facts = Asked(
+        strategy=strategy,
+        seed=config.seed,
+        images=config.images,
+        model=scorer.name,
+        regions=settings.regions,
+        refusing="In CVAT give a frame the tag “refused”, in Label Studio skip it; it is not asked for again.",
+    )
+    page = selection_page(facts, config.classes, colours, cards, rows, len(by_frame), budget, pool.left_out.by_file())
+    atomic.write_text(folder / "index.html", page)
+    atomic.write_text(folder / PICKS, csv_text(rows))
+
+
+def _looks(
+    picks: Sequence[Pick], scorer: _Scorer, pool: ProjectPool, strategy: str, settings: NextSettings
+) -> Iterator[Look]:
+    if scorer.model is not None:
+        yield from look_at(
+            scorer.model,
+            picks,
+            strategy=strategy,
+            class_weights=None,
+            regions=settings.grid,
+            inputs_of=scorer.inputs_of,
+            device=torch.device("cpu"),
+            precision="32-true",
+        )
+        return
+    means = torch.stack([_mean_map(scorer.maps, pick, settings.grid, pool.sizes) for pick in picks])
+    at_frame: dict[str, list[int]] = {}
+    for number, pick in enumerate(picks):
+        at_frame.setdefault(pick.frame.id, []).append(number)
+    reader = FrameReader()
+    for numbers in at_frame.values():
+        frame = picks[numbers[0]].frame
+        image = reader.read(frame)
+        nothing: NDArray[np.uint8] = np.full(image.shape[:2], UNLABELLED, np.uint8)
+        yield Look(frame, numbers, means[numbers], image, nothing, None)
+
+
+def _mean_map(
+    maps: network.Maps, pick: Pick, grid: tuple[int, int] | None, sizes: Mapping[str, tuple[int, int]]
+) -> Tensor:
+    """(1, channels): the frozen encoder's map averaged over a frame, or over the grid's cell that is the window."""
+    values: Tensor = maps[maps.ids.index(pick.frame.id)][1].float()
+    if grid is not None and pick.window is not None:
+        cell = windows_of(pick.frame.id, sizes[pick.frame.id], grid).index(pick.window)
+        values = cut(values, cell_boxes(values.shape[1:], grid)[cell])
+    return values.flatten(1).mean(1)[None]
+
+
+def _rows(
+    picks: Sequence[Pick], classes: Sequence[str], embeddings: Sequence[Tensor], scorer: _Scorer
+) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for number, (pick, reason) in enumerate(zip(picks, reasons(torch.stack(list(embeddings))), strict=True)):
+        _, x, y, width, height = pick.window or ("", "", "", "", "")
+        rows.append(
+            {
+                "rank": number + 1,
+                "id": pick.id,
+                "frame": pick.frame.id,
+                "x": x,
+                "y": y,
+                "width": width,
+                "height": height,
+                "score": "" if pick.score is None else f"{pick.score:.6g}",
+                "class": classes[reason.leading_class] if scorer.model is not None else "",
+                "nearest": "" if reason.nearest is None else picks[reason.nearest].id,
+                "distance": "" if reason.nearest is None else f"{reason.distance:.6g}",
+                "video": pick.frame.video,
+            }
+        )
+    return rows
+
+
+def _archive(folder: Path, xml: str, names: Sequence[str]) -> bytes:
+    """CVAT's import: annotations.xml beside images/. Equal contents give equal bytes."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr(zipfile.ZipInfo("annotations.xml"), xml, zipfile.ZIP_DEFLATED)
+        for name in names:
+            archive.writestr(zipfile.ZipInfo(f"images/{name}"), (folder / "images" / name).read_bytes())
+    return buffer.getvalue()

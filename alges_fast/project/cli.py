@@ -1,0 +1,198 @@
+"""The command line of `python -m alges_fast.project`: a thin layer over the functions of this package."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from rich.console import Console
+
+from alges_fast import project
+from alges_fast.command import out_of_memory
+from alges_fast.errors import UserError
+from alges_fast.project.folder import COMMAND, opened
+from alges_fast.project.status import dice_line, next_step
+
+HELP = f"""\
+Rounds with a real annotator, in a folder of plain files.
+
+  {COMMAND} new DIR --images POOL --classes background,liver,polyp
+  {COMMAND} next DIR -n 20            # choose frames; files for CVAT and Label Studio in DIR/rounds/000
+  {COMMAND} import DIR EXPORT.zip     # what the tool gives back, whole or in part
+  {COMMAND} train DIR                 # fit the model to all labels, and measure it
+  {COMMAND} status DIR                # where things stand, and what to do now
+
+then `next` again. Nothing has to be annotated before the first `next`. Any step may be stopped and run again; a step
+that does not fit says in one line which one does. Nothing is sent anywhere but to a --label_studio of yours.
+"""
+
+STEPS = {
+    "new": "begin a project",
+    "next": "choose what to annotate next",
+    "import": "take in what annotators give back",
+    "train": "fit the model to all labels and measure it",
+    "status": "what is labelled, how good the model is, what to do now",
+    "export": "the model for other programs: torch.export, and ONNX where it is installed",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}. See {self.prog} --help")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a step; the exit code: 0, 2 for a user's mistake, 130 when interrupted."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    try:
+        _run(_parser().parse_args(argv))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error}: make it readable and the project writable, then run again", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        print("error: out of memory: begin a project of a smaller --image_size", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; the same command continues", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    defaults, chosen = project.ProjectConfig("", ("a", "b")), project.NextSettings()
+    parser = _Parser(prog=COMMAND, description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter)
+    steps = parser.add_subparsers(dest="step", required=True, metavar="STEP", parser_class=_Parser)
+    of = {}
+    for name, what in STEPS.items():
+        of[name] = steps.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.", allow_abbrev=False)
+        of[name].add_argument("dir", metavar="DIR", type=Path, help="the project's folder")
+
+    new = of["new"].add_argument
+    new("--images", required=True, metavar="POOL", help="a folder of pictures and videos, a text list, or one video")
+    new("--classes", required=True, help="names with commas between, in the order of their ids")
+    new("--background", metavar="NAME", help="the class of pixels under no shape; without it they are unlabelled")
+    new("--fps", type=float, default=defaults.fps, help="frames taken from a second of video (%(default)s)")
+    new("--image_size", type=int, default=defaults.image_size, help="side of the model's square input (%(default)s)")
+    new("--seed", type=int, default=defaults.seed, help="fixes every pick and training (%(default)s)")
+    new("--encoder", default=defaults.encoder, help="of the frozen model (%(default)s)")
+    new("--encoder_weights", default=defaults.encoder_weights, help="packaged, a name, or a file (%(default)s)")
+    new("--image_prefix", default=defaults.image_prefix, help="what Label Studio serves images under (%(default)s)")
+
+    choose = of["next"].add_argument
+    choose(
+        "-n", "--n", type=int, default=chosen.n, help="frames, or the whole frames that windows add up to (%(default)s)"
+    )
+    choose("--regions", metavar="RxC", help="choose windows of frames, cut into R rows and C columns, such as 4x4")
+    choose("--strategy", help="by default one that suits what is labelled so far")
+    choose("--model", help="a model of yours (.pt2, .ts, package.module:function) in the place of the project's")
+    _server(of["next"], "also make a project with these tasks on this server")
+
+    take = of["import"].add_argument
+    take(
+        "exports",
+        metavar="EXPORT",
+        nargs="*",
+        type=Path,
+        help="CVAT for images 1.1, CVAT Segmentation mask 1.1, Label Studio JSON, or a folder or zip of masks",
+    )
+    take("--background", metavar="NAME", help="the class of pixels under no shape (the project's)")
+    take("--palette", type=Path, help="lines 'name r g b', for masks of colours")
+    take("--finished", type=Path, help="the frames to take, one a line; by default those in which something is drawn")
+    same = of["import"].add_mutually_exclusive_group()
+    same.add_argument("--accept_untouched", action="store_true", help="predictions that came back unchanged are labels")
+    same.add_argument("--leave_untouched", action="store_true", help="import only what was changed or drawn")
+    _server(of["import"], "fetch what is finished from this server")
+
+    of["export"].add_argument("--out", type=Path, help="folder for the files (beside the model's weights)")
+    return parser
+
+
+def _server(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--label_studio", metavar="URL", help=f"{what}; the key is read from LABEL_STUDIO_API_KEY")
+
+
+def _run(given: argparse.Namespace) -> None:
+    root: Path = given.dir
+    console = Console(stderr=True)
+    with console.status("") as shown:
+
+        def progress(what: str, done: int, total: int) -> None:
+            shown.update(f"{what} {done}/{total}")
+
+        for line in _STEPS[given.step](root, given, progress):
+            console.print("", end="")
+            print(line)
+
+
+def _new(root: Path, given: argparse.Namespace, progress: project.Progress) -> list[str]:
+    names = [name.strip() for name in given.classes.split(",")]
+    settings = {
+        name: getattr(given, name)
+        for name in ("background", "fps", "image_size", "seed", "encoder", "encoder_weights", "image_prefix")
+    }
+    project.new(root, project.ProjectConfig(given.images, tuple(names), **settings))
+    return _afterwards(root)
+
+
+def _next(root: Path, given: argparse.Namespace, progress: project.Progress) -> list[str]:
+    settings = project.NextSettings(given.n, given.regions, given.strategy, given.model)
+    round = project.next_round(root, settings, progress)
+    lines = [f"{len(round.picks or ())} picks: {round.folder / 'picks.csv'}"]
+    if given.label_studio:
+        lines.append(project.send(root, given.label_studio, progress))
+    return [*lines, *_afterwards(root)]
+
+
+def _import(root: Path, given: argparse.Namespace, progress: project.Progress) -> list[str]:
+    untouched: project.Untouched = "accept" if given.accept_untouched else "leave" if given.leave_untouched else "ask"
+    settings = project.ImportSettings(given.background, given.palette, given.finished, untouched)
+    if given.label_studio:
+        if given.exports:
+            raise UserError("give exports or --label_studio, not both")
+        imports = project.fetch(root, given.label_studio, settings, progress)
+    else:
+        imports = [taken for taken in [project.import_(root, given.exports, settings)] if taken is not None]
+    lines = [_imported(taken) for taken in imports] or ["nothing new came back"]
+    return [*lines, *_afterwards(root)]
+
+
+def _imported(taken: project.Import) -> str:
+    windows = sum(len(windows) for windows in taken.frames.values() if windows is not None)
+    what = f"{len(taken.frames)} frames{f' ({windows} windows)' if windows else ''} imported"
+    return f"{what}, {len(taken.refused)} refused; outline drawn: {taken.outline:,} pixels"
+
+
+def _train(root: Path, given: argparse.Namespace, progress: project.Progress) -> list[str]:
+    project.train(root, progress)
+    with opened(root) as open_project:
+        return [dice_line(open_project), *_afterwards_of(open_project)]
+
+
+def _status(root: Path, given: argparse.Namespace, progress: project.Progress) -> list[str]:
+    return [project.status(root)]
+
+
+def _export(root: Path, given: argparse.Namespace, progress: project.Progress) -> list[str]:
+    return [f"written and checked: {path}" for path in project.export(root, given.out)]
+
+
+_STEPS = {"new": _new, "next": _next, "import": _import, "train": _train, "status": _status, "export": _export}
+
+
+def _afterwards(root: Path) -> list[str]:
+    with opened(root) as open_project:
+        return _afterwards_of(open_project)
+
+
+def _afterwards_of(open_project: project.Project) -> list[str]:
+    step = next_step(open_project)
+    return [f"now: {step.why}", *(f"  {command}" for command in step.commands)]

@@ -1,0 +1,105 @@
+"""What a project is about: project.yaml, written by `new` and never changed by a command."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from alges_fast import atomic
+from alges_fast.annotation.exports import ANNOTATE
+from alges_fast.data.frames import TAKEN_NAMES
+from alges_fast.errors import UserError
+from alges_fast.labels import UNLABELLED
+
+FILE = "project.yaml"
+
+
+@dataclass(frozen=True)
+class ProjectConfig:
+    """Fields are keys of project.yaml and flags of `new`.
+
+    Args:
+        images: the pool: a folder of pictures and videos (searched to its depths), a text list of paths, or one video.
+        classes: names in the order of their ids.
+        background: the class of pixels under no shape; None leaves them unlabelled.
+        fps: frames taken from each second of a video.
+        image_size: side of the square that frames are stretched to for the model.
+        seed: fixes every pick and every training.
+        encoder, encoder_weights: of the frozen model, as for `python -m alges_fast.run --architecture frozen`.
+        image_prefix: what Label Studio serves a round's folder images under, where it reads files.
+    """
+
+    images: str
+    classes: tuple[str, ...]
+    background: str | None = None
+    fps: float = 1.0
+    image_size: int = 224
+    seed: int = 0
+    encoder: str = "tu-tf_efficientnet_lite0"
+    encoder_weights: str = "packaged"
+    image_prefix: str = "/data/local-files/?d=images/"
+
+    def __post_init__(self) -> None:
+        names = [unicodedata.normalize("NFC", name) for name in self.classes]
+        if not 2 <= len(names) <= UNLABELLED or len(set(names)) < len(names):
+            raise UserError(
+                f"--classes {','.join(self.classes)}: give 2 to {UNLABELLED} different names with commas between, such "
+                "as background,liver,polyp"
+            )
+        for name in self.classes:
+            if not name or name != name.strip() or not name.isprintable() or "," in name:
+                raise UserError(f"--classes: {name!r} is no name: use letters that print, and no commas")
+            if name == ANNOTATE or name in TAKEN_NAMES:
+                raise UserError(f"--classes: {name!r} has a meaning of its own in the files: rename the class")
+        if self.background is not None and self.background not in self.classes:
+            raise UserError(f"--background {self.background}: no class of that name: use {', '.join(self.classes)}")
+        if not 0 < self.fps < math.inf:
+            raise UserError(f"--fps is {self.fps}: give a finite number above 0")
+        if self.image_size < 32:
+            raise UserError(f"--image_size is {self.image_size}: give at least 32")
+        if self.seed < 0:
+            raise UserError(f"--seed is {self.seed}: give at least 0")
+
+    def write(self, root: Path) -> None:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        text = yaml.safe_dump({**values, "classes": list(self.classes)}, sort_keys=False, allow_unicode=True)
+        atomic.write_text(root / FILE, text)
+
+    @staticmethod
+    def read(root: Path) -> ProjectConfig:
+        """Raises UserError where there is none, or it is damaged."""
+        path = root / FILE
+        if not path.is_file():
+            raise UserError(
+                f"{root} is no project: begin one with python -m alges_fast.project new {root} --images POOL "
+                "--classes NAME,NAME"
+            )
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+            if not isinstance(values, dict):
+                raise TypeError("it holds no settings")
+            return _checked(values)
+        except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+            raise UserError(f"{path} is damaged ({' '.join(str(error).split())}): restore it") from None
+
+
+def _checked(values: Mapping[str, Any]) -> ProjectConfig:
+    kinds: dict[str, type | tuple[type, ...]] = {
+        **dict.fromkeys(("images", "encoder", "encoder_weights", "image_prefix"), str),
+        **dict.fromkeys(("image_size", "seed"), int),
+        "fps": (int, float),
+        "classes": list,
+        "background": (str, type(None)),
+    }
+    for name, value in values.items():
+        if name not in kinds:
+            raise ValueError(f"{name} is no setting")
+        if not isinstance(value, kinds[name]):
+            raise TypeError(f"{name}: {value!r}")
+    return ProjectConfig(**{**values, "classes": tuple(map(str, values["classes"]))} if "classes" in values else values)

@@ -1,0 +1,120 @@
+"""The project's model for other programs: torch.export and ONNX, each checked against the model itself."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from alges_fast.errors import UserError
+from alges_fast.models.frozen import FrozenModel
+from alges_fast.project import network
+from alges_fast.project.folder import Project
+from alges_fast.project.pool import decoded, list_pool
+
+CHECKED = 10
+"""Frames on which the files must give the model's own predictions."""
+SAME = 0.9999
+"""Of the pixels: two runtimes round differently, and where two classes are equally likely either is right."""
+
+
+class Deployed(nn.Module):
+    """Images (B, 3, S, S) float32 between 0 and 1 to logits (B, K, S, S): the normalisation is inside."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, model: FrozenModel) -> None:
+        super().__init__()
+        self.model = model
+        normalisation = model.trunk.normalisation
+        self.register_buffer("mean", torch.tensor(normalisation.mean).view(1, 3, 1, 1))
+        self.register_buffer("deviation", torch.tensor(normalisation.deviation).view(1, 3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model((images - self.mean) / self.deviation)
+        return logits
+
+
+def export_model(project: Project, out: Path | None = None) -> list[Path]:
+    """Write model.pt2, and model.onnx where ONNX is installed, of the newest model; by default beside its weights.
+
+    Raises:
+        UserError: no model, or a file whose predictions differ from the model's on the pool's first frames.
+    """
+    if not project.models:
+        raise UserError(f"no model is trained yet: {project.command('train')} first")
+    newest = project.models[-1]
+    folder = newest.folder if out is None else out
+    folder.mkdir(parents=True, exist_ok=True)
+    trunk = network.trunk_of(project)
+    model = Deployed(network.whole_model(network.load_head(project, newest, trunk), trunk)).eval()
+    _, images = decoded(list_pool(project), project.config.image_size)
+    frames = torch.from_numpy(np.array(images[:CHECKED])).float() / 255
+    with torch.no_grad():
+        expected = torch.cat([model(frame[None]) for frame in frames]).argmax(1)
+    written = [_torch_export(model, frames, folder / "model.pt2", expected)]
+    if importlib.util.find_spec("onnx") and importlib.util.find_spec("onnxscript"):
+        written.append(_onnx(model, frames, folder / "model.onnx", expected))
+    return written
+
+
+def _torch_export(model: nn.Module, frames: Tensor, path: Path, expected: Tensor) -> Path:
+    example = frames[:1].repeat(2, 1, 1, 1)
+    program = torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=1024)},))
+    draft = path.with_name(f".{path.name}")
+    torch.export.save(program, draft)
+    loaded = torch.export.load(draft).module()
+    with torch.no_grad():
+        found = torch.cat([loaded(frame[None]) for frame in frames]).argmax(1)
+    return _checked(draft, path, found, expected)
+
+
+def _onnx(model: nn.Module, frames: Tensor, path: Path, expected: Tensor) -> Path:
+    draft = path.with_name(f".{path.name}")
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    example = frames[:1].repeat(2, 1, 1, 1)
+    torch.onnx.export(
+        model,
+        (example,),
+        draft,
+        input_names=["images"],
+        output_names=["logits"],
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=1024)},),
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+    )
+    found = torch.from_numpy(np.concatenate([_run(draft, frame[None].numpy()) for frame in frames])).argmax(1)
+    return _checked(draft, path, found, expected)
+
+
+def _run(path: Path, images: Any) -> Any:
+    """Logits of an ONNX file: by onnxruntime, or by the slower runtime that ONNX itself brings."""
+    if importlib.util.find_spec("onnxruntime"):
+        import onnxruntime  # type: ignore[import-not-found]
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return session.run(None, {"images": images})[0]
+    from onnx.reference import ReferenceEvaluator  # type: ignore[import-not-found]
+
+    return ReferenceEvaluator(path).run(None, {"images": images})[0]
+
+
+def _checked(draft: Path, path: Path, found: Tensor, expected: Tensor) -> Path:
+    same = float((found == expected).float().mean())
+    if same < SAME:
+        draft.unlink()
+        raise UserError(
+            f"{path.name}: predicts another class than the model in {100 * (1 - same):.2f} % of the pixels of "
+            f"{len(expected)} frames, so it was not written: report it with the versions of torch and ONNX"
+        )
+    draft.replace(path)
+    return path

@@ -1,0 +1,313 @@
+"""A project's folder: plain files that git or a backup can hold, read and written by one process at a time.
+
+    project.yaml                what it is about
+    labels/<frame>.png          class ids at the frame's own size, 255 unlabelled: what all imports together say
+    rounds/NNN/round.json       what was asked for, and the model that chose
+              /picks.csv        what was chosen, and why; written last: without it the round is not out yet
+              /index.html, contact_sheet.png, images/, masks/, norm_maps/, cvat.zip, label_studio/
+              /returned/KKK/    one import: import.json, labels/ as they are after it, replaced/ as they were before
+    models/NNN/model.json       what it was trained on and what it reached; written last
+              /model.safetensors
+    history.csv                 a row per model
+    status.html
+
+Every file is written by atomic rename, and an import is made whole under a draft's name, renamed, and then copied into
+labels/; the next command finishes that copy if a kill came between. So a kill at any instant loses the step in hand at
+most.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from alges_fast import atomic
+from alges_fast.annotation.pictures import encoded
+from alges_fast.data.files import open_picture
+from alges_fast.errors import UserError
+from alges_fast.project.config import ProjectConfig
+from alges_fast.strategies import Candidate
+from alges_fast.windows import Window
+
+COMMAND = "python -m alges_fast.project"
+LOCK = ".lock"
+PICKS, ROUND, IMPORT, MODEL, HISTORY = "picks.csv", "round.json", "import.json", "model.json", "history.csv"
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round.
+
+    asked: the settings of `next`; of labels that were there before any round, none.
+    model: number of the project's model that chose; None where none did.
+    picks: in order of picking; None while it is not out.
+    """
+
+    number: int
+    folder: Path
+    asked: Mapping[str, Any]
+    model: int | None
+    picks: Sequence[Candidate] | None
+
+
+@dataclass(frozen=True)
+class Import:
+    """What came back at once.
+
+    frames: id -> windows that were labelled, None for the whole frame.
+    """
+
+    number: int
+    folder: Path
+    round: int
+    frames: Mapping[str, Sequence[Window] | None]
+    refused: Sequence[str]
+    sources: Sequence[str]
+    outline: int
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """One training: facts are what model.json holds."""
+
+    number: int
+    folder: Path
+    facts: Mapping[str, Any]
+
+    @property
+    def n_imports(self) -> int:
+        return int(self.facts["imports"])
+
+
+class Project:
+    """An open project; see `opened`."""
+
+    def __init__(self, root: Path, config: ProjectConfig) -> None:
+        self.root = root
+        self.config = config
+
+    def command(self, step: str, rest: str = "") -> str:
+        """How a step is written on the command line."""
+        return f"{COMMAND} {step} {self.root}{rest and ' ' + rest}"
+
+    @property
+    def images(self) -> Path:
+        """The pool; a relative path is relative to the project."""
+        return self.root / self.config.images
+
+    @cached_property
+    def rounds(self) -> list[Round]:
+        found = []
+        for number, folder in _numbered(self.root / "rounds"):
+            if (folder / ROUND).exists():
+                facts = _json(folder / ROUND)
+                picks = _read_picks(folder / PICKS) if (folder / PICKS).exists() else None
+                found.append(Round(number, folder, facts["asked"], facts["model"], picks))
+        return found
+
+    @cached_property
+    def imports(self) -> list[Import]:
+        found = []
+        for round in self.rounds:
+            for number, folder in _numbered(round.folder / "returned"):
+                facts = _json(folder / IMPORT)
+                frames = {
+                    id: None if boxes is None else [Window(id, *box) for box in boxes]
+                    for id, boxes in facts["frames"].items()
+                }
+                found.append(
+                    Import(number, folder, round.number, frames, facts["refused"], facts["sources"], facts["outline"])
+                )
+        return sorted(found, key=lambda import_: import_.number)
+
+    @cached_property
+    def models(self) -> list[TrainedModel]:
+        return [
+            TrainedModel(number, folder, _json(folder / MODEL))
+            for number, folder in _numbered(self.root / "models")
+            if (folder / MODEL).exists()
+        ]
+
+    @cached_property
+    def labelled(self) -> dict[str, tuple[Window, ...] | None]:
+        """id -> labelled windows, None for the whole frame, in the order in which frames came back first."""
+        found: dict[str, tuple[Window, ...] | None] = {}
+        for import_ in self.imports:
+            for id, windows in import_.frames.items():
+                if windows is None or (id in found and found[id] is None):
+                    found[id] = None
+                else:
+                    found[id] = tuple(dict.fromkeys([*(found.get(id) or ()), *windows]))
+        return found
+
+    @cached_property
+    def refused(self) -> set[str]:
+        """Frames that were refused and not annotated since."""
+        found: set[str] = set()
+        for import_ in self.imports:
+            found = (found | set(import_.refused)) - set(import_.frames)
+        return found
+
+    @property
+    def out(self) -> dict[str, tuple[Window, ...] | None]:
+        """id -> windows of frames that went out, None for the whole frame, in order of picking."""
+        found: dict[str, tuple[Window, ...] | None] = {}
+        for round in self.rounds:
+            for pick in round.picks or ():
+                if not isinstance(pick, Window):
+                    found[str(pick)] = None
+                elif pick.id not in found or found[str(pick.id)] is not None:
+                    found[str(pick.id)] = (*(found.get(str(pick.id)) or ()), pick)
+        return found
+
+    @property
+    def missing(self) -> list[Candidate]:
+        """Picks that have not come back, in order of picking."""
+        left: list[Candidate] = []
+        for id, windows in self.out.items():
+            done = self.labelled.get(id, ())
+            if id in self.refused or done is None:
+                continue
+            left += [w for w in windows if w not in done] if windows is not None else [id]
+        return left
+
+    def answered(self, round: Round) -> bool:
+        """Whether any of a round came back."""
+        missing = set(self.missing)
+        return any(pick not in missing for pick in round.picks or ())
+
+    def label_path(self, name: str) -> Path:
+        return self.root / "labels" / f"{name}.png"
+
+    def label(self, name: str) -> NDArray[np.uint8]:
+        """(H, W) class ids of a labelled frame, by its name in files. Raises UserError."""
+        with open_picture(self.label_path(name)) as picture:
+            return np.asarray(picture)
+
+    def begin_round(self, asked: Mapping[str, Any], model: int | None) -> Round:
+        """A new round that is not out yet; one that was begun and never went out makes room."""
+        number = len([round for round in self.rounds if _begun(round)])
+        folder = self.root / "rounds" / f"{number:03d}"
+        facts = {"asked": dict(asked), "model": model}
+        if folder.exists() and not ((folder / ROUND).exists() and _json(folder / ROUND) == facts):
+            shutil.rmtree(folder)
+        atomic.write_json(folder / ROUND, facts)
+        self.forget()
+        return next(round for round in self.rounds if round.number == number)
+
+    def add_import(
+        self,
+        frames: Mapping[str, Sequence[Window] | None],
+        masks: Mapping[str, tuple[str, NDArray[np.uint8]]],
+        refused: Collection[str],
+        sources: Sequence[str],
+        outline: int,
+    ) -> Import:
+        """Take in what came back: id -> windows; id -> (name in files, the label as it is from now on)."""
+        if not any(map(_begun, self.rounds)):
+            self.begin_round({}, None)
+        round = [round for round in self.rounds if _begun(round)][-1]
+        number = len(self.imports)
+        folder = round.folder / "returned" / f"{number:03d}"
+        draft = folder.with_name(f".{folder.name}.draft")
+        if draft.exists():
+            shutil.rmtree(draft)
+        for name, mask in masks.values():
+            if (old := self.label_path(name)).exists():
+                atomic.write_bytes(draft / "replaced" / f"{name}.png", old.read_bytes())
+            atomic.write_bytes(draft / "labels" / f"{name}.png", encoded(Image.fromarray(mask), "png"))
+        facts = {
+            "frames": {id: None if boxes is None else [list(box[1:]) for box in boxes] for id, boxes in frames.items()},
+            "refused": sorted(refused),
+            "sources": list(sources),
+            "outline": outline,
+        }
+        atomic.write_text(draft / IMPORT, json.dumps(facts, indent=1) + "\n")  # in the order of the frames
+        draft.rename(folder)
+        self.forget()
+        self.finish_import()
+        return self.imports[-1]
+
+    def finish_import(self) -> None:
+        """Copy the labels of the newest import to where they count; nothing where that is done."""
+        if not self.imports or (done := self.imports[-1].folder / "copied").exists():
+            return
+        folder = self.imports[-1].folder / "labels"
+        for path in sorted(folder.rglob("*.png")) if folder.exists() else []:
+            atomic.write_bytes(self.root / "labels" / path.relative_to(folder), path.read_bytes())
+        atomic.write_bytes(done, b"")
+
+    def forget(self) -> None:
+        """Read the folder again: it was written to."""
+        for name in ("rounds", "imports", "models", "labelled", "refused"):
+            self.__dict__.pop(name, None)
+
+
+@contextmanager
+def opened(root: Path) -> Iterator[Project]:
+    """The project in this folder, to this process alone, with what a killed one left finished.
+
+    Raises:
+        UserError: no project, a damaged one, or another process in it.
+    """
+    config = ProjectConfig.read(root)
+    with atomic.locked(root / LOCK, wait=False) as alone:
+        if not alone:
+            raise UserError(f"{root}: another process works there: wait until it is done")
+        project = Project(root, config)
+        project.finish_import()
+        yield project
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows with the first one's columns."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _begun(round: Round) -> bool:
+    """Whether it is out, or holds labels that were there before any round."""
+    return round.picks is not None or not round.asked
+
+
+def _read_picks(path: Path) -> list[Candidate]:
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return [
+                Window(row["frame"], int(row["x"]), int(row["y"]), int(row["width"]), int(row["height"]))
+                if row["x"]
+                else row["frame"]
+                for row in csv.DictReader(file)
+            ]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is damaged: restore it from a backup") from None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}): restore it from a backup") from None
+    return dict(facts)
+
+
+def _numbered(folder: Path) -> list[tuple[int, Path]]:
+    """The folders 000, 001, ... in a folder."""
+    if not folder.is_dir():
+        return []
+    return sorted((int(path.name), path) for path in folder.iterdir() if path.name.isdecimal() and path.is_dir())

@@ -1,0 +1,149 @@
+"""A project's own model: a frozen encoder whose maps of the pool are kept, and a head that `train` fits to the labels.
+
+The encoder's projection is fitted to the pool before the first round and goes with every head from then on, so that a
+pool that grows changes no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from alges_fast import atomic
+from alges_fast.errors import UserError
+from alges_fast.labels import UNLABELLED
+from alges_fast.models.features_cache import FrozenEncoder, load_or_fit
+from alges_fast.models.frozen import FrozenHead, FrozenModel, Projection, Trunk, build_trunk
+from alges_fast.project.folder import Project, TrainedModel
+from alges_fast.project.pool import Progress, silent
+
+WEIGHTS = "model.safetensors"
+STEPS, POSITIONS, LEARNING_RATE = 400, 4096, 1e-2
+"""Of a head's training."""
+
+
+class Maps(Sequence[tuple[str, Tensor]]):
+    """(id, map (channels, h, w) float16) of the pool's frames.
+
+    Attributes:
+        ids: in order.
+    """
+
+    def __init__(self, ids: Sequence[str], values: NDArray[np.float16]) -> None:
+        self.ids = tuple(ids)
+        self.values = values
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.ids[index], torch.from_numpy(np.array(self.values[index]))
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """The encoder of a project and what it makes of the pool."""
+
+    encoder: FrozenEncoder
+    maps: Maps
+
+
+def frozen(project: Project, ids: Sequence[str], images: NDArray[np.uint8], progress: Progress = silent) -> Frozen:
+    """The project's encoder, with the projection of its models where it has one, over (N, 3, S, S) images."""
+    trunk = trunk_of(project)
+    if project.models:
+        encoder = FrozenEncoder(trunk, _projection(_read(project.models[-1]), trunk))
+    else:
+        encoder = load_or_fit(trunk, images, progress=progress)
+    return Frozen(encoder, Maps(ids, encoder.cached(images, progress)))
+
+
+def trunk_of(project: Project) -> Trunk:
+    """The project's encoder, which one process builds once."""
+    return _trunk(project.config.encoder, project.config.encoder_weights)
+
+
+def new_head(project: Project, encoder: FrozenEncoder, seed: int) -> FrozenHead:
+    """A head with weights of this seed."""
+    return FrozenHead(encoder.projection, len(project.config.classes), seed)
+
+
+def train_head(head: FrozenHead, maps: Tensor, masks: Tensor, seed: int) -> None:
+    """Fit a head in place and leave it in eval mode.
+
+    The head sees one position of the maps at a time, so a batch is of labelled positions from all frames.
+
+    Args:
+        maps: (n, channels, h, w) of the labelled frames.
+        masks: (n, S, S) class ids, UNLABELLED where nothing is.
+        seed: of the order of positions.
+    """
+    targets = F.interpolate(masks[:, None].float(), maps.shape[2:], mode="nearest-exact")[:, 0].long()
+    known = targets != UNLABELLED
+    inputs, targets = maps.movedim(1, -1)[known], targets[known]
+    if not len(inputs):
+        raise UserError("the labels cover too few pixels to train on: annotate more")
+    optimizer = torch.optim.Adam(head.layers.parameters(), lr=LEARNING_RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+    order = torch.Generator().manual_seed(seed)
+    head.train()
+    for _ in range(STEPS):
+        rows = torch.randint(len(inputs), (POSITIONS,), generator=order)
+        loss = F.cross_entropy(head(inputs[rows].float()[:, :, None, None])[:, :, 0, 0], targets[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    head.eval()
+
+
+def load_head(project: Project, model: TrainedModel, trunk: Trunk) -> FrozenHead:
+    """A trained head. Raises UserError where its file is damaged or of another encoder."""
+    state = _read(model)
+    head = FrozenHead(_projection(state, trunk), len(project.config.classes), 0)
+    try:
+        head.load_state_dict(state)
+    except RuntimeError:
+        raise UserError(f"{model.folder / WEIGHTS}: not the weights of this project's model: restore it") from None
+    return head.eval()
+
+
+def save_head(folder: Path, head: FrozenHead, trunk: Trunk, facts: dict[str, str]) -> None:
+    """Write model.safetensors: the projection and the head, and in its metadata what they belong to."""
+    state = {name: value.detach().cpu().contiguous() for name, value in head.state_dict().items()}
+    metadata = {"encoder": trunk.name, "encoder_weights": trunk.weights, "encoder_digest": trunk.digest, **facts}
+    atomic.write_bytes(folder / WEIGHTS, safetensors.torch.save(state, metadata))
+
+
+def whole_model(head: FrozenHead, trunk: Trunk) -> FrozenModel:
+    """Normalised images to logits at their size."""
+    model = FrozenModel(trunk, head).eval()
+    return model.requires_grad_(False)
+
+
+@cache
+def _trunk(encoder: str, encoder_weights: str) -> Trunk:
+    return build_trunk(encoder, encoder_weights)
+
+
+def _projection(state: dict[str, Tensor], trunk: Trunk) -> Projection:
+    return Projection(state["projection.weight"], state["projection.bias"], trunk.channels)
+
+
+def _read(model: TrainedModel) -> dict[str, Tensor]:
+    path = model.folder / WEIGHTS
+    try:
+        return safetensors.torch.load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read ({error}): restore it, or delete {model.folder} and train") from None

@@ -1,0 +1,280 @@
+"""What a project says of itself: in the terminal, and as a page. Enough for someone who comes back after a month."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from alges_fast import atomic
+from alges_fast.data.loading import palette
+from alges_fast.project.folder import Project
+from alges_fast.project.labels import read_labels
+from alges_fast.project.pool import ProjectPool, list_pool
+from alges_fast.project.training import ENOUGH, TELLING
+
+PAGE = "status.html"
+
+
+@dataclass(frozen=True)
+class NextStep:
+    """What to do now, and why; the first alternative is the one to take."""
+
+    why: str
+    commands: Sequence[str]
+
+
+def next_step(project: Project) -> NextStep:
+    """What the state of the folder asks for."""
+    if not project.rounds or (
+        project.rounds[-1].picks is None and project.rounds[-1].asked and len(project.rounds) == 1
+    ):
+        return NextStep("nothing is chosen yet", [project.command("next", "-n 20")])
+    last = project.rounds[-1]
+    if last.picks is None and last.asked:
+        return NextStep(f"round {last.number} was begun and is not out yet", [_again(project, last.asked)])
+    stale = project.labelled and (not project.models or project.models[-1].n_imports != len(project.imports))
+    missing = len(project.missing)
+    if last.picks is not None and not project.answered(last):
+        return NextStep(
+            f"round {last.number} is out: {last.folder / 'cvat.zip'} is for CVAT, {last.folder / 'label_studio'} for "
+            f"Label Studio, {last.folder / 'index.html'} to look through",
+            [project.command("import", "EXPORT")],
+        )
+    if stale:
+        rest = [project.command("import", "EXPORT")] if missing else []
+        more = f", {missing} picks have not come back yet" if missing else ""
+        return NextStep(f"labels came in since the last training{more}", [project.command("train"), *rest])
+    if not project.labelled:
+        return NextStep("all that went out was refused", [project.command("next", "-n 20")])
+    rest = [project.command("import", "EXPORT")] if missing else []
+    more = f"; {missing} picks have not come back yet" if missing else ""
+    return NextStep(
+        f"the model knows all labels{more}",
+        [_again(project, last.asked), *rest, project.command("export")],
+    )
+
+
+def another_round(project: Project) -> str:
+    """What another round would bring to Dice, or why that cannot be told yet."""
+    if not project.models:
+        return "What a round brings cannot be told yet: no model is trained."
+    facts = project.models[-1].facts
+    n_held_out = len(facts["held_out"])
+    if facts["gain"] is None:
+        return (
+            f"What another round would bring cannot be told yet: from {ENOUGH} annotated frames on a fifth is held out "
+            f"to measure with, and there are {facts['frames']}."
+        )
+    difference, low, high = facts["gain"]
+    if low is None:
+        return (
+            f"What another round would bring cannot be told yet: {n_held_out} held-out frames are too few, {TELLING} "
+            "are the least."
+        )
+    doubling = f"Doubling the labels changed Dice by {difference:+.3f} ({low:+.3f} to {high:+.3f})"
+    if low <= 0:
+        return (
+            f"What another round would bring cannot be told yet. {doubling} on {n_held_out} held-out frames: that may "
+            "be chance."
+        )
+    frames = max(facts["frames"] - n_held_out, 1)
+    sizes = [len(import_.frames) for import_ in project.imports if import_.round == facts["round"]]
+    more = max(sum(sizes), 1)
+    share = math.log2((frames + more) / frames)
+    return (
+        f"Another round of {more} frames would bring about {difference * share:+.3f} Dice ({low * share:+.3f} to "
+        f"{high * share:+.3f}), if the curve goes on as it did: {doubling[0].lower()}{doubling[1:]} on {n_held_out} "
+        "held-out frames."
+    )
+
+
+def label_saving(project: Project) -> str:
+    """Whether this project can know how much labelling its strategy saved."""
+    random = [r for r in project.rounds if r.asked.get("strategy") in ("random", "stratified-random") and r.picks]
+    if not random:
+        return (
+            "How much labelling the choice saved cannot be known from this project: no round of random frames is there "
+            "to compare with."
+        )
+    return (
+        "How much labelling the choice saved cannot be known from this project: each number of labels was reached in "
+        "one way alone. python -m alges_fast.run compares strategies on labelled data."
+    )
+
+
+def status(project: Project) -> str:
+    """The lines of `status`; writes the page too."""
+    pool = list_pool(project)
+    facts = _facts(project, pool)
+    atomic.write_text(project.root / PAGE, _page(project, facts))
+    lines = [
+        f"{project.root}: {facts['n_frames']} frames of {facts['n_videos']} "
+        f"video{'s' if facts['n_videos'] != 1 else ''}, classes {', '.join(project.config.classes)}",
+        f"labelled: {facts['labelled']}",
+    ]
+    for row in facts["classes"]:
+        lines.append(f"  {row['name']:20s} {row['share']:>7s}  in {row['frames']} frames  Dice {row['dice']}")
+    for row in facts["rounds"]:
+        lines.append(f"round {row['number']}: {row['what']}; {row['state']}")
+    lines += [facts["dice"], facts["another"], facts["saving"]]
+    lines.append(f"now: {facts['next'].why}")
+    lines += [f"  {command}" for command in facts["next"].commands]
+    lines.append(f"as a page: {project.root / PAGE}")
+    return "\n".join(lines)
+
+
+def dice_line(project: Project) -> str:
+    """Dice of the newest model as a sentence."""
+    if not project.models:
+        return "No model is trained yet."
+    model = project.models[-1]
+    facts = model.facts
+    if facts["dice"] is None:
+        return (
+            f"Model {model.number} knows {facts['frames']} frames. How good it is cannot be told yet: from {ENOUGH} "
+            "annotated frames on a fifth is held out to measure with."
+        )
+    how = "of videos it did not see" if facts["whole_videos"] else "of videos it saw other frames of, so it flatters"
+    return (
+        f"Model {model.number} knows {facts['frames']} frames. Dice {_interval(facts['dice']['mean'])} on "
+        f"{len(facts['held_out'])} held-out frames {how}, by a model trained without them."
+    )
+
+
+def _facts(project: Project, pool: ProjectPool) -> dict[str, Any]:
+    config = project.config
+    labels = read_labels(project)
+    pixels = np.sum(list(labels.pixels.values()), axis=0) if labels.pixels else np.zeros(len(config.classes), int)
+    whole = sum(windows is None for windows in project.labelled.values())
+    parts = [f"{whole} frames"]
+    if labels.n_windows:
+        partly = len(project.labelled) - whole
+        parts.append(f"{labels.n_windows} windows of {partly} more frames")
+    labelled = f"{' and '.join(parts)}, {len(project.refused)} refused; outline drawn {labels.outline:,} pixels"
+    dice = [None] * len(config.classes)
+    if project.models and (measured := project.models[-1].facts["dice"]):
+        dice = measured["classes"]
+    colours = palette(len(config.classes))
+    videos: dict[str, list[int]] = {}
+    for frame in pool.frames:
+        count = videos.setdefault(frame.video, [0, 0])
+        count[0] += frame.id in project.labelled
+        count[1] += 1
+    return {
+        "n_frames": len(pool.frames),
+        "n_videos": len(videos),
+        "labelled": labelled,
+        "classes": [
+            {
+                "name": name,
+                "colour": "#{:02x}{:02x}{:02x}".format(*colours[k]),
+                "share": f"{100 * pixels[k] / max(pixels.sum(), 1):.1f} %",
+                "frames": sum(bool(counts[k]) for counts in labels.pixels.values()),
+                "dice": _interval(dice[k]),
+            }
+            for k, name in enumerate(config.classes)
+        ],
+        "videos": [{"name": name or "(pool)", "labelled": n, "frames": m} for name, (n, m) in videos.items()],
+        "rounds": [_round_row(project, number) for number in range(len(project.rounds))],
+        "dice": dice_line(project),
+        "another": another_round(project),
+        "saving": label_saving(project),
+        "next": next_step(project),
+        "curve": _curve(project),
+        "left_out": pool.left_out.by_file(),
+    }
+
+
+def _round_row(project: Project, number: int) -> dict[str, Any]:
+    round = project.rounds[number]
+    imports = [import_ for import_ in project.imports if import_.round == round.number]
+    if not round.asked:
+        what, state = "labels that were there before", f"{sum(len(i.frames) for i in imports)} frames"
+    else:
+        asked = round.asked
+        unit = (
+            f"windows of {asked['regions']}, worth {asked['n']} frames" if asked["regions"] else f"{asked['n']} frames"
+        )
+        what = f"{unit} by {asked['strategy'] or 'the default strategy'}"
+        if round.picks is None:
+            state = "not out yet"
+        else:
+            missing = set(project.missing)
+            back = sum(pick not in missing for pick in round.picks)
+            state = f"{back} of {len(round.picks)} picks came back"
+    drawn = sum(import_.outline for import_ in imports)
+    return {
+        "number": round.number,
+        "what": what,
+        "state": state,
+        "outline": f"{drawn:,}",
+        "page": f"rounds/{round.number:03d}/index.html" if round.picks is not None else None,
+    }
+
+
+def _curve(project: Project) -> dict[str, Any] | None:
+    """Points of Dice over annotated frames, as coordinates of a picture of 640 x 260; None for fewer than one."""
+    points = [
+        (model.facts["frames"], model.facts["dice"]["mean"])
+        for model in project.models
+        if model.facts["dice"] is not None and model.facts["dice"]["mean"][0] is not None
+    ]
+    if not points:
+        return None
+    most = max(int(frames) for frames, _ in points)
+
+    def x(frames: float) -> float:
+        return round(44 + 580 * frames / most, 1)
+
+    def y(dice: float) -> float:
+        return round(220 - 200 * dice, 1)
+
+    return {
+        "points": [
+            {
+                "x": x(frames),
+                "y": y(value),
+                "low": None if low is None else y(low),
+                "high": None if high is None else y(high),
+                "title": f"{frames} frames: Dice {_interval([value, low, high])}",
+                "frames": frames,
+            }
+            for frames, (value, low, high) in points
+        ],
+        "line": " ".join(f"{x(frames)},{y(value)}" for frames, (value, _, _) in points),
+        "grid": [(y(dice), f"{dice:.1f}") for dice in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)],
+    }
+
+
+def _page(project: Project, facts: dict[str, Any]) -> str:
+    report, here = resources.files("alges_fast.report"), resources.files("alges_fast.project")
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    return environment.from_string((here / "status.html").read_text(encoding="utf-8")).render(
+        name=project.root.resolve().name,
+        images=project.config.images,
+        style=(report / "page.css").read_text(encoding="utf-8") + (here / "status.css").read_text(encoding="utf-8"),
+        **facts,
+    )
+
+
+def _again(project: Project, asked: Any) -> str:
+    """`next` as it was asked for last."""
+    flags = [f"-n {asked.get('n', 20)}"]
+    flags += [f"--{name} {asked[name]}" for name in ("regions", "strategy", "model") if asked.get(name)]
+    return project.command("next", " ".join(flags))
+
+
+def _interval(value: Sequence[float | None] | None) -> str:
+    if value is None or value[0] is None:
+        return "not known"
+    if value[1] is None or value[2] is None:
+        return f"{value[0]:.3f} (too few frames for an interval)"
+    return f"{value[0]:.3f} ({value[1]:.3f} to {value[2]:.3f})"

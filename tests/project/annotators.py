@@ -1,0 +1,72 @@
+"""Pools for projects, and annotators who know the truth."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from alges_fast.annotation.exports import AnnotatedFrame, cvat_xml, file_name
+from alges_fast.data.loading import palette
+from alges_fast.windows import Window
+
+CLASSES = ("wall", "große Ader", "tool")
+
+
+@dataclass(frozen=True)
+class Annotator:
+    """Draws what is true: id -> mask, 255 where it is not known."""
+
+    truth: dict[str, NDArray[np.uint8]]
+    classes: Sequence[str]
+
+    def frames(self, picks: Path) -> list[AnnotatedFrame]:
+        """The picked frames and windows as they should come back."""
+        windows: dict[str, list[Window]] = {}
+        with picks.open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                box = [int(row[name]) for name in ("x", "y", "width", "height")] if row["x"] else []
+                windows.setdefault(row["frame"], []).extend([Window(row["frame"], *box)] if box else [])
+        return [
+            AnnotatedFrame(file_name(id), within(self.truth[id], boxes), 1.0, boxes) for id, boxes in windows.items()
+        ]
+
+    def cvat(self, picks: Path, path: Path, *, only: slice = slice(None)) -> Path:
+        """An export of CVAT with these of the picked frames."""
+        text = cvat_xml(self.frames(picks)[only], self.classes, palette(len(self.classes)))
+        path.write_text(text, encoding="utf-8")
+        return path
+
+
+def within(mask: NDArray[np.uint8], windows: Sequence[Window]) -> NDArray[np.uint8]:
+    """The mask inside of windows alone; all of it for none."""
+    if not windows:
+        return mask
+    found = np.full_like(mask, 255)
+    for _, x, y, width, height in windows:
+        found[y : y + height, x : x + width] = mask[y : y + height, x : x + width]
+    return found
+
+
+def small_pool(folder: Path, n_videos: int = 4, n_frames: int = 6) -> Annotator:
+    """Videos of pictures of 60 x 48: a bright tool and a dark vessel that move over a wall."""
+    truth = {}
+    for video in range(n_videos):
+        generator = np.random.default_rng(video)
+        for number in range(n_frames):
+            mask = np.zeros((48, 60), np.uint8)
+            y, x = generator.integers(2, 30), generator.integers(2, 40)
+            mask[y : y + 6, :] = 1
+            mask[x // 2 : x // 2 + 14, x : x + 14] = 2
+            colours = np.array([(150, 90 + 10 * video, 80), (90, 20, 20), (220, 220, 230)], np.float64)
+            picture = (colours[mask] + generator.normal(0, 12, (48, 60, 3))).clip(0, 255).astype(np.uint8)
+            id = f"OP {video}/frame_{number * 60:04d}.png"
+            (folder / id).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(folder / id)
+            truth[id] = mask
+    return Annotator(truth, CLASSES)

@@ -1,0 +1,213 @@
+"""A project from nothing but frames to a trained model, through files for annotators and back."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from alges_fast.annotation.exports import AnnotatedFrame, cvat_xml, file_name
+from alges_fast.data.loading import palette
+from alges_fast.project.cli import main
+from alges_fast.project.folder import opened
+from tests.project.annotators import CLASSES, Annotator, small_pool, within
+
+SMALL = ("--image_size", "64")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def annotator(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Annotator:
+    """A pool in the working directory, and who knows the truth about it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ALGES_FAST_CACHE", str(cache))
+    return small_pool(tmp_path / "pool")
+
+
+def run(*argv: str) -> int:
+    return main(list(argv))
+
+
+def begin(*more: str) -> None:
+    assert run("new", "p", "--images", "pool", "--classes", ",".join(CLASSES), *SMALL, *more) == 0
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """The one line that a step is refused with."""
+    before = contents(Path("p"))
+    capsys.readouterr()
+    assert run(*argv) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert contents(Path("p")) == before
+    return error
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def label(id: str) -> Any:
+    with Image.open(f"p/labels/{file_name(id)}.png") as picture:
+        return np.asarray(picture)
+
+
+def test_two_rounds_of_frames_then_windows(annotator: Annotator, capsys: pytest.CaptureFixture[str]) -> None:
+    begin()
+    assert run("next", "p", "-n", "10") == 0
+    first = Path("p/rounds/000")
+    assert len(annotator.frames(first / "picks.csv")) == 10
+    assert (first / "index.html").read_text(encoding="utf-8").count("<li tabindex") == 10
+    assert not (first / "masks").exists()  # there was no model to predict any
+    assert run("next", "p", "-n", "10") == 0  # the same again changes nothing
+    assert [path.name for path in Path("p/rounds").iterdir()] == ["000"]
+
+    part = annotator.cvat(first / "picks.csv", Path("part.xml"), only=slice(0, 4))
+    assert run("import", "p", "part.xml") == 0
+    assert "4 frames imported" in capsys.readouterr().out
+    annotator.cvat(first / "picks.csv", part)
+    assert run("import", "p", "part.xml") == 0  # the rest: what is known already is not taken again
+    assert "6 frames imported" in capsys.readouterr().out
+    assert run("train", "p") == 0
+    assert "on 2 held-out frames" in capsys.readouterr().out
+
+    assert run("next", "p", "-n", "2", "--regions", "3x4") == 0
+    second = Path("p/rounds/001")
+    sent = annotator.frames(second / "picks.csv")
+    assert sum(len(frame.windows) for frame in sent) == 24
+    for frame in sent:
+        with Image.open(second / "masks" / f"{frame.name}.png") as picture:
+            outside = within(np.asarray(picture), frame.windows) != np.asarray(picture)
+        assert not outside.any()
+    annotator.cvat(second / "picks.csv", Path("all.xml"))
+    assert run("import", "p", "all.xml", "--accept_untouched") == 0
+    assert run("train", "p") == 0
+    assert run("status", "p") == 0
+    text = capsys.readouterr().out
+    assert "10 frames and 24 windows" in text
+    assert "next p -n 2 --regions 3x4" in text
+    assert "große Ader" in Path("p/status.html").read_text(encoding="utf-8")
+
+    with opened(Path("p")) as project:
+        assert sum(windows is None for windows in project.labelled.values()) == 10
+        for id, windows in project.labelled.items():
+            np.testing.assert_array_equal(label(id), within(annotator.truth[id], windows or ()))
+    with Path("p/history.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert (rows[0]["frames"], rows[0]["windows"]) == ("10", "0")
+    assert rows[1]["windows"] == "24"
+    assert int(rows[1]["outline"]) > int(rows[0]["outline"])
+    assert float(rows[1]["dice"]) > 0.5
+
+
+def test_a_step_out_of_order_names_the_one_to_take(annotator: Annotator, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("status", "p") == 2
+    assert "is no project: begin one with" in capsys.readouterr().err
+    begin()
+    begin()
+    assert "project with another classes" in refused(capsys, "new", "p", "--images", "pool", "--classes", "a,b", *SMALL)
+    assert "project next p -n 20 first" in refused(capsys, "train", "p")
+    assert "no model is trained yet: python -m alges_fast.project train p" in refused(capsys, "export", "p")
+    assert "nothing to import" in refused(capsys, "import", "p")
+    assert "needs a trained model" in refused(capsys, "next", "p", "--strategy", "entropy")
+    assert "unknown" in refused(capsys, "next", "p", "--strategy", "entropie")
+    assert "--regions 4" in refused(capsys, "next", "p", "--regions", "4")
+    assert run("next", "p", "-n", "4", "--strategy", "random") == 0
+    assert "project import p EXPORT first" in refused(capsys, "next", "p", "-n", "5", "--strategy", "random")
+    assert "project import p EXPORT first" in refused(capsys, "train", "p")
+    annotator.cvat(Path("p/rounds/000/picks.csv"), Path("a.xml"))
+    assert run("import", "p", "a.xml") == 0
+    assert "project train p first" in refused(capsys, "next", "p")
+    Path("other").mkdir()
+    Path("other/notes.txt").touch()
+    assert run("new", "other", "--images", "pool", "--classes", "a,b") == 2
+    with opened(Path("p")):
+        assert "another process works there" in refused(capsys, "status", "p")
+
+
+def test_untouched_refused_replaced_and_unknown(annotator: Annotator, capsys: pytest.CaptureFixture[str]) -> None:
+    begin("--background", "wall")
+    assert run("next", "p", "-n", "5", "--strategy", "random") == 0
+    annotator.cvat(Path("p/rounds/000/picks.csv"), Path("a.xml"))
+    assert run("import", "p", "a.xml") == 0
+    assert run("train", "p") == 0
+    assert run("next", "p", "-n", "4") == 0
+    second = Path("p/rounds/001")
+    sent = annotator.frames(second / "picks.csv")
+
+    def predicted(name: str) -> Any:
+        with Image.open(second / "masks" / f"{name}.png") as picture:
+            return np.asarray(picture)
+
+    # One as it was predicted, one corrected, one refused, one not begun.
+    back = [
+        AnnotatedFrame(sent[0].name, predicted(sent[0].name), 1),
+        sent[1],
+        AnnotatedFrame(sent[2].name, sent[2].mask * 0 + 255, 1),
+    ]
+    xml = cvat_xml(back, CLASSES, palette(3))
+    xml = xml.replace(
+        f'<image id="2" name="{sent[2].name}" width="60" height="48" />',
+        f'<image id="2" name="{sent[2].name}" width="60" height="48"><tag label="refused"/></image>',
+    )
+    Path("b.xml").write_text(xml, encoding="utf-8")
+    error = refused(capsys, "import", "p", "b.xml")
+    assert f"{sent[0].name} came back exactly as the model predicted" in error
+    assert run("import", "p", "b.xml", "--leave_untouched") == 0
+    assert "1 frames imported, 1 refused" in capsys.readouterr().out
+    assert run("import", "p", "b.xml", "--accept_untouched") == 0
+    assert "1 frames imported, 0 refused" in capsys.readouterr().out
+    np.testing.assert_array_equal(label(sent[0].name), predicted(sent[0].name))
+
+    # Annotated again: the new label counts, the old one stays in the round.
+    old = label(sent[1].name).copy()
+    again = AnnotatedFrame(sent[1].name, (old + 1) % 3, 1)
+    Path("c.xml").write_text(cvat_xml([again], CLASSES, palette(3)), encoding="utf-8")
+    assert run("import", "p", "c.xml") == 0
+    np.testing.assert_array_equal(label(sent[1].name), again.mask)
+    with Image.open(second / "returned" / "003" / "replaced" / f"{sent[1].name}.png") as picture:
+        np.testing.assert_array_equal(np.asarray(picture), old)
+    assert run("import", "p", "c.xml") == 0
+    assert "nothing new came back" in capsys.readouterr().out
+
+    # Nothing is taken of exports of which one is bad.
+    new = AnnotatedFrame(sent[3].name, sent[3].mask, 1)
+    Path("good.xml").write_text(cvat_xml([new], CLASSES, palette(3)), encoding="utf-8")
+    Path("bad.xml").write_text(cvat_xml([again], ("wall", "spleen", "tool"), palette(3)), encoding="utf-8")
+    assert "class 'spleen' is unknown" in refused(capsys, "import", "p", "good.xml", "bad.xml")
+    unknown = AnnotatedFrame("OP 9/frame_0000.png", sent[3].mask, 1)
+    Path("bad.xml").write_text(cvat_xml([unknown], CLASSES, palette(3)), encoding="utf-8")
+    assert "OP 9/frame_0000.png is no frame" in refused(capsys, "import", "p", "good.xml", "bad.xml")
+
+    # What was refused, or is out with an annotator, is not asked for again.
+    assert run("train", "p") == 0
+    assert run("next", "p", "-n", "15", "--strategy", "random") == 0
+    third = {frame.name for frame in annotator.frames(Path("p/rounds/002/picks.csv"))}
+    assert third.isdisjoint(frame.name for frame in sent)
+    assert len(third) == 15
+
+
+def test_labels_that_were_there_before_any_round(annotator: Annotator, capsys: pytest.CaptureFixture[str]) -> None:
+    begin()
+    for id in list(annotator.truth)[::3]:
+        path = Path("masks") / f"{id}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(annotator.truth[id]).save(path)
+    assert run("import", "p", "masks") == 0
+    assert run("train", "p") == 0
+    assert run("next", "p", "-n", "3") == 0
+    assert json.loads(Path("p/rounds/001/round.json").read_text())["model"] == 0
+    asked = {frame.name for frame in annotator.frames(Path("p/rounds/001/picks.csv"))}
+    assert asked.isdisjoint(list(annotator.truth)[::3])
+    assert run("status", "p") == 0
+    assert "labels that were there before; 8 frames" in capsys.readouterr().out
