@@ -10,11 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from alges_fast.errors import UserError
@@ -120,8 +122,7 @@ def select(
 
     Args:
         model: trained, on its device; see `LastLayer.find`. None for a strategy that needs none, such as `random`.
-        pool: see `embed_pool`. A DataLoader or sequence of pairs without an attribute `ids` is read once more, for the
-            names.
+        pool: see `embed_pool`. A DataLoader or sequence without an attribute `ids` is read once more, for the names.
         n: how many, at most the images that are not labelled.
         strategy: a name of `alges_fast.strategies.strategy_names()` but `full`, or a class of your own as
             "path/to/file.py:Class" or "package.module:Class"; see `alges_fast.strategies.Strategy`.
@@ -272,7 +273,7 @@ class _Asked:
         if self.seed < 0:
             raise ValueError(f"seed must be 0 or more, got {self.seed}")
 
-    @property
+    @cached_property
     def chosen(self) -> type[Strategy]:
         try:
             return get_strategy(self.strategy)
@@ -319,7 +320,8 @@ def _scores(rating: Rating) -> dict[Any, float]:
 
 
 def _named(pool: Pool) -> Pool:
-    """The pool as (id, image) pairs with an attribute `ids`; a DataLoader as it is, whose workers decode its images."""
-    if isinstance(pool, DataLoader) or hasattr(pool, "ids"):
+    """The pool with its names at hand. An array, what has an attribute `ids`, and a DataLoader, whose workers decode
+    its images, stay as they are."""
+    if isinstance(pool, (DataLoader, Tensor, np.ndarray)) or hasattr(pool, "ids"):
         return pool
-    return Frames(pool, range(len(pool)))
+    return Frames(pool)

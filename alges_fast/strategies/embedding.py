@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from alges_fast.last_layer import LastLayer
-from alges_fast.pool import PRECISIONS, Id, Pool, embed_pool, pool_ids
+from alges_fast.pool import PRECISIONS, Id, embed_pool, pool_ids
 from alges_fast.strategies.base import Candidate, Query, frame_of
 from alges_fast.windows import Window, cell_boxes, cut, windows_of
 
@@ -218,27 +218,28 @@ def candidate_images(query: Query) -> Iterator[tuple[Candidate, Tensor]]:
 
 
 class Frames(Sequence[tuple[Id, Tensor]]):
-    """Some frames of a pool as (id, image) pairs; an item is decoded when it is indexed.
+    """Frames of a pool as (id, image) pairs; an item is decoded when it is indexed.
 
     Args:
         pool: a sequence of images or pairs, or an array.
-        positions: which of its frames.
+        positions: which of its frames; default all.
 
     Attributes:
         ids: the frames' ids, in order.
     """
 
-    def __init__(self, pool: Pool, positions: Sequence[int]) -> None:
+    def __init__(self, pool: Any, positions: Sequence[int] | None = None) -> None:
         ids = pool_ids(pool)
         self.pool = pool
-        self.positions = positions
-        self.ids = tuple(ids[at] for at in positions)
+        self.positions = range(len(ids)) if positions is None else positions
+        self.ids = tuple(ids[at] for at in self.positions)
 
     def __len__(self) -> int:
         return len(self.positions)
 
     def __getitem__(self, index: Any) -> Any:
-        return self.ids[index], _image(self.pool, self.positions[index])
+        item = self.pool[self.positions[index]]
+        return self.ids[index], item[1] if isinstance(item, (tuple, list)) else item
 
 
 def _frames_with_candidates(query: Query) -> list[int]:

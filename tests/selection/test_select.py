@@ -130,6 +130,15 @@ def test_killed_scoring_is_continued(
     assert found == choose(model, pool, strategy=strategy, batch_size=4)
 
 
+def test_images_that_cannot_be_used_are_refused_as_by_embed_pool(model: nn.Module) -> None:
+    masked = np.ma.masked_greater(np.random.default_rng(0).random((6, 3, 8, 8), dtype=np.float32), 0.9)
+    for pool, options in ((masked, {}), (masked, {"excluded": [2]}), (list(masked), {})):
+        with pytest.raises(TypeError, match="must not be a masked array"):
+            select(model, pool, 2, progress=False, **options)
+    with pytest.raises(TypeError, match="pool must be a sequence"):
+        select(model, iter([]), 2)  # type: ignore[arg-type]
+
+
 def test_a_strategy_that_draws_what_it_must_not_is_told_so(pool: list[tuple[str, Tensor]], tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "from alges_fast.strategies import Rating, Strategy\n"
