@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from alges_fast import LastLayer, pixel_gradients
 from alges_fast.losses import IGNORE, Loss, cross_entropy, cross_entropy_with_dice, focal
+from alges_fast.ops import OUTPUTS
 
 CLASSES = 5
 # smp architectures and the smallest convenient image side
@@ -162,10 +164,13 @@ def reference_outputs(model: nn.Module, layer: LastLayer, images: Tensor, **argu
     )._asdict()
     for name in ("image", "semantic_vector"):
         found[name] = found[name].view(len(images), *weight.shape)
+    if "feature_sum" in found:  # of the pixels themselves: the middle of their patches
+        n_taps = math.prod(kernel)
+        found["feature_sum"] = found["feature_sum"].view(len(images), -1, n_taps)[..., n_taps // 2]
     return found
 
 
-ALL = ("image", "semantic", "semantic_vector", "norm_map", "class_pixels", "entropy", "margin", "confidence")
+ALL = OUTPUTS
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

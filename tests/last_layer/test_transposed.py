@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from alges_fast import LastLayer, embed_pool
 from alges_fast.losses import IGNORE, Loss, cross_entropy, cross_entropy_with_dice, focal
+from alges_fast.ops import OUTPUTS
 from alges_fast.windows import windows_of
 
 CLASSES = 3
@@ -180,7 +181,7 @@ def test_what_a_resize_after_it_leaves_undefined_is_refused_by_name() -> None:
     layer = LastLayer.find(model, images)
     found = layer.pixel_gradients(images, outputs=("image", "semantic_vector", "entropy")).image
     torch.testing.assert_close(found, autograd(model, layer, images), rtol=1e-10, atol=1e-15)
-    for output in ("semantic", "norm_map"):
+    for output in {"semantic", "norm_map", "feature_sum"}.intersection(OUTPUTS):
         assert not layer.defines(output, images)
         with pytest.raises(ValueError, match=rf"outputs: {output} not defined.*'head' is a transposed.*Upsample"):
             layer.pixel_gradients(images, outputs=("image", output))

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alges_fast import LastLayer, embed_pool
+from alges_fast import LastLayer, PixelGradients, embed_pool
 from alges_fast.losses import cross_entropy_with_dice
+from alges_fast.ops import OUTPUTS
 from alges_fast.windows import class_changes, windows_of
 
 N_CLASSES, SIZE = 4, (19, 14)
@@ -99,7 +100,7 @@ def test_another_loss_sees_one_window_at_a_time(kernel: int, tail: str) -> None:
 @pytest.mark.parametrize(("kernel", "tail"), [one for one in NETS if "bicubic" not in one[1]])
 def test_every_output_is_that_of_an_image_of_which_the_window_alone_counts(kernel: int, tail: str) -> None:
     layer = LastLayer.find(net(kernel, tail), images())
-    outputs = ("image", "semantic", "semantic_vector", "class_pixels", "entropy", "margin", "confidence")
+    outputs = tuple(name for name in OUTPUTS if name != "norm_map")
     found = layer.window_gradients(images(), REGIONS, outputs=outputs)
     for at, (ys, xs) in enumerate(slices()):
         valid = torch.zeros(2, *SIZE, dtype=torch.bool)
@@ -108,6 +109,28 @@ def test_every_output_is_that_of_an_image_of_which_the_window_alone_counts(kerne
         for name in outputs:
             value = getattr(found, name)[:, at]
             torch.testing.assert_close(value, getattr(expected, name), rtol=1e-9, atol=1e-12, msg=name)
+
+
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")  # of mkldnn.flags
+@pytest.mark.parametrize("tail", [nn.Identity(), nn.Upsample(scale_factor=3, mode="bilinear"), nn.Tanh()])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_an_image_has_the_same_bits_in_every_batch(kernel: int, tail: nn.Module) -> None:
+    torch.manual_seed(6)
+    head = nn.Sequential(nn.Conv2d(6, N_CLASSES, kernel, padding=kernel // 2), tail)
+    features = torch.randn(5, 6, 17, 13)
+    layer = LastLayer.find(head, features)
+    outputs = ("image", "semantic", "semantic_vector") if layer.defines("semantic", features) else ("image", "entropy")
+
+    def both(images: Tensor) -> list[PixelGradients]:
+        with torch.backends.mkldnn.flags(enabled=False):  # its convolutions, the model's own, do depend on the batch
+            windows = layer.window_gradients(images, REGIONS, outputs=outputs)
+            return [windows, layer.pixel_gradients(images, outputs=outputs)]
+
+    together = both(features)
+    for index in range(5):
+        for many, alone in zip(together, both(features[index : index + 1]), strict=True):
+            for name in outputs:
+                assert torch.equal(getattr(many, name)[index], getattr(alone, name)[0]), name
 
 
 def test_windows_add_up_to_the_image() -> None:
