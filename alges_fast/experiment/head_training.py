@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -24,7 +23,7 @@ WARM_UP = 0.3
 
 
 def train_head(
-    fabric: Fabric,
+    device: torch.device,
     model: nn.Module,
     features: Tensor,
     labels: NDArray[np.uint8],
@@ -42,8 +41,8 @@ def train_head(
     """Train a head in place with AdamW and a one-cycle learning rate; the mean loss of the last tenth of the steps.
 
     Args:
-        fabric: launched; says on which device and in which precision.
-        model: features to logits, each pixel by itself; left on fabric's device, in eval mode.
+        device: where to train, in float32: a head has too little to do for less precision to save time.
+        model: features to logits, each pixel by itself; left on the device, in eval mode.
         features: (N, C, h, w), on any device.
         labels: (N, h, w) class ids, UNLABELLED where a pixel is not labelled.
         steps, pixels, lr, weight_decay: pixels of a step; the learning rate's peak.
@@ -55,11 +54,8 @@ def train_head(
     Raises:
         UserError: nothing is labelled, or the loss is not finite.
     """
-    device = fabric.device
     model.to(device, memory_format=MEMORY_FORMAT).train()  # type: ignore[call-overload]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=WARM_UP)
-    wrapped, optimizer = fabric.setup(model, optimizer)
+    optimizer = _AdamW(model, weight_decay)
     batches = _frames if whole_frames else _pixels
     total, counted = torch.zeros((), device=device), 0
     devices = [device] if device.type == "cuda" else []
@@ -67,11 +63,9 @@ def train_head(
         torch.manual_seed(stream_seed("dropout", seed, round))
         endless = batches(features, labels, pixels, stream_seed("shuffle", seed, round), device)
         for step, (inputs, truth) in zip(range(steps), endless, strict=False):
-            value = loss(wrapped, inputs, truth)
-            fabric.backward(value)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            schedule.step()
+            value = loss(model, inputs, truth)
+            value.backward()
+            optimizer.step(one_cycle(step, steps, lr))
             if step >= steps - math.ceil(steps / 10):
                 total += value.detach()
                 counted += 1
@@ -83,12 +77,49 @@ def train_head(
     return reached
 
 
+def one_cycle(step: int, steps: int, peak: float) -> float:
+    """The learning rate of a step: from a 25th of the peak up to it, then down to next to nothing, along cosines."""
+    top = max(WARM_UP * steps - 1, 0)
+    if step < top:
+        low, high, way = peak / 25, peak, step / top
+    else:
+        low, high, way = peak, peak / 25e4, (step - top) / max(steps - 1 - top, 1)
+    return low + (high - low) * (1 - math.cos(math.pi * way)) / 2
+
+
 def labels_on(grid: tuple[int, int], masks: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The masks (N, H, W) at the centre of each of a grid's cells, (N, *grid)."""
     rows, columns = (
         (np.arange(cells) * side + side // 2) // cells for cells, side in zip(grid, masks.shape[1:], strict=True)
     )
     return masks[:, rows[:, None], columns]
+
+
+class _AdamW:
+    """AdamW(0.9, 0.999). torch's own looks for a GPU at every step, which takes longer than a head's whole step."""
+
+    def __init__(self, model: nn.Module, weight_decay: float) -> None:
+        self.parameters: list[Tensor] = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.weight_decay = weight_decay
+        self.mean = [torch.zeros_like(parameter) for parameter in self.parameters]
+        self.square = [torch.zeros_like(parameter) for parameter in self.parameters]
+        self.steps = 0
+
+    @torch.no_grad()
+    def step(self, lr: float) -> None:
+        """Move along the gradients, and forget them."""
+        self.steps += 1
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        torch._foreach_lerp_(self.mean, gradients, 0.1)
+        torch._foreach_mul_(self.square, 0.999)
+        torch._foreach_addcmul_(self.square, gradients, gradients, 0.001)
+        scale = torch._foreach_sqrt(self.square)
+        torch._foreach_div_(scale, math.sqrt(1 - 0.999**self.steps))
+        torch._foreach_add_(scale, 1e-8)
+        torch._foreach_mul_(self.parameters, 1 - lr * self.weight_decay)
+        torch._foreach_addcdiv_(self.parameters, self.mean, scale, -lr / (1 - 0.9**self.steps))
+        for parameter in self.parameters:
+            parameter.grad = None
 
 
 def _pixels(

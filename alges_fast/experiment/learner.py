@@ -173,7 +173,7 @@ class HeadOfFrozenEncoder(Learner):
         grid = (inputs.shape[2], inputs.shape[3])
         features = inputs[positions] if isinstance(inputs, Tensor) else torch.from_numpy(inputs[positions])
         return train_head(
-            fabric,
+            fabric.device,
             model,
             features,
             labels_on(grid, labelled.frames().masks),
