@@ -18,6 +18,16 @@ using Sizes = std::array<int64_t, 9>;                                           
 using Given = std::optional<std::tuple<uintptr_t, int, std::array<int64_t, 5>>>;     // address, type, strides
 using Addresses = std::array<uintptr_t, 11>;                                         // in the order of OUTPUTS; 0 for none
 
+// Sizes of a call that has something to do, none of whose counts overflows.
+inline void check_sizes(const Sizes& sizes) {
+  int64_t product = 1;
+  for (int64_t size : sizes)
+    if (size < 1 || (product = size <= (int64_t{1} << 50) / product ? product * size : 0) == 0)
+      throw std::invalid_argument("every size must be at least 1 and their product at most 2^50");
+  for (int axis = 6; axis < 9; ++axis)
+    if (sizes[axis] % 2 == 0) throw std::invalid_argument("kernels must be odd");
+}
+
 template <class T>
 T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);
@@ -28,6 +38,7 @@ inline Operand operand(const Given& given) {
   if (!given) return result;
   const auto& [address, type, stride] = *given;
   if (type < 0 || type > static_cast<int>(Type::boolean)) throw std::invalid_argument("unknown type");
+  if (!address) throw std::invalid_argument("an operand at address 0");
   result.data = pointer<const void>(address);
   result.type = static_cast<Type>(type);
   std::copy_n(stride.begin(), 5, result.stride);

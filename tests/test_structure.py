@@ -16,6 +16,7 @@ BASE = {
     "_native",
     "random_streams",
     "atomic",
+    "backends",
     "windows",
     "losses",
     "cache_folder",

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from alges_fast import _native
 from alges_fast.ops.native import addresses, operands, sizes
-from alges_fast.ops.problem import Problem
+from alges_fast.ops.problem import Problem, tf32_allowed
 
 
 def unavailable() -> str | None:
@@ -48,7 +48,7 @@ def launch(native: Any, problem: Problem, device: int, stream: int) -> dict[str,
     call = native.CudaPixelGradientsCall(
         **operands(problem),
         outputs=addresses(outputs),
-        allow_tf32=torch.get_float32_matmul_precision() != "highest",
+        allow_tf32=tf32_allowed(),
     )
     scratch = problem.features.new_empty(call.scratch_bytes(device), dtype=torch.uint8)
     call.run(device, scratch.data_ptr(), stream)

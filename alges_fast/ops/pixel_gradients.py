@@ -11,23 +11,19 @@ from __future__ import annotations
 
 import functools
 import importlib
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from alges_fast.backends import check_backend, choose_backend, say_what_was_passed_over
 from alges_fast.ops.problem import OUTPUTS, Problem, check_outputs
 
 __all__ = ["BACKENDS", "OUTPUTS", "PixelGradients", "check_outputs", "pixel_gradients"]
 
-logger = logging.getLogger(__name__)
-
 BACKENDS = ("reference", "cpu", "triton", "cuda")
-# Fastest first; the benchmarks in bench/ decide the order.
-_PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("triton", "cuda", "reference")}
 _MODULES = {
     "reference": "alges_fast.ops.reference",
     "cpu": "alges_fast.ops.cpu",
@@ -124,31 +120,24 @@ def pixel_gradients(
     return PixelGradients(*[next(found) if requested >> bit & 1 else None for bit in range(len(OUTPUTS))])
 
 
-def choose_backend(
-    device: str, requested: str, reasons: Callable[[str], str | None]
-) -> tuple[str, tuple[tuple[str, str], ...]]:
-    """The backend to run, and those preferred to it with the reason each was passed over.
+def preferred_backends(device: str, *, kernel: bool, float32: bool, channels: int) -> tuple[str, ...]:
+    """Backends to try, the one expected to be fastest first.
 
     Args:
         device: the inputs' device type.
-        requested: a backend's name, or "auto".
-        reasons: of a backend's name, why it cannot run this call, or None.
-
-    Raises:
-        ValueError: the requested backend cannot run.
+        kernel: whether the last layer's kernel is larger than 1.
+        float32: whether the features are float32.
+        channels: of the features.
     """
-    if requested != "auto":
-        reason = reasons(requested)
-        if reason is not None:
-            raise ValueError(f"backend={requested!r} cannot run this call: {reason}")
-        return requested, ()
-    passed_over: list[tuple[str, str]] = []
-    for name in _PREFERENCE.get(device, ("reference",)):
-        reason = reasons(name)
-        if reason is None:
-            return name, tuple(passed_over)
-        passed_over.append((name, reason))
-    raise AssertionError("reference runs everything")
+    if device == "cpu":
+        return "cpu", "reference"
+    if device != "cuda":
+        return ("reference",)
+    # By machine code, not measured yet: Triton re-reads every tap of a kernel, and spills registers in float32 beyond
+    # 128 channels (bench/NOTES.md).
+    if kernel or (float32 and channels > 128):
+        return "cuda", "triton", "reference"
+    return "triton", "cuda", "reference"
 
 
 def _validate(
@@ -160,9 +149,7 @@ def _validate(
     valid: Tensor | None,
     backend: str | None,
 ) -> None:
-    if backend is not None and backend not in BACKENDS:
-        raise ValueError(f"backend: unknown name {backend!r}; choose from {', '.join(BACKENDS)}")
-
+    check_backend(backend, BACKENDS)
     for name, tensor in (("features", features), ("weight", weight)):
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
@@ -345,9 +332,15 @@ def _choose(problem: Problem, requested: str) -> str:
         machine = _unavailable(backend)
         return machine if machine is not None else _module(backend).unsupported(problem)
 
-    chosen, passed_over = choose_backend(problem.features.device.type, requested, reason)
-    for name, why in passed_over:
-        _say_once(f"pixel_gradients: {chosen} runs instead of {name}: {why}")
+    features = problem.features
+    preferred = preferred_backends(
+        features.device.type,
+        kernel=problem.kernel != (1, 1, 1),
+        float32=features.dtype == torch.float32,
+        channels=problem.channels,
+    )
+    chosen, passed_over = choose_backend(None if requested == "auto" else requested, preferred, reason)
+    say_what_was_passed_over("pixel_gradients", chosen, passed_over)
     return chosen
 
 
@@ -359,8 +352,3 @@ def _unavailable(backend: str) -> str | None:
         return f"its module does not import: {error}"
     why: str | None = module.unavailable()
     return why
-
-
-@functools.lru_cache(maxsize=256)
-def _say_once(message: str) -> None:
-    logger.warning(message)

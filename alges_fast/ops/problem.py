@@ -37,6 +37,15 @@ def check_outputs(outputs: object, argument: str = "outputs") -> None:
             raise ValueError(f"{argument}: unknown name {output!r}; choose from {', '.join(OUTPUTS)}")
 
 
+def tf32_allowed() -> bool:
+    """Whether torch lets products of float32 matrices run in TF32.
+
+    By its newer API, which knows what was set through the older one; once something was set through the newer one,
+    `torch.get_float32_matmul_precision` raises.
+    """
+    return bool(torch.backends.cuda.matmul.fp32_precision == "tf32")
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """A call with three spatial axes (missing ones have size 1, in front) and small operands in the accumulator's type.

@@ -38,7 +38,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from alges_fast.ops.problem import OUTPUTS, Problem
+from alges_fast.ops.problem import OUTPUTS, Problem, tf32_allowed
 
 # The interpreter multiplies the raw bits of bfloat16 (triton#11584): there, halves become float32 as they are loaded.
 _INTERPRETED: tl.constexpr = tl.constexpr(triton.knobs.runtime.interpret)
@@ -209,7 +209,7 @@ class _Launch:
         ]
         # Constants the kernels are compiled for: of the model and the call, never of the map or the batch.
         given_dtype, exact = problem.weight_dtype, problem.features.dtype
-        relaxed = torch.get_float32_matmul_precision() != "highest"
+        relaxed = tf32_allowed()
         self.constants = {
             "K": problem.classes,
             "C": problem.weight[0].numel(),

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import logging
 import math
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -18,13 +15,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from alges_fast._native import cpu_kernels, cuda_unavailable, native_status
+from alges_fast.backends import check_backend, choose_backend, say_what_was_passed_over
 from alges_fast.seeding.cuda import CudaPool
 from alges_fast.seeding.native import NativePool
 from alges_fast.seeding.pools import Draw, FaissGpuPool, FaissPool, Pool, TorchPool, faiss_has_gpu
 from alges_fast.seeding.race import uniforms
 from alges_fast.seeding.shards import Candidates, Shards, Winners
-
-logger = logging.getLogger(__name__)
 
 Backend = Literal["faiss", "cpu", "cuda", "torch"]
 POOLS: dict[str, type[Pool]] = {"faiss": FaissPool, "cpu": NativePool, "cuda": CudaPool, "torch": TorchPool}
@@ -115,18 +111,6 @@ def k_center_greedy(
     return _seed(points, n_clusters, "farthest", seed, first, 1, existing, backend, group, global_index)
 
 
-def choose_backend(requested: str | None, device: str, missing: Mapping[str, str]) -> str:
-    """The backend for points on a device ("cpu", "cuda"), where `missing` says which backends cannot serve them and
-    why."""
-    if requested is not None:
-        if requested not in BACKENDS:
-            raise ValueError(f"backend must be one of {', '.join(BACKENDS)} or None, got {requested!r}")
-        if requested in missing:
-            raise ValueError(f"backend={requested!r} cannot serve these points: {missing[requested]}")
-        return requested
-    return next(name for name in ("cuda" if device == "cuda" else "cpu", "faiss", "torch") if name not in missing)
-
-
 def _missing(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
     """Backends that cannot serve points of this device and dtype, with the reason."""
     elsewhere = f"the points are on {device}"
@@ -148,11 +132,6 @@ def _missing(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
     elif device.type == "cuda" and not faiss_has_gpu():
         missing["faiss"] = "this faiss was built without GPU support"
     return missing
-
-
-@cache
-def _say_once(message: str) -> None:
-    logger.info(message)
 
 
 def _seed(
@@ -183,11 +162,10 @@ def _seed(
             raise ValueError(f"first must be 'uniform' or 'largest', got {first!r}")
         centres = _existing_centres(existing, points)
         index = _check_index(global_index, points)
-        missing = _missing(points.device, points.dtype)
-        chosen = choose_backend(backend, points.device.type, missing)
-        native = "cuda" if points.device.type == "cuda" else "cpu"
-        if backend is None and chosen != native:
-            _say_once(f"seeding runs with {chosen}: {missing[native]}")
+        check_backend(backend, BACKENDS)
+        preferred = ("cuda" if points.is_cuda else "cpu", "faiss", "torch")
+        chosen, passed_over = choose_backend(backend, preferred, _missing(points.device, points.dtype).get)
+        say_what_was_passed_over("seeding", chosen, passed_over)
         facts = {
             "D (columns of points)": points.shape[1],
             "dtype of points": points.dtype,

@@ -606,9 +606,10 @@ class Chunk {
     }
   }
 
-  // Σ p_k, and with entropies Σ p_k H, over a step whose rows hold e = exp(s - max s), 0 at the prediction.
+  // Σ p_k, and with entropies Σ p_k H, over a step whose rows hold e = exp(s - max s), 0 at the prediction. A call, so that
+  // the loops around it are what they are without it.
   template <bool kEntropies>
-  void class_probabilities(int64_t step, int64_t n) {
+  __attribute__((noinline)) void class_probabilities(int64_t step, int64_t n) {
     const float* const rows = residual_of(step);
     for (int64_t k = 0; k < classes(); ++k) {
       Vec mass = {}, entropy = {};

@@ -19,6 +19,8 @@ Shape shape_of(const Sizes& sizes) {
 
 Call call_of(const Sizes& shape, const Given& features, uintptr_t weight, uintptr_t bias, const Given& logits,
              const Given& residual, const Given& valid, const Addresses& outputs, bool allow_tf32) {
+  check_sizes(shape);
+  if (!features || !weight) throw std::invalid_argument("features and weight must be given");
   Call call;
   call.shape = shape_of(shape);
   call.features = operand(features);

@@ -37,7 +37,7 @@ class Inputs:
     def to(self, target: torch.dtype | str) -> Inputs:
         """With the floating operands in another type, or everything on another device."""
         changed = {
-            name: tensor.to(target)
+            name: copy_with_strides(tensor, target) if isinstance(target, str) else tensor.to(target)
             for name, tensor in self.keywords().items()
             if tensor is not None and (isinstance(target, str) or tensor.is_floating_point())
         }
@@ -49,6 +49,17 @@ class Inputs:
         per_image = ("features", "logits", "residual", "valid")
         cut = {name: tensor[chosen] for name in per_image if (tensor := getattr(self, name)) is not None}
         return replace(self, **cut)
+
+
+def copy_with_strides(tensor: Tensor, device: str) -> Tensor:
+    """On a device, with its strides, stride 0 and distance to an aligned address included: `.to` may make it dense."""
+    if tensor.numel() == 0 or tensor.device.type == device:
+        return tensor.to(device)
+    aligned = tensor.storage_offset() % 16
+    extent = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+    memory = torch.empty(aligned + extent, dtype=tensor.dtype, device=device)
+    memory[aligned:] = tensor.detach().as_strided((extent,), (1,))
+    return memory[aligned:].as_strided(tensor.shape, tensor.stride()).requires_grad_(tensor.requires_grad)
 
 
 def draw(

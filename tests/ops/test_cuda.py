@@ -206,6 +206,32 @@ def test_a_plan_does_not_depend_on_the_batch(emulated: ModuleType) -> None:
     assert plans[0] == plans[1] == plans[2]
 
 
+TF32_PROGRAM = """
+import os
+os.environ["TRITON_INTERPRET"] = "1"
+import torch
+from alges_fast import pixel_gradients
+from alges_fast.ops.problem import tf32_allowed
+features, weight = torch.randn(1, 3, 4, 4), torch.randn(2, 3)
+matmul = torch.backends.cuda.matmul
+assert not tf32_allowed()
+for setting, expected in (("high", True), ("highest", False), ("medium", True), ("highest", False)):
+    torch.set_float32_matmul_precision(setting)
+    assert tf32_allowed() == expected, setting
+for setting, expected in (("tf32", True), ("ieee", False), ("tf32", True)):
+    matmul.fp32_precision = setting
+    assert tf32_allowed() == expected, setting
+pixel_gradients(features, weight, backend="triton")  # in this state torch.get_float32_matmul_precision raises
+torch.backends.fp32_precision, matmul.fp32_precision = "tf32", "ieee"
+assert not tf32_allowed()
+"""
+
+
+def test_tf32_is_allowed_by_either_api_of_torch() -> None:
+    done = subprocess.run([sys.executable, "-c", TF32_PROGRAM], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
 @pytest.mark.parametrize("architecture", [80, 90, 120])

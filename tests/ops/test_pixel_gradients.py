@@ -20,6 +20,7 @@ from oracle import (
     OUTPUTS,
     Inputs,
     assert_within_budget,
+    copy_with_strides,
     definition,
     draw,
     last_layer,
@@ -29,8 +30,9 @@ from oracle import (
 from torch import Tensor
 
 from alges_fast import PixelGradients, pixel_gradients
+from alges_fast.backends import _say_once
 from alges_fast.ops import BACKENDS, reference
-from alges_fast.ops.pixel_gradients import _say_once, _unavailable, choose_backend
+from alges_fast.ops.pixel_gradients import _unavailable, preferred_backends
 
 HAS_GPU = torch.cuda.is_available()
 GOOD = draw(2, 3, 4, (5, 6))
@@ -49,7 +51,7 @@ class Backend:
     most_weights: int | None = None
 
     def __call__(self, inputs: Inputs, outputs: Sequence[str] = OUTPUTS) -> PixelGradients:
-        on_device = inputs if self.device == "cpu" else inputs.to(self.device)
+        on_device = inputs if self.device == "cpu" else inputs.to(self.device)  # strides and all
         return pixel_gradients(**on_device.keywords(), outputs=outputs, backend=self.name)
 
     def __str__(self) -> str:
@@ -271,6 +273,16 @@ def transposed(tensor: Tensor) -> Tensor:
 
 
 LAYOUTS = (torch.clone, channels_last, every_other, transposed)
+
+
+def test_layouts_survive_the_way_to_a_device() -> None:
+    features = draw(2, 3, 4, (5, 6)).features
+    expanded = features[:1].expand(2, -1, -1, -1)
+    for tensor in (*(layout(features) for layout in LAYOUTS), expanded, features[:, :, 1:, ::2]):
+        copied = copy_with_strides(tensor, "meta")
+        assert copied.stride() == tensor.stride()
+        assert copied.shape == tensor.shape
+        assert copied.storage_offset() % 16 == tensor.storage_offset() % 16
 
 
 @pytest.mark.parametrize("kernel", [(), (3, 3)], ids=["1x1", "3x3"])
@@ -809,33 +821,21 @@ def test_float32_weights_serve_half_features_but_not_the_other_way_round() -> No
 
 
 @pytest.mark.parametrize(
-    ("device", "requested", "cannot", "expected"),
+    ("device", "kernel", "float32", "channels", "expected"),
     [
-        ("cpu", "auto", (), "cpu"),
-        ("cpu", "auto", ("cpu",), "reference"),
-        ("cpu", "reference", (), "reference"),
-        ("cpu", "triton", (), "triton"),
-        ("cuda", "auto", (), None),
-        ("cuda", "auto", ("triton", "cuda"), "reference"),
-        ("cuda", "auto", ("triton",), "cuda"),
-        ("cuda", "auto", ("cuda",), "triton"),
-        ("cuda", "cuda", ("triton",), "cuda"),
-        ("mps", "auto", ("cpu", "triton", "cuda"), "reference"),
-        ("cpu", "cpu", ("cpu",), ValueError),
-        ("cuda", "triton", ("triton",), ValueError),
+        ("cpu", False, True, 16, ("cpu", "reference")),
+        ("cpu", True, True, 256, ("cpu", "reference")),
+        ("mps", False, True, 16, ("reference",)),
+        ("cuda", False, True, 16, ("triton", "cuda", "reference")),
+        ("cuda", False, True, 256, ("cuda", "triton", "reference")),
+        ("cuda", False, False, 256, ("triton", "cuda", "reference")),
+        ("cuda", True, False, 16, ("cuda", "triton", "reference")),
     ],
 )
-def test_choice_of_backend(device: str, requested: str, cannot: tuple[str, ...], expected: object) -> None:
-    def reasons(name: str) -> str | None:
-        return f"{name} is broken" if name in cannot else None
-
-    if expected is ValueError:
-        with pytest.raises(ValueError, match=f"backend='{requested}' cannot run this call: {requested} is broken"):
-            choose_backend(device, requested, reasons)
-        return
-    chosen, passed_over = choose_backend(device, requested, reasons)
-    assert chosen == expected if expected is not None else chosen in ("triton", "cuda")
-    assert all(reason == f"{name} is broken" and name in cannot for name, reason in passed_over)
+def test_which_backend_is_preferred(
+    device: str, kernel: bool, float32: bool, channels: int, expected: tuple[str, ...]
+) -> None:
+    assert preferred_backends(device, kernel=kernel, float32=float32, channels=channels) == expected
 
 
 def test_only_the_default_falls_back_and_says_so_once(

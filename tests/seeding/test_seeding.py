@@ -16,6 +16,7 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from alges_fast._native import cpu_kernels
+from alges_fast.backends import _say_once
 from alges_fast.seeding import k_center_greedy, kmeans_plusplus, seeding
 from alges_fast.seeding.native import NativePool, available_memory, wants_sketch
 from alges_fast.seeding.pools import Pool, TorchPool
@@ -417,8 +418,8 @@ def test_tiny_points_among_others_are_where_they_are() -> None:
         ({"seed": -1}, ValueError, "seed must be at least 0"),
         ({"seed": 2**64}, ValueError, "seed must be below"),
         ({"first": "random"}, ValueError, "first must be 'uniform' or 'largest', got 'random'"),
-        ({"backend": "gpu"}, ValueError, "backend must be one of faiss, cpu, cuda, torch or None, got 'gpu'"),
-        ({"backend": "cuda"}, ValueError, "backend='cuda' cannot serve these points: the points are on cpu"),
+        ({"backend": "gpu"}, ValueError, "backend: unknown name 'gpu'; choose from faiss, cpu, cuda, torch"),
+        ({"backend": "cuda"}, ValueError, "backend='cuda' cannot run this call: the points are on cpu"),
         ({"points": torch.zeros(10)}, ValueError, r"points must have shape \(N, D\), got \(10,\)"),
         ({"points": torch.zeros(10, 3, dtype=torch.int64)}, TypeError, "points must be float32.*got torch.int64"),
         ({"points": [[0.0]]}, TypeError, "points must be a torch.Tensor or a numpy array, got list"),
@@ -443,13 +444,13 @@ def test_without_native_kernels_the_default_falls_back_and_says_so_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(seeding, "cpu_kernels", lambda: None)
-    seeding._say_once.cache_clear()
+    _say_once.cache_clear()
     points = blobs(40, 3)
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.WARNING, "alges_fast"):
         found = [kmeans_plusplus(points, 3).indices.tolist() for _ in range(2)]
     assert found[0] == found[1] == kmeans_plusplus(points, 3, backend="torch").indices.tolist()
-    assert [record.message[:24] for record in caplog.records] == ["seeding runs with faiss:"]
-    with pytest.raises(ValueError, match="backend='cpu' cannot serve these points: native kernels"):
+    assert [record.message[:38] for record in caplog.records] == ["seeding: faiss runs instead of cpu: na"]
+    with pytest.raises(ValueError, match="backend='cpu' cannot run this call: native kernels"):
         kmeans_plusplus(points, 3, backend="cpu")
 
 

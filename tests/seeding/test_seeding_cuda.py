@@ -14,6 +14,7 @@ import torch
 from ops.emulation import load
 from torch import Tensor
 
+from alges_fast.backends import choose_backend
 from alges_fast.seeding import k_center_greedy, kmeans_plusplus, seeding
 from alges_fast.seeding.cuda import CudaPool, grid
 
@@ -83,9 +84,9 @@ def test_a_gpu_that_cannot_run_the_kernels_leaves_seeding_to_another_backend(mon
     monkeypatch.setattr(seeding, "cuda_unavailable", lambda device: f"an old driver under GPU {device}")
     missing = seeding._missing(torch.device("cuda:1"), torch.float64)
     assert missing["cuda"] == "an old driver under GPU 1"
-    assert seeding.choose_backend(None, "cuda", missing) == "torch"
-    with pytest.raises(ValueError, match="backend='cuda' cannot serve these points: an old driver"):
-        seeding.choose_backend("cuda", "cuda", missing)
+    chosen, passed_over = choose_backend(None, ("cuda", "faiss", "torch"), missing.get)
+    assert chosen == "torch"
+    assert passed_over[0] == ("cuda", "an old driver under GPU 1")
 
 
 def test_small_pools_spread_over_the_device() -> None:

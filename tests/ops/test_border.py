@@ -1,0 +1,125 @@
+"""The border between Python and the native core: views of any shape and overlap, and calls that must be refused.
+
+Under tests/test_sanitizers.py the same tests show that no byte outside the operands is read or written.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from oracle import OUTPUTS, Inputs, draw
+from torch import Tensor
+
+from alges_fast import pixel_gradients
+from alges_fast._native import cpu_kernels
+
+pytestmark = pytest.mark.skipif(cpu_kernels() is None, reason="no native kernels")
+SETTINGS = settings(
+    max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+)
+
+
+@st.composite
+def views(draws: st.DrawFn, shape: tuple[int, ...], values: Tensor) -> Tensor:
+    """A view of `shape` with strides of any order, overlaps too, into a buffer that ends with its last element."""
+    strides = []
+    for size in draws(st.permutations(range(len(shape)))):
+        strides.append((size, draws(st.sampled_from([0, 1, 2, 3, 5, 16, 17]))))
+    by_axis = [stride for _, stride in sorted(strides)]
+    extent = 1 + sum((size - 1) * stride for size, stride in zip(shape, by_axis, strict=True))
+    first = draws(st.integers(0, 3))
+    return values[: first + extent].clone()[first:].as_strided(shape, by_axis)
+
+
+@st.composite
+def strided_calls(draws: st.DrawFn) -> tuple[Inputs, tuple[str, ...]]:
+    axes = draws(st.integers(1, 3))
+    spatial = draws(st.lists(st.integers(1, 9), min_size=axes, max_size=axes))
+    kernel = draws(st.one_of(st.just([]), st.lists(st.sampled_from([1, 3, 5]), min_size=axes, max_size=axes)))
+    batch, n_classes, channels = draws(st.integers(1, 3)), draws(st.integers(1, 20)), draws(st.integers(1, 40))
+    values = torch.randn(8192, generator=torch.Generator().manual_seed(draws(st.integers(0, 9))))
+    dtype = draws(st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
+    inputs = draw(batch, n_classes, channels, spatial, kernel)
+    inputs = replace(inputs, features=draws(views((batch, channels, *spatial), values.to(dtype))))
+    for name in draws(st.lists(st.sampled_from(["logits", "residual"]), unique=True)):
+        inputs = replace(inputs, **{name: draws(views((batch, n_classes, *spatial), values))})
+    if draws(st.booleans()):
+        inputs = replace(inputs, valid=draws(views((batch, *spatial), values > 0)))
+    return inputs, tuple(draws(st.lists(st.sampled_from(OUTPUTS), min_size=1, unique=True)))
+
+
+@SETTINGS
+@given(call=strided_calls())
+def test_overlapping_views_are_read_as_what_they_show(call: tuple[Inputs, tuple[str, ...]]) -> None:
+    inputs, outputs = call
+    dense = {name: None if tensor is None else tensor.contiguous() for name, tensor in inputs.keywords().items()}
+    found = pixel_gradients(**inputs.keywords(), outputs=outputs, backend="cpu")
+    expected = pixel_gradients(**dense, outputs=outputs, backend="cpu")
+    for one, other in zip(found, expected, strict=True):
+        if one is not None:
+            scale = max(1.0, other.abs().max().item())
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-5 * scale)  # sums may be cut in other places
+
+
+@SETTINGS
+@given(
+    operand=st.sampled_from(["features", "weight", "bias", "logits", "residual", "valid"]),
+    shape=st.lists(st.integers(0, 7), max_size=6),
+)
+def test_operands_of_another_shape_are_refused_by_name(operand: str, shape: list[int]) -> None:
+    inputs = draw(2, 3, 4, (5, 6), given=("logits", "residual", "valid"))
+    given_shape = tuple(getattr(inputs, operand).shape)
+    other = torch.zeros(shape, dtype=getattr(inputs, operand).dtype)
+    if tuple(shape) == given_shape or (operand == "weight" and tuple(shape) in ((3, 4, 1, 1), (3, 4, 3, 3))):
+        return
+    with pytest.raises(ValueError, match=r"must|has"):
+        pixel_gradients(**replace(inputs, **{operand: other}).keywords(), backend="cpu")
+
+
+SIZES = st.one_of(st.integers(-2, 40), st.integers(0, 70).map(lambda power: 2**power), st.integers(-(2**70), 2**70))
+
+
+@SETTINGS
+@given(
+    sizes=st.lists(SIZES, min_size=9, max_size=9),
+    kind=st.integers(-1, 5),
+    address=st.sampled_from([0, 64]),
+    threads=st.integers(-1, 3),
+)
+def test_a_native_call_of_impossible_sizes_is_refused(sizes: list[int], kind: int, address: int, threads: int) -> None:
+    kernels: Any = cpu_kernels()
+    possible = (
+        all(size >= 1 for size in sizes)
+        and math.prod(sizes) <= 2**50
+        and all(size % 2 for size in sizes[6:])
+        and 0 <= kind <= 3
+        and address
+        and threads >= 1
+    )
+
+    def scratch() -> int:
+        strides = (0,) * 5
+        call = kernels.PixelGradientsCall(
+            shape=sizes,
+            features=(address, kind, strides),
+            weight=64,
+            bias=0,
+            logits=None,
+            residual=None,
+            valid=None,
+            outputs=[64] * len(OUTPUTS),
+            threads=threads,
+        )
+        return int(call.scratch())
+
+    if possible:
+        assert 0 <= scratch() <= threads * 2**20
+    else:
+        with pytest.raises((ValueError, TypeError)):
+            scratch()
