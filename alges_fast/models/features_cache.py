@@ -248,9 +248,16 @@ def _open(place: Path, shape: tuple[int, int, int, int]) -> NDArray[np.float16] 
 def _remove(place: Path) -> None:
     if place.exists():
         doomed = place.with_name(f"{place.name}.damaged")
-        shutil.rmtree(doomed, ignore_errors=True)
+        _delete(doomed)
         place.rename(doomed)  # first, so that no reader sees it half gone
-        shutil.rmtree(doomed, ignore_errors=True)
+        _delete(doomed)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _folder(cache_dir: Path | None) -> Path:

@@ -1,0 +1,224 @@
+"""The features' cache: made once, the same bytes however it came about, never trusted blindly."""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from alges_fast.errors import UserError
+from alges_fast.models import features_cache
+from alges_fast.models.features_cache import FrozenEncoder, load_or_fit
+from alges_fast.models.frozen import features
+
+from .small_trunk import small_trunk
+
+fork = multiprocessing.get_context("fork")
+
+
+@pytest.fixture(autouse=True)
+def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features_cache, "CPU_PIXELS", 2 * 32 * 32)
+
+
+@pytest.fixture(scope="module")
+def frames() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (9, 3, 32, 32), dtype=np.uint8)
+
+
+def encoder(cache: Path, frames: np.ndarray, seed: int = 0) -> FrozenEncoder:
+    return load_or_fit(small_trunk(seed), frames, cache_dir=cache)
+
+
+def in_child(work: Callable[[], object]) -> int | None:
+    child = fork.Process(target=work)
+    child.start()
+    child.join(60)
+    return child.exitcode
+
+
+def data_file(cache: Path) -> Path:
+    (path,) = cache.glob("features-*/features.f16")
+    return path
+
+
+def test_made_once_mapped_and_what_the_model_would_make(tmp_path: Path, frames: np.ndarray) -> None:
+    made = encoder(tmp_path, frames)
+    kept = made.cached(frames)
+    assert (kept.shape, kept.dtype) == ((9, 64, 8, 8), np.float16)
+    assert not kept.flags.writeable
+    assert kept.strides[1] == 2, "a pixel's channels lie together"
+    with torch.no_grad():
+        whole = features(made.trunk, made.projection, made.trunk.normalisation(torch.from_numpy(frames)))
+    np.testing.assert_allclose(kept, whole.numpy(), atol=2e-3 * whole.abs().max().item())
+    calls: list[str] = []
+    again = encoder(tmp_path, frames).cached(frames, lambda what, done, total: calls.append(what))
+    assert calls == []
+    np.testing.assert_array_equal(kept, again)
+
+
+def test_components_are_of_the_standardised_channels_and_ordered(tmp_path: Path, frames: np.ndarray) -> None:
+    made = encoder(tmp_path, frames)
+    kept = made.cached(frames).astype(np.float64).transpose(1, 0, 2, 3).reshape(64, -1)
+    assert np.abs(kept.mean(1)).max() < 0.01
+    covariance = np.cov(kept)
+    variance = np.diag(covariance)
+    assert (np.diff(variance) <= 1e-3 * variance[0]).all()
+    assert np.abs(covariance - np.diag(variance)).max() < 1e-2 * variance[0]
+
+
+@pytest.mark.parametrize("killed_at", [0, 1, 3])
+def test_killed_and_gone_on_with_gives_the_same_bytes(
+    tmp_path: Path, frames: np.ndarray, killed_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder(tmp_path / "whole", frames).cached(frames)
+    made = encoder(tmp_path / "killed", frames)
+    batches: list[int] = []
+    original = FrozenEncoder.__call__
+
+    def counted(self: FrozenEncoder, images: torch.Tensor) -> torch.Tensor:
+        if os.getpid() != parent and len(batches) == killed_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        batches.append(len(images))
+        return original(self, images)
+
+    parent = os.getpid()
+    monkeypatch.setattr(FrozenEncoder, "__call__", counted)
+    assert in_child(lambda: made.cached(frames)) == -signal.SIGKILL
+    assert not list((tmp_path / "killed").glob("features-*/index.json"))
+    made.cached(frames)
+    assert batches == [2, 2, 2, 2, 1][killed_at:]
+    first, second = data_file(tmp_path / "whole"), data_file(tmp_path / "killed")
+    assert first.read_bytes() == second.read_bytes()
+    assert sorted(path.name for path in second.parent.iterdir()) == ["features.f16", "index.json"]
+    assert (first.parent / "index.json").read_text() == (second.parent / "index.json").read_text()
+
+
+def test_a_torn_draft_is_cut_back_to_its_whole_batches(tmp_path: Path, frames: np.ndarray) -> None:
+    made = encoder(tmp_path, frames)
+    made.cached(frames)
+    whole = data_file(tmp_path)
+    bytes_before, index = whole.read_bytes(), json.loads((whole.parent / "index.json").read_text())
+    draft = whole.parent.with_name(f"{whole.parent.name}.draft")
+    whole.parent.rename(draft)
+    facts = {name: value for name, value in index.items() if name != "crc"}
+    (draft / "index.json").unlink()
+    (draft / "facts.json").write_text(json.dumps(facts))
+    (draft / "batches.crc").write_bytes(b"".join(crc.to_bytes(4, "little") for crc in index["crc"][:3]) + b"\x01")
+    torn = bytearray(bytes_before[: 5 * len(bytes_before) // 9])  # two whole batches and half of the third
+    torn[len(bytes_before) // 3] ^= 255  # in the second
+    (draft / "features.f16").write_bytes(torn)
+    seen: list[int] = []
+    made.cached(frames, lambda what, done, total: seen.append(done))
+    assert data_file(tmp_path).read_bytes() == bytes_before
+    assert seen == [0, 2, 4, 6, 8, 9], "from the first damaged batch on"
+
+
+@pytest.mark.parametrize("damage", ["a bit", "shortened", "index of another shape", "no index", "foreign file"])
+def test_what_is_damaged_is_named_and_made_again(
+    tmp_path: Path, frames: np.ndarray, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = encoder(tmp_path, frames)
+    made.cached(frames)
+    path = data_file(tmp_path)
+    before = path.read_bytes()
+    index = path.parent / "index.json"
+    if damage == "a bit":
+        path.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    elif damage == "shortened":
+        path.write_bytes(before[:-2])
+    elif damage == "index of another shape":
+        index.write_text(index.read_text().replace("9", "8"))
+    elif damage == "no index":
+        index.unlink()
+    else:
+        shutil.rmtree(path.parent)
+        path.parent.write_text("what is this")
+    with caplog.at_level(logging.WARNING):
+        made.cached(frames)
+    assert f"{path.parent} are damaged" in caplog.text
+    assert data_file(tmp_path).read_bytes() == before
+
+
+def test_a_damaged_projection_is_named_and_fitted_again(
+    tmp_path: Path, frames: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = encoder(tmp_path, frames).projection
+    (path,) = tmp_path.glob("projection-*.safetensors")
+    whole = path.read_bytes()
+    for damaged in (whole[:-1] + bytes([whole[-1] ^ 1]), whole[:50]):
+        path.write_bytes(damaged)
+        with caplog.at_level(logging.WARNING):
+            again = encoder(tmp_path, frames).projection
+        assert f"{path} is damaged" in caplog.text
+        assert torch.equal(first.weight, again.weight)
+        assert path.read_bytes() == whole
+        caplog.clear()
+
+
+def test_other_frames_weights_or_order_are_other_features(tmp_path: Path, frames: np.ndarray) -> None:
+    made = encoder(tmp_path, frames)
+    made.cached(frames)
+    changed = frames.copy()
+    changed[4, 1, 7, 7] ^= 1
+    made.cached(changed)
+    made.cached(frames[::-1])
+    made.cached(frames[:5])
+    encoder(tmp_path, frames, seed=1).cached(frames)
+    assert len(list(tmp_path.glob("features-*/index.json"))) == 5
+
+
+def test_processes_share_the_making(tmp_path: Path, frames: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = encoder(tmp_path, frames)
+    log = tmp_path / "log"
+    original = FrozenEncoder.__call__
+
+    def logged(self: FrozenEncoder, images: torch.Tensor) -> torch.Tensor:
+        with log.open("a") as file:
+            file.write("x")
+        return original(self, images)
+
+    monkeypatch.setattr(FrozenEncoder, "__call__", logged)
+    children = [fork.Process(target=made.cached, args=(frames,)) for _ in range(3)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(60)
+        assert child.exitcode == 0
+    assert log.read_text() == "x" * 5
+
+
+def test_too_little_room_is_said_before_anything_is_made(
+    tmp_path: Path, frames: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = encoder(tmp_path, frames)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10, 10, 1000))
+    monkeypatch.setattr(FrozenEncoder, "__call__", lambda *_: pytest.fail("made"))
+    with pytest.raises(UserError, match=r"features need 0\.0 GB and 0\.0 GB are free: .* ALGES_FAST_CACHE"):
+        made.cached(frames)
+
+
+def test_a_disk_that_fills_and_a_folder_that_cannot_be_made_are_one_line(
+    tmp_path: Path, frames: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = encoder(tmp_path, frames)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="No space left on device") as caught:
+        made.cached(frames)
+    assert "\n" not in str(caught.value)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot keep features there"):
+        encoder(tmp_path / "file" / "below", frames)
