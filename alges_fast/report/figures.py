@@ -236,7 +236,7 @@ def forest(
     ax.xaxis.set_major_locator(MaxNLocator(4 if look.narrow else 6, symmetric=True))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: signed(value) if value else "0"))
     ax.set_xlabel(f"difference in {what}")
-    ax.set_title(f"each strategy minus {baseline}", loc="left", pad=8)
+    _title(ax, f"each strategy minus {baseline}", look)
     between = "\n" if look.narrow else " · "
     key = f"filled: separates after Holm{between}grey: true differences these seeds would find less than 4 times in 5"
     fig.text(0.1 / look.width, 0.06 / fig.get_figheight(), key, fontsize=7.5 if look.narrow else 8.5, color=look.muted)
@@ -278,8 +278,8 @@ def label_savings(found: Mapping[str, Saving], styles: Styles, look: Look, *, ba
     ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     ax.minorticks_off()
     ax.grid(axis="x")
-    ax.set_xlabel(f"times as much {what}")
-    ax.set_title(f"what {baseline} needed for the same Dice", loc="left", pad=8)
+    fig.text(0.5, 0.12 / fig.get_figheight(), f"times as much {what}", ha="center")
+    _title(ax, f"what {baseline} needed for the same Dice", look)
     return fig
 
 
@@ -550,6 +550,12 @@ def contact_sheet(
     return fig
 
 
+def _title(ax: Axes, text: str, look: Look) -> None:
+    """Above the axes, from the axes' left end or, where the paper is narrow, from the paper's."""
+    at = ("figure fraction" if look.narrow else "axes fraction", "axes fraction")
+    ax.annotate(text, (0.02 if look.narrow else 0, 1), (0, 8), at, "offset points", fontsize=10)
+
+
 def spaced(positions: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Positions moved as little as needed to lie at least `gap` apart and, if they all fit, between low and high."""
     order = sorted(range(len(positions)), key=lambda i: positions[i])
@@ -671,7 +677,8 @@ def _label_ends(fig: Figure, ax: Axes, ends: Mapping[str, tuple[float, float]], 
             [y, level],
             color=look.ink if name == "full" else style.colour,
             linestyle=style.dash,
-            linewidth=1,
+            linewidth=1 if x > 0.9 else 0.6,  # a curve that ends early goes on in a line that is not one
+            alpha=1 if x > 0.9 else 0.5,
             transform=ax.transAxes,
             clip_on=False,
         )
