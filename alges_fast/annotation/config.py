@@ -24,7 +24,8 @@ class SelectConfig:
         on_bad_image: stop at a picture or video that cannot be used, or skip it and list it in OUT/left_out.csv. What
             is skipped once stays out of this selection.
         strategy: random, stratified-random (over videos), entropy, margin, least-confidence, coreset, alges-img,
-            alges-sem, alges-sem-vector, or your own as path/to/file.py:Class.
+            alges-sem, alges-sem-vector, power-entropy, balanced-entropy, claspe, foreground-random, alges-img-balanced,
+            alges-effort, alges-class, herding, uherding, typical, strided, bait, or your own as path/to/file.py:Class.
         seed: fixes every pick.
         regions: rows x columns, such as 8x8: every frame is cut into that grid, and windows of frames are chosen
             instead of whole frames.

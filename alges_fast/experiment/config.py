@@ -28,7 +28,9 @@ class RunConfig:
         image_size: side in pixels that frames are resized to; some architectures want a multiple of 32.
         strategies: how to choose frames, comma separated: random, stratified-random, entropy, margin,
             least-confidence, coreset, deal, deal-score, alges-img, alges-sem, alges-sem-vector, alges-img-released,
-            alges-sem-released, full (the whole pool, trained once), or your own as path/to/file.py:Class.
+            alges-sem-released, full (the whole pool, trained once), power-entropy, balanced-entropy, claspe,
+            foreground-random, alges-img-balanced, alges-effort, alges-class, herding, uherding, typical, strided,
+            bait, or your own as path/to/file.py:Class.
         regions: rows x columns of windows, comma separated: with 8x8 every query chooses windows of frames instead of
             frames, worth as many pixels; with none whole frames. Every strategy runs with each of them; to give one
             strategy its own, write it behind its name: none,8x8 or alges-effort@8x8.
