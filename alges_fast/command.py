@@ -1,8 +1,8 @@
-"""What the two commands share: arguments as people type them, and folders that belong to one configuration.
+"""What the commands share: one way to fail, arguments as people type them, folders that belong to one configuration.
 
 A setting may come as a flag or as a key of a YAML file. `arguments_of` makes flags of the file's keys, so that both are
-read, and refused, in one way; `with_home` then reads `~` in any of them, which the shell leaves alone in quotes, after
-`=` and in a file.
+read, and refused, in one way; `expand_home` then reads `~` in any of them, which the shell leaves alone in quotes,
+after `=` and in a file.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import difflib
 import json
 import re
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -27,19 +27,45 @@ if TYPE_CHECKING:
 
 __all__ = [
     "arguments_of",
+    "as_settings",
     "begun_with",
     "check_unchanged",
+    "expand_home",
     "keep_freed_memory",
     "one_line",
-    "out_of_memory",
-    "plain",
     "refused",
-    "with_home",
+    "run_command",
 ]
 
 Config = TypeVar("Config", bound="DataclassInstance")
 
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
+
+
+def run_command(body: Callable[[], int], *, if_out_of_memory: str = "run it on smaller images") -> int:
+    """The exit code of a command: its body's, 2 for a user's mistake, 130 where it is interrupted.
+
+    What is the user's to mend is one line on stderr, without a traceback; what is not is raised.
+
+    Args:
+        body: what the command does; its exit code.
+        if_out_of_memory: what the user can do where there is too little memory.
+    """
+    try:
+        return body()
+    except UserError as error:
+        said = str(error)
+    except OSError as error:  # a disk that fills, or a folder that goes away
+        said = f"{error}: make it readable, or writable if it is to be written, then run again"
+    except RuntimeError as error:
+        if not _out_of_memory(error):
+            raise
+        said = f"out of memory: {if_out_of_memory}"
+    except KeyboardInterrupt:
+        print("\nstopped; the same command continues", file=sys.stderr)
+        return 130
+    print(f"error: {said}", file=sys.stderr)
+    return 2
 
 
 def arguments_of(argv: Sequence[str], config_class: type) -> list[str]:
@@ -69,7 +95,7 @@ def arguments_of(argv: Sequence[str], config_class: type) -> list[str]:
     ]
 
 
-def with_home(config: Config) -> Config:
+def expand_home(config: Config) -> Config:
     """The configuration (a dataclass) with a home folder for every `~` or `~user` that a value begins with.
 
     Raises:
@@ -103,7 +129,7 @@ def one_line(message: str) -> str:
     return " ".join(message.split()).rstrip(".")
 
 
-def out_of_memory(error: RuntimeError) -> bool:
+def _out_of_memory(error: RuntimeError) -> bool:
     """Whether torch has found no room for a tensor, on a GPU or on the CPU."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
@@ -120,8 +146,8 @@ def refused(error: Exception, config_class: type) -> UserError:
     return UserError(f"{message}{_nearest(unknown[1], types) if unknown else ''}. See --help")
 
 
-def plain(config: Any) -> dict[str, Any]:
-    """A configuration (a dataclass) as YAML holds it."""
+def as_settings(config: Any) -> dict[str, Any]:
+    """A configuration (a dataclass) as the keys and values of a YAML file."""
     values = {field.name: getattr(config, field.name) for field in fields(config)}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 

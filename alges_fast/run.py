@@ -18,9 +18,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from alges_fast._native import cpu_kernels, native_status
-from alges_fast.command import arguments_of, keep_freed_memory, out_of_memory, refused, with_home
+from alges_fast.command import arguments_of, expand_home, keep_freed_memory, refused, run_command
 from alges_fast.errors import UserError
-from alges_fast.experiment import Monitor, lost_process, run_experiment
+from alges_fast.experiment import LostProcess, Monitor, run_experiment
 from alges_fast.experiment.config import PRESETS, RunConfig
 from alges_fast.report.console import summary_table
 
@@ -33,35 +33,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     keep_freed_memory()
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # the loaders have a lower limit
+    return run_command(
+        lambda: _run(parse(sys.argv[1:] if argv is None else argv)),
+        if_out_of_memory="lower --image_size or --batch_size, which is another configuration and wants another --out",
+    )
+
+
+def _run(config: RunConfig) -> int:
+    leads = int(os.environ.get("RANK", "0")) == 0
+    console = Console(quiet=not leads, highlight=False, soft_wrap=True)
+    if cpu_kernels() is None:
+        console.print(escape(native_status()))
     try:
-        config = parse(sys.argv[1:] if argv is None else argv)
-        leads = int(os.environ.get("RANK", "0")) == 0
-        console = Console(quiet=not leads, highlight=False, soft_wrap=True)
-        if cpu_kernels() is None:
-            console.print(escape(native_status()))
         with RichMonitor(console) as monitor:
             rows = run_experiment(config, monitor)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:  # a disk that fills or a folder that goes away under a file of the report or the cache
-        print(f"error: {error}: make it writable or choose another --out, then run again", file=sys.stderr)
-        return 2
-    except RuntimeError as error:
-        if out_of_memory(error):
-            print(
-                "error: out of memory: lower --image_size or --batch_size, which is another configuration and wants "
-                "another --out",
-                file=sys.stderr,
-            )
-            return 2
-        if not lost_process(error):
-            raise
-        print("error: another process of this job has stopped; the same command continues the run", file=sys.stderr)
+    except LostProcess as lost:
+        print(f"error: {lost}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("\nstopped; the same command continues", file=sys.stderr)
-        return 130
     if leads:
         console.print(summary_table(rows, config.rounds))
         console.print(escape(f"results: {config.out}/results.csv   report: {config.out}/report.html"))
@@ -83,7 +71,7 @@ def parse(argv: Sequence[str]) -> RunConfig:
         raise refused(error, RunConfig) from error
     values = {name: value for name, value in parsed.clone(with_meta=False).as_dict().items() if name != "config"}
     lists = {name: tuple(values[name]) for name in ("strategies", "regions", "seeds")}
-    return with_home(RunConfig(**{**values, **lists}))
+    return expand_home(RunConfig(**{**values, **lists}))
 
 
 class RichMonitor(Monitor):

@@ -1,4 +1,7 @@
-"""Arrows point one way: what each part of the package imports of the rest, as DESIGN.md section 5 draws it."""
+"""Arrows point one way: every room of the package is in the table below, with what it may import of the rest.
+
+docs/architecture.md draws the same house for people.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +27,11 @@ BASE = {
 }
 """They import nothing of the package but each other."""
 
-ALLOWED = {
+ENGINE = BASE | {"ops", "seeding", "last_layer", "pool", "models", "strategies", "selection"}
+
+ROOMS = {
     **dict.fromkeys(BASE, BASE),
+    "command": BASE,
     "ops": BASE,
     "seeding": BASE,
     "last_layer": BASE | {"ops"},
@@ -34,8 +40,15 @@ ALLOWED = {
     "data": BASE,
     "strategies": BASE | {"ops", "seeding", "last_layer", "pool", "models"},
     "selection": BASE | {"ops", "seeding", "last_layer", "pool", "models", "strategies"},
+    "report": BASE | {"data"},
+    "experiment": ENGINE | {"command", "data", "report"},
+    "annotation": ENGINE | {"command", "data"},
+    "project": ENGINE | {"command", "data", "report", "annotation", "experiment"},
+    "run": BASE | {"command", "experiment", "report"},
+    "select": BASE | {"annotation"},
+    "__init__": BASE | {"ops", "seeding", "last_layer", "pool", "selection"},
 }
-"""What a part may import; those above (experiment, annotation and the commands) may import any of these."""
+"""What each room may import. A room's own command, its `__main__.py`, may also import `command`."""
 
 COMMANDS = {"run", "select"}
 
@@ -43,10 +56,10 @@ COMMANDS = {"run", "select"}
 PARTS = sorted(path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists())
 
 
-def imported(part: str) -> Iterator[str]:
-    """The parts of the package that a part's files import, wherever in the file, by their first name."""
-    folder = PACKAGE / part
-    for path in folder.rglob("*.py") if folder.is_dir() else [PACKAGE / f"{part}.py"]:
+def imported(room: str) -> Iterator[str]:
+    """The rooms that a room's files import, wherever in the file."""
+    folder = PACKAGE / room
+    for path in sorted(folder.rglob("*.py")) if folder.is_dir() else [PACKAGE / f"{room}.py"]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and node.level == 0:
                 names = [f"{node.module}.{alias.name}" for alias in node.names]
@@ -57,19 +70,25 @@ def imported(part: str) -> Iterator[str]:
             for name in names:
                 root, _, rest = name.partition(".")
                 first = rest.partition(".")[0]
-                if root == "alges_fast" and first in PARTS and first != part:
+                is_command = path.name == "__main__.py" and first == "command"
+                if root == "alges_fast" and first in PARTS and first != room and not is_command:
                     yield first
 
 
-@pytest.mark.parametrize("part", ALLOWED)
-def test_lower_parts_import_nothing_above_them(part: str) -> None:
-    assert part in PARTS
-    assert set(imported(part)) <= ALLOWED[part]
+def test_every_room_is_in_the_table() -> None:
+    assert set(PARTS) == set(ROOMS)
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_nothing_imports_a_command(part: str) -> None:
-    assert COMMANDS.isdisjoint(imported(part))
+@pytest.mark.parametrize("room", PARTS)
+def test_a_room_imports_only_what_it_may(room: str) -> None:
+    assert set(imported(room)) <= ROOMS[room]
+
+
+def test_no_two_rooms_may_import_each_other() -> None:
+    above = {room: allowed - BASE for room, allowed in ROOMS.items() if room not in BASE}
+    mutual = [(a, b) for a, allowed in above.items() for b in allowed if a in ROOMS[b]]
+    assert mutual == []
+    assert not any(COMMANDS & allowed for allowed in ROOMS.values())
 
 
 def test_imports_are_seen() -> None:

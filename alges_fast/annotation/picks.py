@@ -36,7 +36,7 @@ class Pick:
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
+class PickedFrame:
     """A frame with picks.
 
     picks: positions in the list of all picks; one for a whole frame, one for each of its picked windows.
@@ -67,7 +67,7 @@ class Reason:
     distance: float
 
 
-def look_at(
+def show_picked(
     model: nn.Module,
     picks: Sequence[Pick],
     *,
@@ -77,7 +77,7 @@ def look_at(
     inputs_of: Callable[[PoolFrame, NDArray[np.uint8]], Tensor],
     device: torch.device,
     precision: str,
-) -> Iterator[Look]:
+) -> Iterator[PickedFrame]:
     """The picked frames one by one, in order of their first pick; only one is in memory at its own size.
 
     `inputs_of` makes of a frame and its picture (H, W, 3) what the model takes, a batch of one.
@@ -107,7 +107,7 @@ def look_at(
                 grid = windows_of(frame.id, image.shape[:2], regions)
                 rows = [grid.index(window) for number in numbers if (window := picks[number].window) is not None]
                 values = getattr(layer.window_gradients(inputs, regions, outputs=(output,)), output)[0, rows]
-        yield Look(
+        yield PickedFrame(
             frame=frame,
             picks=numbers,
             embeddings=weighted(values.float().cpu(), class_weights),

@@ -1,7 +1,7 @@
 """The frames a user has: a folder of pictures and videos, a text list of them, or one video file.
 
 A frame keeps its id wherever the pool is moved to: its path below the folder, or, in a video, path and time. Videos are
-never unpacked: their frames are decoded as they are scored, and the picked ones once more.
+never unpacked: their frames are decoded for the model, and the picked ones once more at their own size.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -170,46 +170,6 @@ class FrameReader:
                 found: NDArray[np.uint8] = picture.to_ndarray(format="rgb24")
                 return found
         raise FaultyFile(f"{path}: cut short: no picture at {seconds:.3f} s, where its index has one: restore the file")
-
-
-class FramePool(Sequence[tuple[str, Tensor]]):
-    """(id, uint8 (3, S, S)) pairs for `embed_pool`, stretched to the model's square like the training frames.
-
-    A frame that cannot be read is left out: it is black, so that the pool stays the one that scoring began with, and
-    `save` is called before it is given.
-    """
-
-    def __init__(
-        self,
-        frames: Sequence[PoolFrame],
-        image_size: int,
-        left_out: LeftOut | None = None,
-        save: Callable[[], None] = lambda: None,
-    ) -> None:
-        self.frames = frames
-        self.image_size = image_size
-        self.left_out = LeftOut("stop") if left_out is None else left_out
-        self.save = save
-        self.ids = tuple(frame.id for frame in frames)
-        self._reader: FrameReader | None = None
-
-    def __len__(self) -> int:
-        return len(self.frames)
-
-    def __getitem__(self, index: Any) -> Any:
-        frame = self.frames[index]
-        if self._reader is None:
-            self._reader = FrameReader()
-        if frame.id not in self.left_out.reasons:
-            try:
-                return frame.id, resized(self._reader.read(frame), self.image_size)
-            except FaultyFile as fault:
-                self.left_out.add(frame.id, fault)
-                self.save()
-        return frame.id, torch.zeros(3, self.image_size, self.image_size, dtype=torch.uint8)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_reader": None}  # a worker process opens its own files
 
 
 def resized(image: NDArray[np.uint8], size: int) -> Tensor:

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
+from alges_fast.command import run_command
 from alges_fast.data.export import write_cholecseg8k
 from alges_fast.data.files import SPLITS, Faults, Listing
 from alges_fast.data.loading import FILE_DATASETS, Survey, class_names, list_tree, read_all
@@ -37,26 +38,25 @@ What ROOT holds, by data set:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a subcommand; the exit code: 0, or 2 for an unusable tree or a user's mistake."""
-    options = _parser().parse_args(arguments)
+    return run_command(lambda: _run(_parser().parse_args(arguments)))
+
+
+def _run(options: argparse.Namespace) -> int:
     console = Console()
-    try:
-        if options.command == "check":
-            return check(options.root, options.dataset, options.split, options.ignore_index, console)
-        with Progress(console=console, transient=True) as bar:
-            task = bar.add_task("drawing")
-            written = write_cholecseg8k(
-                options.root,
-                full=options.full,
-                seed=options.seed,
-                height=options.height,
-                progress=lambda done, total: bar.update(task, completed=done, total=total),
-            )
-        console.print(f"{written} frames written to {escape(str(options.root))}; next:", highlight=False)
-        console.print(f"  python -m alges_fast.data check {escape(str(options.root))}", highlight=False)
-        return 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if options.command == "check":
+        return check(options.root, options.dataset, options.split, options.ignore_index, console)
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task("drawing")
+        written = write_cholecseg8k(
+            options.root,
+            full=options.full,
+            seed=options.seed,
+            height=options.height,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    console.print(f"{written} frames written to {escape(str(options.root))}; next:", highlight=False)
+    console.print(f"  python -m alges_fast.data check {escape(str(options.root))}", highlight=False)
+    return 0
 
 
 def check(root: Path, dataset: str | None, split: str | None, ignore_index: int | None, console: Console) -> int:

@@ -12,7 +12,7 @@ import yaml
 
 import alges_fast
 from alges_fast import atomic
-from alges_fast.command import begun_with, check_unchanged, plain
+from alges_fast.command import as_settings, begun_with, check_unchanged
 from alges_fast.errors import UserError
 from alges_fast.experiment.config import RunConfig
 from alges_fast.experiment.setting import Setting
@@ -24,7 +24,7 @@ FREE_FIELDS = frozenset({"preset", "out", "keep_models"})
 
 def check_config(config: RunConfig) -> None:
     """Refuse a folder that was begun with another configuration. Raises UserError."""
-    check_unchanged(Path(config.out) / "config.yaml", plain(config), FREE_FIELDS)
+    check_unchanged(Path(config.out) / "config.yaml", as_settings(config), FREE_FIELDS)
 
 
 def prepare_folder(setting: Setting) -> None:
@@ -45,7 +45,7 @@ def prepare_folder(setting: Setting) -> None:
     # Last the file that the folder counts as begun from: until then no other may have to be like this run's.
     artefacts.save_dataset(out, setting.dataset)
     _save_environment(setting)
-    atomic.write_text(out / "config.yaml", yaml.safe_dump(plain(setting.config), sort_keys=False))
+    atomic.write_text(out / "config.yaml", yaml.safe_dump(as_settings(setting.config), sort_keys=False))
 
 
 def _save_environment(setting: Setting) -> None:

@@ -30,7 +30,7 @@ from alges_fast.experiment.config import RunConfig
 from alges_fast.experiment.curve import Curve, check_budget, check_windows, curves_of
 from alges_fast.experiment.folder import check_config, prepare_folder
 from alges_fast.experiment.learner import make_learner
-from alges_fast.experiment.processes import LOCK, launch
+from alges_fast.experiment.processes import LOCK, launch, naming_lost_processes
 from alges_fast.experiment.results import save_frames, save_thumbnails, write_results
 from alges_fast.experiment.setting import (
     FORWARD_COST,
@@ -55,15 +55,20 @@ def run_experiment(config: RunConfig, monitor: Monitor | None = None) -> list[di
 
     Raises:
         UserError: a mistake in the configuration or the data, or files that cannot be written or read.
+        LostProcess: another process of this job has gone.
     """
-    setting = _prepare(config, monitor or Monitor())
+    with naming_lost_processes():
+        return _run(_prepare(config, monitor or Monitor()))
+
+
+def _run(setting: Setting) -> list[dict[str, Any]]:
     if setting.processes.leads:
         with atomic.locked(setting.out / LOCK):
             prepare_folder(setting)
     for note in setting.dataset.notes:
         setting.monitor.note(note)
-    setting.monitor.start(sum(map(setting.work, setting.curves)) * len(config.seeds))
-    _run_all(setting, [(seed, curve) for seed in config.seeds for curve in setting.curves])
+    setting.monitor.start(sum(map(setting.work, setting.curves)) * len(setting.config.seeds))
+    _run_all(setting, [(seed, curve) for seed in setting.config.seeds for curve in setting.curves])
     rows = write_results(setting)
     if setting.processes.leads:
         setting.monitor.doing("writing the report")

@@ -27,10 +27,14 @@ LOCK = ".lock"
 """Held under OUT while files there are written, and under OUT/<strategy>/seed<k> while its rounds are run."""
 
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
-"""Parts of what the back ends of torch.distributed say when a process is gone; they raise a bare RuntimeError."""
+"""Parts of what the back ends of torch.distributed say when a process is gone: they have no type of error for it."""
 
 PATIENCE = timedelta(days=7)
 """How long a process waits for the first one to train. One that dies is noticed at once, by its closed connections."""
+
+
+class LostProcess(Exception):
+    """Another process of this job has gone, so that this one cannot go on."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,12 @@ def launch(device: str, precision: str) -> Processes:
     return Processes(fabric, group)
 
 
-def lost_process(error: RuntimeError) -> bool:
-    """Whether an error means that another process of this job has gone."""
-    return dist.is_initialized() and any(sign in str(error) for sign in LOST)
+@contextlib.contextmanager
+def naming_lost_processes() -> Iterator[None]:
+    """Raise LostProcess for what torch.distributed raises where another process has gone: a bare RuntimeError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if dist.is_initialized() and any(sign in str(error) for sign in LOST):
+            raise LostProcess("another process of this job has stopped; the same command continues the run") from error
+        raise

@@ -20,10 +20,11 @@ from alges_fast import atomic
 from alges_fast.annotation.exports import AnnotatedFrame, cvat_xml, label_studio_config, label_studio_tasks
 from alges_fast.annotation.models import load_model
 from alges_fast.annotation.page import Asked, Card, selection_page
-from alges_fast.annotation.picks import Look, Pick, look_at, reasons
+from alges_fast.annotation.picks import Pick, PickedFrame, reasons, show_picked
 from alges_fast.annotation.pictures import contact_sheet, encoded, outlined, thumbnail, with_mask, with_norm_map
-from alges_fast.annotation.sources import FramePool, FrameReader, PoolFrame
+from alges_fast.annotation.sources import FrameReader, PoolFrame
 from alges_fast.data import to_input
+from alges_fast.data.frame_pool import FramePool
 from alges_fast.data.loading import palette
 from alges_fast.errors import UserError
 from alges_fast.experiment.annotator import box_of
@@ -123,7 +124,7 @@ def choose_round(project: Project, settings: NextSettings, progress: Progress = 
     pool, images = decoded(list_pool(project), project.config.image_size, progress)
     round = project.begin_round(asked, None if own is None or settings.model else own.number)
     frozen = network.frozen(project, [frame.id for frame in pool.frames], images, progress)
-    scorer = _scorer(project, pool, frozen, own, settings)
+    scorer = _scorer(project, pool, images, frozen, own, settings)
     query = _query(project, pool, scorer, settings, round.number, progress)
     picks = _picks(project, pool, query, strategy, settings)
     _write(project, round, pool, picks, scorer, strategy, settings, progress)
@@ -145,7 +146,12 @@ def _newest_model(project: Project, settings: NextSettings) -> TrainedModel | No
 
 
 def _scorer(
-    project: Project, pool: ProjectPool, frozen: network.Frozen, own: TrainedModel | None, settings: NextSettings
+    project: Project,
+    pool: ProjectPool,
+    images: NDArray[np.uint8],
+    frozen: network.Frozen,
+    own: TrainedModel | None,
+    settings: NextSettings,
 ) -> _Scorer:
     if settings.model is not None:
         size = project.config.image_size
@@ -155,7 +161,7 @@ def _scorer(
 
         model, _ = load_model(settings.model, image_size=size, build=build)
         model.eval().requires_grad_(False)
-        frames = FramePool(pool.frames, size, pool.left_out)
+        frames = FramePool([frame.id for frame in pool.frames], lambda at: torch.from_numpy(np.array(images[at])))
         return _Scorer(frames, frozen.maps, model, Path(settings.model).name, to_input)
     if own is None:
         return _Scorer(frozen.maps, frozen.maps, None, None)
@@ -321,9 +327,9 @@ def _write(
 
 def _looks(
     picks: Sequence[Pick], scorer: _Scorer, pool: ProjectPool, strategy: str, settings: NextSettings
-) -> Iterator[Look]:
+) -> Iterator[PickedFrame]:
     if scorer.model is not None:
-        yield from look_at(
+        yield from show_picked(
             scorer.model,
             picks,
             strategy=strategy,
@@ -343,7 +349,7 @@ def _looks(
         frame = picks[numbers[0]].frame
         image = reader.read(frame)
         nothing: NDArray[np.uint8] = np.full(image.shape[:2], UNLABELLED, np.uint8)
-        yield Look(frame, numbers, means[numbers], image, nothing, None)
+        yield PickedFrame(frame, numbers, means[numbers], image, nothing, None)
 
 
 def _mean_map(

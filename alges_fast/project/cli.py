@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -12,7 +11,7 @@ from typing import NoReturn
 from rich.console import Console
 
 from alges_fast import project
-from alges_fast.command import out_of_memory
+from alges_fast.command import run_command
 from alges_fast.errors import UserError
 from alges_fast.project.folder import COMMAND, opened
 from alges_fast.project.status import dice_line, next_step
@@ -48,23 +47,9 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a step; the exit code: 0, 2 for a user's mistake, 130 when interrupted."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    try:
-        _run(_parser().parse_args(argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error}: make it readable and the project writable, then run again", file=sys.stderr)
-        return 2
-    except RuntimeError as error:
-        if not out_of_memory(error):
-            raise
-        print("error: out of memory: begin a project of a smaller --image_size", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nstopped; the same command continues", file=sys.stderr)
-        return 130
-    return 0
+    return run_command(
+        lambda: _run(_parser().parse_args(argv)), if_out_of_memory="begin a project of a smaller --image_size"
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -120,7 +105,7 @@ def _server(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--label_studio", metavar="URL", help=f"{what}; the key is read from LABEL_STUDIO_API_KEY")
 
 
-def _run(given: argparse.Namespace) -> None:
+def _run(given: argparse.Namespace) -> int:
     root: Path = given.dir
     console = Console(stderr=True)
     with console.status("") as shown:
@@ -131,6 +116,7 @@ def _run(given: argparse.Namespace) -> None:
         for line in _STEPS[given.step](root, given, progress):
             console.print("", end="")
             print(line)
+    return 0
 
 
 def _new(root: Path, given: argparse.Namespace, progress: project.Progress) -> list[str]:

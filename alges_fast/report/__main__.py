@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from alges_fast.errors import UserError
+from alges_fast.command import run_command
 from alges_fast.report import write_report
 
 
@@ -14,12 +14,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Write the report of a run's folder again; the exit code: 0, or 2 for a folder that holds no run."""
     parser = argparse.ArgumentParser(prog="python -m alges_fast.report", description="Write a run's report again.")
     parser.add_argument("out", type=Path, help="the --out folder of a run")
-    out: Path = parser.parse_args(arguments).out
-    try:
-        write_report(out)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+    return run_command(lambda: _write(parser.parse_args(arguments).out))
+
+
+def _write(out: Path) -> int:
+    write_report(out)
     print(out / "report.html")
     return 0
 

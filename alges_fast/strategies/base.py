@@ -148,6 +148,7 @@ class Strategy(ABC):
         name: what it is called, and its folder in an experiment.
         reference: where it is defined.
         needs_model: whether a query must have a trained model.
+        reads_images: whether it looks at any image, its own or a model's account of it.
         trains_own_model: whether the model must be one that `prepare_model` made and `loss` trained.
         takes_whole_pool: whether it labels everything at once, so that there is nothing to rate.
         weighs_classes: whether it heeds a query's `class_weights`.
@@ -157,6 +158,7 @@ class Strategy(ABC):
     name: ClassVar[str]
     reference: ClassVar[str]
     needs_model: ClassVar[bool] = True
+    reads_images: ClassVar[bool] = True
     trains_own_model: ClassVar[bool] = False
     takes_whole_pool: ClassVar[bool] = False
     weighs_classes: ClassVar[bool] = False

@@ -19,6 +19,7 @@ class Random(Strategy):
     name: ClassVar[str] = "random"
     reference: ClassVar[str] = "the baseline of every active-learning study"
     needs_model: ClassVar[bool] = False
+    reads_images: ClassVar[bool] = False
 
     def rate(self, query: Query) -> Rating:
         free = _unlabelled(query)
@@ -37,6 +38,7 @@ class StratifiedRandom(Strategy):
     name: ClassVar[str] = "stratified-random"
     reference: ClassVar[str] = "Lüth et al., nnActive, 2025: few strategies beat a random baseline made with care"
     needs_model: ClassVar[bool] = False
+    reads_images: ClassVar[bool] = False
 
     def rate(self, query: Query) -> Rating:
         generator = np.random.default_rng(query.stream_seed("stratified-random"))

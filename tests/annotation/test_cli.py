@@ -23,7 +23,8 @@ from PIL import Image
 
 import alges_fast
 from alges_fast import atomic
-from alges_fast.annotation.cli import LOCK, main, parse
+from alges_fast.annotation.cli import main, parse
+from alges_fast.annotation.record import LOCK
 from alges_fast.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,6 +43,7 @@ def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "tiny_model", raising=False)
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("ALGES_FAST_CACHE", str(tmp_path / "cache"))
     (tmp_path / "tiny_model.py").write_text(MODEL)
     generator = np.random.default_rng(0)
     for video in ("a", "b"):
@@ -394,6 +396,15 @@ def test_stopped_at_any_write_it_leaves_out_the_same_files(spoilt: Path, monkeyp
     more = ["--n", "2", "--on_bad_image", "skip", "--batch_size", "4"]
     assert main(command(*more, out="whole")) == 0
     stopped_at_writes(spoilt, more, (1, 2, 3, 5, 12), monkeypatch)
+
+
+def test_a_folder_of_an_earlier_version_is_refused_by_name(pool: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command()) == 0
+    record = json.loads((pool / "out" / "pool.json").read_text())
+    del record["format"]
+    (pool / "out" / "pool.json").write_text(json.dumps(record))
+    assert main(command()) == 2
+    assert "out was begun with another version of alges_fast: choose another --out" in capsys.readouterr().err
 
 
 def test_a_pool_that_lost_too_much_says_so(spoilt: Path, capsys: pytest.CaptureFixture[str]) -> None:

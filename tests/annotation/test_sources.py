@@ -6,12 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from alges_fast.annotation.sources import FramePool, FrameReader, LeftOut, list_frames
+from alges_fast.annotation.decoded import decode_frames
+from alges_fast.annotation.sources import FrameReader, LeftOut, list_frames
 from alges_fast.errors import UserError
 
 RATE, SECONDS = 10, 6
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALGES_FAST_CACHE", str(tmp_path / "cache"))
 
 
 def picture(path: Path, value: int = 100) -> Path:
@@ -86,7 +93,7 @@ def test_a_video_gives_frames_at_the_rate_asked_for(video: Path) -> None:
     assert [frame.order for frame in frames] == pytest.approx(np.arange(0, SECONDS, 0.5))
     assert frames[3].id == "theatre.mp4@00001.500s"
     assert len(list_frames(video, fps=1000)) == RATE * SECONDS  # never a frame twice
-    pool = FramePool(frames, 32)
+    pool = decode_frames(frames, 32, LeftOut("stop"))
     for frame, (name, image) in zip(frames, (pool[i] for i in range(len(pool))), strict=True):
         assert name == frame.id
         assert image.shape == (3, 32, 32)
@@ -125,23 +132,45 @@ def test_of_a_video_that_is_damaged_in_the_middle_the_rest_is_read(tmp_path: Pat
             container.mux(stream.encode(av.VideoFrame.from_ndarray(noise, format="rgb24")))
         container.mux(stream.encode())
     frames = list_frames(path, fps=5)
-    pool = FramePool(frames, 32)
-    whole = [pool[i][1] for i in range(len(pool))]
+    whole = dict(decode_frames(frames, 32, LeftOut("stop")))
     contents = path.read_bytes()
     middle = len(contents) // 2
     path.write_bytes(contents[:middle] + bytes(2000) + contents[middle + 2000 :])
     with pytest.raises(UserError, match=r"noise\.mp4: damaged or cut short .*--on_bad_image skip"):
-        list(FramePool(frames, 32))
-    left_out, saved = LeftOut("skip"), []
-    pool = FramePool(frames, 32, left_out, lambda: saved.append(len(left_out.reasons)))
-    found = [pool[i][1] for i in range(len(pool))]
+        decode_frames(frames, 32, LeftOut("stop"))
+    left_out = LeftOut("skip")
+    found = dict(decode_frames(frames, 32, left_out))
     n = len(left_out.reasons)
     assert 0 < n < 10
-    assert saved == list(range(1, n + 1))
     assert left_out.by_file() == [f"{next(iter(left_out.reasons.values()))} ({n} frames)"]
-    for frame, before, after in zip(frames, whole, found, strict=True):
-        assert not after.any() if frame.id in left_out.reasons else after.float().sub(before.float()).abs().mean() < 40
-    assert list(pool)[-1][0] not in left_out.reasons
+    assert list(found) == [frame.id for frame in frames if frame.id not in left_out.reasons]
+    assert frames[-1].id in found
+    for id, image in found.items():
+        assert image.float().sub(whole[id].float()).abs().mean() < 40
+
+
+def test_a_pool_is_decoded_once_and_again_when_a_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(5):
+        picture(tmp_path / "pool" / f"a_{number}.png")
+    (tmp_path / "pool" / "a_3.png").write_bytes(b"")
+    frames = list_frames(tmp_path / "pool")
+    first_left_out, left_out = LeftOut("skip"), LeftOut("skip")
+    first = decode_frames(frames, 16, first_left_out)
+    images = list(map(torch.clone, (image for _, image in first)))
+    with monkeypatch.context() as patch:
+        patch.setattr(FrameReader, "read", lambda *_: pytest.fail("decoded again"))
+        again = decode_frames(frames, 16, left_out)
+    assert again.ids == first.ids == ("a_0.png", "a_1.png", "a_2.png", "a_4.png")
+    assert left_out.reasons == first_left_out.reasons
+    assert list(left_out.reasons) == ["a_3.png"]
+    assert all(torch.equal(before, after) for before, (_, after) in zip(images, again, strict=True))
+    with pytest.raises(UserError, match=r"a_3\.png"):
+        decode_frames(frames, 16, LeftOut("stop"))
+    (pixels,) = (tmp_path / "cache").glob("*.u8")
+    pixels.write_bytes(pixels.read_bytes()[:-1])  # cut short by a full disk or a careless copy
+    assert torch.equal(decode_frames(frames, 16, left_out)[3][1], images[3])
+    picture(tmp_path / "pool" / "a_3.png")
+    assert decode_frames(frames, 16, LeftOut("stop")).ids == tuple(frame.id for frame in frames)
 
 
 def test_pictures_of_more_than_8_bits_are_not_taken_for_white(tmp_path: Path) -> None:

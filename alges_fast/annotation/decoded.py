@@ -1,0 +1,145 @@
+"""The frames of a pool, decoded once for the model and kept: after that pass it is known which cannot be read.
+
+In the cache folder, like the frames of data sets: `pool-<key>.u8`, the (3, S, S) uint8 pictures of those that can be
+read one after another, and `pool-<key>.json`, why the others cannot. The key is made of the files' names, sizes and
+times of change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from alges_fast import atomic
+from alges_fast.annotation.sources import FrameReader, LeftOut, PoolFrame, resized
+from alges_fast.cache_folder import default_cache_dir
+from alges_fast.data.files import FaultyFile
+from alges_fast.data.frame_pool import FramePool
+from alges_fast.data.loading import map_in_order
+from alges_fast.errors import UserError
+
+
+def decode_frames(
+    frames: Sequence[PoolFrame],
+    image_size: int,
+    left_out: LeftOut,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> FramePool:
+    """The frames that can be read, stretched to the model's square like its training frames, mapped from the cache.
+
+    Args:
+        frames: the pool's, in order.
+        image_size: side of the square.
+        left_out: frames that cannot be read are added to it, or the first of them is raised, as it is set.
+        progress: called with (frames done, frames in all) while they are decoded.
+
+    Raises:
+        UserError: a frame that cannot be read and must not be left out; or a cache that cannot be written.
+    """
+    decoded, images = decoded_images(frames, image_size, left_out, progress)
+    rows = [row for row, frame in enumerate(decoded) if frame.id not in left_out.reasons]
+    return FramePool([decoded[row].id for row in rows], lambda at: torch.from_numpy(np.array(images[rows[at]])))
+
+
+def decoded_images(
+    frames: Sequence[PoolFrame],
+    image_size: int,
+    left_out: LeftOut,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[list[PoolFrame], NDArray[np.uint8]]:
+    """As `decode_frames`, with those that were left out before: the frames that can be read, and (N, 3, S, S)."""
+    folder = default_cache_dir()
+    key = _key(frames, image_size)
+    pixels, faults = folder / f"pool-{key}.u8", folder / f"pool-{key}.json"
+    with atomic.locked(folder / f"pool-{key}.lock"):
+        if not _is_whole(pixels, faults, len(frames), image_size):
+            _decode(frames, image_size, left_out, pixels, faults, progress)
+    reasons: dict[str, str] = json.loads(faults.read_text(encoding="utf-8"))
+    for id, reason in reasons.items():
+        if id not in left_out.reasons:
+            left_out.add(id, FaultyFile(reason))
+    decoded = [frame for frame in frames if frame.id not in reasons]
+    if not decoded:
+        raise UserError(f"no frame of the pool can be read: {next(iter(reasons.values()))}")
+    return decoded, np.memmap(pixels, np.uint8, "r", shape=(len(decoded), 3, image_size, image_size))
+
+
+def _is_whole(pixels: Path, faults: Path, n_frames: int, image_size: int) -> bool:
+    if not (pixels.exists() and faults.exists()):
+        return False
+    n_decoded = n_frames - len(json.loads(faults.read_text(encoding="utf-8")))
+    return pixels.stat().st_size == n_decoded * 3 * image_size**2
+
+
+def _decode(
+    frames: Sequence[PoolFrame],
+    image_size: int,
+    left_out: LeftOut,
+    pixels: Path,
+    faults: Path,
+    progress: Callable[[int, int], None],
+) -> None:
+    """Write both files. A draft that was cut short is written again from its beginning."""
+    draft = pixels.with_name(f".{pixels.name}.draft")
+    reasons: dict[str, str] = {}
+    try:
+        with draft.open("wb") as file:
+            for done, (frame, result) in enumerate(_read_all(frames, image_size)):
+                progress(done, len(frames))
+                if isinstance(result, FaultyFile):
+                    if frame.id not in left_out.reasons:
+                        left_out.add(frame.id, result)
+                    reasons[frame.id] = str(result)
+                else:
+                    file.write(result.numpy().tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        atomic.write_json(faults, reasons)
+        draft.replace(pixels)
+    except OSError as error:
+        raise UserError(
+            f"{pixels}: cannot be written ({error.strerror or error}): make room, or set ALGES_FAST_CACHE to another "
+            "folder"
+        ) from None
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _read_all(frames: Sequence[PoolFrame], size: int) -> Iterator[tuple[PoolFrame, Tensor | FaultyFile]]:
+    """Every frame, in order: pictures on all cores, a video's frames one after another."""
+
+    def read(frame: PoolFrame, reader: FrameReader) -> Tensor | FaultyFile:
+        try:
+            return resized(reader.read(frame), size)
+        except FaultyFile as fault:
+            return fault
+
+    for of_video, group in itertools.groupby(frames, key=lambda frame: frame.timestamp is not None):
+        run = list(group)
+        if of_video:
+            reader = FrameReader()
+            yield from ((frame, read(frame, reader)) for frame in run)
+        else:
+            yield from zip(run, map_in_order(lambda frame: read(frame, FrameReader()), run), strict=True)
+
+
+def _key(frames: Sequence[PoolFrame], size: int) -> str:
+    digest = hashlib.blake2b(f"1 {size}".encode(), digest_size=12)
+    for frame in frames:
+        try:
+            state = frame.path.stat()
+            digest.update(
+                f"\n{frame.path.resolve()} {frame.id} {frame.timestamp} {state.st_size} {state.st_mtime_ns}".encode()
+            )
+        except OSError:
+            digest.update(f"\n{frame.id} cannot be read".encode())
+    return digest.hexdigest()
