@@ -25,6 +25,7 @@ class Strided(Strategy):
     name: ClassVar[str] = "strided"
     reference: ClassVar[str] = "a strong baseline for volumes, arXiv 2207.00845"
     needs_model: ClassVar[bool] = False
+    reads_images: ClassVar[bool] = False
 
     def rate(self, query: Query) -> Rating:
         frames: dict[Id, list[Candidate]] = {}
