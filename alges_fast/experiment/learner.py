@@ -44,7 +44,7 @@ class Learner(ABC):
 
     @abstractmethod
     def inputs(self, images: NDArray[np.uint8]) -> NDArray[Any]:
-        """What the network is given of images (N, 3, S, S), (N, C, h, w); possibly a read-only memory map."""
+        """What the network is given of images (N, 3, S, S), (N, C, h, w); possibly a memory map."""
 
     @abstractmethod
     def new_network(self, n_classes: int, seed: int) -> nn.Module:

@@ -109,6 +109,8 @@ class Setting:
         inputs = self.pool_inputs
         if isinstance(inputs, Tensor):
             return FramePool(self.pool.ids, inputs.__getitem__)
+        if inputs.flags.writeable:  # as torch wants it; of what a map may write to, only memory is changed
+            return FramePool(self.pool.ids, lambda position: torch.from_numpy(inputs[position]))
         return FramePool(self.pool.ids, lambda position: torch.from_numpy(np.array(inputs[position])))
 
     def work(self, curve: Curve) -> float:

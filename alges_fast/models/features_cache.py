@@ -72,7 +72,9 @@ class FrozenEncoder:
         return made.to(torch.float16).contiguous(memory_format=torch.channels_last)
 
     def cached(self, images: NDArray[np.uint8], progress: Progress = _silent) -> NDArray[np.float16]:
-        """Features (N, channels, h, w) of images (N, 3, S, S), a read-only memory map, its channels last in memory.
+        """Features (N, channels, h, w) of images (N, 3, S, S), a memory map, its channels last in memory.
+
+        Copied on write, so that tensors share it and the file never changes.
 
         Raises:
             UserError: the cache folder cannot be written, or has no room.
@@ -234,7 +236,7 @@ def _open(place: Path, shape: tuple[int, int, int, int]) -> NDArray[np.float16] 
             raise ValueError("they are of another shape or format")
         if path.stat().st_size != 2 * int(np.prod(shape)):
             raise ValueError("the file is of another length")
-        made: NDArray[np.float16] = np.memmap(path, np.float16, "r", shape=shape)
+        made: NDArray[np.float16] = np.memmap(path, np.float16, "c", shape=shape)
         step = int(index["batch"])
         for number, start in enumerate(range(0, shape[0], step)):
             if zlib.crc32(made[start : start + step].data) != index["crc"][number]:

@@ -145,7 +145,7 @@ class Source:
                 yield _batch(named, images)
                 named = []
             if not named:
-                images = image.new_empty(self.step - number % self.step, *image.shape)
+                images = _room_for(self.step - number % self.step, image)
             images[len(named)] = image  # at once: a reader may give the next image in the same memory
             named.append((position, id))
             if len(named) == len(images):
@@ -292,6 +292,13 @@ def _kind(item: object) -> str:
     if isinstance(item, (Tensor, np.ndarray)):
         return f"{type(item).__name__} of shape {tuple(item.shape)}"
     return type(item).__name__
+
+
+def _room_for(n: int, image: Tensor) -> Tensor:
+    """Room for n images (n, ...) laid out like this one: channels last where its are, so that copies are straight."""
+    if image.ndim == 3 and image.stride(0) == 1 and image.shape[0] > 1:
+        return image.new_empty(n, *image.shape[1:], image.shape[0]).movedim(-1, 1)
+    return image.new_empty(n, *image.shape)
 
 
 def _batch(named: Sequence[tuple[int, Id]], images: Tensor) -> Batch:

@@ -64,8 +64,11 @@ def keep_freed_memory() -> None:
 
 
 def are_finite(images: Tensor) -> Tensor:
-    """(B,) bool: no NaN or infinity. From the extremes, since a sum may overflow: of float16 it soon does."""
+    """(B,) bool: no NaN or infinity. On the CPU from sums, in one pass; where one is not finite, and on a GPU, which
+    should not wait for the answer, from the extremes, since a sum may overflow: of float16 it soon does."""
     axes = tuple(range(1, images.ndim))
+    if images.device.type == "cpu" and bool((sums := images.sum(axes).isfinite()).all()):
+        return sums
     return images.amax(axes).isfinite() & images.amin(axes).isfinite()
 
 

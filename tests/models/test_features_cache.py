@@ -55,7 +55,9 @@ def test_made_once_mapped_and_what_the_model_would_make(tmp_path: Path, frames: 
     made = encoder(tmp_path, frames)
     kept = made.cached(frames)
     assert (kept.shape, kept.dtype) == ((9, 64, 8, 8), np.float16)
-    assert not kept.flags.writeable
+    before = data_file(tmp_path).read_bytes()
+    torch.from_numpy(made.cached(frames)).fill_(7)
+    assert data_file(tmp_path).read_bytes() == before
     assert kept.strides[1] == 2, "a pixel's channels lie together"
     with torch.no_grad():
         whole = features(made.trunk, made.projection, made.trunk.normalisation(torch.from_numpy(frames)))

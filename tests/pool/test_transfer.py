@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from alges_fast.pool import transfer
+from alges_fast.pool.source import Source
+from alges_fast.pool.transfer import are_finite
 
 
 class Event:
@@ -44,3 +46,20 @@ def test_copies_from_a_device_are_there_once_the_event_has_passed() -> None:
     assert event is not None
     event.synchronize()
     assert torch.equal(copies[0], torch.arange(1 << 20))
+
+
+def test_finite_images_are_told_whatever_their_sum() -> None:
+    images = torch.full((4, 3, 4, 4), 3e38)  # sums to infinity
+    images[1, 2, 3, 3] = torch.nan
+    images[2, 0, 0, 0] = -torch.inf
+    assert are_finite(images).tolist() == [True, False, False, True]
+    assert are_finite(images[:1]).tolist() == [True]
+    assert are_finite(torch.ones(2, 1, 3, 3, dtype=torch.float16)).tolist() == [True, True]
+
+
+def test_batches_keep_channels_last_images_as_they_are() -> None:
+    maps = torch.randn(5, 4, 6, 3).permute(0, 3, 1, 2)
+    batches = list(Source([(str(i), image) for i, image in enumerate(maps)], 0, 1, 2).batches())
+    assert [len(batch.ids) for batch in batches] == [2, 2, 1]
+    assert all(batch.images.is_contiguous(memory_format=torch.channels_last) for batch in batches)
+    assert torch.equal(torch.cat([batch.images for batch in batches]), maps)
