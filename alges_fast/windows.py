@@ -20,6 +20,7 @@ __all__ = [
     "cell_boxes",
     "class_changes",
     "cut",
+    "grid_of",
     "inside",
     "named",
     "padded",
@@ -55,6 +56,14 @@ def named(text: str) -> str | Window:
     """The window that `str` wrote so, or the text itself where it names none."""
     found = re.fullmatch(r"(.+)#xywh=(\d+),(\d+),(\d+),(\d+)", text, re.DOTALL)
     return Window(found[1], *(int(found[i]) for i in range(2, 6))) if found else text
+
+
+def grid_of(text: str) -> tuple[int, int]:
+    """Rows and columns of a grid as people write it, "4x3". Raises ValueError where it is not one."""
+    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if found is None:
+        raise ValueError(f"{text}: give rows x columns, such as 8x8")
+    return int(found[1]), int(found[2])
 
 
 def cell_boxes(size: Sequence[int], regions: tuple[int, int]) -> list[Box]:

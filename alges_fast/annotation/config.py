@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 from typing import Literal
 
 from alges_fast.errors import UserError
 from alges_fast.strategies import get_strategy
+from alges_fast.windows import grid_of
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,10 @@ class SelectConfig:
             raise UserError(f"--fps is {self.fps}: give a finite number above 0")
         if self.min_gap is not None and not 0 <= self.min_gap < math.inf:
             raise UserError(f"--min_gap is {self.min_gap}: give a finite number, 0 or more")
-        if self.regions is not None and not re.fullmatch(r"[1-9]\d*x[1-9]\d*", self.regions):
-            raise UserError(f"--regions {self.regions}: give rows x columns, such as 8x8")
+        try:
+            _ = self.grid
+        except ValueError as error:
+            raise UserError(f"--regions {error}") from error
         if self.budget_pixels is not None:
             if self.regions is None:
                 raise UserError("--budget_pixels counts pixels of windows: give --regions too, such as --regions 8x8")
@@ -105,7 +107,4 @@ class SelectConfig:
     @property
     def grid(self) -> tuple[int, int] | None:
         """Rows and columns of `regions`."""
-        if self.regions is None:
-            return None
-        rows, columns = self.regions.split("x")
-        return int(rows), int(columns)
+        return None if self.regions is None else grid_of(self.regions)

@@ -14,11 +14,14 @@ Where windows of a frame are to be annotated, each is a rectangle with the label
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Sequence
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
@@ -208,3 +211,22 @@ def _brush_code(where: NDArray[np.bool_]) -> list[int]:
     code = "".join(bits)
     code += "0" * (-len(code) % 8)
     return list(int(code, 2).to_bytes(len(code) // 8, "big"))
+
+
+def cvat_archive(out: Path, xml: str, names: Sequence[str]) -> bytes:
+    """CVAT's import: annotations.xml beside these of `out`/images. Equal contents give equal bytes."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr(zipfile.ZipInfo("annotations.xml"), xml, zipfile.ZIP_DEFLATED)
+        for name in names:
+            archive.writestr(zipfile.ZipInfo(f"images/{name}"), (out / "images" / name).read_bytes())
+    return buffer.getvalue()
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows with the first one's columns."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

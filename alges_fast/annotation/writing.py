@@ -5,10 +5,7 @@ Nothing is overwritten with other contents but lists and pages: masks that were 
 
 from __future__ import annotations
 
-import csv
-import io
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +21,8 @@ from alges_fast import atomic
 from alges_fast.annotation.config import SelectConfig
 from alges_fast.annotation.exports import (
     AnnotatedFrame,
+    csv_text,
+    cvat_archive,
     cvat_xml,
     file_name,
     label_studio_config,
@@ -110,7 +109,7 @@ def write_selection(
 
     atomic.write_bytes(out / "contact_sheet.png", encoded(contact_sheet(sheet), "png"))
     xml = cvat_xml(annotated, classes, colours)
-    atomic.write_bytes(out / "cvat.zip", _archive(out, xml, [frame.name for frame in annotated]))
+    atomic.write_bytes(out / "cvat.zip", cvat_archive(out, xml, [frame.name for frame in annotated]))
     atomic.write_text(
         out / "label_studio" / "tasks.json",
         label_studio_tasks(annotated, classes, image_prefix=config.image_prefix, model_version=Path(config.model).name),
@@ -122,8 +121,8 @@ def write_selection(
     atomic.write_text(out / "index.html", page)
     if left_out.reasons:
         missing = [{"id": name, "reason": left_out.reasons[name]} for name in sorted(left_out.reasons, key=natural_key)]
-        atomic.write_text(out / "left_out.csv", _csv(missing))
-    atomic.write_text(out / "picks.csv", _csv(rows))
+        atomic.write_text(out / "left_out.csv", csv_text(missing))
+    atomic.write_text(out / "picks.csv", csv_text(rows))
     return notes
 
 
@@ -137,14 +136,6 @@ def check_names(out: Path, frames: Sequence[PoolFrame]) -> None:
                 f"{ids[name]} and {frame.id} would both be {out}/images/{name}: rename one, or put the text list into "
                 "a folder that holds both"
             )
-
-
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def _rows(
@@ -214,13 +205,3 @@ def _write_windows(path: Path, mask: NDArray[np.uint8], windows: Sequence[Window
 def _write_once(path: Path, contents: bytes) -> None:
     if not path.exists():
         atomic.write_bytes(path, contents)
-
-
-def _archive(out: Path, xml: str, names: Sequence[str]) -> bytes:
-    """CVAT's import: annotations.xml beside images/. Equal contents give equal bytes."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr(zipfile.ZipInfo("annotations.xml"), xml, zipfile.ZIP_DEFLATED)
-        for name in names:
-            archive.writestr(zipfile.ZipInfo(f"images/{name}"), (out / "images" / name).read_bytes())
-    return buffer.getvalue()

@@ -194,7 +194,7 @@ def _open(place: Path) -> tuple[dict[str, FrameSet], dict[str, Any]] | None:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[bool]:
-    """Wait for the lock; False where the system or the file system has none."""
+    """Wait for the lock; False where the system or the file system has none, which `atomic.locked` does not tell."""
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
+from alges_fast import windows
 from alges_fast.errors import UserError
 
 
@@ -129,10 +129,10 @@ def grid_of(text: str) -> tuple[int, int] | None:
     """
     if text == "none":
         return None
-    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
-    if found is None:
-        raise UserError(f"--regions {text}: give rows x columns, such as 8x8, or none for whole frames")
-    return int(found[1]), int(found[2])
+    try:
+        return windows.grid_of(text)
+    except ValueError as error:
+        raise UserError(f"--regions {error}, or none for whole frames") from error
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(

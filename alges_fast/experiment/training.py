@@ -22,6 +22,7 @@ from alges_fast.data import FrameSet, to_input
 from alges_fast.errors import UserError
 from alges_fast.experiment.crops import Crop
 from alges_fast.experiment.metrics import SegmentationCounts
+from alges_fast.models.batch_norm import has_statistics_of_one_value
 from alges_fast.random_streams import stream_seed
 
 LossFunction = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -73,6 +74,7 @@ def train(
     masks = torch.from_numpy(np.array(frames.masks)).to(device)
     size = images.shape[-1]
     shown = list(crops) if crops is not None else [Crop(frame, 0, 0, size) for frame in range(len(frames))]
+    alone: set[int] = set()  # sides of images that made a batch by themselves
     mean = math.nan
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):  # for dropout
@@ -81,13 +83,11 @@ def train(
             total = torch.zeros((), device=device)
             for batch in batches_of_crops(shown, size, batch_size, stream_seed("shuffle", seed, round, epoch)):
                 inputs = transform(cut_out(images, batch)).contiguous(memory_format=MEMORY_FORMAT)
-                try:
-                    value = loss(wrapped, inputs, cut_out(masks, batch).long())
-                except ValueError as error:
-                    if "more than 1 value per channel" not in str(error):
-                        raise
-                    why = "this model's batch normalisation cannot train on one image: raise --init_size"
-                    raise UserError(why) from error
+                if len(batch) == 1 and batch[0].side not in alone:
+                    alone.add(batch[0].side)
+                    if has_statistics_of_one_value(model, inputs):
+                        raise UserError("this model's batch normalisation cannot train on one image: raise --init_size")
+                value = loss(wrapped, inputs, cut_out(masks, batch).long())
                 fabric.backward(value)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)

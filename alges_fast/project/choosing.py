@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import re
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +14,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from alges_fast import atomic
-from alges_fast.annotation.exports import AnnotatedFrame, cvat_xml, label_studio_config, label_studio_tasks
+from alges_fast.annotation.exports import (
+    AnnotatedFrame,
+    csv_text,
+    cvat_archive,
+    cvat_xml,
+    label_studio_config,
+    label_studio_tasks,
+)
 from alges_fast.annotation.models import load_model
 from alges_fast.annotation.page import Asked, Card, selection_page
 from alges_fast.annotation.picks import Pick, PickedFrame, reasons, show_picked
@@ -30,12 +34,12 @@ from alges_fast.errors import UserError
 from alges_fast.experiment.annotator import box_of
 from alges_fast.labels import UNLABELLED
 from alges_fast.project import network
-from alges_fast.project.folder import PICKS, Project, Round, TrainedModel, csv_text
+from alges_fast.project.folder import PICKS, Project, Round, TrainedModel
 from alges_fast.project.labels import read_labels
 from alges_fast.project.pool import Progress, ProjectPool, decoded, list_pool, silent
 from alges_fast.selection.candidates import Candidates, Place
 from alges_fast.strategies import Candidate, Query, get_strategy
-from alges_fast.windows import Window, cell_boxes, cut, windows_of
+from alges_fast.windows import Window, cell_boxes, cut, grid_of, windows_of
 
 COLD_START = "typical"
 """The strategy before anything is labelled."""
@@ -65,17 +69,16 @@ class NextSettings:
     def __post_init__(self) -> None:
         if self.n < 1:
             raise UserError(f"-n is {self.n}: give at least 1")
-        if self.regions is not None and not re.fullmatch(r"[1-9]\d*x[1-9]\d*", self.regions):
-            raise UserError(f"--regions {self.regions}: give rows x columns, such as 4x4")
+        try:
+            _ = self.grid
+        except ValueError as error:
+            raise UserError(f"--regions {error}") from error
         if self.strategy is not None and get_strategy(self.strategy).takes_whole_pool:
             raise UserError(f"--strategy {self.strategy} takes the whole pool, so there is nothing to choose")
 
     @property
     def grid(self) -> tuple[int, int] | None:
-        if self.regions is None:
-            return None
-        rows, columns = self.regions.split("x")
-        return int(rows), int(columns)
+        return None if self.regions is None else grid_of(self.regions)
 
 
 @dataclass(frozen=True)
@@ -303,7 +306,7 @@ def _write(
         embeddings.update(zip(look.picks, look.embeddings, strict=True))
     atomic.write_bytes(folder / "contact_sheet.png", encoded(contact_sheet(sheet), "png"))
     xml = cvat_xml(annotated, config.classes, colours)
-    atomic.write_bytes(folder / "cvat.zip", _archive(folder, xml, [frame.name for frame in annotated]))
+    atomic.write_bytes(folder / "cvat.zip", cvat_archive(folder, xml, [frame.name for frame in annotated]))
     tasks = label_studio_tasks(
         annotated, config.classes, image_prefix=config.image_prefix, model_version=scorer.name or "none"
     )
@@ -386,13 +389,3 @@ def _rows(
             }
         )
     return rows
-
-
-def _archive(folder: Path, xml: str, names: Sequence[str]) -> bytes:
-    """CVAT's import: annotations.xml beside images/. Equal contents give equal bytes."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr(zipfile.ZipInfo("annotations.xml"), xml, zipfile.ZIP_DEFLATED)
-        for name in names:
-            archive.writestr(zipfile.ZipInfo(f"images/{name}"), (folder / "images" / name).read_bytes())
-    return buffer.getvalue()

@@ -19,7 +19,6 @@ most.
 from __future__ import annotations
 
 import csv
-import io
 import json
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -269,15 +268,6 @@ def opened(root: Path) -> Iterator[Project]:
         project = Project(root, config)
         project.finish_import()
         yield project
-
-
-def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows with the first one's columns."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def _begun(round: Round) -> bool:

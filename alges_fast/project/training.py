@@ -20,11 +20,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from alges_fast import atomic
+from alges_fast.annotation.exports import csv_text
 from alges_fast.errors import UserError
 from alges_fast.experiment.metrics import SegmentationCounts
 from alges_fast.models.frozen import FrozenHead
 from alges_fast.project import network
-from alges_fast.project.folder import HISTORY, MODEL, Project, TrainedModel, csv_text
+from alges_fast.project.folder import HISTORY, MODEL, Project, TrainedModel
 from alges_fast.project.labels import Labels, read_labels
 from alges_fast.project.pool import Progress, decoded, list_pool, silent
 from alges_fast.random_streams import stream_seed

@@ -16,9 +16,18 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from alges_fast.errors import UserError
+from alges_fast.models.batch_norm import has_statistics_of_one_value
 from alges_fast.seeding import Seeding, kmeans_plusplus
 from alges_fast.strategies.base import Query, Rating, Strategy
-from alges_fast.strategies.embedding import by_candidate, by_cell, embed, gathered, last_layer_inputs, trained_model
+from alges_fast.strategies.embedding import (
+    by_candidate,
+    by_cell,
+    embed,
+    forward,
+    gathered,
+    last_layer_inputs,
+    trained_model,
+)
 from alges_fast.strategies.rating import by_seeding
 from alges_fast.strategies.registry import register_strategy
 
@@ -39,13 +48,11 @@ class AlgesImageReleased(Strategy):
 
     def rate(self, query: Query) -> Rating:
         changed = replace(query, model=with_batch_statistics(trained_model(query)), batch_size=1)
-        try:
-            found = embed(changed, ("image",))
-        except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
-                raise
+        model = trained_model(query)
+        if next(forward(changed, lambda images: has_statistics_of_one_value(model, images)), False):
             why = "takes the statistics of one frame, and this model's deepest layers have one value of it"
-            raise UserError(f"{self.name} {why}: raise --image_size, or leave it out") from error
+            raise UserError(f"{self.name} {why}: raise --image_size, or leave it out")
+        found = embed(changed, ("image",))
         positions, gradients = gathered(query, found.positions, found.outputs["image"].double().flatten(2))
         return _released_seeding(query, positions, gradients.cumsum(0).norm(dim=2).float())
 
