@@ -159,7 +159,7 @@ def _opening(run: RunFolder, findings: Findings) -> list[str]:
     if not families or families[0].baseline != RANDOM or not saved:
         return []
     ahead = [c for c in families[0].comparisons if c.separates and c.difference > 0 and c.first in saved]
-    seeds = families[0].comparisons[0].n
+    seeds = min(c.n for c in families[0].comparisons)
     if not ahead:
         if not run.windows:
             return []  # the verdict says it as plainly

@@ -32,7 +32,7 @@ from alges_fast.report.saving import FRAMES, OUTLINE, PIXELS
 from alges_fast.report.style import DARK, LIGHT, NARROW, Look, in_order, parts, strategy_styles
 
 MOST_SHOWN = 14  # more curves than this, and pictures name the baselines and the highest alone
-MOST_SAVINGS = 24
+MOST_ROWS = 24  # and those with a row for each strategy have the highest
 NARROW_SCREEN = 620  # CSS pixels
 _SCREENS = {
     "wide": LIGHT,
@@ -216,7 +216,7 @@ def _savings(run: RunFolder, findings: Findings) -> _Section | None:
         f"How many times as much {main.name} random frames need for the same Dice, by strategy, after {at} {counted}",
         partial(
             figures.label_savings,
-            {name: saved[at] for name, saved in highest[:MOST_SAVINGS] if at in saved},
+            {name: saved[at] for name, saved in highest[:MOST_ROWS] if at in saved},
             strategy_styles(run.strategies),
             baseline="random frames",
             what=f"{main.name} (after {at} {counted})",
@@ -229,8 +229,8 @@ def _savings(run: RunFolder, findings: Findings) -> _Section | None:
         "extrapolation. Intervals are 95 %, from resampling the seeds that both have. The columns are numbers of "
         f"{counted}."
     )
-    if len(highest) > MOST_SAVINGS:
-        text += f" The picture has the highest {MOST_SAVINGS} of {len(highest)}."
+    if len(highest) > MOST_ROWS:
+        text += f" The picture has the highest {MOST_ROWS} of {len(highest)}."
     folds = [
         _Fold(f"In {measure.name}", table=tables.label_savings(saved))
         for measure, saved in findings.savings.items()
@@ -294,6 +294,16 @@ def _differences(run: RunFolder, findings: Findings) -> _Section:
         "less than four times in five."
     )
     folds = [_Fold("All pairs", table=tables.pairs(findings.pairs))] if findings.pairs else []
+    for families, what in ((findings.to_baselines, over_pixels), (findings.at_equal_outline, "mean Dice over outline")):
+        folds += [
+            _Fold(
+                f"All {len(family.comparisons)} minus {family.baseline}: {what}", table=tables.pairs(family.comparisons)
+            )
+            for family in families
+            if len(family.comparisons) > MOST_ROWS
+        ]
+    if any(len(family.comparisons) > MOST_ROWS for family in findings.to_baselines):
+        text += f" A picture has the highest {MOST_ROWS}; the tables below have all."
     if by_outline:
         folds.insert(0, _Fold("Over equal pixels", pictures=by_pixels))
     return _Section(title, text, by_outline or by_pixels, folds=folds, notes=of_pixels(findings))
@@ -306,7 +316,7 @@ def _forests(run: RunFolder, families: Sequence[Family], what: str, suffix: str)
             f"Difference of every strategy to {family.baseline} in {what}, with 95 % intervals",
             partial(
                 figures.forest,
-                family.comparisons,
+                sorted(family.comparisons, key=lambda c: -c.difference)[:MOST_ROWS],
                 strategy_styles(run.strategies),
                 resolvable=family.resolvable,
                 baseline=family.baseline,
