@@ -20,7 +20,8 @@ Two plans, chosen by `choose_plan` from the sizes of one image, never from the b
 Precision: products run on tensor cores and keep float32's accuracy. float32 operands are each split in two TF32 parts
 ("tf32x3"). float16 and bfloat16 features enter as they are, and the float32 operand (weight or r) is cut into parts
 that are exact in the type of the product: three bfloat16 parts, or two TF32 parts beside float16. Sums over tiles are
-added outside the tensor core, which rounds its own running sum toward zero (Ootomo and Yokota, IJHPCA 2022).
+added outside the tensor core, which rounds its own running sum toward zero (Ootomo and Yokota, IJHPCA 2022); so are
+sums over more than 128 channels, every 64.
 """
 
 # Kernels carry no types: Triton's compiler gives its own meaning to annotations.
@@ -144,7 +145,7 @@ def choose_plan(
     if padded <= 256 and classes <= 64 and classes * padded * max(1, sums) <= 8192:
         # Tiles of 8 KB, 16 for 256 channels, two stages, and the weight: within the 99 KB of the smallest GPU. Larger
         # float32 tiles spill registers from 64 channels on (bench/NOTES.md).
-        tile = min(128, max(16, (2048 if float32 else 4096) // padded))
+        tile = min(64 if float32 else 128, max(16, (2048 if float32 else 4096) // padded))
         tiles = -(-pixels // tile)
         # A chunk's sums are small beside the features it read, and 128 chunks fill a GPU.
         per_chunk = max(-(-tiles // 128), 4, 16 * classes // tile)
@@ -257,7 +258,7 @@ class _Launch:
         feature_sums = None
         if "feature_sum" in found:
             feature_sums = new(n_images, plan.chunks, problem.channels, dtype=torch.float32)
-        sizes = self.height, self.width, self.pixels, plan.chunk_pixels
+        sizes = self.height, self.width, self.pixels, plan.chunk_pixels // plan.tile_pixels
         options = {"num_warps": plan.warps, "num_stages": plan.stages}
         operands = (features, problem.weight, problem.bias, logits, residual, valid)
         if plan.one_pass:
@@ -282,7 +283,7 @@ class _Launch:
                 if any(self.sums.values()) or feature_sums is not None:
                     _outer_sums[outer_grid](
                         features, valid, flight, predictions, image, vector, feature_sums, *sizes, segment,
-                        plan.segment_pixels, SUM_PRODUCT=self.product, TILE_R=min(64, plan.tile_classes),
+                        plan.tiles_in_flight, SUM_PRODUCT=self.product, TILE_R=min(64, plan.tile_classes),
                         **self.constants, **self.sums, **options,
                     )  # fmt: skip
         size = problem.weight.numel() if any(self.sums.values()) else 0
@@ -324,8 +325,8 @@ def _strides(tensor: Tensor, axis: int, step: int | None) -> tuple[int, ...]:
     return (*lead, *tensor.stride()[axis:]) if step is None else (*lead, 0, 0, step)
 
 
-# The kernels and their parts. Tiles are (pixels, channels) and (pixels, classes). Sizes of the map are not specialised:
-# a kernel compiled for one serves all.
+# The kernels and their parts. Tiles are (pixels, channels) and (pixels, classes). Of a map they are
+# specialised on whether its pixels are a multiple of 16, which lets loads take 16 bytes: two kernels serve all sizes.
 
 
 @triton.jit
@@ -364,19 +365,26 @@ def _product(features, other, MODE: tl.constexpr):
 
 
 @triton.jit
-def _position(pixel, height, width, FLAT: tl.constexpr):
-    """z, y, x of pixels; of a map that is one long row, 0, 0 and the pixel."""
+def _position(first, height, width, TILE_P: tl.constexpr, FLAT: tl.constexpr):
+    """The pixels of a tile from `first` on, and their z, y, x; of a map that is one long row, 0, 0 and the pixel."""
+    inside = tl.arange(0, TILE_P)
+    pixel = first + inside
     if FLAT:
         z, y, x = pixel * 0, pixel * 0, pixel
     else:
-        row = pixel // width
-        z, y, x = row // height, row % height, pixel % width
-    return z, y, x
+        # One 64-bit division a tile; within it 32 bits do.
+        row = first // width
+        x = (first - row * width).to(tl.int32) + inside
+        y = (row % height).to(tl.int32) + x // width
+        z = (row // height).to(tl.int32) + y // height
+        x, y = x % width, y % height
+    return pixel, z, y, x
 
 
 @triton.jit
 def _offset(strides, image, z, y, x):
-    return image * strides[0] + z * strides[2] + y * strides[3] + x * strides[4]
+    by_row = z.to(tl.int64) * strides[2] + y.to(tl.int64) * strides[3]
+    return image * strides[0] + by_row + x.to(tl.int64) * strides[4]
 
 
 @triton.jit
@@ -463,28 +471,29 @@ def _uncertainty(predicted, shifted, exps, others, total, counting):
     """Entropy, margin and confidence of each pixel, 0 where it does not count."""
     # -Σ p ln p = ln Σ e - Σ e ln e / Σ e; a class with e = 0 adds nothing, and ln e would be -inf there.
     weighted = tl.sum(exps * tl.where((exps > 0) & (predicted == 0), shifted, 0.0), 1)
-    entropy = _log1p(others) - weighted / total
+    inverse = 1.0 / total
+    entropy = _log1p(others) - weighted * inverse
     second = tl.max(tl.where(predicted, 0.0, exps), 1)
     return (
         tl.where(counting, entropy, 0.0),
-        tl.where(counting, (1.0 - second) / total, 0.0),
-        tl.where(counting, 1.0 / total, 0.0),
+        tl.where(counting, (1.0 - second) * inverse, 0.0),
+        tl.where(counting, inverse, 0.0),
     )
 
 
 @triton.jit
 def _probability(predicted, shifted, exps, others, total, counting):
     """p of every class, and p times the pixel's entropy; 0 where the pixel does not count."""
-    p = tl.where(predicted, 1.0, exps) / total[:, None]
+    p = tl.where(predicted, 1.0, exps) * (1.0 / total)[:, None]
     entropy, _, _ = _uncertainty(predicted, shifted, exps, others, total, counting)
     p = tl.where(counting[:, None], p, 0.0)
     return p, p * entropy[:, None]
 
 
-@triton.jit(do_not_specialize=["height", "width", "pixels", "chunk_pixels"])
+@triton.jit(do_not_specialize=["height", "width", "chunk_tiles"])
 def _one_pass(
     features, weight, bias, logits, residual, valid, image_sums, vector_sums, feature_sums, scores, counts, norm_map,
-    height, width, pixels, chunk_pixels,
+    height, width, pixels, chunk_tiles,
     K: tl.constexpr, C: tl.constexpr, KERNEL: tl.constexpr, FLAT: tl.constexpr,
     TILE_P: tl.constexpr, TILE_C: tl.constexpr, TILE_K: tl.constexpr,
     WEIGHT_PRODUCT: tl.constexpr, SUM_PRODUCT: tl.constexpr, PREDICTION: tl.constexpr, NORMS: tl.constexpr,
@@ -504,7 +513,8 @@ def _one_pass(
     chunk, image = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     row = image * tl.num_programs(0) + chunk
     channel, class_ = tl.arange(0, TILE_C), tl.arange(0, TILE_K)
-    if PREDICTION and logits is None:
+    IN_PIECES: tl.constexpr = TILE_C > 128 and WEIGHT_PRODUCT == "tf32x3"
+    if PREDICTION and logits is None and not IN_PIECES:
         weights = _weights(weight, channel, K, C, TILE_K)
     image_sum = tl.zeros((TILE_K, TILE_C), tl.float32)
     vector_sum = tl.zeros((TILE_K, TILE_C), tl.float32)
@@ -519,10 +529,10 @@ def _one_pass(
     mass_entropy = tl.zeros((TILE_P, TILE_K), tl.float32)
     feature_sum = tl.zeros((TILE_C,), tl.float32)
 
+    chunk_pixels = chunk_tiles.to(tl.int64) * TILE_P
     stop = tl.minimum((chunk + 1) * chunk_pixels, pixels)
     for start in range(chunk * chunk_pixels, stop, TILE_P):
-        pixel = start + tl.arange(0, TILE_P)
-        z, y, x = _position(pixel, height, width, FLAT)
+        pixel, z, y, x = _position(start, height, width, TILE_P, FLAT)
         inside = pixel < stop
         counting = _counting(valid, image, z, y, x, inside)
         if NORMS or IMAGE or VECTOR or (PREDICTION and logits is None) or feature_sums is not None:
@@ -530,7 +540,19 @@ def _one_pass(
 
         if PREDICTION:
             if logits is None:
-                s = _product(patch, weights, WEIGHT_PRODUCT)
+                if IN_PIECES:
+                    # From cache again: the chain of truncating sums inside the tensor core ends every 64 channels.
+                    by_class = tl.zeros((TILE_K, TILE_P), tl.float32)
+                    for first in tl.static_range(0, TILE_C, 64):
+                        some = first + tl.arange(0, 64)
+                        piece = _patches(
+                            features, image, z, y, x, counting, some, height, width, pixels, C, KERNEL, FLAT
+                        )
+                        found = _product(piece, _weights(weight, some, K, C, TILE_K), WEIGHT_PRODUCT)
+                        by_class += tl.trans(found)
+                    s = tl.trans(by_class)
+                else:
+                    s = _product(patch, weights, WEIGHT_PRODUCT)
                 if bias is not None:
                     s += tl.load(bias + class_, mask=class_ < K, other=0.0)[None, :]
             else:
@@ -541,7 +563,7 @@ def _one_pass(
             r = _given(residual, image, z, y, x, counting, K, TILE_K)
         elif PREDICTION:
             # At the prediction minus the sum of the other classes' p: p - 1 cancels near p = 1.
-            r = tl.where(predicted, -others[:, None], exps) / total[:, None]
+            r = tl.where(predicted, -others[:, None], exps) * (1.0 / total)[:, None]
             r = tl.where(counting[:, None], r, 0.0)
 
         # Each tile's product is added outside the tensor core; transposed, for Triton would fuse the sum back in.
@@ -551,7 +573,7 @@ def _one_pass(
             vector_sum += tl.trans(_product(tl.trans(patch), tl.where(own, r, 0.0), SUM_PRODUCT))
         if NORMS:
             values = patch.to(tl.float32)
-            norm = tl.sqrt_rn(tl.sum(r * r, 1)) * tl.sqrt_rn(tl.sum(values * values, 1))
+            norm = tl.sqrt(tl.sum(r * r, 1)) * tl.sqrt(tl.sum(values * values, 1))
             norm = tl.where(counting, norm, 0.0)
             if norm_map is not None:
                 tl.store(norm_map + image * pixels + pixel, norm, mask=inside)
@@ -600,10 +622,10 @@ def _one_pass(
             tl.store(counts + class_, tl.sum(counted, 0), mask=class_ < K)
 
 
-@triton.jit(do_not_specialize=["height", "width", "pixels", "chunk_pixels", "segment", "tiles_in_flight"])
+@triton.jit(do_not_specialize=["height", "width", "chunk_tiles", "segment", "tiles_in_flight"])
 def _residuals(
     features, weight, bias, logits, residual, valid, flight, predictions, scores, counts, norm_map,
-    height, width, pixels, chunk_pixels, segment, tiles_in_flight,
+    height, width, pixels, chunk_tiles, segment, tiles_in_flight,
     K: tl.constexpr, C: tl.constexpr, KERNEL: tl.constexpr, FLAT: tl.constexpr,
     TILE_P: tl.constexpr, TILE_C: tl.constexpr, TILE_K: tl.constexpr,
     WEIGHT_PRODUCT: tl.constexpr, PREDICTION: tl.constexpr, NORMS: tl.constexpr, SEMANTIC: tl.constexpr,
@@ -619,10 +641,11 @@ def _residuals(
     chunk, tile = program // tiles_in_flight, program % tiles_in_flight
     row = image * tl.num_programs(0) + program
     class_ = tl.arange(0, TILE_K)
+    chunk_pixels = chunk_tiles.to(tl.int64) * TILE_P
     stop = tl.minimum((chunk + 1) * chunk_pixels, pixels)
     # A chunk need not be whole segments: tiles past its end count nothing.
-    pixel = chunk * chunk_pixels + (segment * tiles_in_flight + tile) * TILE_P + tl.arange(0, TILE_P)
-    z, y, x = _position(pixel, height, width, FLAT)
+    first = chunk * chunk_pixels + (segment * tiles_in_flight + tile) * TILE_P
+    pixel, z, y, x = _position(first, height, width, TILE_P, FLAT)
     inside = pixel < stop
     counting = _counting(valid, image, z, y, x, inside)
 
@@ -651,7 +674,7 @@ def _residuals(
     if residual is not None:
         r = _given(residual, image, z, y, x, counting, K, TILE_K)
     elif PREDICTION:
-        r = tl.where(predicted, -others[:, None], exps) / total[:, None]
+        r = tl.where(predicted, -others[:, None], exps) * (1.0 / total)[:, None]
         r = tl.where(counting[:, None], r, 0.0)
 
     if SUMS:
@@ -664,7 +687,7 @@ def _residuals(
     later = segment > 0
     known = tl.minimum(segment, 1) * K  # classes with sums of earlier segments: none or all
     if NORMS:
-        norm = tl.sqrt_rn(tl.sum(r * r, 1)) * tl.sqrt_rn(squares)
+        norm = tl.sqrt(tl.sum(r * r, 1)) * tl.sqrt(squares)
         norm = tl.where(counting, norm, 0.0)
         if norm_map is not None:
             tl.store(norm_map + image * pixels + pixel, norm, mask=inside)
@@ -690,10 +713,10 @@ def _residuals(
             tl.store(counts + class_, before + tl.sum(own.to(tl.int32), 0), mask=class_ < K)
 
 
-@triton.jit(do_not_specialize=["height", "width", "pixels", "chunk_pixels", "segment", "segment_pixels"])
+@triton.jit(do_not_specialize=["height", "width", "chunk_tiles", "segment", "tiles_in_flight"])
 def _outer_sums(
     features, valid, flight, predictions, image_sums, vector_sums, feature_sums,
-    height, width, pixels, chunk_pixels, segment, segment_pixels,
+    height, width, pixels, chunk_tiles, segment, tiles_in_flight,
     K: tl.constexpr, C: tl.constexpr, KERNEL: tl.constexpr, FLAT: tl.constexpr,
     TILE_P: tl.constexpr, TILE_C: tl.constexpr, TILE_K: tl.constexpr, TILE_R: tl.constexpr,
     SUM_PRODUCT: tl.constexpr, IMAGE: tl.constexpr, VECTOR: tl.constexpr,
@@ -721,12 +744,13 @@ def _outer_sums(
         feature_place = feature_sums + row * (C // TAPS) + channel // TAPS
         feature_sum = tl.load(feature_place, mask=middle & (segment > 0), other=0.0)
 
+    chunk_pixels = chunk_tiles.to(tl.int64) * TILE_P
+    segment_pixels = tiles_in_flight * TILE_P
     stop = tl.minimum((chunk + 1) * chunk_pixels, pixels)
     first = chunk * chunk_pixels + segment.to(tl.int64) * segment_pixels
     for start in range(0, segment_pixels, TILE_P):
         in_segment = start + tl.arange(0, TILE_P)
-        pixel = first + in_segment
-        z, y, x = _position(pixel, height, width, FLAT)
+        pixel, z, y, x = _position(first + start, height, width, TILE_P, FLAT)
         counting = _counting(valid, image, z, y, x, pixel < stop)
         patch = tl.trans(_patches(features, image, z, y, x, counting, channel, height, width, pixels, C, KERNEL, FLAT))
         in_flight = row * segment_pixels + in_segment
@@ -796,10 +820,10 @@ def _finish(
             total = _total(vector_sums + b * n_sums * size, element, inside, n_sums, size, tl.float32)
             tl.store(vector + b * size + element, total, mask=inside)
     elif feature_sum is not None:
-        element = (block - first_of_features) * TILE + tl.arange(0, TILE)
-        inside = element < n_features
-        total = _total(feature_sums + b * n_sums * n_features, element, inside, n_sums, n_features, tl.float32)
-        tl.store(feature_sum + b * n_features + element, total, mask=inside)
+        feature = (block - first_of_features) * TILE + tl.arange(0, TILE)
+        counted = feature < n_features
+        of_feature = _total(feature_sums + b * n_sums * n_features, feature, counted, n_sums, n_features, tl.float32)
+        tl.store(feature_sum + b * n_features + feature, of_feature, mask=counted)
 
 
 @triton.jit
