@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-Rival = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, "Tensor | None"]]
+Rival = Callable[[Tensor, Tensor, Tensor], "tuple[Tensor | None, Tensor | None]"]
 
 
 def eager(features: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -64,4 +65,54 @@ def autograd(features: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, No
     return torch.stack(images), None
 
 
-RIVALS: dict[str, Rival] = {"compiled": compiled, "eager": eager, "naive": naive, "autograd": autograd}
+def backpack_batch_grad(features: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, None]:
+    """BackPACK's gradients of single samples (Dangel et al., ICLR 2020), all images in one backward: no `semantic`."""
+    from backpack import backpack, extend
+    from backpack.extensions import BatchGrad
+
+    layer = extend(nn.Conv2d(*weight.shape[1::-1], tuple(weight.shape[2:]), padding=weight.shape[2] // 2))
+    _set(layer, weight, bias)
+    logits = layer(features)
+    with backpack(BatchGrad()):
+        F.cross_entropy(logits, logits.argmax(1)).backward()
+    return layer.weight.grad_batch * len(features), None
+
+
+def backpack_batch_l2(features: Tensor, weight: Tensor, bias: Tensor) -> tuple[None, Tensor]:
+    """BackPACK's norms of single gradients, every pixel a sample of a linear layer over its patch: no `image`."""
+    from backpack import backpack, extend
+    from backpack.extensions import BatchL2Grad
+
+    patches = F.unfold(features, list(weight.shape[2:]), padding=weight.shape[2] // 2)
+    layer = extend(nn.Linear(patches.shape[1], len(weight)))
+    _set(layer, weight.flatten(1), bias)
+    logits = layer(patches.mT.flatten(0, 1))
+    prediction = logits.argmax(1)
+    with backpack(BatchL2Grad()):
+        F.cross_entropy(logits, prediction, reduction="sum").backward()
+    norms = layer.weight.batch_l2.sqrt()
+    semantic = norms.new_zeros(len(features), len(weight))
+    return None, semantic.scatter_add_(1, prediction.view(len(features), -1), norms.view(len(features), -1))
+
+
+def _set(layer: nn.Module, weight: Tensor, bias: Tensor) -> None:
+    with torch.no_grad():
+        layer.to(weight).weight.copy_(weight)
+        layer.bias.copy_(bias)
+
+
+def missing(rival: str) -> str | None:
+    """Why a rival cannot run here."""
+    if rival.startswith("backpack") and importlib.util.find_spec("backpack") is None:
+        return "BackPACK is not installed (pip install 'alges_fast[bench]')"
+    return None
+
+
+RIVALS: dict[str, Rival] = {
+    "compiled": compiled,
+    "eager": eager,
+    "naive": naive,
+    "autograd": autograd,
+    "backpack_batch_grad": backpack_batch_grad,
+    "backpack_batch_l2": backpack_batch_l2,
+}
