@@ -88,8 +88,8 @@ class WholeNetwork(Learner):
 
     def __init__(self, config: RunConfig, n_classes: int) -> None:
         self.config = config
+        check_image_size(self.new_network(n_classes, 0), config.image_size)  # it names weights that are missing
         self.transform = normalisation_of(config.encoder, config.encoder_weights)
-        check_image_size(self.new_network(n_classes, 0), config.image_size)
 
     def inputs(self, images: NDArray[np.uint8]) -> NDArray[Any]:
         return images
