@@ -1,6 +1,6 @@
 """The op alone: gradient embeddings of a batch from what the last convolution reads. Seconds; no data needed.
 
-    python examples/op.py
+python examples/op.py
 """
 
 import torch

@@ -1,6 +1,6 @@
 """A model and a pool: embed every image in one pass, then pick a varied few of those that would teach most. Seconds.
 
-    python examples/pool.py
+python examples/pool.py
 """
 
 import torch

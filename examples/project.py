@@ -2,7 +2,7 @@
 
     python examples/project.py [FOLDER]
 
-FOLDER/study/rounds/001/index.html is then a page of windows to annotate; FOLDER/study/status.html tells the whole story.
+FOLDER/study/rounds/001/index.html is then a page of windows to annotate; FOLDER/study/status.html tells the story.
 What this file does in Python, `python -m alges_fast.project` does at the command line.
 """
 

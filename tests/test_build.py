@@ -16,17 +16,16 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """A copy of what a source distribution holds."""
-    for name in ("setup.py", "pyproject.toml", "CMakeLists.txt", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, tmp_path / name)
-    ignore = shutil.ignore_patterns("*.so", "__pycache__", "_build.json")
-    for name in ("alges_fast", "csrc"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=ignore)
-    return tmp_path
+    """What a source distribution of this checkout unpacks to."""
+    pytest.importorskip("setuptools", minversion="77")
+    command = [sys.executable, "setup.py", "--quiet", "egg_info", "--egg-base", str(tmp_path), "sdist"]
+    subprocess.run([*command, "--dist-dir", str(tmp_path)], cwd=ROOT, check=True, capture_output=True)
+    (packed,) = tmp_path.glob("*.tar.gz")
+    shutil.unpack_archive(packed, tmp_path)
+    return tmp_path / packed.name.removesuffix(".tar.gz")
 
 
 def build(source: Path, **environment: str) -> dict[str, object]:
-    pytest.importorskip("setuptools", minversion="77")
     command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
     subprocess.run(command, cwd=source, env={**os.environ, **environment}, check=True, capture_output=True)
     record: dict[str, object] = json.loads((source / "alges_fast" / "_build.json").read_text())
@@ -63,6 +62,21 @@ def test_native_code_can_be_declined(source: Path) -> None:
         "cuda": False,
         "reason": "ALGES_FAST_NATIVE=0 was set at build time",
     }
+
+
+def test_a_source_distribution_holds_what_a_build_needs_and_nothing_built(source: Path) -> None:
+    held = {path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()}
+    assert {"CMakeLists.txt", "csrc/bindings.cpp", "csrc/call.h", "alges_fast/py.typed", "LICENSE"} <= held
+    assert {"tests/conftest.py", "examples/op.py", "docs/architecture.md"} <= held
+    assert not [name for name in held if name.endswith((".so", ".pyc", "_build.json"))]
+
+
+def test_the_version_stands_in_one_place_and_is_cited(source: Path) -> None:
+    from alges_fast import __version__
+
+    assert source.name == f"alges_fast-{__version__}"
+    assert f"version: {__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
 def test_importing_the_package_needs_torch_and_numpy_alone() -> None:
