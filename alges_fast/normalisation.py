@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 import torch
@@ -27,18 +26,6 @@ class Normalisation:
         mean = torch.tensor(self.mean, device=images.device).view(3, 1, 1)
         deviation = torch.tensor(self.deviation, device=images.device).view(3, 1, 1)
         return (images.float() / 255 - mean) / deviation
-
-    def as_json(self) -> str:
-        return json.dumps({"mean": self.mean, "deviation": self.deviation})
-
-    @classmethod
-    def from_json(cls, text: str) -> Normalisation:
-        """Raises ValueError, KeyError or TypeError where the text says no normalisation."""
-        given = json.loads(text)
-        mean, deviation = (tuple(float(value) for value in given[name]) for name in ("mean", "deviation"))
-        if len(mean) != 3 or len(deviation) != 3:
-            raise ValueError(f"a normalisation has 3 means and 3 deviations, got {text}")
-        return cls(mean, deviation)  # type: ignore[arg-type]
 
 
 IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -32,7 +32,7 @@ from alges_fast import atomic
 from alges_fast.annotation.config import SelectConfig
 from alges_fast.annotation.decoded import decode_frames
 from alges_fast.annotation.lists import LabelledPool, class_names, class_weights, refused_of, with_labelled
-from alges_fast.annotation.models import load_model
+from alges_fast.annotation.models import load_model, normalisation_in
 from alges_fast.annotation.picks import Pick, show_picked
 from alges_fast.annotation.record import (
     LOCK,
@@ -45,12 +45,12 @@ from alges_fast.annotation.record import (
 from alges_fast.annotation.sources import FrameReader, LeftOut, PoolFrame, frame_sizes, list_frames, resized
 from alges_fast.annotation.writing import check_names, write_selection
 from alges_fast.command import arguments_of, as_settings, expand_home, one_line, refused, run_command
-from alges_fast.data import to_input
 from alges_fast.data.files import FaultyFile
 from alges_fast.data.frame_pool import FramePool
 from alges_fast.errors import UserError
 from alges_fast.last_layer import LastLayer
 from alges_fast.models import build_model
+from alges_fast.normalisation import HALF, IMAGENET, UNIT, Normalisation
 from alges_fast.pool.errors import CannotContinue, RowsNotWritten
 from alges_fast.pool.row_file import fingerprint
 from alges_fast.selection import Place, select, select_regions
@@ -302,7 +302,9 @@ def _scorer(config: SelectConfig) -> _Scorer:
             config.architecture, config.encoder, num_classes=n_classes, head_kernel=config.head_kernel, seed=0
         )
 
-    model, fixed = load_model(config.model, image_size=config.image_size, build=build)
+    model, fixed = load_model(
+        config.model, image_size=config.image_size, build=build, encoder_weights=config.encoder_weights
+    )
     if fixed not in (None, 1):
         raise UserError(f"{config.model}: takes {fixed} frames at a time: export it for one, or for any number")
     model.to(device)
@@ -322,7 +324,7 @@ def _scorer(config: SelectConfig) -> _Scorer:
         classes=classes,
         class_weights=class_weights(config.class_weights, classes),
         batch_size=fixed or config.batch_size,
-        transform=to_input if config.normalise == "imagenet" else _to_unit,
+        transform=_normalisation(config),
     )
 
 
@@ -337,8 +339,10 @@ def _places(frames: Sequence[PoolFrame], min_gap: float | None) -> Mapping[Any, 
     }
 
 
-def _to_unit(images: Tensor) -> Tensor:
-    return images.float() / 255
+def _normalisation(config: SelectConfig) -> Normalisation:
+    if config.normalise == "auto":
+        return normalisation_in(config.model) or IMAGENET
+    return {"imagenet": IMAGENET, "half": HALF, "unit": UNIT}[config.normalise]
 
 
 def _check_number(config: SelectConfig, pool: LabelledPool, left_out: LeftOut) -> None:

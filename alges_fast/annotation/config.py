@@ -42,10 +42,13 @@ class SelectConfig:
             {"polyp": 10}, others 1. A class's part of every embedding is multiplied by it. ALGES strategies only.
         classes: class names: a text file, one a line, or a comma-separated list; by default "class 0", "class 1", ...
         image_size: side of the square that frames are stretched to, in pixels: the size the model was trained at.
-        normalise: imagenet (its mean and deviation, as alges_fast.run trains) or unit (0 to 1).
-        architecture: network of a safetensors state, by its name in segmentation-models-pytorch.
+        normalise: how pictures are given to the model: auto (as its file says, where alges_fast saved it, else
+            imagenet), imagenet (its mean and deviation), half (-1 to 1) or unit (0 to 1).
+        architecture: network of a safetensors state that does not say what it is, by its name in
+            segmentation-models-pytorch; files that alges_fast saved say it.
         encoder: its encoder.
         head_kernel: size of its last convolution.
+        encoder_weights: where the weights of a frozen encoder are, if elsewhere than the model's file says.
         image_prefix: what Label Studio serves the folder OUT/images under.
         device: auto, cpu or cuda.
         precision: 32-true, bf16-mixed or 16-mixed.
@@ -68,10 +71,11 @@ class SelectConfig:
     class_weights: str | None = None
     classes: str | None = None
     image_size: int = 224
-    normalise: Literal["imagenet", "unit"] = "imagenet"
+    normalise: Literal["auto", "imagenet", "half", "unit"] = "auto"
     architecture: str = "unet"
     encoder: str = "resnet18"
     head_kernel: int = 1
+    encoder_weights: str | None = None
     image_prefix: str = "/data/local-files/?d=images/"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"

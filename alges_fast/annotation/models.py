@@ -3,8 +3,8 @@
     model.pt2                      torch.export
     model.ts, model.pt             TorchScript (converted to torch.export)
     package.module:function        called without arguments, returns an nn.Module; the folder of the command is searched
-    state.safetensors              with the architecture's name: weights saved by `alges_fast.run --keep_models`, or by
-                                   safetensors.torch.save_model
+    model.safetensors              saved by `alges_fast.run --keep_models`, which says what it is; or, with the
+                                   architecture's name, weights saved by safetensors.torch.save_model
 
 Nothing is unpickled. But a program is a program: an exported model runs what its author put into it, like the function.
 """
@@ -24,6 +24,8 @@ from torch import nn
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 from alges_fast.errors import UserError
+from alges_fast.models.saved import load, read_card
+from alges_fast.normalisation import Normalisation
 
 _aten = torch.ops.aten
 _LAYERS = (
@@ -35,13 +37,16 @@ _LAYERS = (
 )
 
 
-def load_model(name: str, *, image_size: int, build: Callable[[int], nn.Module]) -> tuple[nn.Module, int | None]:
+def load_model(
+    name: str, *, image_size: int, build: Callable[[int], nn.Module], encoder_weights: str | None = None
+) -> tuple[nn.Module, int | None]:
     """The model, and the number of images it takes at a time where that is fixed.
 
     Args:
         name: what --model was given.
         image_size: S; the model is given (B, 3, S, S).
-        build: the architecture with so many classes, for a state file.
+        build: the architecture with so many classes, for a state file that does not say what it is.
+        encoder_weights: where a frozen encoder's weights are, if elsewhere than its file says.
 
     Raises:
         UserError: it cannot be loaded, in one line that names it and the remedy.
@@ -52,11 +57,19 @@ def load_model(name: str, *, image_size: int, build: Callable[[int], nn.Module])
         if not path.is_file():
             raise UserError(f"{name}: no such file: give the model's file with --model")
         if suffix == ".safetensors":
-            return _from_state(path, build), None
+            card = read_card(path)
+            return (_from_state(path, build) if card is None else load(path, card, encoder_weights)), None
         return _from_export(path) if suffix == ".pt2" else _from_torchscript(path, image_size)
     if ":" in name:
         return _from_function(name), None
     raise UserError(f"{name}: not a model: give a file (.pt2, .ts, .pt, .safetensors) or package.module:function")
+
+
+def normalisation_in(name: str) -> Normalisation | None:
+    """What a model's file says that its images must be like; None where it does not say. Raises UserError."""
+    path = Path(name)
+    card = read_card(path) if path.suffix.lower() == ".safetensors" and path.is_file() else None
+    return None if card is None else card.normalisation
 
 
 def _from_state(path: Path, build: Callable[[int], nn.Module]) -> nn.Module:

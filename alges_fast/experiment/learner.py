@@ -6,7 +6,7 @@ Everything else in a run reads `Learner` and does not know which it is.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -25,7 +25,9 @@ from alges_fast.models import build_model, check_image_size
 from alges_fast.models.features_cache import FrozenEncoder, load_or_fit
 from alges_fast.models.features_cache import Progress as Encoding
 from alges_fast.models.frozen import FrozenHead, build_trunk, grid_of
+from alges_fast.models.saved import FROZEN, Card
 from alges_fast.models.weights import normalisation_of
+from alges_fast.normalisation import Normalisation
 from alges_fast.strategies import Strategy
 
 OnBatch = Callable[[float], None]
@@ -49,6 +51,10 @@ class Learner(ABC):
     @abstractmethod
     def new_network(self, n_classes: int, seed: int) -> nn.Module:
         """A network that maps inputs to logits (B, n_classes, h, w), its weights fixed by seed."""
+
+    @abstractmethod
+    def card(self, classes: Sequence[str]) -> Card:
+        """What a file of a trained network says of it."""
 
     @abstractmethod
     def training_work(self, n_frames: float) -> float:
@@ -89,7 +95,7 @@ class WholeNetwork(Learner):
     def __init__(self, config: RunConfig, n_classes: int) -> None:
         self.config = config
         check_image_size(self.new_network(n_classes, 0), config.image_size)  # it names weights that are missing
-        self.transform = normalisation_of(config.encoder, config.encoder_weights)
+        self.transform: Normalisation = normalisation_of(config.encoder, config.encoder_weights)
 
     def inputs(self, images: NDArray[np.uint8]) -> NDArray[Any]:
         return images
@@ -103,6 +109,19 @@ class WholeNetwork(Learner):
             num_classes=n_classes,
             head_kernel=config.head_kernel,
             seed=seed,
+        )
+
+    def card(self, classes: Sequence[str]) -> Card:
+        config = self.config
+        return Card(
+            architecture=config.architecture,
+            encoder=config.encoder,
+            encoder_weights=config.encoder_weights,
+            encoder_digest="",
+            head_kernel=config.head_kernel,
+            normalisation=self.transform,
+            image_size=config.image_size,
+            classes=classes,
         )
 
     def training_work(self, n_frames: float) -> float:
@@ -153,6 +172,19 @@ class HeadOfFrozenEncoder(Learner):
     def new_network(self, n_classes: int, seed: int) -> nn.Module:
         return FrozenHead(self.encoder.projection, n_classes, seed)
 
+    def card(self, classes: Sequence[str]) -> Card:
+        trunk = self.encoder.trunk
+        return Card(
+            architecture=FROZEN,
+            encoder=trunk.name,
+            encoder_weights=trunk.weights,
+            encoder_digest=trunk.digest,
+            head_kernel=1,
+            normalisation=trunk.normalisation,
+            image_size=self.config.image_size,
+            classes=classes,
+        )
+
     def training_work(self, n_frames: float) -> float:
         rows, columns = grid_of((self.config.image_size, self.config.image_size))
         return self.config.head_steps * self.config.head_pixels / (rows * columns)
@@ -195,7 +227,7 @@ def make_learner(config: RunConfig, dataset: Dataset, device: torch.device, enco
     Raises:
         UserError: an unknown network, or weights or a cache that cannot be had.
     """
-    if config.architecture != "frozen":
+    if config.architecture != FROZEN:
         return WholeNetwork(config, len(dataset.classes))
     assert config.encoder_weights is not None
     trunk = build_trunk(config.encoder, config.encoder_weights).to(device)

@@ -174,7 +174,7 @@ def _train(round: Round, model: nn.Module) -> None:
         on_batch=setting.monitor.advance,
     )
     seconds = time.perf_counter() - start
-    round.folder.save_model(model)
+    round.folder.save_model(model, setting.learner.card(setting.dataset.classes))
     round.folder.finish("train", train_seconds=seconds, train_loss=reached)
 
 

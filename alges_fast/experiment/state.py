@@ -25,6 +25,7 @@ from torch import nn
 
 from alges_fast import atomic
 from alges_fast.errors import UserError
+from alges_fast.models.saved import Card, serialized
 
 STEPS = ("train", "evaluate", "query")
 
@@ -63,9 +64,8 @@ class RoundFolder:
         """What `finish` was given so far."""
         return self._read("state.json")
 
-    def save_model(self, model: nn.Module) -> None:
-        state = {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}
-        atomic.write_bytes(self.path / "model.safetensors", safetensors.torch.save(state))
+    def save_model(self, model: nn.Module, card: Card) -> None:
+        atomic.write_bytes(self.path / "model.safetensors", serialized(model, card))
 
     def load_model(self, model: nn.Module) -> None:
         """Load the weights into a model of the same kind. No pickle is read."""

@@ -22,17 +22,17 @@ from alges_fast.annotation.exports import (
     label_studio_config,
     label_studio_tasks,
 )
-from alges_fast.annotation.models import load_model
+from alges_fast.annotation.models import load_model, normalisation_in
 from alges_fast.annotation.page import Asked, Card, selection_page
 from alges_fast.annotation.picks import Pick, PickedFrame, reasons, show_picked
 from alges_fast.annotation.pictures import contact_sheet, encoded, outlined, thumbnail, with_mask, with_norm_map
 from alges_fast.annotation.sources import FrameReader, PoolFrame
-from alges_fast.data import to_input
 from alges_fast.data.frame_pool import FramePool
 from alges_fast.data.loading import palette
 from alges_fast.errors import UserError
 from alges_fast.experiment.annotator import box_of
 from alges_fast.labels import UNLABELLED
+from alges_fast.normalisation import IMAGENET
 from alges_fast.project import network
 from alges_fast.project.folder import PICKS, Project, Round, TrainedModel
 from alges_fast.project.labels import read_labels
@@ -165,7 +165,8 @@ def _scorer(
         model, _ = load_model(settings.model, image_size=size, build=build)
         model.eval().requires_grad_(False)
         frames = FramePool([frame.id for frame in pool.frames], lambda at: torch.from_numpy(np.array(images[at])))
-        return _Scorer(frames, frozen.maps, model, Path(settings.model).name, to_input)
+        transform = normalisation_in(settings.model) or IMAGENET
+        return _Scorer(frames, frozen.maps, model, Path(settings.model).name, transform)
     if own is None:
         return _Scorer(frozen.maps, frozen.maps, None, None)
     head = network.load_head(project, own, frozen.encoder.trunk).requires_grad_(False)

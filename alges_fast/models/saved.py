@@ -1,0 +1,127 @@
+"""Trained networks in safetensors files that say what they are, so that `--model FILE` needs nothing else.
+
+A frozen model's file holds its head and the projection, not the trunk: that is named, with a digest of its weights.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+from torch import Tensor, nn
+
+from alges_fast.errors import UserError
+from alges_fast.models import build_model
+from alges_fast.models.frozen import FrozenHead, FrozenModel, Projection, build_trunk
+from alges_fast.normalisation import Normalisation
+
+__all__ = ["Card", "load", "read_card", "serialized"]
+
+FROZEN = "frozen"
+KEY = "alges_fast"
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a file says of its network.
+
+    Attributes:
+        architecture, encoder, head_kernel: as for `build_model`; architecture `FROZEN` for a frozen encoder's head.
+        encoder_weights: what the encoder began with; of a frozen one, where its weights are to be had.
+        encoder_digest: of a frozen encoder's weights, as `weights.digest` makes it; else "".
+        normalisation: of the images that it was trained on.
+        image_size: side of their square.
+        classes: their names.
+    """
+
+    architecture: str
+    encoder: str
+    encoder_weights: str | None
+    encoder_digest: str
+    head_kernel: int
+    normalisation: Normalisation
+    image_size: int
+    classes: Sequence[str]
+
+    def as_json(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Card:
+        """Raises ValueError, KeyError or TypeError where the text is no card."""
+        given = json.loads(text)
+        given["normalisation"] = Normalisation(*(tuple(given["normalisation"][of]) for of in ("mean", "deviation")))
+        return cls(**{**given, "classes": tuple(given["classes"])})
+
+
+def serialized(model: nn.Module, card: Card) -> bytes:
+    """A network and its card as a safetensors file; equal ones give equal bytes."""
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+    return safetensors.torch.save(state, {KEY: card.as_json()})  # one key: of several the order would be drawn
+
+
+def read_card(path: Path) -> Card | None:
+    """A file's card; None where it has none.
+
+    Raises:
+        UserError: it is no safetensors file.
+    """
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            given = file.metadata() or {}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a whole safetensors file ({error}): save it again") from None
+    try:
+        return Card.from_json(given[KEY])
+    except (KeyError, ValueError, TypeError):
+        return None
+
+
+def load(path: Path, card: Card, encoder_weights: str | None = None) -> nn.Module:
+    """The network of a file, images (B, 3, S, S) to logits, in eval mode.
+
+    Args:
+        path: the file.
+        card: what it says.
+        encoder_weights: where a frozen encoder's weights are, if elsewhere than the card says.
+
+    Raises:
+        UserError: the weights do not fit, or a frozen encoder's are others than the head was trained on.
+    """
+    state = _of_network(safetensors.torch.load_file(path))
+    try:
+        if card.architecture == FROZEN:
+            return _frozen(path, card, state, encoder_weights or card.encoder_weights or "")
+        model = build_model(
+            card.architecture, card.encoder, num_classes=len(card.classes), head_kernel=card.head_kernel, seed=0
+        )
+        model.load_state_dict(state)
+        return model.eval()
+    except (RuntimeError, KeyError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: not the weights of the network that it names ({why}): save it again") from None
+
+
+def _frozen(path: Path, card: Card, state: Mapping[str, Tensor], encoder_weights: str) -> nn.Module:
+    trunk = build_trunk(card.encoder, encoder_weights)
+    if trunk.digest != card.encoder_digest:
+        raise UserError(
+            f"{path}: its head was trained on encoder {card.encoder} with {card.encoder_weights!r} weights of digest "
+            f"{card.encoder_digest[:12]}, but {encoder_weights!r} weights have digest {trunk.digest[:12]}: give those "
+            "with --encoder_weights"
+        )
+    projection = Projection(state["projection.weight"], state["projection.bias"], trunk.channels)
+    head = FrozenHead(projection, len(card.classes), seed=0)
+    head.load_state_dict(state)
+    return FrozenModel(trunk, head).eval()
+
+
+def _of_network(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without what a strategy adds around a network to train it: DEAL's branch."""
+    prefix = "segmentation."
+    own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    return own or dict(state)
