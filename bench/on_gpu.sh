@@ -1,14 +1,18 @@
 #!/usr/bin/env bash
-# bench/on_gpu.sh OUTDIR: everything that needs a GPU, in one command of less than ten minutes. Builds the CUDA kernels,
-# runs the tests on them, looks for bad accesses and races, and measures. Each stage has a time limit and a log in OUTDIR;
-# a failed stage does not stop the next. Exits with 1 if one failed, naming it in the table at the end.
+# bench/on_gpu.sh OUTDIR checks|bench: what needs a GPU, in two commands of less than ten minutes each. `checks` builds the
+# CUDA kernels, looks for bad accesses and races, and runs the tests on them; `bench` measures. Each stage has a time limit;
+# a failed stage does not stop the next. OUTDIR gets two files, whole after every stage: summary.txt, and archive.tar.gz with
+# a log a stage, a JSON of results a benchmark and a file of JSON lines a file of tests. Exits with 1 if a stage failed.
 set -uo pipefail
-out=$(mkdir -p "${1:?usage: bench/on_gpu.sh OUTDIR}" && cd "$1" && pwd)
+out=$(mkdir -p "${1:?usage: bench/on_gpu.sh OUTDIR checks|bench}" && cd "$1" && pwd)
+part=${2:?usage: bench/on_gpu.sh OUTDIR checks|bench}
 cd "$(dirname "$0")/.."
-export PYTHONUNBUFFERED=1 PYTHONPATH="/tmp/alges_fast_site:$PWD${PYTHONPATH:+:$PYTHONPATH}"
+work=$(mktemp -d)
+export PYTHONUNBUFFERED=1 PYTHONPATH="/tmp/alges_fast_site:$PWD:$PWD/bench${PYTHONPATH:+:$PYTHONPATH}"
 : > "$out/summary.txt"
 failed=()
 
+keep() { tar -czf "$out/.archive" -C "$work" . && mv "$out/.archive" "$out/archive.tar.gz"; }
 row() { printf '%-10s %-8s %5ss  %s\n' "$@" | tee -a "$out/summary.txt"; }
 
 stage() {  # NAME SECONDS cpu|gpu COMMAND...
@@ -16,15 +20,16 @@ stage() {  # NAME SECONDS cpu|gpu COMMAND...
   shift 3
   if [ "$needs" = gpu ] && [ "$gpu" = no ]; then row "$name" skipped 0 "needs a GPU"; return; fi
   echo "== $name (at most $limit s)"
-  timeout --kill-after=5 "$limit" "$@" > "$out/$name.log" 2>&1
+  timeout --kill-after=5 "$limit" "$@" > "$work/$name.log" 2>&1
   status=$?
   if [ $status = 0 ]; then
-    row "$name" passed $((SECONDS - start)) "$(grep -E ' (passed|failed)|ERROR SUMMARY|RACECHECK SUMMARY' "$out/$name.log" | tail -1)"
+    row "$name" passed $((SECONDS - start)) "$(grep -E ' (passed|failed)|ERROR SUMMARY|RACECHECK SUMMARY' "$work/$name.log" | tail -1)"
   else
     failed+=("$name")
     row "$name" FAILED $((SECONDS - start)) "exit $status; the end of $name.log:"
-    tail -15 "$out/$name.log"
+    tail -15 "$work/$name.log"
   fi
+  keep
 }
 
 machine() {
@@ -36,11 +41,13 @@ machine() {
   python3 -c 'import sys, torch; print(sys.version, torch.__version__, torch.cuda.is_available())'
 }
 
-build() {
+build() {  # by CMake alone: the machine's setuptools may be older than pyproject.toml wants
   local capability
+  python3 -c 'from alges_fast._native import cuda_kernels as built; import sys; sys.exit(built() is None)' && return
   capability=$(python3 -c 'import torch; print(*torch.cuda.get_device_capability(), sep="")' 2> /dev/null) || capability=90
-  ALGES_FAST_CUDA=1 ALGES_FAST_CUDA_ARCHITECTURES="$capability-real" CMAKE_BUILD_PARALLEL_LEVEL=$(nproc) \
-    python3 setup.py build_ext --inplace
+  cmake -S . -B build/on_gpu -G Ninja -DCMAKE_BUILD_TYPE=Release "-DCMAKE_LIBRARY_OUTPUT_DIRECTORY=$PWD/alges_fast" \
+    "-DPython_EXECUTABLE=$(command -v python3)" "-DALGES_FAST_RECORD=$PWD/alges_fast/_build.json" \
+    -DALGES_FAST_CUDA=1 "-DALGES_FAST_CUDA_ARCHITECTURES=$capability-real" && cmake --build build/on_gpu -j "$(nproc)"
 }
 
 sanitize() {  # TOOL; small calls of every kernel
@@ -66,32 +73,46 @@ export -f machine build sanitize
 
 # Triton compiles on the processor: tests side by side where pytest-xdist is at hand.
 beside=$(python3 -c 'import xdist' 2> /dev/null && echo "-n 8")
-bench() {  # NAME SECONDS -k EXPRESSION FILE; a file of results each, written when its stage ends
-  stage "$1" "$2" gpu python3 -m pytest -q --benchmark-only "${@:3}" --benchmark-json "$out/$1.json" -p no:cacheprovider
+tests() {  # NAME SECONDS FILE...
+  stage "$1" "$2" gpu env OMP_NUM_THREADS=2 "REPORT=$work/$1.jsonl" python3 -m pytest -q $beside -m "gpu or not slow" \
+    -p report_at_once -p no:cacheprovider "${@:3}"
 }
-
-gpu=$(python3 -c 'import torch; print("yes" if torch.cuda.is_available() else "no")')
-stage machine 30 cpu bash -c machine
-stage build 120 cpu bash -c build
-stage tests 120 gpu python3 -m pytest -q $beside -m "gpu or not slow" tests/ops/test_pixel_gradients.py tests/ops/test_cuda.py tests/seeding \
-  -p no:cacheprovider
-bench ours 50 -k "alges_fast and cuda" bench/test_bench_pixel_gradients.py
-bench seeding 30 -k gpu bench/test_bench_seeding.py
-bench rivals 90 -k "rival and cuda" bench/test_bench_pixel_gradients.py
-stage memcheck 45 gpu bash -c 'sanitize memcheck'
-stage racecheck 45 gpu bash -c 'sanitize racecheck'
-
-for results in ours seeding rivals; do
-  [ -s "$out/$results.json" ] || continue
-  python3 - "$out/$results.json" << 'TABLE' | tee -a "$out/summary.txt"
+bench() {  # NAME SECONDS -k EXPRESSION FILE; a file of results each, written when its stage ends, and lines as they come
+  stage "$1" "$2" gpu env "REPORT=$work/$1.jsonl" python3 -m pytest -q --benchmark-only "${@:3}" \
+    --benchmark-json "$work/$1.json" -p report_at_once -p no:cacheprovider
+  [ -s "$work/$1.json" ] || return
+  python3 - "$work/$1.json" << 'TABLE' | tee -a "$out/summary.txt"
 import json
 import sys
 
-for row in json.load(open(sys.argv[1]))["benchmarks"]:
+found = json.load(open(sys.argv[1]))
+print("on", found["machine_info"]["gpu"])
+for row in found["benchmarks"]:
     extra = "  ".join(f"{name} {value}" for name, value in row["extra_info"].items())
     print(f"{row['stats']['median'] * 1e6:12.1f} us  {row['name']}  {extra}")
 TABLE
-done
+}
+
+gpu=$(python3 -c 'import torch; print("yes" if torch.cuda.is_available() else "no")')
+stage machine 20 cpu bash -c machine
+stage build 110 gpu bash -c build
+case $part in
+  checks)
+    stage memcheck 120 gpu bash -c 'sanitize memcheck'
+    stage racecheck 120 gpu bash -c 'sanitize racecheck'
+    tests op 140 tests/ops/test_pixel_gradients.py
+    tests cuda 30 tests/ops/test_cuda.py
+    tests seeding 40 tests/seeding
+    ;;
+  bench)
+    bench ours 150 -k "(alges_fast and cuda) or host_cost or replayed" bench/test_bench_pixel_gradients.py
+    bench seeding 50 -k gpu bench/test_bench_seeding.py
+    bench rivals 150 -k "rival and cuda" bench/test_bench_pixel_gradients.py
+    bench pool 80 -k overhead bench/test_bench_pool.py
+    ;;
+  *) echo "checks or bench, not $part"; exit 2 ;;
+esac
+keep
 echo
 cat "$out/summary.txt"
 if [ ${#failed[@]} -gt 0 ]; then echo "failed: ${failed[*]}"; exit 1; fi
