@@ -20,10 +20,10 @@ from pathlib import Path
 from alges_fast.errors import UserError
 from alges_fast.project.choosing import NextSettings, choose_round
 from alges_fast.project.config import FILE, ProjectConfig
-from alges_fast.project.export import export_model
 from alges_fast.project.folder import Import, Project, Round, TrainedModel, opened
 from alges_fast.project.importing import ImportSettings, Untouched, import_exports
 from alges_fast.project.label_studio import fetch_rounds, send_round
+from alges_fast.project.model_files import export_model
 from alges_fast.project.pool import Progress, silent
 from alges_fast.project.status import status as _status
 from alges_fast.project.training import train_project
@@ -113,6 +113,6 @@ def status(root: str | Path) -> str:
 
 
 def export(root: str | Path, out: Path | None = None) -> list[Path]:
-    """See `export.export_model`."""
+    """See `model_files.export_model`."""
     with opened(Path(root)) as project:
         return export_model(project, out)

@@ -26,6 +26,8 @@ from alges_fast.project.pool import Progress, list_pool, silent
 
 KEY = "LABEL_STUDIO_API_KEY"
 SERVER = "server.json"
+TOGETHER = 20
+"""Tasks of a request; those of one that was killed are sent again."""
 
 
 def send_round(project: Project, url: str, progress: Progress = silent) -> str:
@@ -43,11 +45,14 @@ def send_round(project: Project, url: str, progress: Progress = silent) -> str:
         number = _server_project(client, project, round, (folder / "config.xml").read_text(encoding="utf-8"))
         there = {task["data"].get("frame") for task in _tasks(client, number)}
         missing = [task for task in tasks if task["data"]["frame"] not in there]
-        for done, task in enumerate(missing):
-            progress("sending tasks", done, len(missing))
-            name = task["data"]["frame"]
-            address = _upload(client, number, name, (round.folder / "images" / name).read_bytes())
-            client.projects.import_tasks(number, request=[{**task, "data": {**task["data"], "image": address}}])
+        for start in range(0, len(missing), TOGETHER):
+            batch = []
+            for done, task in enumerate(missing[start : start + TOGETHER], start):
+                progress("sending tasks", done, len(missing))
+                name = task["data"]["frame"]
+                address = _upload(client, number, name, (round.folder / "images" / name).read_bytes())
+                batch.append({**task, "data": {**task["data"], "image": address}})
+            client.projects.import_tasks(number, request=batch)
     atomic.write_json(folder / SERVER, {"url": url.rstrip("/"), "project": number})
     return f"{len(tasks)} tasks: {url.rstrip('/')}/projects/{number}"
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from alges_fast.annotation.exports import file_name
+from alges_fast.data.files import natural_key
 from alges_fast.experiment.annotator import box_of, outline
 from alges_fast.project.folder import Project
 
@@ -40,7 +41,8 @@ class Labels:
 def read_labels(project: Project) -> Labels:
     """All labels of a project. Raises UserError where one is damaged."""
     n_classes = len(project.config.classes)
-    masks = {id: project.label(file_name(id)) for id in project.labelled}
+    # In an order that does not depend on which came back first: equal labels train equal models.
+    masks = {id: project.label(file_name(id)) for id in sorted(project.labelled, key=natural_key)}
     pixels = {id: np.bincount(mask.ravel(), minlength=256)[:n_classes] for id, mask in masks.items()}
     drawn = sum(outline(part) for part in _parts(project, masks))
     n_windows = sum(len(windows) for windows in project.labelled.values() if windows is not None)

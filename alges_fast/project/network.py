@@ -6,6 +6,7 @@ pool that grows changes no model.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -16,21 +17,21 @@ import numpy as np
 import safetensors
 import safetensors.torch
 import torch
-import torch.nn.functional as F
+from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor
 
 from alges_fast import atomic
 from alges_fast.errors import UserError
-from alges_fast.labels import UNLABELLED
+from alges_fast.experiment.config import RunConfig
+from alges_fast.experiment.head_training import labels_on, train_head
 from alges_fast.models.features_cache import FrozenEncoder, load_or_fit
 from alges_fast.models.frozen import FrozenHead, FrozenModel, Projection, Trunk, build_trunk
 from alges_fast.project.folder import Project, TrainedModel
 from alges_fast.project.pool import Progress, silent
+from alges_fast.strategies.base import cross_entropy
 
 WEIGHTS = "model.safetensors"
-STEPS, POSITIONS, LEARNING_RATE = 400, 4096, 1e-2
-"""Of a head's training."""
 
 
 class Maps(Sequence[tuple[str, Tensor]]):
@@ -79,33 +80,28 @@ def new_head(project: Project, encoder: FrozenEncoder, seed: int) -> FrozenHead:
     return FrozenHead(encoder.projection, len(project.config.classes), seed)
 
 
-def train_head(head: FrozenHead, maps: Tensor, masks: Tensor, seed: int) -> None:
-    """Fit a head in place and leave it in eval mode.
-
-    The head sees one position of the maps at a time, so a batch is of labelled positions from all frames.
+def fit_head(head: FrozenHead, maps: Tensor, masks: NDArray[np.uint8], seed: int) -> None:
+    """Train a head in place as `run` does, and leave it in eval mode.
 
     Args:
         maps: (n, channels, h, w) of the labelled frames.
         masks: (n, S, S) class ids, UNLABELLED where nothing is.
-        seed: of the order of positions.
+        seed: of the order of pixels.
     """
-    targets = F.interpolate(masks[:, None].float(), maps.shape[2:], mode="nearest-exact")[:, 0].long()
-    known = targets != UNLABELLED
-    inputs, targets = maps.movedim(1, -1)[known], targets[known]
-    if not len(inputs):
-        raise UserError("the labels cover too few pixels to train on: annotate more")
-    optimizer = torch.optim.Adam(head.layers.parameters(), lr=LEARNING_RATE)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
-    order = torch.Generator().manual_seed(seed)
-    head.train()
-    for _ in range(STEPS):
-        rows = torch.randint(len(inputs), (POSITIONS,), generator=order)
-        loss = F.cross_entropy(head(inputs[rows].float()[:, :, None, None])[:, :, 0, 0], targets[rows])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    head.eval()
+    fabric = Fabric(accelerator="cpu", devices=1)
+    train_head(
+        fabric,
+        head,
+        maps,
+        labels_on((maps.shape[2], maps.shape[3]), masks),
+        steps=RunConfig.head_steps,
+        pixels=RunConfig.head_pixels,
+        lr=RunConfig.head_lr,
+        weight_decay=RunConfig.head_weight_decay,
+        seed=seed,
+        round=0,
+        loss=lambda model, inputs, truth: cross_entropy(model(inputs), truth),
+    )
 
 
 def load_head(project: Project, model: TrainedModel, trunk: Trunk) -> FrozenHead:
@@ -119,10 +115,12 @@ def load_head(project: Project, model: TrainedModel, trunk: Trunk) -> FrozenHead
     return head.eval()
 
 
-def save_head(folder: Path, head: FrozenHead, trunk: Trunk, facts: dict[str, str]) -> None:
+def save_head(folder: Path, head: FrozenHead, trunk: Trunk, facts: dict[str, Any]) -> None:
     """Write model.safetensors: the projection and the head, and in its metadata what they belong to."""
     state = {name: value.detach().cpu().contiguous() for name, value in head.state_dict().items()}
-    metadata = {"encoder": trunk.name, "encoder_weights": trunk.weights, "encoder_digest": trunk.digest, **facts}
+    belongs = {"encoder": trunk.name, "encoder_weights": trunk.weights, "encoder_digest": trunk.digest, **facts}
+    # One entry: safetensors writes several in an order of chance, and equal models are to be equal files.
+    metadata = {"alges_fast": json.dumps(belongs, sort_keys=True, ensure_ascii=False)}
     atomic.write_bytes(folder / WEIGHTS, safetensors.torch.save(state, metadata))
 
 

@@ -157,7 +157,7 @@ def _train(project: Project, progress: Progress) -> None:
     number = len(project.models)
     folder = project.root / "models" / f"{number:03d}"
     network.save_head(
-        folder, head, frozen.encoder.trunk, {"image_size": str(config.image_size), "classes": "\n".join(config.classes)}
+        folder, head, frozen.encoder.trunk, {"image_size": config.image_size, "classes": list(config.classes)}
     )
     atomic.write_json(folder / MODEL, facts)
     project.forget()
@@ -183,7 +183,7 @@ class _Data:
         chosen = [self.at[id] for id in ids]
         seed = stream_seed("project's head", self.project.config.seed)
         head = network.new_head(self.project, self.encoder, seed)
-        network.train_head(head, self.maps[chosen], self.masks[chosen], seed)
+        network.fit_head(head, self.maps[chosen], self.masks[chosen].numpy(), seed)
         return head
 
     @torch.no_grad()

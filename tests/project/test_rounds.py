@@ -15,7 +15,7 @@ from alges_fast.annotation.exports import AnnotatedFrame, cvat_xml, file_name
 from alges_fast.data.loading import palette
 from alges_fast.project.cli import main
 from alges_fast.project.folder import opened
-from tests.project.annotators import CLASSES, Annotator, small_pool, within
+from tests.project.annotators import CLASSES, Annotator, contents, small_pool, within
 
 SMALL = ("--image_size", "64")
 
@@ -51,10 +51,6 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     assert error.count("\n") == 1
     assert contents(Path("p")) == before
     return error
-
-
-def contents(root: Path) -> dict[str, bytes]:
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 def label(id: str) -> Any:

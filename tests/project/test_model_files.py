@@ -1,0 +1,49 @@
+"""The model that goes out predicts what the project's model predicts."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from alges_fast.errors import UserError
+from alges_fast.project import model_files, network
+from alges_fast.project.config import ProjectConfig
+
+
+@pytest.fixture
+def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A project with a head of random weights, and ten pictures for its pool."""
+    config = ProjectConfig("pool", ("a", "b", "c"), image_size=64)
+    project: Any = SimpleNamespace(config=config, root=tmp_path, models=[])
+    images = np.random.default_rng(0).integers(0, 256, (12, 3, 64, 64)).astype(np.uint8)
+    monkeypatch.setattr(model_files, "list_pool", lambda project: None)
+    monkeypatch.setattr(model_files, "decoded", lambda pool, size: (None, images))
+    monkeypatch.setenv("ALGES_FAST_CACHE", str(tmp_path / "cache"))
+    frozen = network.frozen(project, [str(i) for i in range(12)], images)
+    network.save_head(tmp_path, network.new_head(project, frozen.encoder, 0), frozen.encoder.trunk, {})
+    project.models = [SimpleNamespace(number=0, folder=tmp_path)]
+    return project
+
+
+def test_files_predict_what_the_model_does(trained: Any, tmp_path: Path) -> None:
+    written = model_files.export_model(trained, tmp_path / "out")
+    has_onnx = importlib.util.find_spec("onnx") is not None and importlib.util.find_spec("onnxscript") is not None
+    assert [path.name for path in written] == ["model.pt2", "model.onnx"][: 1 + has_onnx]
+    program = torch.export.load(tmp_path / "out" / "model.pt2").module()
+    assert program(torch.rand(3, 3, 64, 64)).shape == (3, 3, 64, 64)  # any number of frames at a time
+
+
+def test_a_file_that_predicts_otherwise_is_not_written(tmp_path: Path) -> None:
+    draft = tmp_path / "draft"
+    draft.touch()
+    one, other = torch.zeros(10, 8, 8), torch.zeros(10, 8, 8)
+    other[0, 0] = 1
+    with pytest.raises(UserError, match=r"1\.25 % of the pixels of 10 frames"):
+        model_files._checked(draft, tmp_path / "model.pt2", one, other)
+    assert list(tmp_path.iterdir()) == []
