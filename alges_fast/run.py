@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Run an active-learning experiment: `python -m alges_fast.run`, `--help` for what can be set.
 
 With no arguments: the demo, three strategies on synthetic surgical video, in minutes on two cores.

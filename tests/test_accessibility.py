@@ -1,0 +1,138 @@
+"""The pages, asked in headless Chromium: readable, named, to be reached by keyboard, in light, in dark and in print."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+pytest.importorskip("jinja2", reason="needs the extra `run`")
+
+from alges_fast.annotation.page import Asked, Card, selection_page
+from alges_fast.windows import Window
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH")
+
+ASK = """
+<script>
+function luminance(rgb) {
+  const [r, g, b] = rgb.map(v => v / 255).map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+}
+const numbers = colour => colour.match(/[\\d.]+/g).map(Number);
+function ground(element) {
+  for (let at = element; at; at = at.parentElement) {
+    const colour = numbers(getComputedStyle(at).backgroundColor);
+    if (colour.length === 3 || colour[3] === 1) return colour.slice(0, 3);
+  }
+  return matchMedia("(prefers-color-scheme: dark)").matches ? [18, 18, 18] : [255, 255, 255];
+}
+addEventListener("load", () => {
+  const said = {faint: [], unnamed: [], unreachable: [], reached: 0};
+  for (const element of document.querySelectorAll("body *")) {
+    const style = getComputedStyle(element);
+    const text = [...element.childNodes].some(node => node.nodeType === 3 && node.data.trim());
+    if (text && !element.closest("svg, script, style") && element.getClientRects().length) {
+      const [high, low] = [luminance(numbers(style.color)), luminance(ground(element))].sort((a, b) => b - a);
+      const size = parseFloat(style.fontSize), large = size >= 24 || (size >= 18.66 && style.fontWeight >= 700);
+      if ((high + 0.05) / (low + 0.05) < (large ? 3 : 4.5)) said.faint.push(element.outerHTML.slice(0, 120));
+    }
+    if (element.matches("img") && !element.alt) said.unnamed.push(element.outerHTML.slice(0, 60));
+    if (element.matches("svg[role=img]") && !element.getAttribute("aria-label")) said.unnamed.push("svg");
+    if (element.matches("input, select, button")) {
+      if (!element.labels?.length && !element.getAttribute("aria-label") && !element.textContent.trim())
+        said.unnamed.push(element.outerHTML.slice(0, 60));
+    }
+    if (element.matches("a[href], input, select, button, summary, [tabindex]")) {
+      if (element.tabIndex < 0) said.unreachable.push(element.outerHTML.slice(0, 60)); else said.reached++;
+    }
+    const scrolls = element.scrollWidth > element.clientWidth + 1 && /auto|scroll/.test(style.overflowX);
+    if (scrolls && element.tabIndex < 0 && !element.querySelector("a[href], [tabindex]"))
+      said.unreachable.push("scrolls: " + element.outerHTML.slice(0, 60));
+  }
+  said.language = document.documentElement.lang;
+  said.title = document.title;
+  said.headings = document.querySelectorAll("h1").length;
+  document.body.innerHTML = "<pre id=said></pre>";
+  document.getElementById("said").textContent = "SAID" + JSON.stringify(said) + "DIAS";
+});
+</script>
+"""
+
+
+def chromium(tmp_path: Path, *arguments: str) -> str:
+    assert CHROMIUM is not None
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=120, check=True)
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    """A round's page with windows."""
+    size = (96, 64)
+    picture = Image.new("RGB", size, (90, 40, 30))
+    windows = [Window("video01/a.png", 0, 0, 24, 16), Window("video01/a.png", 24, 16, 24, 16)]
+    views = {"frame": picture, "gradient": picture, "prediction": picture}
+    cards = [Card("video01/a.png", [0, 1], windows, size, views)]
+    rows = [
+        {
+            "rank": rank,
+            "id": str(window),
+            "class": "liver",
+            "score": 0.5,
+            "nearest": "",
+        }
+        for rank, window in enumerate(windows, 1)
+    ]
+    asked = Asked("alges-img", 0, "frames", "model 0", "4x4")
+    colours = [(200, 30, 30), (30, 200, 30)]
+    return selection_page(asked, ("liver", "tool"), colours, cards, rows, 1, 768, ["b.png: cannot be read"])
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> str:
+    from report.fake_run import write_fake_run
+
+    from alges_fast.report import write_report
+
+    out = tmp_path_factory.mktemp("run") / "out"
+    write_fake_run(out, strategies=("random", "alges-img"), seeds=2, rounds=3)
+    write_report(out)
+    return (out / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("which", ["page", "report"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_everything_has_contrast_a_name_and_a_place_in_the_tab_order(
+    which: str, scheme: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    html: str = request.getfixturevalue(which)
+    path = tmp_path / "page.html"
+    path.write_text(html.replace("</body>", f"{ASK}</body>"), encoding="utf-8")
+    dark = ["--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []
+    dom = chromium(tmp_path, *dark, "--virtual-time-budget=5000", "--dump-dom", path.as_uri())
+    found = re.search(r"SAID(.*)DIAS", dom)
+    assert found, dom[-2000:]
+    said = json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+    assert said["faint"] == []
+    assert said["unnamed"] == []
+    assert said["unreachable"] == []
+    assert said["reached"] > 0
+    assert (said["language"], said["headings"]) == ("en", 1)
+    assert said["title"]
+
+
+@pytest.mark.parametrize("which", ["page", "report"])
+def test_it_prints(which: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    path, printed = tmp_path / "page.html", tmp_path / "page.pdf"
+    path.write_text(request.getfixturevalue(which), encoding="utf-8")
+    chromium(tmp_path, f"--print-to-pdf={printed}", path.as_uri())
+    assert printed.read_bytes().startswith(b"%PDF")
