@@ -1,4 +1,4 @@
-"""`python -m alges_fast.data`: look a data set over before a run, or write the synthetic one to disk."""
+"""`python -m alges_fast.data`: look a data set over before a run, write the synthetic one to disk, clear the cache."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
+from alges_fast.cache_folder import default_cache_dir
 from alges_fast.command import run_command
 from alges_fast.data.export import write_cholecseg8k
 from alges_fast.data.files import SPLITS, Faults, Listing
+from alges_fast.data.kept import clear, kept_in
 from alges_fast.data.loading import FILE_DATASETS, Survey, class_names, list_tree, read_all
 from alges_fast.errors import UserError
 from alges_fast.labels import UNLABELLED
@@ -28,6 +30,10 @@ Look a data set over before a run, or write the synthetic one to disk.
 
   python -m alges_fast.data write-synthetic ROOT --layout cholecseg8k
       draws seventeen videos of synthetic surgery (540 frames; 8080 with --full) into ROOT.
+
+  python -m alges_fast.data cache
+      lists what is kept between runs, decoded frames and features of frozen encoders, and where; with --clear deletes
+      all of it, or what is named. Everything there is made again when it is needed. ALGES_FAST_CACHE moves it.
 
 What ROOT holds, by data set:
   cholecseg8k   videoNN/videoNN_SSSSS/frame_<n>_endo.png and frame_<n>_endo_watershed_mask.png
@@ -45,6 +51,8 @@ def _run(options: argparse.Namespace) -> int:
     console = Console()
     if options.command == "check":
         return check(options.root, options.dataset, options.split, options.ignore_index, console)
+    if options.command == "cache":
+        return show_cache(options.names, options.clear, console)
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task("drawing")
         written = write_cholecseg8k(
@@ -96,6 +104,24 @@ def check(root: Path, dataset: str | None, split: str | None, ignore_index: int 
     return 2 if beyond_skipping or survey.faults else 0
 
 
+def show_cache(names: list[str], clearing: bool, console: Console) -> int:
+    """List what the cache holds, or delete it. Raises UserError where a name is of nothing."""
+    folder = default_cache_dir()
+    if names and not clearing:
+        raise UserError(f"{names[0]}: names are for --clear")
+    entries = clear(folder, names or None) if clearing else kept_in(folder)
+    table = Table("name", "holds", "MB", "made")
+    for kept in entries:
+        table.add_row(escape(kept.path.name), kept.kind, f"{kept.n_bytes / 1e6:.1f}", kept.day)
+    table.columns[2].justify = "right"
+    if entries:
+        console.print(table)
+    total = sum(kept.n_bytes for kept in entries) / 1e9
+    what = "deleted from" if clearing else "in"
+    console.print(f"{total:.2f} GB {what} {escape(str(folder))}", highlight=False, soft_wrap=True)
+    return 0
+
+
 def guess_dataset(root: Path) -> str:
     """Which of FILE_DATASETS a tree looks like. Raises UserError where it looks like none."""
     if not root.is_dir():
@@ -141,12 +167,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m alges_fast.data", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{check,write-synthetic}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{check,write-synthetic,cache}")
     looking = commands.add_parser("check", help="report on a tree: frames, class shares, faults, whether it is usable")
     looking.add_argument("root", type=Path, metavar="ROOT")
     looking.add_argument("--dataset", choices=FILE_DATASETS, help="default: told from the folders")
     looking.add_argument("--split", help="cholecseg8k only: alges (default) or endovit")
     looking.add_argument("--ignore_index", type=int, help="folder only: mask value that is not labelled")
+    caching = commands.add_parser("cache", help="what is kept between runs; --clear deletes it")
+    caching.add_argument("names", nargs="*", metavar="NAME", help="with --clear: only these")
+    caching.add_argument("--clear", action="store_true", help="delete instead of listing")
     writing = commands.add_parser("write-synthetic", help="write synthetic video in a real data set's layout")
     writing.add_argument("root", type=Path, metavar="ROOT", help="a new or empty folder")
     writing.add_argument("--layout", choices=("cholecseg8k",), required=True)

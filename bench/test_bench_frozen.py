@@ -1,0 +1,195 @@
+"""Frozen encoders at the size of ALGES's pool, 4 640 frames of 224 x 224: scoring, a round, and the trunk, once.
+
+Features are drawn from a normal distribution, 56 x 56 x 64 float16 in a mapped file: no time here depends on values.
+Rivals run over a part of the pool, right before the subject in every round, and count for the whole of it.
+
+    python -m pytest bench/test_bench_frozen.py --benchmark-json=bench/results/frozen.json
+"""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from alges_fast import embed_pool, kmeans_plusplus
+from alges_fast.data.frame_pool import FramePool
+from alges_fast.experiment.config import RunConfig
+from alges_fast.experiment.head_training import train_head
+from alges_fast.models import build_model
+from alges_fast.models.features_cache import CPU_PIXELS, FrozenEncoder
+from alges_fast.models.frozen import FrozenHead, Projection, build_trunk, fit_projection, join
+from alges_fast.ops import pixel_gradients
+from alges_fast.strategies import get_strategy
+
+FRAMES, SIDE, GRID, CHANNELS, CLASSES, LABELLED, PICKS = 4640, 224, 56, 64, 13, 300, 10
+PART, IMAGES, ROUNDS, BATCH = 64, 4, 5, 16
+LOSS = get_strategy("random")().loss
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tensor]:
+    path = tmp_path_factory.mktemp("features") / "features.f16"
+    some = np.random.default_rng(0).standard_normal((80, GRID, GRID, CHANNELS)).astype(np.float16)
+    with path.open("wb") as file:
+        for _ in range(FRAMES // 80):
+            file.write(some.tobytes())
+    mapped = np.memmap(path, np.float16, "c", shape=(FRAMES, GRID, GRID, CHANNELS))
+    yield torch.from_numpy(mapped).permute(0, 3, 1, 2)
+    path.unlink()
+
+
+@pytest.fixture(params=[1, 2], ids=["one_thread", "two_threads"])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def head() -> FrozenHead:
+    projection = Projection(torch.eye(CHANNELS), torch.zeros(CHANNELS), (CHANNELS,))
+    return FrozenHead(projection, CLASSES, seed=0).eval().to(memory_format=torch.channels_last)
+
+
+def score_and_pick(model: nn.Module, features: Tensor) -> Tensor:
+    pool = FramePool([str(i) for i in range(len(features))], features.__getitem__)
+    found = embed_pool(model, pool, batch_size=BATCH, transform=torch.Tensor.float, progress=False)
+    return kmeans_plusplus(found.values.flatten(1), PICKS, seed=0).indices
+
+
+def test_score_the_pool_and_pick(benchmark: Any, features: Tensor, threads: int) -> None:
+    """Floor: the head's products at the rate of a matrix product. Rivals: U-Net ResNet-18's bare forward pass over the
+    frames; autograd on the head, a frame at a time; torch.compile of the head and the plain PyTorch op."""
+    model, unet = head(), build_model("unet", "resnet18", num_classes=CLASSES, seed=0).eval()
+    unet = unet.to(memory_format=torch.channels_last)
+    images = torch.randn(IMAGES, 3, SIDE, SIDE).contiguous(memory_format=torch.channels_last)
+    square = torch.randn(1024, 1024)
+    last = model.layers[2]
+
+    @torch.compile
+    def hidden(maps: Tensor) -> Tensor:
+        return model.layers[1](model.layers[0](maps.float()))
+
+    def compiled_and_eager() -> None:
+        for at in range(0, PART, BATCH):
+            z = hidden(features[at : at + BATCH])
+            pixel_gradients(z, last.weight, last.bias, outputs=("image",), backend="reference")
+
+    def autograd() -> None:
+        with torch.enable_grad():
+            for maps in features[:PART]:
+                logits = model(maps[None].float())
+                torch.autograd.grad(F.cross_entropy(logits, logits.argmax(1)), last.weight)
+
+    flops = 2 * FRAMES * GRID**2 * (CHANNELS * 32 + 2 * 32 * CLASSES)
+    with torch.no_grad():
+        times = compared(
+            benchmark,
+            lambda: score_and_pick(model, features),
+            {
+                "floor": (lambda: square @ square, flops / (2 * 1024**3)),
+                "unet_forward": (lambda: unet(images), FRAMES / IMAGES),
+                "autograd": (autograd, FRAMES / PART),
+                "compiled_head_eager_op": (compiled_and_eager, FRAMES / PART),
+            },
+        )
+    for rival in ("floor", "unet_forward", "autograd", "compiled_head_eager_op"):
+        benchmark.extra_info[f"{rival}_over_subject"] = ratio(times, rival)
+    benchmark.extra_info.update(threads=threads, gflop=round(flops / 1e9, 1), peak_rss_mb=peak_rss())
+
+
+def test_one_round(benchmark: Any, features: Tensor, threads: int) -> None:
+    """Train the head on 300 frames, score the pool, pick 10."""
+    config = RunConfig(architecture="frozen")
+    labels = np.random.default_rng(1).integers(0, CLASSES, (LABELLED, GRID, GRID)).astype(np.uint8)
+    seconds: list[float] = []
+
+    def round() -> None:
+        model = head()
+        start = time.perf_counter()
+        train_head(
+            torch.device("cpu"),
+            model,
+            features[:LABELLED],
+            labels,
+            steps=config.head_steps,
+            pixels=config.head_pixels,
+            lr=config.head_lr,
+            weight_decay=config.head_weight_decay,
+            seed=0,
+            round=0,
+            loss=LOSS,
+        )
+        seconds.append(time.perf_counter() - start)
+        score_and_pick(model, features)
+
+    benchmark.pedantic(round, rounds=ROUNDS, warmup_rounds=1)
+    benchmark.extra_info.update(threads=threads, training_s=statistics.median(seconds), peak_rss_mb=peak_rss())
+
+
+def test_the_trunk(benchmark: Any, threads: int) -> None:
+    """Frames to features, but for the disk, against the bare forward pass of the encoder that users would run: all of
+    its levels, and the first four, in the same parts."""
+    smp = pytest.importorskip("segmentation_models_pytorch")
+    trunk = build_trunk("tu-tf_efficientnet_lite0", "packaged").to(memory_format=torch.channels_last)
+    frames = np.random.default_rng(0).integers(0, 256, (12, 3, SIDE, SIDE), dtype=np.uint8)
+    images = trunk.normalisation(torch.from_numpy(frames)).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        joined = join(trunk(images[:2]), (GRID, GRID)).permute(0, 2, 3, 1).flatten(0, 2)
+        encoder = FrozenEncoder(trunk, fit_projection(joined, trunk.channels))
+        step = CPU_PIXELS // SIDE**2
+        rivals: dict[str, tuple[Callable[[], Any], float]] = {}
+        for depth in (4, 5):
+            bare = smp.encoders.get_encoder("tu-tf_efficientnet_lite0", depth=depth, weights=None).eval()
+            bare = bare.to(memory_format=torch.channels_last)
+            rivals[f"encoder_of_depth_{depth}"] = (lambda bare=bare: [bare(part) for part in images.split(step)], 1.0)
+        parts = torch.from_numpy(frames).split(step)
+        times = compared(benchmark, lambda: [encoder(part) for part in parts], rivals)
+    for rival in rivals:
+        benchmark.extra_info[f"subject_over_{rival}"] = round(1 / ratio(times, rival), 3)
+    benchmark.extra_info.update(threads=threads, ms_per_frame=1e3 * statistics.median(times["subject"]) / len(frames))
+
+
+def compared(
+    benchmark: Any, subject: Callable[[], Any], rivals: dict[str, tuple[Callable[[], Any], float]]
+) -> dict[str, list[float]]:
+    """Seconds of the subject and, times their factor, of every rival, which runs just before it in every round."""
+    times: dict[str, list[float]] = {"subject": [], **{name: [] for name in rivals}}
+
+    def others() -> None:
+        for name, (run, factor) in rivals.items():
+            start = time.perf_counter()
+            run()
+            times[name].append(factor * (time.perf_counter() - start))
+
+    def timed() -> None:
+        start = time.perf_counter()
+        subject()
+        times["subject"].append(time.perf_counter() - start)
+
+    others()
+    for name in rivals:
+        times[name].clear()
+    benchmark.pedantic(timed, setup=others, rounds=ROUNDS)
+    for name, seconds in times.items():
+        benchmark.extra_info[f"{name}_s"] = round(statistics.median(seconds), 3)
+    return times
+
+
+def ratio(times: dict[str, list[float]], rival: str) -> float:
+    """Median over the rounds of the rival's time over the subject's."""
+    return round(statistics.median(a / b for a, b in zip(times[rival], times["subject"], strict=True)), 3)
+
+
+def peak_rss() -> int:
+    """Of this process so far, in MB; mapped features that were read count too."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
