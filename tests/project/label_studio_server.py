@@ -62,7 +62,7 @@ def prepare() -> None:
     draft = place() / "data.draft"
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
-    with _started(draft, 900):
+    with _started(draft, 400):
         pass
     draft.rename(place() / "data")
 

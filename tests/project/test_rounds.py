@@ -207,3 +207,21 @@ def test_labels_that_were_there_before_any_round(annotator: Annotator, capsys: p
     assert asked.isdisjoint(list(annotator.truth)[::3])
     assert run("status", "p") == 0
     assert "labels that were there before; 8 frames" in capsys.readouterr().out
+
+
+def test_a_model_of_the_users_chooses(
+    annotator: Annotator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(".")
+    Path("their_model.py").write_text(
+        "import torch\ndef make():\n    torch.manual_seed(0)\n    return torch.nn.Conv2d(3, 3, 1)\n"
+    )
+    begin()
+    assert run("next", "p", "-n", "3", "--model", "their_model:make", "--strategy", "entropy") == 0
+    with Path("p/rounds/000/picks.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["class"] in CLASSES and float(row["score"]) > 0 for row in rows] == [True] * 3
+    assert len(list(Path("p/rounds/000/masks").rglob("*.png"))) == 3  # its predictions go out
+    text = Path("p/rounds/000/index.html").read_text(encoding="utf-8")
+    assert "their_model:make" in text
+    assert "--reject" not in text
