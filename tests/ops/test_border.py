@@ -123,3 +123,11 @@ def test_a_native_call_of_impossible_sizes_is_refused(sizes: list[int], kind: in
     else:
         with pytest.raises((ValueError, TypeError)):
             scratch()
+
+
+def test_an_odd_number_of_sums_in_several_chunks() -> None:
+    """Partial sums lie one after the other, doubles first: 15 floats once left the next doubles off their alignment."""
+    inputs = draw(2, 3, 5, (64, 64))
+    found = pixel_gradients(**inputs.keywords(), outputs=("image",), backend="cpu").image
+    expected = pixel_gradients(**inputs.keywords(), outputs=("image",), backend="reference").image
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
