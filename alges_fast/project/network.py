@@ -17,7 +17,6 @@ import numpy as np
 import safetensors
 import safetensors.torch
 import torch
-from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -88,9 +87,8 @@ def fit_head(head: FrozenHead, maps: Tensor, masks: NDArray[np.uint8], seed: int
         masks: (n, S, S) class ids, UNLABELLED where nothing is.
         seed: of the order of pixels.
     """
-    fabric = Fabric(accelerator="cpu", devices=1)
     train_head(
-        fabric,
+        torch.device("cpu"),
         head,
         maps,
         labels_on((maps.shape[2], maps.shape[3]), masks),
