@@ -89,7 +89,7 @@ std::string plan_stream(const Call& call, int shared_limit, StreamPlan& plan);
 constexpr int kStreamThreads = 128;
 constexpr int kStreamWarps = kStreamThreads / 32;
 // Tiles of 16 channels whose gradient a warp keeps in registers. float32 takes more registers beside it.
-constexpr int stream_most_tiles(int element_bytes) { return element_bytes == 4 ? 4 : 8; }
+ALGES_HOST_DEVICE constexpr int stream_most_tiles(int element_bytes) { return element_bytes == 4 ? 4 : 8; }
 
 constexpr int kTileThreads = 256;
 constexpr int kTileWarps = kTileThreads / 32;
