@@ -42,7 +42,7 @@ from alges_fast.experiment.setting import (
 from alges_fast.experiment.state import STEPS, RoundFolder
 from alges_fast.experiment.training import MEMORY_FORMAT, evaluate
 from alges_fast.report import write_report
-from alges_fast.selection.candidates import Candidates
+from alges_fast.selection.candidates import BrokenPromise, Candidates
 from alges_fast.strategies import Candidate, Query, Rating
 from alges_fast.windows import Window, named
 
@@ -262,7 +262,10 @@ def _draw(round: Round, rating: Rating, candidates: Sequence[Piece]) -> list[Can
         budget = n_frames * side**2 - round.labelled.n_pixels
         what = f"different windows of the unlabelled pool worth {budget} pixels"
     left = Candidates[Candidate](rating, frozenset(), {}, 0.0, ("query_size", "pool"))
-    picked = left.fill([], budget, ())
+    try:
+        picked = left.fill([], budget, ())
+    except BrokenPromise as error:
+        raise UserError(f"strategy {round.strategy.name!r} {error.rule}") from error
     spent = sum(candidate.pixels if isinstance(candidate, Window) else 1 for candidate in picked)
     largest = max(candidate.pixels if isinstance(candidate, Window) else 1 for candidate in candidates)
     fits = budget - largest < spent <= budget

@@ -20,6 +20,18 @@ Place: TypeAlias = tuple[str, float]
 C = TypeVar("C", bound=Candidate)
 
 
+class BrokenPromise(ValueError):
+    """A strategy drew what it must not: a candidate twice, one that is taken, or nothing.
+
+    Attributes:
+        rule: what it must do, and what it did, with the strategy as the sentence's subject.
+    """
+
+    def __init__(self, rule: str) -> None:
+        super().__init__(f"strategy: it {rule}")
+        self.rule = rule
+
+
 @dataclass(frozen=True)
 class Candidates(Generic[C]):
     """A rated pool as picks are drawn from it: frames that cost 1 each, or windows that cost their pixels.
@@ -79,8 +91,8 @@ class Candidates(Generic[C]):
             taken = Taken((*self.labelled, *chosen), (*refused, *too_near))
             drawn = cast("Sequence[C]", self.rating.draw(missing, taken))
             if not drawn or len(set(drawn)) < len(drawn) or not set(open).issuperset(drawn):
-                raise ValueError(
-                    f"strategy: it must draw up to {missing} different candidates, none of them taken; it gave "
+                raise BrokenPromise(
+                    f"must draw up to {missing} different candidates, none of them taken; it gave "
                     f"{len(drawn)}, {len(set(open).intersection(drawn))} of them different and free"
                 )
             for pick in drawn:

@@ -249,7 +249,8 @@ def test_a_damaged_file_is_named(
     assert main([*command, "--out", str(out)]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    if not (name == "config.yaml" and garbage == "another mapping"):  # that is another configuration
+    # A mapping, or what the first half of one still says, is another configuration.
+    if name != "config.yaml" or "holds a run of another configuration" not in error:
         assert f"{out / name} is damaged" in error
     for file in (file for file in contents(whole) if ROUND not in file):
         assert (out / file).read_bytes() == (whole / file).read_bytes()

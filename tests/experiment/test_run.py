@@ -268,7 +268,9 @@ def test_a_strategy_that_breaks_its_promise_is_told_so(
         "        return Rating(query.candidates, {}, lambda n, taken: [query.candidates[0]] * n)\n"
     )
     assert run(tmp_path / "out", "--strategies", f"{file}:Twice") == 2
-    assert "strategy 'twice' must pick 2 different ids" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.startswith("error: strategy 'twice' must draw up to 2 different candidates")
+    assert error.count("\n") == 1
 
 
 def test_flags_override_the_yaml_file_which_overrides_the_preset(tmp_path: Path) -> None:
