@@ -38,7 +38,6 @@ inline Operand operand(const Given& given) {
   if (!given) return result;
   const auto& [address, type, stride] = *given;
   if (type < 0 || type > static_cast<int>(Type::boolean)) throw std::invalid_argument("unknown type");
-  if (!address) throw std::invalid_argument("an operand at address 0");
   result.data = pointer<const void>(address);
   result.type = static_cast<Type>(type);
   std::copy_n(stride.begin(), 5, result.stride);

@@ -9,7 +9,7 @@ namespace {
 PixelGradientsCall call_of(const Sizes& shape, const Given& features, uintptr_t weight, uintptr_t bias, const Given& logits,
                            const Given& residual, const Given& valid, const Addresses& outputs, int threads) {
   check_sizes(shape);
-  if (!features || !weight) throw std::invalid_argument("features and weight must be given");
+  if (!features || !std::get<0>(*features) || !weight) throw std::invalid_argument("features and weight must be given");
   if (threads < 1) throw std::invalid_argument("threads must be at least 1");
   PixelGradientsCall call;
   call.batch = shape[0], call.channels = shape[1], call.classes = shape[2];
