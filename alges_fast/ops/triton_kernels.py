@@ -143,7 +143,7 @@ def choose_plan(
     row = 4 * channels * (n_classes * sums + features)
     of_scores = 4 * (_score_columns(n_classes, by_class) + n_classes + 1)
     if padded <= 256 and classes <= 64 and classes * padded * max(1, sums) <= 8192:
-        # Tiles of 8 KB, 16 for 256 channels, two stages, and the weight: within the 99 KB of the smallest GPU. Larger
+        # Tiles of 8 KB, 16 for 256 channels, their stages, and the weight: within the 99 KB of the smallest GPU. Larger
         # float32 tiles spill registers from 64 channels on (bench/NOTES.md).
         tile = min(64 if float32 else 128, max(16, (2048 if float32 else 4096) // padded))
         tiles = -(-pixels // tile)
@@ -152,7 +152,9 @@ def choose_plan(
         chunks = -(-tiles // per_chunk)
         images = _fit(batch, chunks * (row + of_scores))
         warps = 8 if padded * tile > 2048 else 4
-        return Plan(True, tile, padded, classes, chunks, per_chunk * tile, 1, 1, images, warps, 2)
+        # Two stages of 256 float32 channels take 112 KB on sm_80.
+        stages = 1 if float32 and padded > 128 else 2
+        return Plan(True, tile, padded, classes, chunks, per_chunk * tile, 1, 1, images, warps, stages)
 
     # The weight of a step over channels is 64 KB at most; from 32 KB on in one stage, for the smallest GPU.
     tile, channel_tile = max(16, min(64, 8192 // classes)), max(16, min(64, 16384 // classes))
