@@ -70,6 +70,11 @@ def trace(model: nn.Module, example: Tensor) -> Trace:
 
 
 def choose(trace: Trace, name: str | None) -> Call:
+    """The call that makes the logits, or that of the layer of this name.
+
+    Raises:
+        ValueError: there is none, or none that this method applies to; the message lists the candidates.
+    """
     n_classes = trace.logits.shape[1]
     if not trace.logits.isfinite().all():
         raise ValueError(

@@ -38,6 +38,8 @@ class PoolEmbeddings:
 
 @dataclass(frozen=True)
 class Scored:
+    """A batch and what the model makes of it, on the way to the host until `event` has passed."""
+
     batch: Batch
     checksums: Sequence[int]
     """As the files keep them, of the images before a transform or the model could write to them."""

@@ -43,6 +43,8 @@ def pool_sizes(pool: Pool) -> dict[Id, tuple[int, ...]]:
 
 @dataclass(frozen=True)
 class Batch:
+    """Images (B, C, *spatial) with their places in the pool and their ids."""
+
     positions: Sequence[int]
     ids: Sequence[Id]
     images: Tensor
@@ -258,10 +260,12 @@ def known_ids(pool: Any) -> list[Id] | None:
 
 
 def digest_of_ids(ids: Sequence[Id]) -> str:
+    """16 hexadecimal digits that other ids, or these in another order, hardly have."""
     return hashlib.blake2b(json.dumps(ids).encode(), digest_size=8).hexdigest()
 
 
 def check_unique(ids: Sequence[Id]) -> None:
+    """Raise ValueError, naming it, where an id occurs twice."""
     if len(set(ids)) < len(ids):
         seen: set[Id] = set()
         twice = next(id for id in ids if id in seen or seen.add(id))  # type: ignore[func-returns-value]

@@ -22,6 +22,13 @@ def to_device(
     channels_last: bool,
     transform: Callable[[Tensor], Tensor] | None,
 ) -> Tensor:
+    """Images (B, C, *spatial) as a model on `device` takes them: transformed there, of its type and memory format.
+
+    Without a transform uint8 images are divided by 255.
+
+    Raises:
+        TypeError: images that are neither uint8 nor floating.
+    """
     if images.dtype != torch.uint8 and not images.is_floating_point():
         raise TypeError(f"pool: images must be uint8 or floating, got {images.dtype}")
     if device.type == "cuda" and images.device.type == "cpu":
@@ -88,6 +95,7 @@ def _start_copy(tensor: Tensor) -> Tensor:
 
 
 def autocast_to(device: torch.device, precision: str | None) -> AbstractContextManager[Any]:
+    """Autocast on this device for one of PRECISIONS; the caller's own state where None is given."""
     if precision is None:
         return nullcontext()
     dtype = PRECISIONS[precision]
