@@ -173,17 +173,7 @@ class HeadOfFrozenEncoder(Learner):
         return FrozenHead(self.encoder.projection, n_classes, seed)
 
     def card(self, classes: Sequence[str]) -> Card:
-        trunk = self.encoder.trunk
-        return Card(
-            architecture=FROZEN,
-            encoder=trunk.name,
-            encoder_weights=trunk.weights,
-            encoder_digest=trunk.digest,
-            head_kernel=1,
-            normalisation=trunk.normalisation,
-            image_size=self.config.image_size,
-            classes=classes,
-        )
+        return Card.of_frozen(self.encoder.trunk, self.config.image_size, classes)
 
     def training_work(self, n_frames: float) -> float:
         rows, columns = grid_of((self.config.image_size, self.config.image_size))

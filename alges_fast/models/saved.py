@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from alges_fast.errors import UserError
 from alges_fast.models import build_model
-from alges_fast.models.frozen import FrozenHead, FrozenModel, Projection, build_trunk
+from alges_fast.models.frozen import FrozenHead, FrozenModel, Projection, Trunk, build_trunk
 from alges_fast.normalisation import Normalisation
 
 __all__ = ["Card", "load", "read_card", "serialized"]
@@ -46,6 +46,20 @@ class Card:
     normalisation: Normalisation
     image_size: int
     classes: Sequence[str]
+
+    @classmethod
+    def of_frozen(cls, trunk: Trunk, image_size: int, classes: Sequence[str]) -> Card:
+        """Of a head over this encoder."""
+        return cls(
+            architecture=FROZEN,
+            encoder=trunk.name,
+            encoder_weights=trunk.weights,
+            encoder_digest=trunk.digest,
+            head_kernel=1,
+            normalisation=trunk.normalisation,
+            image_size=image_size,
+            classes=classes,
+        )
 
     def as_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)

@@ -6,7 +6,6 @@ pool that grows changes no model.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -26,6 +25,7 @@ from alges_fast.experiment.config import RunConfig
 from alges_fast.experiment.head_training import labels_on, train_head
 from alges_fast.models.features_cache import FrozenEncoder, load_or_fit
 from alges_fast.models.frozen import FrozenHead, FrozenModel, Projection, Trunk, build_trunk
+from alges_fast.models.saved import Card, serialized
 from alges_fast.project.folder import Project, TrainedModel
 from alges_fast.project.pool import Progress, silent
 from alges_fast.strategies.base import cross_entropy
@@ -113,13 +113,10 @@ def load_head(project: Project, model: TrainedModel, trunk: Trunk) -> FrozenHead
     return head.eval()
 
 
-def save_head(folder: Path, head: FrozenHead, trunk: Trunk, facts: dict[str, Any]) -> None:
-    """Write model.safetensors: the projection and the head, and in its metadata what they belong to."""
-    state = {name: value.detach().cpu().contiguous() for name, value in head.state_dict().items()}
-    belongs = {"encoder": trunk.name, "encoder_weights": trunk.weights, "encoder_digest": trunk.digest, **facts}
-    # One entry: safetensors writes several in an order of chance, and equal models are to be equal files.
-    metadata = {"alges_fast": json.dumps(belongs, sort_keys=True, ensure_ascii=False)}
-    atomic.write_bytes(folder / WEIGHTS, safetensors.torch.save(state, metadata))
+def save_head(project: Project, folder: Path, head: FrozenHead, trunk: Trunk) -> None:
+    """Write model.safetensors: the projection and the head with a card, so that `select --model` needs nothing else."""
+    card = Card.of_frozen(trunk, project.config.image_size, project.config.classes)
+    atomic.write_bytes(folder / WEIGHTS, serialized(head, card))
 
 
 def whole_model(head: FrozenHead, trunk: Trunk) -> FrozenModel:

@@ -156,9 +156,7 @@ def _train(project: Project, progress: Progress) -> None:
     head = data.fit(everything)
     number = len(project.models)
     folder = project.root / "models" / f"{number:03d}"
-    network.save_head(
-        folder, head, frozen.encoder.trunk, {"image_size": config.image_size, "classes": list(config.classes)}
-    )
+    network.save_head(project, folder, head, frozen.encoder.trunk)
     atomic.write_json(folder / MODEL, facts)
     project.forget()
 

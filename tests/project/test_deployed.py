@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from alges_fast.errors import UserError
+from alges_fast.models import saved
 from alges_fast.project import model_files, network
 from alges_fast.project.config import ProjectConfig
 
@@ -26,7 +27,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(model_files, "decoded", lambda pool, size: (None, images))
     monkeypatch.setenv("ALGES_FAST_CACHE", str(tmp_path / "cache"))
     frozen = network.frozen(project, [str(i) for i in range(12)], images)
-    network.save_head(tmp_path, network.new_head(project, frozen.encoder, 0), frozen.encoder.trunk, {})
+    network.save_head(project, tmp_path, network.new_head(project, frozen.encoder, 0), frozen.encoder.trunk)
     project.models = [SimpleNamespace(number=0, folder=tmp_path)]
     return project
 
@@ -37,6 +38,18 @@ def test_files_predict_what_the_model_does(trained: Any, tmp_path: Path) -> None
     assert [path.name for path in written] == ["model.pt2", "model.onnx"][: 1 + has_onnx]
     program = torch.export.load(tmp_path / "out" / "model.pt2").module()
     assert program(torch.rand(3, 3, 64, 64)).shape == (3, 3, 64, 64)  # any number of frames at a time
+
+
+def test_a_projects_weights_say_what_they_are(trained: Any, tmp_path: Path) -> None:
+    """As `select --model` reads them: with no other flag, and to the network that the project has."""
+    card = saved.read_card(tmp_path / network.WEIGHTS)
+    assert card is not None
+    assert (card.architecture, card.image_size, card.classes) == ("frozen", 64, ("a", "b", "c"))
+    trunk = network.trunk_of(trained)
+    own = network.whole_model(network.load_head(trained, trained.models[0], trunk), trunk)
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(saved.load(tmp_path / network.WEIGHTS, card)(images), own(images))
 
 
 def test_a_file_that_predicts_otherwise_is_not_written(tmp_path: Path) -> None:
