@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import json
 import os
 import zlib
 from pathlib import Path
@@ -12,6 +12,7 @@ import pytest
 
 from alges_fast.data import Dataset, load_dataset
 from alges_fast.errors import UserError
+from tests.commands import CONTEXT, finish
 
 from .trees import folder_tree, save
 
@@ -130,22 +131,19 @@ def test_drafts_of_killed_processes_are_cleared(tree: Path, cache: Path) -> None
     assert folders(cache) == [place]
 
 
-@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
-def test_processes_that_build_at_once_agree(tree: Path, cache: Path) -> None:
-    processes = multiprocessing.get_context("fork")
-    results = processes.SimpleQueue()
+def build(tree: Path, cache: Path, answer: Path) -> None:
+    """In a process of its own."""
+    data, decoded = load(tree, cache, size=64)
+    answer.write_text(json.dumps([decoded, zlib.crc32(data.train.images), zlib.crc32(data.test.masks)]))
 
-    def build() -> None:
-        data, decoded = load(tree, cache, size=64)
-        results.put((decoded, zlib.crc32(data.train.images), zlib.crc32(data.test.masks)))
 
-    running = [processes.Process(target=build) for _ in range(4)]
+def test_processes_that_build_at_once_agree(tree: Path, cache: Path, tmp_path: Path) -> None:
+    answers = [tmp_path / f"{number}.json" for number in range(4)]
+    running = [CONTEXT.Process(target=build, args=(tree, cache, answer), daemon=True) for answer in answers]
     for process in running:
         process.start()
-    for process in running:
-        process.join()
-    assert [process.exitcode for process in running] == [0] * 4
-    decoded, *contents = zip(*(results.get() for _ in running), strict=True)
+    assert [finish(process) for process in running] == [0] * 4
+    decoded, *contents = zip(*(json.loads(answer.read_text()) for answer in answers), strict=True)
     assert sorted(decoded) == [0, 0, 0, 9]
     assert all(len(set(content)) == 1 for content in contents)
     assert len(folders(cache)) == 1

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-import multiprocessing
 import os
 import shutil
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +17,16 @@ from alges_fast.errors import UserError
 from alges_fast.models import features_cache
 from alges_fast.models.features_cache import FrozenEncoder, load_or_fit
 from alges_fast.models.frozen import features
+from tests.commands import CONTEXT, finish
 
 from .small_trunk import small_trunk
 
-fork = multiprocessing.get_context("fork")
+TWO_FRAMES = 2 * 32 * 32
 
 
 @pytest.fixture(autouse=True)
 def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features_cache, "CPU_PIXELS", 2 * 32 * 32)
+    monkeypatch.setattr(features_cache, "CPU_PIXELS", TWO_FRAMES)
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +38,23 @@ def encoder(cache: Path, frames: np.ndarray, seed: int = 0) -> FrozenEncoder:
     return load_or_fit(small_trunk(seed), frames, cache_dir=cache)
 
 
-def in_child(work: Callable[[], object]) -> int | None:
-    child = fork.Process(target=work)
-    child.start()
-    child.join(60)
-    return child.exitcode
+def make_in_a_process(cache: Path, frames: np.ndarray, log: Path, killed_at: int | None) -> None:
+    """In its own process: the features, a letter in `log` for every batch; SIGKILL instead of batch `killed_at`."""
+    torch.set_num_threads(1)
+    features_cache.CPU_PIXELS = TWO_FRAMES
+    original = FrozenEncoder.__call__
+    made: list[int] = []
+
+    def logged(self: FrozenEncoder, images: torch.Tensor) -> torch.Tensor:
+        if len(made) == killed_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        made.append(len(images))
+        with log.open("a") as file:
+            file.write("x")
+        return original(self, images)
+
+    FrozenEncoder.__call__ = logged  # type: ignore[method-assign]
+    encoder(cache, frames).cached(frames)
 
 
 def data_file(cache: Path) -> Path:
@@ -84,19 +95,19 @@ def test_killed_and_gone_on_with_gives_the_same_bytes(
 ) -> None:
     encoder(tmp_path / "whole", frames).cached(frames)
     made = encoder(tmp_path / "killed", frames)
+    arguments = (tmp_path / "killed", frames, tmp_path / "log", killed_at)
+    child = CONTEXT.Process(target=make_in_a_process, args=arguments, daemon=True)
+    child.start()
+    assert finish(child) == -signal.SIGKILL
+    assert not list((tmp_path / "killed").glob("features-*/index.json"))
     batches: list[int] = []
     original = FrozenEncoder.__call__
 
     def counted(self: FrozenEncoder, images: torch.Tensor) -> torch.Tensor:
-        if os.getpid() != parent and len(batches) == killed_at:
-            os.kill(os.getpid(), signal.SIGKILL)
         batches.append(len(images))
         return original(self, images)
 
-    parent = os.getpid()
     monkeypatch.setattr(FrozenEncoder, "__call__", counted)
-    assert in_child(lambda: made.cached(frames)) == -signal.SIGKILL
-    assert not list((tmp_path / "killed").glob("features-*/index.json"))
     made.cached(frames)
     assert batches == [2, 2, 2, 2, 1][killed_at:]
     first, second = data_file(tmp_path / "whole"), data_file(tmp_path / "killed")
@@ -179,24 +190,14 @@ def test_other_frames_weights_or_order_are_other_features(tmp_path: Path, frames
     assert len(list(tmp_path.glob("features-*/index.json"))) == 5
 
 
-def test_processes_share_the_making(tmp_path: Path, frames: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = encoder(tmp_path, frames)
+def test_processes_share_the_making(tmp_path: Path, frames: np.ndarray) -> None:
     log = tmp_path / "log"
-    original = FrozenEncoder.__call__
-
-    def logged(self: FrozenEncoder, images: torch.Tensor) -> torch.Tensor:
-        with log.open("a") as file:
-            file.write("x")
-        return original(self, images)
-
-    monkeypatch.setattr(FrozenEncoder, "__call__", logged)
-    children = [fork.Process(target=made.cached, args=(frames,)) for _ in range(3)]
+    arguments = (tmp_path / "cache", frames, log, None)
+    children = [CONTEXT.Process(target=make_in_a_process, args=arguments, daemon=True) for _ in range(3)]
     for child in children:
         child.start()
-    for child in children:
-        child.join(60)
-        assert child.exitcode == 0
-    assert log.read_text() == "x" * 5
+    assert [finish(child) for child in children] == [0, 0, 0]
+    assert log.read_text() == "x" * 5, "one process made the five batches, the others waited for it"
 
 
 def test_too_little_room_is_said_before_anything_is_made(
