@@ -120,7 +120,9 @@ def _mean_over_pixels(cost: Tensor, target: Tensor) -> Tensor:
 def _cross_entropy_residual(logits: Tensor, target: Tensor) -> Tensor:
     """p - onehot(target), at the target minus the sum of the other classes' p: p - 1 cancels near p = 1."""
     onehot = target.unsqueeze(1)
-    residual = logits.softmax(1).scatter_(1, onehot, 0)
+    # On a CPU torch.softmax rounds by where threads cut the batch, and an image's bits must not depend on the others.
+    probability = logits.softmax(1) if logits.is_cuda else torch.cat([one.softmax(1) for one in logits.split(1)])
+    residual = probability.scatter_(1, onehot, 0)
     return residual.scatter_(1, onehot, -residual.sum(1, keepdim=True))
 
 
