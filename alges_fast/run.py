@@ -20,9 +20,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from alges_fast._native import cpu_kernels, native_status
 from alges_fast.command import arguments_of, expand_home, keep_freed_memory, refused, run_command
-from alges_fast.errors import UserError
 from alges_fast.experiment import LostProcess, Monitor, run_experiment
-from alges_fast.experiment.config import PRESETS, RunConfig
+from alges_fast.experiment.config import RunConfig, preset_values
 from alges_fast.report.console import summary_table
 
 
@@ -65,7 +64,7 @@ def parse(argv: Sequence[str]) -> RunConfig:
     """
     arguments = arguments_of(argv, RunConfig)
     parser = _parser()
-    parser.set_defaults(dict(PRESETS[_preset(arguments)]))
+    parser.set_defaults(preset_values(_last(arguments, "preset", "demo"), _last(arguments, "architecture", "")))
     try:
         parsed = parser.parse_args(arguments)
     except jsonargparse.ArgumentError as error:
@@ -126,16 +125,14 @@ def _parser() -> jsonargparse.ArgumentParser:
     return parser
 
 
-def _preset(arguments: Sequence[str]) -> str:
-    """The preset that the flags name last: its values must be known before any other is read."""
-    preset = "demo"
+def _last(arguments: Sequence[str], name: str, default: str) -> str:
+    """What the flags give a setting last: some values must be known before any other is read."""
+    found = default
     for position, argument in enumerate(arguments):
         flag, equals, value = argument.partition("=")
-        if flag == "--preset" and (equals or position + 1 < len(arguments)):
-            preset = value if equals else arguments[position + 1]
-    if preset not in PRESETS:
-        raise UserError(f"--preset {preset} is unknown: use {', '.join(PRESETS)}")
-    return preset
+        if flag == f"--{name}" and (equals or position + 1 < len(arguments)):
+            found = value if equals else arguments[position + 1]
+    return found
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from alges_fast import windows
 from alges_fast.errors import UserError
+from alges_fast.models import FROZEN
+from alges_fast.models.weights import PACKAGED, PACKAGED_ENCODER
 
 
 @dataclass(frozen=True)
@@ -90,13 +92,13 @@ class RunConfig:
     keep_models: bool = False
 
     def __post_init__(self) -> None:
-        frozen = self.architecture == "frozen"
+        frozen = self.architecture == FROZEN
         if not self.encoder:
-            object.__setattr__(self, "encoder", "tu-tf_efficientnet_lite0" if frozen else "resnet18")
+            object.__setattr__(self, "encoder", PACKAGED_ENCODER if frozen else "resnet18")
         if frozen and self.encoder_weights is None:
-            if self.encoder != "tu-tf_efficientnet_lite0":
+            if self.encoder != PACKAGED_ENCODER:
                 raise UserError(f"--architecture frozen trains no encoder: give --encoder_weights for {self.encoder}")
-            object.__setattr__(self, "encoder_weights", "packaged")
+            object.__setattr__(self, "encoder_weights", PACKAGED)
         for name in ("rounds", "init_size", "query_size", "epochs", "batch_size", "head_steps", "head_pixels"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} is {getattr(self, name)}: give at least 1")
@@ -133,6 +135,20 @@ def grid_of(text: str) -> tuple[int, int] | None:
         return windows.grid_of(text)
     except ValueError as error:
         raise UserError(f"--regions {error}, or none for whole frames") from error
+
+
+def preset_values(preset: str, architecture: str) -> dict[str, Any]:
+    """What a preset sets where the user names this architecture ("" for none).
+
+    Raises:
+        UserError: there is no such preset.
+    """
+    if preset not in PRESETS:
+        raise UserError(f"--preset {preset} is unknown: use {', '.join(PRESETS)}")
+    values = dict(PRESETS[preset])
+    if architecture == FROZEN:
+        values.pop("encoder", None)  # of another architecture; this one has its own
+    return values
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(

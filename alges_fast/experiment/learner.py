@@ -21,11 +21,11 @@ from alges_fast.experiment.config import RunConfig
 from alges_fast.experiment.crops import crops_of
 from alges_fast.experiment.head_training import labels_on, train_head
 from alges_fast.experiment.training import train
-from alges_fast.models import build_model, check_image_size
+from alges_fast.models import FROZEN, build_model, check_image_size
 from alges_fast.models.features_cache import FrozenEncoder, load_or_fit
 from alges_fast.models.features_cache import Progress as Encoding
 from alges_fast.models.frozen import FrozenHead, build_trunk, grid_of
-from alges_fast.models.saved import FROZEN, Card
+from alges_fast.models.saved import Card
 from alges_fast.models.weights import normalisation_of
 from alges_fast.normalisation import Normalisation
 from alges_fast.strategies import Strategy

@@ -11,7 +11,10 @@ from torch import nn
 from alges_fast.errors import UserError
 from alges_fast.models.weights import encoder_with_tag, fetched, load_weights, read_weights
 
-__all__ = ["build_model", "check_image_size"]
+__all__ = ["FROZEN", "build_model", "check_image_size"]
+
+FROZEN = "frozen"
+"""The architecture that is no network of segmentation-models-pytorch but a head over a frozen encoder (frozen.py)."""
 
 
 def build_model(
@@ -44,10 +47,16 @@ def build_model(
     import segmentation_models_pytorch as smp  # here: strategies import this package where smp need not be installed
 
     architectures = smp.MODEL_ARCHITECTURES_MAPPING
+    if architecture == FROZEN:
+        raise UserError(f"architecture {FROZEN} is a head over an encoder: its file must be one that alges_fast saved")
     if architecture.lower() not in architectures:
-        raise UserError(f"architecture {architecture!r} is unknown: use one of {', '.join(sorted(architectures))}")
-    if not encoder.startswith("tu-") and encoder not in (known := smp.encoders.get_encoder_names()):
-        raise UserError(f"encoder {encoder!r} is unknown{_nearest(encoder, known)}; those of timm have the prefix tu-")
+        known = sorted([*architectures, FROZEN])
+        nearest = _nearest(architecture.lower(), known)
+        raise UserError(f"architecture {architecture!r} is unknown{nearest}: use one of {', '.join(known)}")
+    if not encoder.startswith("tu-") and encoder not in (encoders := smp.encoders.get_encoder_names()):
+        raise UserError(
+            f"encoder {encoder!r} is unknown{_nearest(encoder, encoders)}; those of timm have the prefix tu-"
+        )
     state = read_weights(encoder, encoder_weights)
     name = fetched(encoder, encoder_weights)
     weights = True if name is not None and encoder.startswith("tu-") else name

@@ -15,13 +15,12 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from alges_fast.errors import UserError
-from alges_fast.models import build_model
+from alges_fast.models import FROZEN, build_model
 from alges_fast.models.frozen import FrozenHead, FrozenModel, Projection, Trunk, build_trunk
 from alges_fast.normalisation import Normalisation
 
 __all__ = ["Card", "load", "read_card", "serialized"]
 
-FROZEN = "frozen"
 KEY = "alges_fast"
 
 

@@ -21,6 +21,7 @@ from alges_fast.errors import UserError
 from alges_fast.experiment import folder, learner, loop
 from alges_fast.experiment.config import PRESETS
 from alges_fast.experiment.results import COLUMNS
+from alges_fast.models.weights import PACKAGED, PACKAGED_ENCODER
 from alges_fast.run import main, parse
 
 SMALL = [
@@ -184,6 +185,15 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert not (tmp_path / "out" / "config.yaml").exists()
+
+
+@pytest.mark.parametrize("preset", list(PRESETS))
+def test_frozen_has_its_own_encoder_under_every_preset(preset: str) -> None:
+    config = parse(["--preset", preset, "--architecture", "frozen"])
+    assert (config.encoder, config.encoder_weights) == (PACKAGED_ENCODER, PACKAGED)
+    given = parse(["--preset", preset, "--architecture=frozen", "--encoder", "resnet18", "--encoder_weights", "x.pth"])
+    assert given.encoder == "resnet18"
+    assert parse(["--preset", "camvid"]).encoder == PRESETS["camvid"]["encoder"]
 
 
 def test_another_configuration_in_the_same_folder_shows_the_difference(

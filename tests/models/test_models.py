@@ -54,7 +54,8 @@ def test_deal_gives_logits_in_eval_mode_so_that_any_strategy_can_use_it() -> Non
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"architecture": "unett"}, "architecture 'unett' is unknown: use one of .*unet"),
+        ({"architecture": "unett"}, r"architecture 'unett' is unknown \(nearest: .*unet.*\): use one of .*unet"),
+        ({"architecture": "frozn"}, r"architecture 'frozn' is unknown \(nearest: frozen\): use one of .*frozen"),
         ({"encoder": "resnet19"}, r"encoder 'resnet19' is unknown \(nearest: resnet18"),
         ({"head_kernel": 2}, "head_kernel 2 is not an odd size"),
         ({"num_classes": 1}, "at least 2"),
