@@ -25,7 +25,7 @@ import torch
 import yaml
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 from torch import Tensor, nn
 
 from alges_fast import atomic
@@ -33,6 +33,7 @@ from alges_fast.annotation.config import SelectConfig
 from alges_fast.annotation.decoded import decode_frames
 from alges_fast.annotation.lists import LabelledPool, class_names, class_weights, refused_of, with_labelled
 from alges_fast.annotation.models import load_model, normalisation_in
+from alges_fast.annotation.page import Asked
 from alges_fast.annotation.picks import Pick, show_picked
 from alges_fast.annotation.record import (
     LOCK,
@@ -43,7 +44,7 @@ from alges_fast.annotation.record import (
     read_record,
 )
 from alges_fast.annotation.sources import FrameReader, LeftOut, PoolFrame, frame_sizes, list_frames, resized
-from alges_fast.annotation.writing import check_names, write_selection
+from alges_fast.annotation.writing import check_names, remove_refused, write_round
 from alges_fast.command import arguments_of, as_settings, expand_home, one_line, refused, run_command
 from alges_fast.data.files import FaultyFile
 from alges_fast.data.frame_pool import FramePool
@@ -117,33 +118,37 @@ def _run(config: SelectConfig, console: Console) -> int:
     with atomic.locked(out / LOCK, wait=False) as alone:
         if not alone or read_record(out) != record:
             raise UserError(f"{out}: another process is choosing there: wait until it is done, or choose another --out")
-        asked = _Asked(config, scorer, record or now, listed, images, left_out, unwanted, sizes)
+        asked = _Choice(config, scorer, record or now, listed, images, left_out, unwanted, sizes)
         atomic.write_text(out / "config.yaml", yaml.safe_dump(as_settings(config), sort_keys=False))
         asked.save_record()
         console.print(asked.summary())
         picks, budget = _choose(asked)
-        notes = write_selection(
+        remove_refused(out, unwanted, picks)
+        shown = show_picked(
+            scorer.model,
+            picks,
+            strategy=config.strategy,
+            class_weights=scorer.class_weights,
+            regions=config.grid,
+            inputs_of=lambda _, image: scorer.transform(resized(image, config.image_size)[None].to(scorer.device)),
+            device=scorer.device,
+            precision=config.precision,
+        )
+        n_frames = len({pick.frame.id for pick in picks})
+        has_norm_maps = write_round(
             out,
-            config,
+            Asked(config.strategy, config.seed, config.images, config.model, config.regions),
             scorer.classes,
             picks,
-            budget,
-            unwanted,
-            left_out,
-            show_picked(
-                scorer.model,
-                picks,
-                strategy=config.strategy,
-                class_weights=scorer.class_weights,
-                regions=config.grid,
-                inputs_of=lambda _, image: scorer.transform(resized(image, config.image_size)[None].to(scorer.device)),
-                device=scorer.device,
-                precision=config.precision,
-            ),
+            track(shown, "drawing the picks", total=n_frames, console=Console(stderr=True), transient=True),
+            budget=budget,
+            left_out=left_out,
+            image_prefix=config.image_prefix,
         )
-    for line in (*notes, *(f"left out: {line}" for line in left_out.by_file())):
-        console.print(escape(line))
-    n_frames = len({pick.frame.id for pick in picks})
+    if not has_norm_maps:
+        console.print("no norm maps: what follows this model's last layer does not define them")
+    for line in left_out.by_file():
+        console.print(escape(f"left out: {line}"))
     what = f"{n_frames} picks" if budget is None else f"{len(picks)} windows of {n_frames} frames picked"
     console.print(escape(f"{what}: {out}/picks.csv   to look through: {out}/index.html"))
     return 0
@@ -162,7 +167,7 @@ class _Scorer:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Choice:
     """What is chosen from, and how.
 
     Attributes:
@@ -207,7 +212,7 @@ def _read_pool(config: SelectConfig, listed: LabelledPool, left_out: LeftOut) ->
         )
 
 
-def _choose(asked: _Asked) -> tuple[list[Pick], int | None]:
+def _choose(asked: _Choice) -> tuple[list[Pick], int | None]:
     """The picks, and the pixels there were for windows."""
     picks, budget = _draw(asked)
     while asked.images is None and (faults := _faults_of(picks)):
@@ -220,7 +225,7 @@ def _choose(asked: _Asked) -> tuple[list[Pick], int | None]:
     return picks, budget
 
 
-def _draw(asked: _Asked) -> tuple[list[Pick], int | None]:
+def _draw(asked: _Choice) -> tuple[list[Pick], int | None]:
     config, scorer = asked.config, asked.scorer
     usable = asked.listed.without(asked.left_out)
     by_id = {frame.id: frame for frame in usable.frames}

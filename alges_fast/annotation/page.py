@@ -11,7 +11,6 @@ from typing import Any
 import jinja2
 from PIL import Image
 
-from alges_fast.annotation.config import SelectConfig
 from alges_fast.annotation.pictures import encoded
 from alges_fast.windows import Window
 
@@ -50,7 +49,7 @@ class Asked:
 
 
 def selection_page(
-    config: SelectConfig | Asked,
+    asked: Asked,
     classes: Sequence[str],
     colours: Sequence[tuple[int, int, int]],
     cards: Sequence[Card],
@@ -62,7 +61,7 @@ def selection_page(
     """index.html of these cards.
 
     Args:
-        config, classes, colours: what was asked for; a colour per class.
+        asked, classes, colours: how the picks came about; a colour per class.
         cards: the frames to show, the first of `n_frames`.
         rows: of picks.csv.
         n_frames: how many frames have picks.
@@ -89,8 +88,7 @@ def selection_page(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     return environment.from_string((here / "page.html").read_text()).render(
-        config=config,
-        refusing=config.refusing if isinstance(config, Asked) else None,
+        asked=asked,
         classes=[(name, "#{:02x}{:02x}{:02x}".format(*colour)) for name, colour in zip(classes, colours, strict=True)],
         cards=shown,
         views=[view for view in ("frame", "gradient", "prediction") if any(view in card.views for card in cards)],

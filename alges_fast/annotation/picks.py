@@ -41,7 +41,8 @@ class PickedFrame:
 
     picks: positions in the list of all picks; one for a whole frame, one for each of its picked windows.
     embeddings: (picks, K, ...) float32, those that the strategy seeds from (alges-img's where it seeds from none).
-    image: (H, W, 3) uint8 RGB at the frame's own size; mask (H, W) uint8 predicted class ids.
+    image: (H, W, 3) uint8 RGB at the frame's own size.
+    mask: (H, W) uint8 predicted class ids, UNLABELLED where there is no model.
     norm_map: (H, W) float32, the size of each pixel's gradient; None where the model's tail does not define it.
     """
 

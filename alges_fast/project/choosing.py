@@ -10,31 +10,19 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
 
-from alges_fast import atomic
-from alges_fast.annotation.exports import (
-    AnnotatedFrame,
-    csv_text,
-    cvat_archive,
-    cvat_xml,
-    label_studio_config,
-    label_studio_tasks,
-)
 from alges_fast.annotation.models import load_model, normalisation_in
-from alges_fast.annotation.page import Asked, Card, selection_page
-from alges_fast.annotation.picks import Pick, PickedFrame, reasons, show_picked
-from alges_fast.annotation.pictures import contact_sheet, encoded, outlined, thumbnail, with_mask, with_norm_map
+from alges_fast.annotation.page import Asked
+from alges_fast.annotation.picks import Pick, PickedFrame, show_picked
 from alges_fast.annotation.sources import FrameReader, PoolFrame
+from alges_fast.annotation.writing import write_round
 from alges_fast.data.frame_pool import FramePool
-from alges_fast.data.loading import palette
 from alges_fast.errors import UserError
-from alges_fast.experiment.annotator import box_of
 from alges_fast.labels import UNLABELLED
 from alges_fast.normalisation import IMAGENET
 from alges_fast.project import network
-from alges_fast.project.folder import PICKS, Project, Round, TrainedModel
+from alges_fast.project.folder import Project, Round, TrainedModel
 from alges_fast.project.labels import read_labels
 from alges_fast.project.pool import Progress, ProjectPool, decoded, list_pool, silent
 from alges_fast.selection.candidates import Candidates, Place
@@ -47,7 +35,6 @@ FRAMES, WINDOWS = "alges-img", "alges-effort"
 """The strategies once there is a model, for whole frames and for windows."""
 GAP_SECONDS, NUMBERS_A_SECOND = 2.0, 25.0
 """Frames of a video are picked at least this far apart; pictures are numbered at a video's rate."""
-PAGE_CARDS, THUMBNAIL_WIDTH = 200, 480
 
 
 @dataclass(frozen=True)
@@ -254,9 +241,6 @@ def _picks(project: Project, pool: ProjectPool, query: Query, strategy: str, set
     ]
 
 
-# Writing a round.
-
-
 def _write(
     project: Project,
     round: Round,
@@ -267,56 +251,8 @@ def _write(
     settings: NextSettings,
     progress: Progress,
 ) -> None:
-    """Everything a person or a tool reads, picks.csv last."""
-    config, folder = project.config, round.folder
-    colours = palette(len(config.classes))
-    by_frame: dict[str, list[Window]] = {}
-    for pick in picks:
-        by_frame.setdefault(pick.frame.id, []).extend([pick.window] if pick.window is not None else [])
-    annotated: list[AnnotatedFrame] = []
-    sheet: list[tuple[str, Image.Image]] = []
-    cards: list[Card] = []
-    embeddings: dict[int, Tensor] = {}
-    looks = _looks(picks, scorer, pool, strategy, settings)
-    for number, look in enumerate(looks):
-        progress("drawing the picks", number, len(by_frame))
-        id = look.frame.id
-        name, windows = pool.names[id], by_frame[id]
-        picture = Image.fromarray(look.image)
-        contents = encoded(picture, "png") if look.frame.timestamp is not None else look.frame.path.read_bytes()
-        atomic.write_bytes(folder / "images" / name, contents)
-        mask = look.mask
-        if windows:
-            mask = np.full_like(look.mask, UNLABELLED)
-            for window in windows:
-                mask[box_of(window)] = look.mask[box_of(window)]
-        views = {"frame": picture}
-        if scorer.model is not None:
-            atomic.write_bytes(folder / "masks" / f"{name}.png", encoded(Image.fromarray(mask), "png"))
-            if look.norm_map is not None:
-                views["gradient"] = with_norm_map(look.image, look.norm_map)
-                contents = encoded(views["gradient"], "jpeg", quality=88)
-                atomic.write_bytes(folder / "norm_maps" / f"{name}.jpg", contents)
-            views["prediction"] = with_mask(look.image, look.mask, colours)
-        annotated.append(AnnotatedFrame(name, mask, 1 - len(annotated) / len(by_frame), windows))
-        shown = outlined(picture, windows) if windows else picture
-        sheet.append((f"{look.picks[0] + 1}  {id}", thumbnail(shown, THUMBNAIL_WIDTH)))
-        if len(cards) < PAGE_CARDS:
-            small = {view: thumbnail(p, THUMBNAIL_WIDTH) for view, p in views.items()}
-            cards.append(Card(id, look.picks, windows, picture.size, small))
-        embeddings.update(zip(look.picks, look.embeddings, strict=True))
-    atomic.write_bytes(folder / "contact_sheet.png", encoded(contact_sheet(sheet), "png"))
-    xml = cvat_xml(annotated, config.classes, colours)
-    atomic.write_bytes(folder / "cvat.zip", cvat_archive(folder, xml, [frame.name for frame in annotated]))
-    tasks = label_studio_tasks(
-        annotated, config.classes, image_prefix=config.image_prefix, model_version=scorer.name or "none"
-    )
-    atomic.write_text(folder / "label_studio" / "tasks.json", tasks)
-    interface = label_studio_config(config.classes, colours, windows=settings.grid is not None)
-    atomic.write_text(folder / "label_studio" / "config.xml", interface)
-    rows = _rows(picks, config.classes, [embeddings[number] for number in range(len(picks))], scorer)
-    budget = sum(pick.window.pixels for pick in picks if pick.window is not None) if settings.grid else None
-    facts = Asked(
+    config = project.config
+    asked = Asked(
         strategy=strategy,
         seed=config.seed,
         images=config.images,
@@ -324,12 +260,26 @@ def _write(
         regions=settings.regions,
         refusing="In CVAT give a frame the tag “refused”, in Label Studio skip it; it is not asked for again.",
     )
-    page = selection_page(facts, config.classes, colours, cards, rows, len(by_frame), budget, pool.left_out.by_file())
-    atomic.write_text(folder / "index.html", page)
-    atomic.write_text(folder / PICKS, csv_text(rows))
+    n_frames = len({pick.frame.id for pick in picks})
+
+    def picked_frames() -> Iterator[PickedFrame]:
+        for number, shown in enumerate(_picked_frames(picks, scorer, pool, strategy, settings)):
+            progress("drawing the picks", number, n_frames)
+            yield shown
+
+    write_round(
+        round.folder,
+        asked,
+        config.classes,
+        picks,
+        picked_frames(),
+        budget=sum(pick.window.pixels for pick in picks if pick.window is not None) if settings.grid else None,
+        left_out=pool.left_out,
+        image_prefix=config.image_prefix,
+    )
 
 
-def _looks(
+def _picked_frames(
     picks: Sequence[Pick], scorer: _Scorer, pool: ProjectPool, strategy: str, settings: NextSettings
 ) -> Iterator[PickedFrame]:
     if scorer.model is not None:
@@ -365,28 +315,3 @@ def _mean_map(
         cell = windows_of(pick.frame.id, sizes[pick.frame.id], grid).index(pick.window)
         values = cut(values, cell_boxes(values.shape[1:], grid)[cell])
     return values.flatten(1).mean(1)[None]
-
-
-def _rows(
-    picks: Sequence[Pick], classes: Sequence[str], embeddings: Sequence[Tensor], scorer: _Scorer
-) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    for number, (pick, reason) in enumerate(zip(picks, reasons(torch.stack(list(embeddings))), strict=True)):
-        _, x, y, width, height = pick.window or ("", "", "", "", "")
-        rows.append(
-            {
-                "rank": number + 1,
-                "id": pick.id,
-                "frame": pick.frame.id,
-                "x": x,
-                "y": y,
-                "width": width,
-                "height": height,
-                "score": "" if pick.score is None else f"{pick.score:.6g}",
-                "class": classes[reason.leading_class] if scorer.model is not None else "",
-                "nearest": "" if reason.nearest is None else picks[reason.nearest].id,
-                "distance": "" if reason.nearest is None else f"{reason.distance:.6g}",
-                "video": pick.frame.video,
-            }
-        )
-    return rows

@@ -200,7 +200,7 @@ class Project:
         number = len([round for round in self.rounds if _begun(round)])
         folder = self.root / "rounds" / f"{number:03d}"
         facts = {"asked": dict(asked), "model": model}
-        if folder.exists() and not ((folder / ROUND).exists() and _json(folder / ROUND) == facts):
+        if folder.exists():
             shutil.rmtree(folder)
         atomic.write_json(folder / ROUND, facts)
         self.forget()

@@ -59,9 +59,11 @@ def label(id: str) -> Any:
 
 
 def test_two_rounds_of_frames_then_windows(annotator: Annotator, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("pool/broken.png").write_bytes(b"no picture")
     begin()
     assert run("next", "p", "-n", "10") == 0
     first = Path("p/rounds/000")
+    assert "broken.png" in (first / "left_out.csv").read_text(encoding="utf-8")
     assert len(annotator.frames(first / "picks.csv")) == 10
     assert (first / "index.html").read_text(encoding="utf-8").count("<li tabindex") == 10
     assert not (first / "masks").exists()  # there was no model to predict any
