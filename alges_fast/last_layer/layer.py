@@ -11,7 +11,7 @@ Everything is worked out for boxes of the logits' grid: the windows of an image,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -33,9 +33,12 @@ from alges_fast.last_layer.running import (
 from alges_fast.last_layer.tail import Tail, describe_tail
 from alges_fast.losses import Loss
 from alges_fast.ops import PixelGradients, check_outputs
-from alges_fast.windows import Box, cell_boxes, whole_box
+from alges_fast.windows import cell_boxes, class_changes, whole_box
 
-__all__ = ["LastLayer"]
+__all__ = ["OUTLINE", "LastLayer"]
+
+OUTLINE = "outline"
+"""An output beside those of the op: what an annotator would draw if the model were right."""
 
 _PER_PATCH = ("semantic", "semantic_vector", "norm_map", "feature_sum")
 """Outputs that need every pixel's own features, so the logits' grid must be the layer's own, or a resize of it."""
@@ -122,10 +125,8 @@ class LastLayer:
             ValueError: an output this model's tail does not allow, a shape that does not fit, a model that returns
                 probabilities with the default loss, or one that mixes the images of a batch.
         """
-        (found,) = self._outputs_of_boxes(
-            images, lambda size: [whole_box(size)], outputs=outputs, loss=loss, valid=valid, backend=backend
-        )
-        return PixelGradients(**found)
+        check_outputs(outputs)
+        return PixelGradients(**self.measure(images, outputs, loss=loss, valid=valid, backend=backend))
 
     def window_gradients(
         self,
@@ -163,12 +164,7 @@ class LastLayer:
             ValueError: as `pixel_gradients`; a grid finer than the logits.
         """
         check_outputs(outputs)
-        if "norm_map" in outputs:
-            raise ValueError("outputs: norm_map has a number per pixel and none per window; ask pixel_gradients for it")
-        found = self._outputs_of_boxes(
-            images, lambda size: cell_boxes(size, regions), outputs=outputs, loss=loss, valid=None, backend=backend
-        )
-        return PixelGradients(**{name: torch.stack([one[name] for one in found], 1) for name in outputs})
+        return PixelGradients(**self.measure(images, outputs, regions=regions, loss=loss, backend=backend))
 
     def features(self, images: Tensor) -> Tensor:
         """The layer's input (B, d, *grid), channels first, in eval mode and the caller's autocast state.
@@ -202,40 +198,62 @@ class LastLayer:
             tail = self._tail(outside_inference_mode(images))
         return self._why_no_loss(tail) or self._why_undefined((output,), tail)
 
-    def _outputs_of_boxes(
+    def measure(
         self,
         images: Tensor,
-        boxes_of: Callable[[Sequence[int]], Sequence[Box]],
-        *,
         outputs: Sequence[str],
-        loss: Loss | None,
-        valid: Tensor | None,
-        backend: str | None,
-    ) -> list[dict[str, Tensor]]:
-        """Outputs of every box of the logits' grid, from one pass of the model.
+        *,
+        regions: tuple[int, int] | None = None,
+        loss: Loss | None = None,
+        valid: Tensor | None = None,
+        backend: str | None = None,
+    ) -> dict[str, Tensor]:
+        """By name what `pixel_gradients` gives, with regions what `window_gradients` does, and `outline`; in one pass.
+
+        `outline` is (B, 2), with regions (B, R C, 2): how long the boundaries between predicted classes are inside the
+        image or window (`windows.class_changes`), whatever is valid, and its side, (height + width) / 2; both in pixels
+        of the logits.
 
         Args:
-            boxes_of: of the size of the logits' grid, its boxes.
-            images, outputs, loss, valid, backend: as for `pixel_gradients`.
+            images, loss, valid, backend: as for `pixel_gradients`.
+            outputs: its fields, and `outline`.
+            regions: as for `window_gradients`.
+
+        Raises:
+            ValueError: as these do; an outline in volumes.
         """
-        check_outputs(outputs)
-        request = Request(outputs, loss, valid, backend)
+        of_op = outputs if isinstance(outputs, str) else [name for name in outputs if name != OUTLINE]
+        check_outputs(of_op)
+        if regions is not None and "norm_map" in outputs:
+            raise ValueError("outputs: norm_map has a number per pixel and none per window; ask pixel_gradients for it")
+        request = Request(of_op, loss, valid, backend)
         with torch.inference_mode(False), torch.no_grad(), evaluating(self.model):
             images = outside_inference_mode(images)
             tail = self._tail_for(images, loss)
-            if (reason := self._why_undefined(outputs, tail)) is not None:
+            if (reason := self._why_undefined(of_op, tail)) is not None:
                 raise ValueError(reason)
             boxes: OnOwnGrid | ThroughTail
+            run: Pass | None = None
             if not tail.keeps_grid or isinstance(self.module, TRANSPOSED):
-                boxes = ThroughTail(self.module, self._run(images, record_tail=tail.resize is None), tail, request)
+                run = self._run(images, record_tail=tail.resize is None)
+                boxes = ThroughTail(self.module, run, tail, request)
             elif tail.absent and loss is None:
-                boxes = OnOwnGrid(self.module, on_grid(self._input(images), self.module, tail.grid), None, request)
+                # The op makes the logits itself; only the boundaries between classes need the whole map.
+                run = self._run(images, record_tail=False) if OUTLINE in outputs else None
+                features = self._input(images) if run is None else run.features
+                boxes = OnOwnGrid(self.module, on_grid(features, self.module, tail.grid), None, request)
             else:
                 run = self._run(images, record_tail=False)
                 boxes = OnOwnGrid(self.module, on_grid(run.features, self.module, tail.grid), run.logits, request)
             _check_valid(valid, (len(images), *boxes.size))
+            cells = [whole_box(boxes.size)] if regions is None else cell_boxes(boxes.size, regions)
             with full_precision(images):
-                return [boxes.outputs_of(box) for box in boxes_of(boxes.size)]
+                each = [boxes.outputs_of(cell) for cell in cells] if of_op else [{}]
+                found = each[0] if regions is None else {n: torch.stack([one[n] for one in each], 1) for n in of_op}
+                if run is not None and OUTLINE in outputs:
+                    outlines = _outlines(run.logits, regions or (1, 1))
+                    found[OUTLINE] = outlines[:, 0] if regions is None else outlines
+        return found
 
     def _input(self, images: Tensor) -> Tensor:
         return run_up_to(self.model, self.name, self.module, images)
@@ -295,6 +313,13 @@ class LastLayer:
                 run = self._run(without_nan(example), record_tail=True)
                 self._tails[key] = describe_tail(run, self.module)
         return self._tails[key]
+
+
+def _outlines(logits: Tensor, regions: tuple[int, int]) -> Tensor:
+    """(B, R C, 2) float32 of logits (B, K, height, width): see `LastLayer.measure`."""
+    changes = class_changes(logits.detach().argmax(1), regions)
+    sides = [(len(rows) + len(columns)) / 2 for rows, columns in cell_boxes(logits.shape[2:], regions)]
+    return torch.stack([changes, changes.new_tensor(sides).expand_as(changes)], 2)
 
 
 def _check_valid(valid: Tensor | None, shape: tuple[int, ...]) -> None:

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from alges_fast.last_layer import LastLayer, evaluating, unwrapped
+from alges_fast.last_layer import OUTLINE, LastLayer, evaluating, unwrapped
 from alges_fast.losses import Loss
 from alges_fast.ops import check_outputs
 from alges_fast.pool.row_file import RowFile, fingerprint, signature
@@ -68,7 +68,7 @@ def embed_pool(
         pool: a sequence of images (C, H, W) or of (id, image) pairs, a tensor or array (N, C, H, W), or a DataLoader
             that gives batches of images or (ids, images). Images are uint8 or floating. Where no ids are given an
             image's id is its position, so a DataLoader that takes images in an order of its own must give ids.
-        output: a field of `PixelGradients`, or several.
+        output: a field of `PixelGradients`, `outline` (see `LastLayer.measure`), or several of these.
         batch_size: images per forward pass on a GPU, at most that on the CPU, where fewer large images go through at
             once are faster; a DataLoader has its own.
         last_layer: a `LastLayer`, or its name; default `LastLayer.find` on the first image.
@@ -146,11 +146,8 @@ def embed_pool(
                 last_layer = LastLayer.find(model, images[:1], name=last_layer)
             parts = []
             for part in in_parts(images):
-                if regions is None:
-                    found = last_layer.pixel_gradients(part, outputs=names, loss=loss, backend=backend)
-                else:
-                    found = last_layer.window_gradients(part, regions, outputs=names, loss=loss, backend=backend)
-                parts.append([getattr(found, name) for name in names])
+                found = last_layer.measure(part, names, regions=regions, loss=loss, backend=backend)
+                parts.append([found[name] for name in names])
             values = [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
             return Scored(batch, known_by, *to_host([are_finite(images), *values]))
 
@@ -178,7 +175,7 @@ def _validate(
 ) -> None:
     if not names:
         raise ValueError("output must name at least one output")
-    check_outputs(names, "output")
+    check_outputs([name for name in names if name != OUTLINE], "output")
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"output: {name!r} is named twice")

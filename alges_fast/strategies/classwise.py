@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from alges_fast._native import cpu_kernels
+from alges_fast.last_layer import OUTLINE
 from alges_fast.seeding import kmeans_plusplus
 from alges_fast.seeding.native import NativePool
 from alges_fast.seeding.pools import Draw, Pool, TorchPool
@@ -36,8 +37,11 @@ class AlgesImageBalanced(Strategy):
     reference: ClassVar[str] = "alges_fast: Aklilu & Yeung 2022, Eq. 4, with rows of mean norm 1"
     weighs_classes: ClassVar[bool] = True
 
+    outputs: ClassVar[tuple[str, ...]] = ("image",)
+    """What `points` needs to know of a candidate."""
+
     def rate(self, query: Query) -> Rating:
-        found = embed(query, ("image",))
+        found = embed(query, self.outputs)
         points = self.points(query, found).flatten(1)
         return by_seeding(query, points, found.positions, kmeans_plusplus, scores=lambda: points.norm(dim=1))
 
@@ -61,9 +65,11 @@ class AlgesEffort(AlgesImageBalanced):
     name: ClassVar[str] = "alges-effort"
     reference: ClassVar[str] = "alges_fast; cost-aware as Mackowiak et al., CEREALS, BMVC 2018"
 
+    outputs: ClassVar[tuple[str, ...]] = ("image", OUTLINE)
+
     def points(self, query: Query, found: Embedded) -> Tensor:
         rows = super().points(query, found)
-        cost = predicted_costs(query, found.positions)
+        cost = predicted_costs(query, found)
         return rows / cost.sqrt().to(rows).view(-1, *[1] * (rows.ndim - 1))
 
 

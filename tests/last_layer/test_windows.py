@@ -97,6 +97,30 @@ def test_another_loss_sees_one_window_at_a_time(kernel: int, tail: str) -> None:
         torch.testing.assert_close(found[0, at], expected, rtol=1e-9, atol=1e-12)
 
 
+@every_net
+@pytest.mark.parametrize("regions", [None, REGIONS])
+def test_outlines_are_those_of_the_models_own_classes_in_the_same_pass(
+    regions: tuple[int, int] | None, kernel: int, tail: str
+) -> None:
+    model = net(kernel, tail)
+    layer = LastLayer.find(model, images())
+    passes: list[int] = []
+    model.body.register_forward_hook(lambda *_: passes.append(1))
+    found = layer.measure(images(), ("image", "outline"), regions=regions)
+    assert passes == [1]
+    alone = layer.measure(images(), ("image",), regions=regions)
+    torch.testing.assert_close(found["image"], alone["image"], rtol=0, atol=0)
+    expected = class_changes(model(images()).argmax(1), regions or (1, 1))
+    assert expected.any()
+    windows = windows_of("image", SIZE, regions or (1, 1))
+    sides = torch.tensor([(window.height + window.width) / 2 for window in windows]).expand(2, -1)
+    if regions is None:
+        expected, sides = expected[:, 0], sides[:, 0]
+    torch.testing.assert_close(found["outline"], torch.stack([expected, sides], -1), rtol=0, atol=0)
+    pooled = embed_pool(model, images(), output=("outline",), regions=regions, progress=False)
+    torch.testing.assert_close(pooled.values, found["outline"], rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(("kernel", "tail"), [one for one in NETS if "bicubic" not in one[1]])
 def test_every_output_is_that_of_an_image_of_which_the_window_alone_counts(kernel: int, tail: str) -> None:
     layer = LastLayer.find(net(kernel, tail), images())

@@ -216,6 +216,18 @@ def test_alges_effort_divides_by_the_root_of_predicted_outline_and_a_quarter_of_
     assert list(found.scores.values()) == pytest.approx(expected.tolist(), rel=1e-4)
 
 
+def test_alges_effort_needs_no_more_passes_of_the_model_than_its_embeddings(query: Query) -> None:
+    seen = []
+    assert query.model is not None
+    query.model.body.register_forward_hook(lambda _, images, output: seen.append(len(images[0])))
+    passes = []
+    for name in ("alges-img-balanced", "alges-effort"):
+        seen.clear()
+        rate(name, query)
+        passes.append(list(seen))
+    assert passes[0] == passes[1]
+
+
 def test_alges_class_seeds_every_classs_row_around_what_is_labelled(query: Query) -> None:
     turns = each(query, own_mass).sum(0).argsort().tolist()
     expected = seed_by_class(
