@@ -19,13 +19,13 @@ def has_statistics_of_one_value(model: nn.Module, images: Tensor) -> bool:
     """
     found = False
 
-    def look(module: nn.Module, args: tuple[Any, ...]) -> None:
+    def inspect(module: nn.Module, args: tuple[Any, ...]) -> None:
         nonlocal found
         found |= args[0].numel() == args[0].shape[1]
 
     layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     training = [module for module in model.modules() if module.training]
-    handles = [layer.register_forward_pre_hook(look) for layer in layers]
+    handles = [layer.register_forward_pre_hook(inspect) for layer in layers]
     try:
         model.eval()(images)
     finally:

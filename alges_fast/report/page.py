@@ -29,7 +29,7 @@ from alges_fast.report.artefacts import PickRecord
 from alges_fast.report.findings import Family, Findings, at_half, find, of_pixels, sentences
 from alges_fast.report.run_folder import RunFolder, read_run
 from alges_fast.report.saving import FRAMES, OUTLINE, PIXELS
-from alges_fast.report.style import DARK, LIGHT, NARROW, Look, in_order, parts, strategy_styles
+from alges_fast.report.style import DARK, LIGHT, NARROW, Theme, in_order, parts, strategy_styles
 
 MOST_SHOWN = 14  # more curves than this, and pictures name the baselines and the highest alone
 MOST_ROWS = 24  # and those with a row for each strategy have the highest
@@ -48,7 +48,7 @@ class _Picture:
 
     name: str
     alt: str
-    draw: Callable[[Look], Figure]
+    draw: Callable[[Theme], Figure]
     photograph: bool = False
 
 
@@ -92,7 +92,7 @@ def write_report(out: Path) -> None:
     sections = _sections(run, findings)
     inlined = {}
     for picture in [p for section in sections for part in section.parts() for p in part.pictures]:
-        drawn = {screen: _draw(picture, look) for screen, look in _SCREENS.items()}
+        drawn = {screen: _draw(picture, theme) for screen, theme in _SCREENS.items()}
         atomic.write_bytes(out / "figures" / f"{picture.name}.png", _encode(drawn["wide"], "png"))
         inlined[picture.name] = {screen: _address(image, picture) for screen, image in drawn.items()}
     atomic.write_bytes(out / "table.md", _markdown(run, said, sections).encode())
@@ -485,11 +485,11 @@ def _page(
     )
 
 
-def _draw(picture: _Picture, look: Look) -> Image.Image:
+def _draw(picture: _Picture, theme: Theme) -> Image.Image:
     if picture.photograph:  # frames have few pixels to show, and many weigh on the page
-        look = replace(look, dpi=round(look.dpi * 0.7))
-    with matplotlib.rc_context(look.settings()):
-        canvas = FigureCanvasAgg(picture.draw(look))
+        theme = replace(theme, dpi=round(theme.dpi * 0.7))
+    with matplotlib.rc_context(theme.settings()):
+        canvas = FigureCanvasAgg(picture.draw(theme))
         canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
 

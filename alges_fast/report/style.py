@@ -29,8 +29,8 @@ class StrategyStyle:
 
 
 @dataclass(frozen=True)
-class Look:
-    """Theme and size of a figure; `width` is in inches, `dpi` in pixels per inch."""
+class Theme:
+    """Colours and size of a figure; `width` is in inches, `dpi` in pixels per inch."""
 
     paper: str
     ink: str
@@ -44,7 +44,7 @@ class Look:
         return self.width < 6
 
     def settings(self) -> dict[Any, Any]:
-        """The matplotlib settings for this look."""
+        """The matplotlib settings for this theme."""
         return {
             "figure.facecolor": self.paper,
             "figure.dpi": self.dpi,
@@ -73,8 +73,8 @@ class Look:
         }
 
 
-LIGHT = Look(paper="#ffffff", ink="#1c2126", muted="#68717a", grid="#e4e8eb")
-DARK = Look(paper="#171b1f", ink="#e6e9ec", muted="#98a2ab", grid="#30373d")
+LIGHT = Theme(paper="#ffffff", ink="#1c2126", muted="#68717a", grid="#e4e8eb")
+DARK = Theme(paper="#171b1f", ink="#e6e9ec", muted="#98a2ab", grid="#30373d")
 NARROW = 4.4
 
 _KNOWN = {

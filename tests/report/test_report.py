@@ -24,7 +24,7 @@ from alges_fast.errors import UserError
 from alges_fast.report import figures, write_report
 from alges_fast.report.__main__ import main
 from alges_fast.report.console import summary_table
-from alges_fast.report.figures import spaced
+from alges_fast.report.figures.learning_curves import spaced
 from alges_fast.report.findings import find
 from alges_fast.report.run_folder import read_results, read_run
 from alges_fast.report.statistics import choosing_seconds

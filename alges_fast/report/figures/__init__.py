@@ -1,0 +1,25 @@
+"""The report's figures. Each function draws one in a given `Theme` and returns it; nothing here reads or writes
+files."""
+
+from alges_fast.report.figures.classes import class_dice, class_shares
+from alges_fast.report.figures.comparisons import forest, label_savings
+from alges_fast.report.figures.learning_curves import BANDS_TOGETHER, Axis, curves, curves_apart, images_axis
+from alges_fast.report.figures.pictures import PICKS_SHOWN, ROUNDS_SHOWN, contact_sheet, frame_maps
+from alges_fast.report.figures.timing import round_seconds
+
+__all__ = [
+    "BANDS_TOGETHER",
+    "PICKS_SHOWN",
+    "ROUNDS_SHOWN",
+    "Axis",
+    "class_dice",
+    "class_shares",
+    "contact_sheet",
+    "curves",
+    "curves_apart",
+    "forest",
+    "frame_maps",
+    "images_axis",
+    "label_savings",
+    "round_seconds",
+]
