@@ -32,3 +32,9 @@ def factor(saving: Saving, *, interval: bool = True) -> str:
 def p_value(value: float) -> str:
     """ "0.042" or "< 0.001"."""
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def count(n: int, noun: str) -> str:
+    """ "1 seed" or "2 seeds"."""
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{n} {noun if n == 1 else plural}"

@@ -11,7 +11,7 @@ import pytest
 from fake_run import write_fake_run
 from matplotlib.figure import Figure
 
-from alges_fast.report import figures, page, tables
+from alges_fast.report import figures, sections, tables
 from alges_fast.report.artefacts import PickRecord
 from alges_fast.report.findings import RANDOM_WINDOWS, find, of_pixels, sentences
 from alges_fast.report.run_folder import RunFolder, read_results, read_run
@@ -120,7 +120,7 @@ def test_random_frames_that_never_get_there_give_a_bound(run: RunFolder, tmp_pat
 
 
 def test_curves_are_drawn_over_outline_pixels_and_frames_in_frames_worth(run: RunFolder) -> None:
-    axes = page._axes(run)
+    axes = sections._axes(run)
     assert list(axes) == ["learning_curves", "learning_curves_pixels", "learning_curves_frames"]
     outline, pixels, frames = axes.values()
     assert list(outline.curves(run.curve_rows)["random"])[:2] == pytest.approx([10, 20], rel=0.01)
@@ -135,10 +135,10 @@ def test_curves_are_drawn_over_outline_pixels_and_frames_in_frames_worth(run: Ru
 
 def test_where_curves_are_many_the_baselines_and_the_highest_are_named(run: RunFolder) -> None:
     found = find(run)
-    assert page._shown(run, found) == run.strategies[:-1]
+    assert sections._shown(run, found) == run.strategies[:-1]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(page, "MOST_SHOWN", 8)
-        shown = page._shown(run, found)
+        patch.setattr(sections, "MOST_SHOWN", 8)
+        shown = sections._shown(run, found)
     assert {"random", "random@4x4", "random@8x8", "stratified-random", "alges-effort@8x8"} <= set(shown)
     assert "entropy" not in shown
 
@@ -189,4 +189,4 @@ def test_results_of_runs_before_windows_still_read(run: RunFolder, tmp_path: Pat
     assert [row["strategy"] for row in read_results(tmp_path / "old" / "results.csv")] == ["random"] * 6 + [
         "coreset"
     ] * 6
-    assert page._savings(before, found) is None
+    assert sections._savings(before, found) is None
