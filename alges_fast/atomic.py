@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from alges_fast.errors import UserError
 
@@ -55,12 +55,36 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
+def lock(file: IO[Any], *, wait: bool = True, inherited: bool = True) -> bool | None:
+    """Lock a file that is open for writing until it is closed or the process ends, however that comes about.
+
+    Args:
+        file: the open file.
+        wait: for a process that has the lock.
+        inherited: whether processes forked from this one hold the lock with the file, so that it also lasts until they
+            have ended; it keeps two handles of one process apart. Where not, it ends with the first handle of the file
+            that the process closes.
+
+    Returns:
+        Whether this process has it; None on a system or a file system without locks.
+    """
+    if fcntl is None:
+        return None
+    take = fcntl.flock if inherited else fcntl.lockf
+    try:
+        take(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:
+        return None
+    return True
+
+
 @contextlib.contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
     """Hold the lock at path, a file that is made; False if another process has it and `wait` is False.
 
-    The system lets go of it when the process ends, however that comes about. On a file system without locks everybody
-    gets it.
+    On a file system without locks everybody gets it.
 
     Raises:
         UserError: the file cannot be made.
@@ -71,15 +95,7 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
             file = stack.enter_context(path.open("w"))
         except OSError as error:
             raise _unwritable(path, error) from error
-        free = True
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                free = False
-            except OSError:
-                pass
-        yield free
+        yield lock(file, wait=wait) is not False
 
 
 def _unwritable(path: Path, error: OSError) -> UserError:

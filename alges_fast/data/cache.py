@@ -17,22 +17,18 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from alges_fast import atomic
 from alges_fast.cache_folder import default_cache_dir
 from alges_fast.data.files import SPLITS
 from alges_fast.data.frames import FrameSet
 from alges_fast.errors import UserError
-
-try:
-    import fcntl
-except ImportError:  # not POSIX
-    fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
 
@@ -101,9 +97,10 @@ def load_or_build(
         parent.mkdir(parents=True, exist_ok=True)
         if (whole := _open(place)) is not None:
             return whole
-        with _locked(parent / f"{place.name}.lock") as alone:
+        with (parent / f"{place.name}.lock").open("w") as file:
+            has_lock = atomic.lock(file)
             if (whole := _open(place)) is None:
-                if alone:  # then drafts of this content are what killed processes left
+                if has_lock:  # then drafts of this content are what killed processes left
                     for left in parent.glob(f"{place.name}.*.draft"):
                         shutil.rmtree(left, ignore_errors=True)
                 _build(place, image_size, build)
@@ -190,18 +187,6 @@ def _open(place: Path) -> tuple[dict[str, FrameSet], dict[str, Any]] | None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         logger.warning("decoded frames in %s are damaged (%s) and are made again", place, error)
         return None
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[bool]:
-    """Wait for the lock; False where the system or the file system has none, which `atomic.locked` does not tell."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except (AttributeError, OSError):
-            yield False
-        else:
-            yield True
 
 
 def _path(folder: Path, split: str, part: str) -> Path:

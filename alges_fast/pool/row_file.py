@@ -20,12 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from alges_fast import atomic
 from alges_fast.pool.errors import CannotContinue, FileInUse, RowsNotWritten
-
-try:
-    import fcntl
-except ImportError:  # not POSIX
-    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["Item", "RowFile", "fingerprint", "signature"]
 
@@ -58,9 +54,11 @@ class RowFile:
         self._dtype: np.dtype[Any] | None = None
         self._row_shape: tuple[int, ...] = ()
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Opened once: a POSIX lock ends with the first handle of its file that the process closes.
+        # Opened once: such a lock ends with the first handle of its file that the process closes. And not inherited: a
+        # DataLoader's workers outlive a killed process by seconds, and would keep the next one out.
         self._lines = self.ids_path.open("a+b")
-        _lock(self._lines, path)
+        if atomic.lock(self._lines, wait=False, inherited=False) is False:
+            raise FileInUse(path)
         if resume and path.exists():
             self._read(made_by)
             return
@@ -214,15 +212,3 @@ def _named(path: Path) -> Iterator[None]:
         if error.filename is not None:
             raise
         raise RowsNotWritten(error.errno, error.strerror, str(path)) from error
-
-
-def _lock(file: BinaryIO, path: Path) -> None:
-    """Until the file is closed or the process ends; the workers it forked do not inherit it."""
-    if fcntl is None:
-        return
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        raise FileInUse(path) from None
-    except OSError:  # a file system without locks
-        pass
