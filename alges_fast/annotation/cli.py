@@ -30,11 +30,11 @@ from torch import Tensor, nn
 
 from alges_fast import atomic
 from alges_fast.annotation.config import SelectConfig
-from alges_fast.annotation.decoded import decode_frames
+from alges_fast.annotation.decoded import by_id, decoded_images
 from alges_fast.annotation.lists import LabelledPool, class_names, class_weights, refused_of, with_labelled
 from alges_fast.annotation.models import load_model, normalisation_in
 from alges_fast.annotation.page import Asked
-from alges_fast.annotation.picks import Pick, show_picked
+from alges_fast.annotation.picks import Pick, show_picked, show_untrained
 from alges_fast.annotation.record import (
     LOCK,
     check_folder,
@@ -51,6 +51,8 @@ from alges_fast.data.frame_pool import FramePool
 from alges_fast.errors import UserError
 from alges_fast.last_layer import LastLayer
 from alges_fast.models import build_model
+from alges_fast.models.features_cache import load_or_fit
+from alges_fast.models.frozen import Trunk, build_trunk
 from alges_fast.normalisation import HALF, IMAGENET, UNIT, Normalisation
 from alges_fast.pool.errors import CannotContinue, RowsNotWritten
 from alges_fast.pool.row_file import fingerprint
@@ -78,7 +80,10 @@ def parse(argv: Sequence[str]) -> SelectConfig:
     """
     parser = jsonargparse.ArgumentParser(
         prog="python -m alges_fast.select",
-        description="The next frames to annotate: a trained model chooses them from a pool, and shows why.",
+        description=(
+            "The next frames to annotate: a trained model chooses them from a pool, and shows why. Without --model the "
+            "first frames of a new pool."
+        ),
         exit_on_error=False,
         allow_abbrev=False,
     )
@@ -89,9 +94,8 @@ def parse(argv: Sequence[str]) -> SelectConfig:
     except jsonargparse.ArgumentError as error:
         raise refused(error, SelectConfig) from error
     values = {name: value for name, value in parsed.clone(with_meta=False).as_dict().items() if name != "config"}
-    for name in ("model", "images"):
-        if values[name] is None:
-            raise UserError(f"--{name} is missing: give it. See --help")
+    if values["images"] is None:
+        raise UserError("--images is missing: give it. See --help")
     return expand_home(SelectConfig(**values))
 
 
@@ -109,8 +113,8 @@ def _run(config: SelectConfig, console: Console) -> int:
     scorer = _scorer(config)
 
     sizes = frame_sizes(listed.without(left_out).frames, left_out) if windows else {}
-    images = _read_pool(config, listed, left_out)
-    now = new_record(listed, left_out, fingerprint(scorer.model))
+    images, maps = _read_pool(config, listed, left_out, scorer.trunk)
+    now = new_record(listed, left_out, scorer.weights)
     if record is not None:
         check_record(record, now, config)
     _check_number(config, listed.without(left_out), left_out)
@@ -118,22 +122,25 @@ def _run(config: SelectConfig, console: Console) -> int:
     with atomic.locked(out / LOCK, wait=False) as alone:
         if not alone or read_record(out) != record:
             raise UserError(f"{out}: another process is choosing there: wait until it is done, or choose another --out")
-        asked = _Choice(config, scorer, record or now, listed, images, left_out, unwanted, sizes)
+        asked = _Choice(config, scorer, record or now, listed, images, maps, left_out, unwanted, sizes)
         atomic.write_text(out / "config.yaml", yaml.safe_dump(as_settings(config), sort_keys=False))
         asked.save_record()
         console.print(asked.summary())
         picks, budget = _choose(asked)
         remove_refused(out, unwanted, picks)
-        shown = show_picked(
-            scorer.model,
-            picks,
-            strategy=config.strategy,
-            class_weights=scorer.class_weights,
-            regions=config.grid,
-            inputs_of=lambda _, image: scorer.transform(resized(image, config.image_size)[None].to(scorer.device)),
-            device=scorer.device,
-            precision=config.precision,
-        )
+        if scorer.model is None:
+            shown = show_untrained(picks, maps, config.grid)
+        else:
+            shown = show_picked(
+                scorer.model,
+                picks,
+                strategy=config.strategy,
+                class_weights=scorer.class_weights,
+                regions=config.grid,
+                inputs_of=lambda _, image: scorer.inputs(resized(image, config.image_size)[None]),
+                device=scorer.device,
+                precision=config.precision,
+            )
         n_frames = len({pick.frame.id for pick in picks})
         has_norm_maps = write_round(
             out,
@@ -145,7 +152,7 @@ def _run(config: SelectConfig, console: Console) -> int:
             left_out=left_out,
             image_prefix=config.image_prefix,
         )
-    if not has_norm_maps:
+    if scorer.model is not None and not has_norm_maps:
         console.print("no norm maps: what follows this model's last layer does not define them")
     for line in left_out.by_file():
         console.print(escape(f"left out: {line}"))
@@ -156,14 +163,28 @@ def _run(config: SelectConfig, console: Console) -> int:
 
 @dataclass(frozen=True)
 class _Scorer:
-    """What scores the pool."""
+    """What scores the pool.
 
-    model: nn.Module
+    Attributes:
+        model: None where none is trained yet.
+        trunk: of the frozen encoder that looks at the pool then; None where nothing needs to.
+        weights: of either, as the record knows them.
+        transform: makes the model's input of pictures on its device; without a model a strategy sees them as they are.
+    """
+
+    model: nn.Module | None
+    trunk: Trunk | None
+    weights: str
     device: torch.device
     classes: Sequence[str]
     class_weights: Sequence[float] | None
     batch_size: int
-    transform: Callable[[Tensor], Tensor]
+    transform: Callable[[Tensor], Tensor] | None
+
+    def inputs(self, images: Tensor) -> Tensor:
+        """The model's input of pictures (B, 3, S, S) uint8."""
+        images = images.to(self.device)
+        return images if self.transform is None else self.transform(images)
 
 
 @dataclass(frozen=True)
@@ -173,7 +194,8 @@ class _Choice:
     Attributes:
         begun: what the selection was begun with, or is begun with now.
         listed: every frame of the pool, what is left out included.
-        images: the pictures of those that can be used.
+        images: the pictures of those that can be used; None where the strategy does not look at them.
+        maps: what a frozen encoder makes of them, where there is no model.
         left_out: what cannot be used, as far as it is known.
         refused: frames and windows that are not to be picked (again).
         sizes: id -> (height, width), where windows are chosen.
@@ -184,6 +206,7 @@ class _Choice:
     begun: Mapping[str, Any]
     listed: LabelledPool
     images: FramePool | None
+    maps: FramePool | None
     left_out: LeftOut
     refused: Sequence[str | Window]
     sizes: Mapping[str, tuple[int, int]]
@@ -195,21 +218,32 @@ class _Choice:
         usable = self.listed.without(self.left_out)
         partly = f" and {usable.n_windows} windows" if usable.n_windows else ""
         n_labelled = len(usable.frames) - usable.n_free
-        classes = f"{len(self.scorer.classes)} classes"
+        classes = f"{len(self.scorer.classes)} classes" if self.scorer.model is not None else "no model"
         return f"{len(usable.frames)} frames, {n_labelled}{partly} labelled, {classes}, on {self.scorer.device}"
 
 
-def _read_pool(config: SelectConfig, listed: LabelledPool, left_out: LeftOut) -> FramePool | None:
-    """Decode the pool, so that what cannot be read is known before anything is chosen; None where the strategy does not
-    look at it."""
+def _read_pool(
+    config: SelectConfig, listed: LabelledPool, left_out: LeftOut, trunk: Trunk | None
+) -> tuple[FramePool | None, FramePool | None]:
+    """Decode the pool, so that what cannot be read is known before anything is chosen, and let the frozen encoder look
+    at it, where there is one. None where the strategy does not look at it."""
     if not get_strategy(config.strategy).reads_images:
-        return None
-    columns = (TextColumn("reading the pool"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        return None, None
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=len(listed.frames))
-        return decode_frames(
-            listed.frames, config.image_size, left_out, lambda done, total: bar.update(task, completed=done)
+        task = bar.add_task("")
+
+        def show(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total)
+
+        frames, images = decoded_images(
+            listed.frames, config.image_size, left_out, lambda done, total: show("reading the pool", done, total)
         )
+        pictures = by_id(frames, images, left_out)
+        if trunk is None:
+            return pictures, None
+        maps = load_or_fit(trunk, images, progress=show).cached(images, show)
+        return pictures, by_id(frames, maps, left_out)
 
 
 def _choose(asked: _Choice) -> tuple[list[Pick], int | None]:
@@ -237,6 +271,7 @@ def _draw(asked: _Choice) -> tuple[list[Pick], int | None]:
         "places": _places(usable.frames, config.min_gap),
         "min_gap": GAP_SECONDS if config.min_gap is None else config.min_gap,
         "class_weights": scorer.class_weights,
+        "features": asked.maps,
         "out": Path(config.out) / "scores",
         "resume": True,
         "transform": scorer.transform,
@@ -301,6 +336,8 @@ def _device(name: str) -> torch.device:
 
 def _scorer(config: SelectConfig) -> _Scorer:
     device = _device(config.device)
+    if config.model is None:
+        return _untrained(config, device)
 
     def build(n_classes: int) -> nn.Module:
         return build_model(
@@ -325,11 +362,32 @@ def _scorer(config: SelectConfig) -> _Scorer:
     classes = class_names(config.classes, layer.n_classes, windows=config.grid is not None)
     return _Scorer(
         model=model,
+        trunk=None,
+        weights=fingerprint(model),
         device=device,
         classes=classes,
         class_weights=class_weights(config.class_weights, classes),
         batch_size=fixed or config.batch_size,
-        transform=_normalisation(config),
+        transform=_normalisation(config, config.model),
+    )
+
+
+def _untrained(config: SelectConfig, device: torch.device) -> _Scorer:
+    """What looks at a pool before there is a model."""
+    trunk = None
+    if get_strategy(config.strategy).reads_images:
+        assert config.encoder_weights is not None
+        trunk = build_trunk(config.encoder, config.encoder_weights).to(device)
+    classes = class_names(config.classes, None, windows=config.grid is not None)
+    return _Scorer(
+        model=None,
+        trunk=trunk,
+        weights="" if trunk is None else trunk.digest,
+        device=device,
+        classes=classes,
+        class_weights=class_weights(config.class_weights, classes),
+        batch_size=config.batch_size,
+        transform=None,
     )
 
 
@@ -344,9 +402,9 @@ def _places(frames: Sequence[PoolFrame], min_gap: float | None) -> Mapping[Any, 
     }
 
 
-def _normalisation(config: SelectConfig) -> Normalisation:
+def _normalisation(config: SelectConfig, model: str) -> Normalisation:
     if config.normalise == "auto":
-        return normalisation_in(config.model) or IMAGENET
+        return normalisation_in(model) or IMAGENET
     return {"imagenet": IMAGENET, "half": HALF, "unit": UNIT}[config.normalise]
 
 

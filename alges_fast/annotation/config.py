@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from alges_fast.errors import UserError
-from alges_fast.strategies import get_strategy
+from alges_fast.models.weights import frozen_encoder
+from alges_fast.selection.defaults import default_strategy
+from alges_fast.strategies import get_strategy, strategy_names
 from alges_fast.windows import grid_of
 
 
@@ -17,7 +19,8 @@ class SelectConfig:
 
     Args:
         model: a trained model: model.pt2 (torch.export), model.ts or model.pt (TorchScript), package.module:function
-            that returns one, or state.safetensors, the weights of --architecture with --encoder.
+            that returns one, or state.safetensors, the weights of --architecture with --encoder. Without one a frozen
+            encoder looks at the pool, for strategies that need no model.
         images: the pool: a folder of pictures and videos (searched to its depths), a text list of paths, or one video.
         n: how many frames to choose; with regions, how many whole frames the windows may add up to.
         out: folder for what is chosen; the same command again continues what is in it.
@@ -25,7 +28,8 @@ class SelectConfig:
             is skipped once stays out of this selection.
         strategy: random, stratified-random (over videos), entropy, margin, least-confidence, coreset, alges-img,
             alges-sem, alges-sem-vector, power-entropy, balanced-entropy, claspe, foreground-random, alges-img-balanced,
-            alges-effort, alges-class, herding, uherding, typical, strided, bait, or your own as path/to/file.py:Class.
+            alges-effort, alges-class, herding, uherding, typical, strided, bait, or your own as path/to/file.py:Class;
+            by default alges-img, with regions alges-effort, without a model typical.
         seed: fixes every pick.
         regions: rows x columns, such as 8x8: every frame is cut into that grid, and windows of frames are chosen
             instead of whole frames.
@@ -46,21 +50,23 @@ class SelectConfig:
             imagenet), imagenet (its mean and deviation), half (-1 to 1) or unit (0 to 1).
         architecture: network of a safetensors state that does not say what it is, by its name in
             segmentation-models-pytorch; files that alges_fast saved say it.
-        encoder: its encoder.
+        encoder: its encoder, by default resnet18; without a model the encoder that looks at the pool, by default the
+            packaged one (EfficientNet-Lite0, which needs no network).
         head_kernel: size of its last convolution.
-        encoder_weights: where the weights of a frozen encoder are, if elsewhere than the model's file says.
+        encoder_weights: where the weights of a frozen encoder are, if elsewhere than the model's file says; without a
+            model those of the encoder, packaged, a name such as imagenet, or a file.
         image_prefix: what Label Studio serves the folder OUT/images under.
         device: auto, cpu or cuda.
         precision: 32-true, bf16-mixed or 16-mixed.
         batch_size: frames per forward pass.
     """
 
-    model: str
     images: str
+    model: str | None = None
     n: int = 50
     out: str = "alges_fast_selection"
     on_bad_image: Literal["stop", "skip"] = "stop"
-    strategy: str = "alges-img"
+    strategy: str = ""
     seed: int = 0
     regions: str | None = None
     budget_pixels: int | None = None
@@ -73,7 +79,7 @@ class SelectConfig:
     image_size: int = 224
     normalise: Literal["auto", "imagenet", "half", "unit"] = "auto"
     architecture: str = "unet"
-    encoder: str = "resnet18"
+    encoder: str = ""
     head_kernel: int = 1
     encoder_weights: str | None = None
     image_prefix: str = "/data/local-files/?d=images/"
@@ -82,10 +88,24 @@ class SelectConfig:
     batch_size: int = 16
 
     def __post_init__(self) -> None:
+        encoder, weights = self.encoder or "resnet18", self.encoder_weights
+        if self.model is None:
+            encoder, weights = frozen_encoder(self.encoder, weights)
+        object.__setattr__(self, "encoder", encoder)
+        object.__setattr__(self, "encoder_weights", weights)
+        named = self.strategy or default_strategy(model=self.model is not None, windows=self.regions is not None)
+        object.__setattr__(self, "strategy", named)
         strategy = get_strategy(self.strategy)
         if strategy.takes_whole_pool:
             raise UserError(f"--strategy {self.strategy} takes the whole pool, so there is nothing to choose")
-        if strategy.trains_own_model and ":" not in self.model:
+        if strategy.needs_model and self.model is None:
+            classes = {name: get_strategy(name) for name in strategy_names()}
+            others = [name for name, of in classes.items() if not of.needs_model and not of.takes_whole_pool]
+            raise UserError(
+                f"--strategy {self.strategy} needs a trained model: give it with --model, or choose by one that needs "
+                f"none: {', '.join(others)}"
+            )
+        if strategy.trains_own_model and ":" not in (self.model or ""):
             raise UserError(
                 f"--strategy {self.strategy} needs a model that was trained for it: give it as package.module:function"
             )

@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,12 +29,12 @@ from alges_fast.data.loading import map_in_order
 from alges_fast.errors import UserError
 
 
-def decode_frames(
+def decoded_images(
     frames: Sequence[PoolFrame],
     image_size: int,
     left_out: LeftOut,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> FramePool:
+) -> tuple[list[PoolFrame], NDArray[np.uint8]]:
     """The frames that can be read, stretched to the model's square like its training frames, mapped from the cache.
 
     Args:
@@ -42,21 +43,12 @@ def decode_frames(
         left_out: frames that cannot be read are added to it, or the first of them is raised, as it is set.
         progress: called with (frames done, frames in all) while they are decoded.
 
+    Returns:
+        The frames that can be read, with those that were left out before, and (N, 3, S, S) of them.
+
     Raises:
         UserError: a frame that cannot be read and must not be left out; or a cache that cannot be written.
     """
-    decoded, images = decoded_images(frames, image_size, left_out, progress)
-    rows = [row for row, frame in enumerate(decoded) if frame.id not in left_out.reasons]
-    return FramePool([decoded[row].id for row in rows], lambda at: torch.from_numpy(np.array(images[rows[at]])))
-
-
-def decoded_images(
-    frames: Sequence[PoolFrame],
-    image_size: int,
-    left_out: LeftOut,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[list[PoolFrame], NDArray[np.uint8]]:
-    """As `decode_frames`, with those that were left out before: the frames that can be read, and (N, 3, S, S)."""
     folder = default_cache_dir()
     key = _key(frames, image_size)
     pixels, faults = folder / f"pool-{key}.u8", folder / f"pool-{key}.json"
@@ -71,6 +63,12 @@ def decoded_images(
     if not decoded:
         raise UserError(f"no frame of the pool can be read: {next(iter(reasons.values()))}")
     return decoded, np.memmap(pixels, np.uint8, "r", shape=(len(decoded), 3, image_size, image_size))
+
+
+def by_id(frames: Sequence[PoolFrame], values: NDArray[Any], left_out: LeftOut) -> FramePool:
+    """Values (N, C, h, w) of these N frames, such as their images, by id, without those that are left out."""
+    rows = [row for row, frame in enumerate(frames) if frame.id not in left_out.reasons]
+    return FramePool([frames[row].id for row in rows], lambda at: torch.from_numpy(np.array(values[rows[at]])))
 
 
 def _is_whole(pixels: Path, faults: Path, n_frames: int, image_size: int) -> bool:

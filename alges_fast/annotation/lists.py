@@ -106,20 +106,24 @@ def window_named(line: str, ids: Collection[str]) -> Window | None:
     return window if isinstance(window, Window) and window.id in ids else None
 
 
-def class_names(given: str | None, n_classes: int, *, windows: bool) -> list[str]:
+def class_names(given: str | None, n_classes: int | None, *, windows: bool) -> list[str]:
     """The names that --classes gives, a text list's path or names with commas between, or "class 0", "class 1", ...
+
+    Without a model `n_classes` is None: as many as are given, and none by default.
 
     Raises:
         UserError: not a different name for each class, or with windows one that they need themselves.
     """
     if given is None:
-        return [f"class {k}" for k in range(n_classes)]
+        return [f"class {k}" for k in range(n_classes or 0)]
     # os.path, which takes a list too long for a file's name for no file; pathlib raises.
     names = read_lines(given, "--classes") if os.path.isfile(given) else [name.strip() for name in given.split(",")]
-    if len(names) != n_classes or len(set(names)) < len(names):
+    wanted = len(names) if n_classes is None else n_classes
+    if len(names) != wanted or len(set(names)) < len(names):
+        who = "there are" if n_classes is None else "the model has"
         raise UserError(
-            f"--classes {given}: {len(set(names))} different names, but the model has {n_classes} classes: give one "
-            "for each, in the order of its ids"
+            f"--classes {given}: {len(set(names))} different names, but {who} {wanted} classes: give one for each, in "
+            "the order of its ids"
         )
     if windows and ANNOTATE in names:
         raise UserError(f"--classes: {ANNOTATE!r} is what --regions labels the windows to annotate: rename the class")

@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from alges_fast.annotation.sources import FrameReader, PoolFrame
+from alges_fast.data.frame_pool import FramePool
+from alges_fast.labels import UNLABELLED
 from alges_fast.last_layer import LastLayer, logits_of
 from alges_fast.pool import PRECISIONS
 from alges_fast.strategies import get_strategy
 from alges_fast.strategies.alges import weighted
-from alges_fast.windows import Window, windows_of
+from alges_fast.windows import Window, cell_boxes, cut, windows_of
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ class PickedFrame:
     """A frame with picks.
 
     picks: positions in the list of all picks; one for a whole frame, one for each of its picked windows.
-    embeddings: (picks, K, ...) float32, those that the strategy seeds from (alges-img's where it seeds from none).
+    embeddings: (picks, K, ...) float32, those that the strategy seeds from (alges-img's where it seeds from none);
+        without a model (picks, 1, channels), mean features of a frozen encoder; None where there is neither.
     image: (H, W, 3) uint8 RGB at the frame's own size.
     mask: (H, W) uint8 predicted class ids, UNLABELLED where there is no model.
     norm_map: (H, W) float32, the size of each pixel's gradient; None where the model's tail does not define it.
@@ -48,7 +51,7 @@ class PickedFrame:
 
     frame: PoolFrame
     picks: Sequence[int]
-    embeddings: Tensor
+    embeddings: Tensor | None
     image: NDArray[np.uint8]
     mask: NDArray[np.uint8]
     norm_map: NDArray[np.float32] | None
@@ -88,10 +91,7 @@ def show_picked(
     dtype = PRECISIONS[precision]
     layer: LastLayer | None = None
     maps = True
-    at_frame: dict[str, list[int]] = {}
-    for number, pick in enumerate(picks):
-        at_frame.setdefault(pick.frame.id, []).append(number)
-    for numbers in at_frame.values():
+    for numbers in _at_frames(picks):
         frame = picks[numbers[0]].frame
         image = reader.read(frame)
         inputs = inputs_of(frame, image).to(device)
@@ -120,6 +120,32 @@ def show_picked(
         )
 
 
+def show_untrained(
+    picks: Sequence[Pick], maps: FramePool | None, regions: tuple[int, int] | None
+) -> Iterator[PickedFrame]:
+    """The picked frames, as `show_picked` gives them, where there is no model.
+
+    Args:
+        picks: in order of picking.
+        maps: what a frozen encoder makes of the pool's frames, (C, h, w) by id; None where nothing looked at them.
+        regions: rows and columns of the grid whose windows are picked; None for whole frames.
+    """
+    reader = FrameReader()
+    for numbers in _at_frames(picks):
+        frame = picks[numbers[0]].frame
+        image = reader.read(frame)
+        means = None
+        if maps is not None:
+            values: Tensor = maps[maps.ids.index(frame.id)][1].float()
+            means = values.flatten(1).mean(1)[None, None]
+            if regions is not None:
+                grid, boxes = windows_of(frame.id, image.shape[:2], regions), cell_boxes(values.shape[1:], regions)
+                cells = [boxes[grid.index(window)] for n in numbers if (window := picks[n].window) is not None]
+                means = torch.stack([cut(values, cell).flatten(1).mean(1)[None] for cell in cells])
+        unknown: NDArray[np.uint8] = np.full(image.shape[:2], UNLABELLED, np.uint8)
+        yield PickedFrame(frame, numbers, means, image, unknown, None)
+
+
 def reasons(embeddings: Tensor) -> list[Reason]:
     """Of (n, K, ...) embeddings in order of picking."""
     leading = embeddings.flatten(2).norm(dim=2) if embeddings.ndim > 2 else embeddings
@@ -133,6 +159,14 @@ def reasons(embeddings: Tensor) -> list[Reason]:
             distance = float(distances[nearest])
         found.append(Reason(int(row.argmax()), nearest, distance))
     return found
+
+
+def _at_frames(picks: Sequence[Pick]) -> list[list[int]]:
+    """Positions of the picks by frame, frames in order of their first pick."""
+    found: dict[str, list[int]] = {}
+    for number, pick in enumerate(picks):
+        found.setdefault(pick.frame.id, []).append(number)
+    return list(found.values())
 
 
 def _stretched(values: Tensor, image: NDArray[np.uint8]) -> Tensor:

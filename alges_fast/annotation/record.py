@@ -60,7 +60,7 @@ def new_record(pool: LabelledPool, left_out: LeftOut, weights: str) -> dict[str,
     Args:
         pool: every frame that was listed.
         left_out: what of it cannot be used.
-        weights: the model's fingerprint.
+        weights: the model's fingerprint, or that of the encoder which looks at the pool in its place.
     """
     return {
         "format": FORMAT,
@@ -95,9 +95,8 @@ def check_record(record: Mapping[str, Any], now: Mapping[str, Any], config: Sele
     if new := [name for name in left_out if name not in record["left_out"]]:
         raise UserError(f"{left_out[new[0]]}. {out} was begun when it could be used: or choose another --out")
     if record["weights"] != now["weights"]:
-        raise UserError(
-            f"{config.model} has other weights than when {out} was begun: give those, or choose another --out"
-        )
+        who = config.model or config.encoder
+        raise UserError(f"{who} has other weights than when {out} was begun: give those, or choose another --out")
     known = LeftOut("skip", left_out)
     for what, other in (("frames", "another pool"), ("labelled", "other labelled frames")):
         before, after = ([name for name in names if not known.has(name)] for names in (record[what], now[what]))

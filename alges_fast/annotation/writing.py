@@ -56,7 +56,7 @@ def write_round(
     Args:
         out: the folder.
         asked: how the picks came about.
-        classes: the classes' names.
+        classes: the classes' names; none where nobody has named them yet.
         picks: what was chosen, in order.
         picked_frames: the frames of the picks, in order of their first pick.
         budget: the pixels that there were for windows; None for whole frames.
@@ -95,7 +95,8 @@ def write_round(
         if len(cards) < PAGE_CARDS:
             small = {view: thumbnail(p, THUMBNAIL_WIDTH) for view, p in views.items()}
             cards.append(Card(frame.id, shown.picks, windows, picture.size, small))
-        embeddings.update(zip(shown.picks, shown.embeddings, strict=True))
+        if shown.embeddings is not None:
+            embeddings.update(zip(shown.picks, shown.embeddings, strict=True))
 
     atomic.write_bytes(out / "contact_sheet.png", encoded(contact_sheet(sheet), "png"))
     xml = cvat_xml(annotated, classes, colours)
@@ -103,9 +104,10 @@ def write_round(
     version = "none" if asked.model is None else Path(asked.model).name
     tasks = label_studio_tasks(annotated, classes, image_prefix=image_prefix, model_version=version)
     atomic.write_text(out / "label_studio" / "tasks.json", tasks)
-    interface = label_studio_config(classes, colours, windows=budget is not None)
-    atomic.write_text(out / "label_studio" / "config.xml", interface)
-    points = torch.stack([embeddings[number] for number in range(len(picks))])
+    if classes:
+        interface = label_studio_config(classes, colours, windows=budget is not None)
+        atomic.write_text(out / "label_studio" / "config.xml", interface)
+    points = torch.stack([embeddings[number] for number in range(len(picks))]) if embeddings else None
     rows = _rows(picks, points, None if asked.model is None else classes, budget)
     page = selection_page(asked, classes, colours, cards, rows, n_frames, budget, left_out.by_file())
     atomic.write_text(out / "index.html", page)
@@ -138,13 +140,14 @@ def check_names(out: Path, frames: Sequence[PoolFrame]) -> None:
 
 
 def _rows(
-    picks: Sequence[Pick], embeddings: Tensor, classes: Sequence[str] | None, budget: int | None
+    picks: Sequence[Pick], embeddings: Tensor | None, classes: Sequence[str] | None, budget: int | None
 ) -> list[dict[str, Any]]:
-    """picks.csv: without a model there are no classes; with a budget of pixels, the share of it that is spent from the
-    first pick on."""
+    """picks.csv: without a model there are no classes, without embeddings no nearest; with a budget of pixels, the
+    share of it that is spent from the first pick on."""
     rows: list[dict[str, Any]] = []
     spent = 0
-    for number, (pick, reason) in enumerate(zip(picks, reasons(embeddings), strict=True)):
+    why = [None] * len(picks) if embeddings is None else reasons(embeddings)
+    for number, (pick, reason) in enumerate(zip(picks, why, strict=True)):
         _, x, y, width, height = pick.window or ("", "", "", "", "")
         row: dict[str, Any] = {"rank": number + 1, "id": pick.id, "frame": pick.frame.id}
         row |= {"x": x, "y": y, "width": width, "height": height}
@@ -152,9 +155,10 @@ def _rows(
             spent += pick.window.pixels
             row["budget_spent"] = f"{spent / budget:.6f}"
         row["score"] = "" if pick.score is None else f"{pick.score:.6g}"
-        row["class"] = "" if classes is None else classes[reason.leading_class]
-        row["nearest"] = "" if reason.nearest is None else picks[reason.nearest].id
-        row["distance"] = "" if reason.nearest is None else f"{reason.distance:.6g}"
+        row["class"] = "" if classes is None or reason is None else classes[reason.leading_class]
+        nearest = None if reason is None else reason.nearest
+        row["nearest"] = "" if nearest is None else picks[nearest].id
+        row["distance"] = "" if reason is None or nearest is None else f"{reason.distance:.6g}"
         row["video"] = pick.frame.video
         rows.append(row)
     return rows

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from alges_fast import windows
 from alges_fast.errors import UserError
 from alges_fast.models import FROZEN
-from alges_fast.models.weights import PACKAGED, PACKAGED_ENCODER
+from alges_fast.models.weights import frozen_encoder
 
 
 @dataclass(frozen=True)
@@ -92,13 +92,11 @@ class RunConfig:
     keep_models: bool = False
 
     def __post_init__(self) -> None:
-        frozen = self.architecture == FROZEN
-        if not self.encoder:
-            object.__setattr__(self, "encoder", PACKAGED_ENCODER if frozen else "resnet18")
-        if frozen and self.encoder_weights is None:
-            if self.encoder != PACKAGED_ENCODER:
-                raise UserError(f"--architecture frozen trains no encoder: give --encoder_weights for {self.encoder}")
-            object.__setattr__(self, "encoder_weights", PACKAGED)
+        encoder, weights = self.encoder or "resnet18", self.encoder_weights
+        if self.architecture == FROZEN:
+            encoder, weights = frozen_encoder(self.encoder, weights)
+        object.__setattr__(self, "encoder", encoder)
+        object.__setattr__(self, "encoder_weights", weights)
         for name in ("rounds", "init_size", "query_size", "epochs", "batch_size", "head_steps", "head_pixels"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} is {getattr(self, name)}: give at least 1")

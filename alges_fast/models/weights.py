@@ -21,7 +21,16 @@ from torch import Tensor, nn
 from alges_fast.errors import UserError
 from alges_fast.normalisation import HALF, IMAGENET, Normalisation
 
-__all__ = ["PACKAGED", "PACKAGED_ENCODER", "digest", "fetched", "load_weights", "normalisation_of", "read_weights"]
+__all__ = [
+    "PACKAGED",
+    "PACKAGED_ENCODER",
+    "digest",
+    "fetched",
+    "frozen_encoder",
+    "load_weights",
+    "normalisation_of",
+    "read_weights",
+]
 
 PACKAGED = "packaged"
 PACKAGED_ENCODER = "tu-tf_efficientnet_lite0"
@@ -32,6 +41,18 @@ _SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 _PREFIXES = ("", "encoder.", "model.", "encoder.model.", "module.", "backbone.", "trunk.encoder.model.")
 """How checkpoints name an encoder that they hold as a part."""
+
+
+def frozen_encoder(encoder: str, encoder_weights: str | None) -> tuple[str, str]:
+    """The encoder that is frozen and its weights, of what the user named: "" and None for the packaged ones.
+
+    Raises:
+        UserError: an encoder without weights.
+    """
+    encoder = encoder or PACKAGED_ENCODER
+    if encoder_weights is None and encoder != PACKAGED_ENCODER:
+        raise UserError(f"a frozen encoder is not trained: give --encoder_weights for {encoder}")
+    return encoder, encoder_weights or PACKAGED
 
 
 def fetched(encoder: str, encoder_weights: str | None) -> str | None:

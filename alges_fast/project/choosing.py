@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,25 +14,21 @@ from torch import Tensor, nn
 
 from alges_fast.annotation.models import load_model, normalisation_in
 from alges_fast.annotation.page import Asked
-from alges_fast.annotation.picks import Pick, PickedFrame, show_picked
-from alges_fast.annotation.sources import FrameReader, PoolFrame
+from alges_fast.annotation.picks import Pick, PickedFrame, show_picked, show_untrained
+from alges_fast.annotation.sources import PoolFrame
 from alges_fast.annotation.writing import write_round
 from alges_fast.data.frame_pool import FramePool
 from alges_fast.errors import UserError
-from alges_fast.labels import UNLABELLED
 from alges_fast.normalisation import IMAGENET
 from alges_fast.project import network
 from alges_fast.project.folder import Project, Round, TrainedModel
 from alges_fast.project.labels import read_labels
 from alges_fast.project.pool import Progress, ProjectPool, decoded, list_pool, silent
 from alges_fast.selection.candidates import Candidates, Place
+from alges_fast.selection.defaults import COLD_START, default_strategy
 from alges_fast.strategies import Candidate, Query, get_strategy
-from alges_fast.windows import Window, cell_boxes, cut, grid_of, windows_of
+from alges_fast.windows import Window, grid_of, windows_of
 
-COLD_START = "typical"
-"""The strategy before anything is labelled."""
-FRAMES, WINDOWS = "alges-img", "alges-effort"
-"""The strategies once there is a model, for whole frames and for windows."""
 GAP_SECONDS, NUMBERS_A_SECOND = 2.0, 25.0
 """Frames of a video are picked at least this far apart; pictures are numbered at a video's rate."""
 
@@ -104,9 +100,8 @@ def choose_round(project: Project, settings: NextSettings, progress: Progress = 
             f"delete {last.folder} to choose anew"
         )
     own = _newest_model(project, settings)
-    strategy = settings.strategy or (
-        COLD_START if own is None and settings.model is None else FRAMES if settings.grid is None else WINDOWS
-    )
+    has_model = own is not None or settings.model is not None
+    strategy = settings.strategy or default_strategy(model=has_model, windows=settings.grid is not None)
     if get_strategy(strategy).needs_model and own is None and settings.model is None:
         raise UserError(
             f"--strategy {strategy} needs a trained model: annotate a first round by another, such as {COLD_START}"
@@ -294,24 +289,4 @@ def _picked_frames(
             precision="32-true",
         )
         return
-    means = torch.stack([_mean_map(scorer.maps, pick, settings.grid, pool.sizes) for pick in picks])
-    at_frame: dict[str, list[int]] = {}
-    for number, pick in enumerate(picks):
-        at_frame.setdefault(pick.frame.id, []).append(number)
-    reader = FrameReader()
-    for numbers in at_frame.values():
-        frame = picks[numbers[0]].frame
-        image = reader.read(frame)
-        nothing: NDArray[np.uint8] = np.full(image.shape[:2], UNLABELLED, np.uint8)
-        yield PickedFrame(frame, numbers, means[numbers], image, nothing, None)
-
-
-def _mean_map(
-    maps: network.Maps, pick: Pick, grid: tuple[int, int] | None, sizes: Mapping[str, tuple[int, int]]
-) -> Tensor:
-    """(1, channels): the frozen encoder's map averaged over a frame, or over the grid's cell that is the window."""
-    values: Tensor = maps[maps.ids.index(pick.frame.id)][1].float()
-    if grid is not None and pick.window is not None:
-        cell = windows_of(pick.frame.id, sizes[pick.frame.id], grid).index(pick.window)
-        values = cut(values, cell_boxes(values.shape[1:], grid)[cell])
-    return values.flatten(1).mean(1)[None]
+    yield from show_untrained(picks, scorer.maps, settings.grid)

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import safetensors
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from alges_fast import atomic
+from alges_fast.data.frame_pool import FramePool
 from alges_fast.errors import UserError
 from alges_fast.experiment.config import RunConfig
 from alges_fast.experiment.head_training import labels_on, train_head
@@ -33,22 +33,12 @@ from alges_fast.strategies.base import cross_entropy
 WEIGHTS = "model.safetensors"
 
 
-class Maps(Sequence[tuple[str, Tensor]]):
-    """(id, map (channels, h, w) float16) of the pool's frames.
-
-    Attributes:
-        ids: in order.
-    """
+class Maps(FramePool):
+    """(id, map (channels, h, w) float16) of the pool's frames."""
 
     def __init__(self, ids: Sequence[str], values: NDArray[np.float16]) -> None:
-        self.ids = tuple(ids)
+        super().__init__(ids, lambda at: torch.from_numpy(np.array(values[at])))
         self.values = values
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.ids[index], torch.from_numpy(np.array(self.values[index]))
 
 
 @dataclass(frozen=True)

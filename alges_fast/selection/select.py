@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 from alges_fast.errors import UserError
 from alges_fast.pool import Id, Pool, pool_ids, pool_sizes
 from alges_fast.selection.candidates import Candidates, Place
+from alges_fast.selection.defaults import FRAMES, WINDOWS
 from alges_fast.strategies import Candidate, Query, Rating, Strategy, frame_of, get_strategy, strategy_names
 from alges_fast.strategies.embedding import Frames
 from alges_fast.windows import Window, windows_of
@@ -108,13 +109,14 @@ def select(
     pool: Pool,
     n: int,
     *,
-    strategy: str = "alges-img",
+    strategy: str = FRAMES,
     seed: int = 0,
     labelled: Iterable[Id] = (),
     places: Mapping[Id, Place] | None = None,
     min_gap: float = 0.0,
     class_weights: Sequence[float] | None = None,
     excluded: Collection[Id] = (),
+    features: Pool | None = None,
     out: str | Path | None = None,
     **options: Any,
 ) -> Selection:
@@ -135,6 +137,8 @@ def select(
         class_weights: (K,) factors, not negative: row k of an image's embedding is multiplied by the k-th before the
             seeding, so that a class of weight 10 counts like gradients ten times as large. ALGES strategies only.
         excluded: ids of images to choose as if they were not in the pool, though they are scored with it.
+        features: (id, map (C, h, w)) of the pool's images by an encoder that was never trained on them, for `herding`
+            and `typical`, which without them look at what enters the model's last layer.
         out: a folder for the scores of the pool; with `resume=True` a killed call continues there. Processes of a group
             each have a folder of their own in it.
         **options: batch_size, device, precision, transform, progress, resume, group, ... of `embed_pool`. The processes
@@ -153,7 +157,7 @@ def select(
         >>> len(select(model, pool, 5, progress=False).ids)
         5
     """
-    asked = _Asked(strategy, seed, min_gap, places or {}, class_weights, out, options)
+    asked = _Asked(strategy, seed, min_gap, places or {}, class_weights, features, out, options)
     pool = _named(pool)
     ids = [id for id in pool_ids(pool) if id not in excluded] if excluded else pool_ids(pool)
     taken = tuple(dict.fromkeys(labelled))
@@ -169,7 +173,7 @@ def select_regions(
     budget_pixels: int,
     *,
     regions: tuple[int, int] = (8, 8),
-    strategy: str = "alges-img",
+    strategy: str = WINDOWS,
     seed: int = 0,
     labelled: Iterable[Id | Window] = (),
     sizes: Mapping[Any, tuple[int, int]] | None = None,
@@ -177,16 +181,18 @@ def select_regions(
     min_gap: float = 0.0,
     class_weights: Sequence[float] | None = None,
     excluded: Collection[Id] = (),
+    features: Pool | None = None,
     out: str | Path | None = None,
     **options: Any,
 ) -> RegionSelection:
     """Choose the windows of a pool's images to annotate next, within a budget of pixels.
 
     Every image is cut into a grid of windows, and a window is to the strategy what an image is to `select`: alges-img
-    seeds from the mean of r ⊗ z̃ over its pixels (Eq. 4 restricted to the window), alges-sem from its pixels' gradient
-    norms summed by class; the uncertainty strategies take the mean over its pixels, coreset its mean features, and the
-    random strategies draw windows. Seeding wants what is far from all picks: windows without gradient lie on one point
-    and are picked once, windows with much of it in many directions. Aklilu & Yeung name regions as future work.
+    seeds from the mean of r ⊗ z̃ over its pixels (Eq. 4 restricted to the window), alges-effort divides that by what
+    drawing the window's outline is expected to cost, alges-sem sums its pixels' gradient norms by class; the
+    uncertainty strategies take the mean over its pixels, coreset its mean features, and the random strategies draw
+    windows. Seeding wants what is far from all picks: windows without gradient lie on one point and are picked once,
+    windows with much of it in many directions. Aklilu & Yeung name regions as future work.
 
     Args:
         model: trained, on its device; see `LastLayer.window_gradients`.
@@ -206,6 +212,7 @@ def select_regions(
             labelled ones counted. Windows of one image may always be picked together. Halved as in `select`.
         class_weights: as for `select`, on the rows of a window's embedding.
         excluded: as for `select`; they need no size.
+        features: as for `select`.
         out: as for `select`.
         **options: as for `select`.
 
@@ -222,7 +229,7 @@ def select_regions(
         >>> len(select_regions(model, pool, 2 * 8 * 8, regions=(4, 4), progress=False).windows)
         32
     """
-    asked = _Asked(strategy, seed, min_gap, places or {}, class_weights, out, options)
+    asked = _Asked(strategy, seed, min_gap, places or {}, class_weights, features, out, options)
     pool = _named(pool)
     known: Mapping[Any, Sequence[int]] = pool_sizes(pool) if sizes is None else sizes
     images = [id for id in pool_ids(pool) if id not in excluded]
@@ -259,6 +266,7 @@ class _Asked:
     min_gap: float
     places: Mapping[Id, Place]
     class_weights: Sequence[float] | None
+    features: Pool | None
     out: str | Path | None
     options: Mapping[str, Any]
 
@@ -289,7 +297,10 @@ class _Asked:
         regions: tuple[int, int] | None,
     ) -> Rating:
         if model is None and self.chosen.needs_model:
-            raise ValueError(f"model: strategy {self.strategy!r} needs a trained model, got None")
+            others = [name for name in strategy_names() if not get_strategy(name).needs_model]
+            raise ValueError(
+                f"model: strategy {self.strategy!r} needs a trained model, got None; {', '.join(others)} need none"
+            )
         own = {name: value for name, value in self.options.items() if name in _OF_QUERY}
         more = {name: value for name, value in self.options.items() if name not in _OF_QUERY}
         if own.get("device") is None:
@@ -303,6 +314,7 @@ class _Asked:
             regions=regions,
             class_weights=self.class_weights,
             videos={id: video for id, (video, _) in self.places.items()},
+            features=self.features,
             seed=self.seed,
             scores_out=None if self.out is None else Path(self.out),
             embedding={"resume": False, **more},

@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from alges_fast.annotation.decoded import decode_frames
-from alges_fast.annotation.sources import FrameReader, LeftOut, list_frames
+from alges_fast.annotation.decoded import by_id, decoded_images
+from alges_fast.annotation.sources import FrameReader, LeftOut, PoolFrame, list_frames
+from alges_fast.data.frame_pool import FramePool
 from alges_fast.errors import UserError
 
 RATE, SECONDS = 10, 6
@@ -19,6 +20,10 @@ RATE, SECONDS = 10, 6
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALGES_FAST_CACHE", str(tmp_path / "cache"))
+
+
+def decode_frames(frames: list[PoolFrame], size: int, left_out: LeftOut) -> FramePool:
+    return by_id(*decoded_images(frames, size, left_out), left_out)
 
 
 def picture(path: Path, value: int = 100) -> Path:

@@ -63,10 +63,15 @@ def test_picks_are_seeded_from_the_windows_embeddings(model: nn.Module, pool: li
     rows = LastLayer.find(model, images).window_gradients(images, REGIONS).image
     assert rows is not None
     points = rows.flatten(0, 1).flatten(1)
-    found = choose(model, pool, seed=3)
+    found = choose(model, pool, seed=3, strategy="alges-img")
     expected = kmeans_plusplus(points, len(found.windows), seed=stream_seed("seeding", 3, 0)).indices
     assert found.windows == tuple(WINDOWS[at] for at in expected.tolist())
     assert [found.scores[window] for window in WINDOWS] == pytest.approx(points.norm(dim=1).tolist(), rel=1e-4)
+
+
+def test_alges_effort_is_the_default(model: nn.Module, pool: list[tuple[str, Tensor]]) -> None:
+    assert choose(model, pool).windows == choose(model, pool, strategy="alges-effort").windows
+    assert choose(model, pool).windows != choose(model, pool, strategy="alges-img").windows
 
 
 def test_a_larger_budget_goes_on_from_the_smaller_ones_picks(model: nn.Module, pool: list[tuple[str, Tensor]]) -> None:
