@@ -112,7 +112,8 @@ def _run(config: SelectConfig, console: Console) -> int:
     _check_number(config, listed.without(left_out), left_out)
     scorer = _scorer(config)
 
-    sizes = frame_sizes(listed.without(left_out).frames, left_out) if windows else {}
+    sized = windows or config.budget == "outline"
+    sizes = frame_sizes(listed.without(left_out).frames, left_out) if sized else {}
     images, maps = _read_pool(config, listed, left_out, scorer.trunk)
     now = new_record(listed, left_out, scorer.weights)
     if record is not None:
@@ -144,7 +145,7 @@ def _run(config: SelectConfig, console: Console) -> int:
         n_frames = len({pick.frame.id for pick in picks})
         has_norm_maps = write_round(
             out,
-            Asked(config.strategy, config.seed, config.images, config.model, config.regions),
+            Asked(config.strategy, config.seed, config.images, config.model, config.regions, budget=config.budget),
             scorer.classes,
             picks,
             track(shown, "drawing the picks", total=n_frames, console=Console(stderr=True), transient=True),
@@ -157,6 +158,8 @@ def _run(config: SelectConfig, console: Console) -> int:
     for line in left_out.by_file():
         console.print(escape(f"left out: {line}"))
     what = f"{n_frames} picks" if budget is None else f"{len(picks)} windows of {n_frames} frames picked"
+    if config.budget == "outline":
+        what += f", with {sum(pick.outline or 0 for pick in picks):,.0f} pixels of predicted outline"
     console.print(escape(f"{what}: {out}/picks.csv   to look through: {out}/index.html"))
     return 0
 
@@ -198,7 +201,7 @@ class _Choice:
         maps: what a frozen encoder makes of them, where there is no model.
         left_out: what cannot be used, as far as it is known.
         refused: frames and windows that are not to be picked (again).
-        sizes: id -> (height, width), where windows are chosen.
+        sizes: id -> (height, width), where windows are chosen or outlines counted.
     """
 
     config: SelectConfig
@@ -227,7 +230,7 @@ def _read_pool(
 ) -> tuple[FramePool | None, FramePool | None]:
     """Decode the pool, so that what cannot be read is known before anything is chosen, and let the frozen encoder look
     at it, where there is one. None where the strategy does not look at it."""
-    if not get_strategy(config.strategy).reads_images:
+    if not (get_strategy(config.strategy).reads_images or config.budget == "outline"):
         return None, None
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
@@ -247,7 +250,7 @@ def _read_pool(
 
 
 def _choose(asked: _Choice) -> tuple[list[Pick], int | None]:
-    """The picks, and the pixels there were for windows."""
+    """The picks, and what there was for windows, in pixels or in pixels of predicted outline."""
     picks, budget = _draw(asked)
     while asked.images is None and (faults := _faults_of(picks)):
         # Nothing had been read: draw again without them, as if they were not in the pool.
@@ -264,11 +267,14 @@ def _draw(asked: _Choice) -> tuple[list[Pick], int | None]:
     usable = asked.listed.without(asked.left_out)
     by_id = {frame.id: frame for frame in usable.frames}
     images = FramePool([*by_id], _never_read) if asked.images is None else asked.images
+    sizes: dict[Any, tuple[int, int]] = {id: asked.sizes[id] for id in by_id} if asked.sizes else {}
     how: dict[str, Any] = {
+        "budget": config.budget,
         "strategy": config.strategy,
         "seed": config.seed,
         "labelled": usable.labelled,
         "places": _places(usable.frames, config.min_gap),
+        "sizes": sizes,
         "min_gap": GAP_SECONDS if config.min_gap is None else config.min_gap,
         "class_weights": scorer.class_weights,
         "features": asked.maps,
@@ -284,13 +290,18 @@ def _draw(asked: _Choice) -> tuple[list[Pick], int | None]:
             selection = select(scorer.model, images, config.n, **how)
             while again := [id for id in asked.refused if id in selection.ids][:1]:
                 selection = selection.reject(again)
-            return [Pick(by_id[str(id)], None, selection.scores.get(id)) for id in selection.ids], None
-        sizes: dict[Any, tuple[int, int]] = {id: asked.sizes[id] for id in by_id}
+            return [
+                Pick(by_id[str(id)], None, selection.scores.get(id), selection.cost(id), selection.outlines.get(id))
+                for id in selection.ids
+            ], None
         budget = config.budget_pixels or _pixels_of_frames(config.n, sizes, usable.labelled)
-        chosen = select_regions(scorer.model, images, budget, regions=config.grid, sizes=sizes, **how)
+        chosen = select_regions(scorer.model, images, budget, regions=config.grid, **how)
         while (item := _still_picked(asked.refused, chosen.windows)) is not None:
             chosen = chosen.reject([item])
-        return [Pick(by_id[str(w.id)], w, chosen.scores.get(w)) for w in chosen.windows], budget
+        return [
+            Pick(by_id[str(w.id)], w, chosen.scores.get(w), chosen.cost(w), chosen.outlines.get(w))
+            for w in chosen.windows
+        ], chosen.budget
     except CannotContinue as error:
         raise UserError(f"{one_line(error.reason)}: choose another --out") from error
     except ValueError as error:

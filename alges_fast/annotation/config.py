@@ -34,6 +34,8 @@ class SelectConfig:
         regions: rows x columns, such as 8x8: every frame is cut into that grid, and windows of frames are chosen
             instead of whole frames.
         budget_pixels: with regions, how many pixels (of the frames' own size) to choose; by default those of n frames.
+        budget: pixels, or outline: as many frames, or windows, as cost together what n frames do on average, where
+            each costs the outline that the model predicts in it and a quarter of its side.
         labelled: text file of frames that are annotated already, one id or path a line; they are not picked, and what
             is like them is picked less. With regions also windows, as picks.csv names them.
         reject: text file of picked frames that were refused, one id a line; each is replaced, the other picks stay.
@@ -70,6 +72,7 @@ class SelectConfig:
     seed: int = 0
     regions: str | None = None
     budget_pixels: int | None = None
+    budget: Literal["pixels", "outline"] = "pixels"
     labelled: str | None = None
     reject: str | None = None
     min_gap: float | None = None
@@ -122,6 +125,8 @@ class SelectConfig:
             _ = self.grid
         except ValueError as error:
             raise UserError(f"--regions {error}") from error
+        if self.budget == "outline" and self.model is None:
+            raise UserError("--budget outline is predicted by a trained model: give --model, or leave it out")
         if self.budget_pixels is not None:
             if self.regions is None:
                 raise UserError("--budget_pixels counts pixels of windows: give --regions too, such as --regions 8x8")

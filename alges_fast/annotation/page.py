@@ -12,6 +12,7 @@ import jinja2
 from PIL import Image
 
 from alges_fast.annotation.pictures import encoded
+from alges_fast.selection import Budget
 from alges_fast.windows import Window
 
 
@@ -23,6 +24,7 @@ class Card:
     picks: positions of its picks in the rows of picks.csv.
     windows: the picked ones of a frame that was cut up, in the same order; else empty.
     size: width and height of the frame.
+    share: of the budget of windows; None for a whole frame.
     views: its pictures, "frame", "gradient", "prediction".
     """
 
@@ -30,6 +32,7 @@ class Card:
     picks: Sequence[int]
     windows: Sequence[Window]
     size: tuple[int, int]
+    share: float | None
     views: Mapping[str, Image.Image]
 
 
@@ -37,7 +40,8 @@ class Card:
 class Asked:
     """What the page says of how picks came about.
 
-    model: its name; None where none chose. refusing: how a frame is refused; None for `--reject FILE`.
+    model: its name; None where none chose. refusing: how a frame is refused; None for `--reject FILE`. budget: what it
+    is counted in, "pixels" or "outline".
     """
 
     strategy: str
@@ -46,6 +50,7 @@ class Asked:
     model: str | None
     regions: str | None
     refusing: str | None = None
+    budget: Budget = "pixels"
 
 
 def selection_page(
@@ -65,7 +70,7 @@ def selection_page(
         cards: the frames to show, the first of `n_frames`.
         rows: of picks.csv.
         n_frames: how many frames have picks.
-        budget: pixels there were for windows; None where whole frames were picked.
+        budget: what there was for windows; None where whole frames were picked.
         left_out: why files of the pool could not be used, a line each.
     """
     shown = [
@@ -73,7 +78,7 @@ def selection_page(
             "id": card.id,
             "rows": [rows[number] for number in card.picks],
             "windows": card.windows,
-            "share": None if budget is None else sum(window.pixels for window in card.windows) / budget,
+            "share": card.share,
             "frame": card.size,
             "views": {
                 view: f"data:image/webp;base64,{base64.b64encode(encoded(picture, 'webp', quality=78)).decode()}"
@@ -96,6 +101,7 @@ def selection_page(
         ranks={row["id"]: row["rank"] for row in rows},
         n_frames=n_frames,
         budget=budget,
+        outline=sum(float(row["outline"]) for row in rows) if asked.budget == "outline" else None,
         left_out=left_out,
         style=(report / "page.css").read_text() + (here / "page.css").read_text(),
         script=(here / "page.js").read_text(),

@@ -26,11 +26,15 @@ class Pick:
     """A picked frame, or a window of one.
 
     score: what the strategy rates it; None where it rates nothing by itself.
+    cost: what it takes of the budget.
+    outline: how long the boundaries between predicted classes are in it, in its pixels, where the budget counts them.
     """
 
     frame: PoolFrame
     window: Window | None
     score: float | None
+    cost: int
+    outline: float | None = None
 
     @property
     def id(self) -> str:

@@ -59,7 +59,7 @@ def write_round(
         classes: the classes' names; none where nobody has named them yet.
         picks: what was chosen, in order.
         picked_frames: the frames of the picks, in order of their first pick.
-        budget: the pixels that there were for windows; None for whole frames.
+        budget: what there was for windows, in what `asked.budget` counts; None for whole frames.
         left_out: what of the pool cannot be used.
         image_prefix: what Label Studio serves the folder `out`/images under.
 
@@ -94,7 +94,8 @@ def write_round(
         sheet.append((caption, thumbnail(outlined(picture, windows) if windows else picture, THUMBNAIL_WIDTH)))
         if len(cards) < PAGE_CARDS:
             small = {view: thumbnail(p, THUMBNAIL_WIDTH) for view, p in views.items()}
-            cards.append(Card(frame.id, shown.picks, windows, picture.size, small))
+            share = None if budget is None else sum(picks[number].cost for number in shown.picks) / budget
+            cards.append(Card(frame.id, shown.picks, windows, picture.size, share, small))
         if shown.embeddings is not None:
             embeddings.update(zip(shown.picks, shown.embeddings, strict=True))
 
@@ -142,8 +143,8 @@ def check_names(out: Path, frames: Sequence[PoolFrame]) -> None:
 def _rows(
     picks: Sequence[Pick], embeddings: Tensor | None, classes: Sequence[str] | None, budget: int | None
 ) -> list[dict[str, Any]]:
-    """picks.csv: without a model there are no classes, without embeddings no nearest; with a budget of pixels, the
-    share of it that is spent from the first pick on."""
+    """picks.csv: without a model there are no classes, without embeddings no nearest; with a budget, the share of it
+    that is spent from the first pick on, and where it is one of outline, that of every pick."""
     rows: list[dict[str, Any]] = []
     spent = 0
     why = [None] * len(picks) if embeddings is None else reasons(embeddings)
@@ -152,8 +153,10 @@ def _rows(
         row: dict[str, Any] = {"rank": number + 1, "id": pick.id, "frame": pick.frame.id}
         row |= {"x": x, "y": y, "width": width, "height": height}
         if pick.window is not None and budget is not None:
-            spent += pick.window.pixels
+            spent += pick.cost
             row["budget_spent"] = f"{spent / budget:.6f}"
+        if pick.outline is not None:
+            row["outline"] = f"{pick.outline:.1f}"
         row["score"] = "" if pick.score is None else f"{pick.score:.6g}"
         row["class"] = "" if classes is None or reason is None else classes[reason.leading_class]
         nearest = None if reason is None else reason.nearest

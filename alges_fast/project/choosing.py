@@ -231,6 +231,7 @@ def _picks(project: Project, pool: ProjectPool, query: Query, strategy: str, set
             pool.by_id[str(item.id if isinstance(item, Window) else item)],
             item if isinstance(item, Window) else None,
             rating.scores.get(item),
+            candidates.cost(item),
         )
         for item in chosen
     ]

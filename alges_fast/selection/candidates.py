@@ -34,7 +34,7 @@ class BrokenPromise(ValueError):
 
 @dataclass(frozen=True)
 class Candidates(Generic[C]):
-    """A rated pool as picks are drawn from it: frames that cost 1 each, or windows that cost their pixels.
+    """A rated pool as picks are drawn from it: frames or windows, each at its cost.
 
     Attributes:
         rating: the strategy's.
@@ -42,6 +42,7 @@ class Candidates(Generic[C]):
         places: frame -> its place.
         min_gap: frames of one video are picked at least this far apart in time, and from labelled ones.
         budget: its name, and what it is counted in.
+        costs: what each costs; None for 1 a frame and the pixels of a window.
 
     Raises:
         ValueError: something labelled is not among the rated.
@@ -52,6 +53,7 @@ class Candidates(Generic[C]):
     places: Mapping[Id, Place]
     min_gap: float
     budget: tuple[str, str]
+    costs: Mapping[C, int] | None = None
 
     def __post_init__(self) -> None:
         unknown = self.labelled.difference(self.ids)
@@ -62,6 +64,11 @@ class Candidates(Generic[C]):
     def ids(self) -> Sequence[C]:
         return cast("Sequence[C]", self.rating.ids)
 
+    def cost(self, candidate: C) -> int:
+        if self.costs is not None:
+            return self.costs[candidate]
+        return candidate.pixels if isinstance(candidate, Window) else 1
+
     def fill(self, picks: Sequence[C], budget: int, refused: Collection[C]) -> list[C]:
         """Add picks until the next would exceed the budget.
 
@@ -69,11 +76,11 @@ class Candidates(Generic[C]):
         is then missing is drawn again from what is far enough from all of them.
         """
         gone = {*self.labelled, *refused}
-        free = [_cost(id) for id in self.ids if id not in gone]
+        free = [self.cost(id) for id in self.ids if id not in gone]
         if not (free and min(free) <= budget <= sum(free)):
             name, what = self.budget
             raise ValueError(f"{name} must be between {min(free, default=1)} and {sum(free)}, the {what}, got {budget}")
-        chosen, gap, left = list(picks), self.min_gap, budget - sum(map(_cost, picks))
+        chosen, gap, left = list(picks), self.min_gap, budget - sum(map(self.cost, picks))
         frames = dict.fromkeys(map(frame_of, self.ids))
         while left > 0:
             out = gone.union(chosen)
@@ -84,7 +91,7 @@ class Candidates(Generic[C]):
                 gap = gap / 2 if gap > 1e-3 else 0.0
                 logger.warning("too few images lie that far apart: min_gap is now %g", gap)
                 continue
-            missing = min(left // min(map(_cost, open)), len(open))
+            missing = min(left // min(map(self.cost, open)), len(open))
             if not missing:
                 break
             too_near = [id for id in self.ids if id not in out and frame_of(id) in near] if near else []
@@ -98,16 +105,12 @@ class Candidates(Generic[C]):
             for pick in drawn:
                 if crowd.near(frame_of(pick)):
                     continue
-                if _cost(pick) > left:
+                if self.cost(pick) > left:
                     return chosen
                 chosen.append(pick)
-                left -= _cost(pick)
+                left -= self.cost(pick)
                 crowd.add(frame_of(pick))
         return chosen
-
-
-def _cost(candidate: Candidate) -> int:
-    return candidate.pixels if isinstance(candidate, Window) else 1
 
 
 class _Crowd:

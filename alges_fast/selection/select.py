@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -23,11 +23,17 @@ from alges_fast.errors import UserError
 from alges_fast.pool import Id, Pool, pool_ids, pool_sizes
 from alges_fast.selection.candidates import Candidates, Place
 from alges_fast.selection.defaults import FRAMES, WINDOWS
+from alges_fast.selection.effort import PredictedEffort, predict_effort
 from alges_fast.strategies import Candidate, Query, Rating, Strategy, frame_of, get_strategy, strategy_names
 from alges_fast.strategies.embedding import Frames
 from alges_fast.windows import Window, windows_of
 
 __all__ = ["RegionSelection", "Selection", "select", "select_regions"]
+
+Budget: TypeAlias = Literal["pixels", "outline"]
+"""What a budget is counted in."""
+
+OUTLINE_UNIT = "budget", "pixels of predicted outline of the cheapest and of all that can be picked"
 
 
 @dataclass(frozen=True)
@@ -38,12 +44,20 @@ class Selection:
         ids: n ids in order of picking.
         scores: a number per image of the pool, higher is more wanted: the norm of an ALGES embedding, or the mean
             uncertainty of a pixel. Empty for coreset and the random strategies, which rate no image by itself.
+        outlines: the predicted outline of every image, in its pixels, where the budget is counted in it; else empty.
+        budget: what there was to spend: images, or pixels of outline.
     """
 
     ids: tuple[Id, ...]
     scores: Mapping[Id, float]
+    outlines: Mapping[Id, float]
+    budget: int
     _candidates: Candidates[Id] = field(repr=False, compare=False)
     _refused: tuple[Id, ...] = field(default=(), repr=False)
+
+    def cost(self, id: Id) -> int:
+        """What an image of the pool takes of the budget."""
+        return self._candidates.cost(id)
 
     def reject(self, ids: Iterable[Id]) -> Selection:
         """The same selection with these picks replaced; the others stay, as centres, and the new ones come last.
@@ -59,7 +73,7 @@ class Selection:
                 raise ValueError(f"ids: {id!r} is not among the picks")
             kept.remove(id)
             refused.append(id)
-            kept = self._candidates.fill(kept, len(kept) + 1, refused)
+            kept = self._candidates.fill(kept, self.budget, refused)
         return replace(self, ids=tuple(kept), _refused=tuple(refused))
 
 
@@ -68,16 +82,25 @@ class RegionSelection:
     """What `select_regions` chose.
 
     Attributes:
-        windows: in order of picking, together at most `budget_pixels` large.
+        windows: in order of picking, together at most `budget_pixels` large, or as dear as so many pixels on average.
         scores: a number per window of the pool, as in `Selection`.
         budget_pixels: what there was to spend.
+        outlines: the predicted outline of every window, in pixels of its image, where the budget is counted in it; else
+            empty.
+        budget: what there was to spend: `budget_pixels`, or what as many pixels' outline takes.
     """
 
     windows: tuple[Window, ...]
     scores: Mapping[Window, float]
     budget_pixels: int
+    outlines: Mapping[Window, float]
+    budget: int
     _candidates: Candidates[Window] = field(repr=False, compare=False)
     _refused: tuple[Window, ...] = field(default=(), repr=False)
+
+    def cost(self, window: Window) -> int:
+        """What a window of the pool takes of the budget."""
+        return self._candidates.cost(window)
 
     def reject(self, refused: Iterable[Window | Id]) -> RegionSelection:
         """The same selection with these windows, or all windows of an image, replaced by others for their pixels.
@@ -100,7 +123,7 @@ class RegionSelection:
             gone += these
             left = [window for window in kept if window not in these]
             if len(left) < len(kept):
-                kept = self._candidates.fill(left, self.budget_pixels, gone)
+                kept = self._candidates.fill(left, self.budget, gone)
         return replace(self, windows=tuple(kept), _refused=tuple(gone))
 
 
@@ -109,9 +132,11 @@ def select(
     pool: Pool,
     n: int,
     *,
+    budget: Budget = "pixels",
     strategy: str = FRAMES,
     seed: int = 0,
     labelled: Iterable[Id] = (),
+    sizes: Mapping[Any, tuple[int, int]] | None = None,
     places: Mapping[Id, Place] | None = None,
     min_gap: float = 0.0,
     class_weights: Sequence[float] | None = None,
@@ -126,11 +151,14 @@ def select(
         model: trained, on its device; see `LastLayer.find`. None for a strategy that needs none, such as `random`.
         pool: see `embed_pool`. A DataLoader or sequence without an attribute `ids` is read once more, for the names.
         n: how many, at most the images that are not labelled.
+        budget: "pixels": n images; "outline": as many as cost together what n images do on average, where an image
+            costs the outline that the model predicts in it and a quarter of its side, for a look at it.
         strategy: a name of `alges_fast.strategies.strategy_names()` but `full`, or a class of your own as
             "path/to/file.py:Class" or "package.module:Class"; see `alges_fast.strategies.Strategy`.
         seed: fixes every pick.
         labelled: ids of images of the pool that are annotated already: never picked, and centres of the seeding from
             the start.
+        sizes: id -> (height, width) of the images, for outlines. Default: their own.
         places: id -> (video, time in it). `stratified-random` balances the videos.
         min_gap: images of one video are picked at least this far apart in time, and from labelled ones. Where that
             leaves too few the gap is halved until it does not, with a warning.
@@ -161,10 +189,16 @@ def select(
     pool = _named(pool)
     ids = [id for id in pool_ids(pool) if id not in excluded] if excluded else pool_ids(pool)
     taken = tuple(dict.fromkeys(labelled))
-    rating = asked.rate(model, pool, ids, taken, None)
-    unit = "n", "images that can be picked"
-    candidates: Candidates[Id] = Candidates(rating, frozenset(taken), asked.places, min_gap, unit)
-    return Selection(tuple(candidates.fill([], n, [])), _scores(rating), candidates)
+    query = asked.query(model, pool, ids, taken, None)
+    rating = asked.chosen().rate(query)
+    unit, spend, effort = ("n", "images that can be picked"), n, None
+    if budget == "outline":
+        effort = predict_effort(query, pool_sizes(pool) if sizes is None else sizes)  # type: ignore[arg-type]
+        unit, spend = OUTLINE_UNIT, effort.of_frames(n)
+    costs: Any = None if effort is None else effort.costs
+    candidates: Candidates[Id] = Candidates(rating, frozenset(taken), asked.places, min_gap, unit, costs)
+    picks = tuple(candidates.fill([], spend, []))
+    return Selection(picks, _scores(rating), _outlines(effort), spend, candidates)
 
 
 def select_regions(
@@ -173,6 +207,7 @@ def select_regions(
     budget_pixels: int,
     *,
     regions: tuple[int, int] = (8, 8),
+    budget: Budget = "pixels",
     strategy: str = WINDOWS,
     seed: int = 0,
     labelled: Iterable[Id | Window] = (),
@@ -198,6 +233,8 @@ def select_regions(
         model: trained, on its device; see `LastLayer.window_gradients`.
         pool: see `embed_pool`; images with two spatial axes.
         budget_pixels: windows are picked until the next one would exceed it. n whole images have n x height x width.
+        budget: "pixels", or "outline": as many windows as cost together what whole images of so many pixels do on
+            average; see `select`.
         regions: rows and columns of the grid; windows cover every pixel once, and their sides differ by at most one.
             The model sees the same grid over its logits: where the two do not divide alike, a window's border there is
             within a pixel of its own.
@@ -246,11 +283,18 @@ def select_regions(
             raise ValueError(f"labelled: '{item}' is no window of a grid of {regions[0]} x {regions[1]} over its image")
         taken.update(dict.fromkeys([item] if isinstance(item, Window) else grids[image]))
     windows = [window for id in images for window in grids[id]]
-    rating = asked.rate(model, pool, windows, tuple(taken), regions)
+    query = asked.query(model, pool, windows, tuple(taken), regions)
+    rating = asked.chosen().rate(query)
     unit = "budget_pixels", "pixels of the smallest window and of all that can be picked"
-    candidates: Candidates[Window] = Candidates(rating, frozenset(taken), asked.places, min_gap, unit)
-    picks = tuple(candidates.fill([], budget_pixels, []))
-    return RegionSelection(picks, _scores(rating), budget_pixels, candidates)
+    spend, effort = budget_pixels, None
+    if budget == "outline":
+        effort = predict_effort(query, known)  # type: ignore[arg-type]
+        n_frames = budget_pixels * len(images) / sum(window.pixels for window in windows)
+        unit, spend = OUTLINE_UNIT, effort.of_frames(n_frames)
+    costs: Any = None if effort is None else effort.costs
+    candidates: Candidates[Window] = Candidates(rating, frozenset(taken), asked.places, min_gap, unit, costs)
+    picks = tuple(candidates.fill([], spend, []))
+    return RegionSelection(picks, _scores(rating), budget_pixels, _outlines(effort), spend, candidates)
 
 
 @dataclass(frozen=True)
@@ -288,14 +332,14 @@ class _Asked:
         except UserError as error:
             raise ValueError(str(error)) from error
 
-    def rate(
+    def query(
         self,
         model: nn.Module | None,
         pool: Pool,
         candidates: Sequence[Candidate],
         labelled: Sequence[Candidate],
         regions: tuple[int, int] | None,
-    ) -> Rating:
+    ) -> Query:
         if model is None and self.chosen.needs_model:
             others = [name for name in strategy_names() if not get_strategy(name).needs_model]
             raise ValueError(
@@ -306,7 +350,7 @@ class _Asked:
         if own.get("device") is None:
             parameters = () if model is None else model.parameters()
             own["device"] = next((p.device for p in parameters if p.is_floating_point()), torch.device("cpu"))
-        query = Query(
+        return Query(
             candidates=candidates,
             pool=pool,
             model=model,
@@ -320,11 +364,14 @@ class _Asked:
             embedding={"resume": False, **more},
             **{"progress": True, **own},
         )
-        return self.chosen().rate(query)
 
 
 _OF_QUERY = frozenset({"batch_size", "device", "precision", "transform", "progress", "group"})
 """Options of `embed_pool` that a query has fields for."""
+
+
+def _outlines(effort: PredictedEffort | None) -> dict[Any, float]:
+    return {} if effort is None else dict(effort.outlines)
 
 
 def _scores(rating: Rating) -> dict[Any, float]:

@@ -226,6 +226,29 @@ def test_killed_at_random_instants_it_makes_the_same_picks(pool: Path) -> None:
     assert picks(pool / "killed") == picks(pool / "whole")
 
 
+@pytest.mark.parametrize("strategy", ["alges-effort", "random"])
+@pytest.mark.parametrize("regions", [[], ["--regions", "4x4"]], ids=["frames", "windows"])
+def test_a_budget_of_outline_buys_what_as_many_frames_cost(
+    pool: Path, strategy: str, regions: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = command("--budget", "outline", "--strategy", strategy, *regions, n=3)
+    assert main(given) == 0
+    rows = picks(pool / "out")
+    expected = sum(float(row["outline"]) for row in rows)
+    said = capsys.readouterr().out
+    assert f"with {expected:,.0f} pixels of predicted outline" in said
+    page = (pool / "out" / "index.html").read_text()
+    assert f"expects {expected:,.0f} pixels of outline to be drawn" in page
+    if regions:
+        assert 0.8 < float(rows[-1]["budget_spent"]) <= 1
+        assert "pixels of predicted outline" in page
+    before = files(pool / "out")
+    assert main(given) == 0
+    assert files(pool / "out") == before
+    assert main(command("--strategy", strategy, *regions, n=3)) == 2
+    assert "budget was outline and is now pixels" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [

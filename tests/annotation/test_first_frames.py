@@ -108,6 +108,7 @@ def test_a_strategy_of_ones_own_sees_pictures(pool: Path) -> None:
         (["--encoder_weights", "nowhere.pth"], "nowhere.pth: no such file"),
         (["--classes", "a,a"], "--classes a,a: 1 different names, but there are 2 classes"),
         (["--class_weights", "1,2"], "class_weights: typical has no rows per class to weigh"),
+        (["--budget", "outline"], "--budget outline is predicted by a trained model: give --model, or leave it out"),
         (["--n", "13"], "the pool has 12 frames"),
     ],
 )

@@ -1,0 +1,69 @@
+"""What labelling a query's candidates is expected to take, for budgets that are counted in outline."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from alges_fast.last_layer import OUTLINE
+from alges_fast.strategies import Candidate, Query, frame_of
+from alges_fast.strategies.effort import IDLE, predicted_outlines
+from alges_fast.strategies.embedding import embed, gathered
+
+
+@dataclass(frozen=True)
+class PredictedEffort:
+    """In pixels of the images.
+
+    Attributes:
+        outlines: candidate -> how long the boundaries between predicted classes are in it.
+        costs: candidate -> that and a quarter of its side, which a look at it takes, rounded up.
+        average_frame: cost of a whole frame, on average over those that are not labelled.
+    """
+
+    outlines: Mapping[Candidate, float]
+    costs: Mapping[Candidate, int]
+    average_frame: float
+
+    def of_frames(self, n: float) -> int:
+        """What n average frames cost, rounded down: never more than all of them."""
+        return math.floor(n * self.average_frame)
+
+
+def predict_effort(query: Query, sizes: Mapping[Any, tuple[int, int]]) -> PredictedEffort:
+    """Of every process's candidates, the same on every process.
+
+    Where the query keeps its scores and its strategy has predicted the outlines, they are read and not predicted again.
+
+    Args:
+        query: with a model.
+        sizes: id -> (height, width) of the candidates' frames.
+
+    Raises:
+        ValueError: no model, or what `embed_pool` raises.
+    """
+    if query.model is None:
+        raise ValueError("budget: outlines are predicted by a trained model, got None")
+    found = embed(query, (OUTLINE,))
+    positions, measured = gathered(query, found.positions, predicted_outlines(query, found))
+    candidates = [query.candidates[at] for at in positions.tolist()]
+    labelled = frozenset(query.labelled)
+    free = torch.tensor([item not in labelled and frame_of(item) not in labelled for item in candidates])
+    outlines, sides = measured.unbind(1)
+    if query.regions is None:  # in pixels of the logits so far
+        image_sides = torch.tensor([sum(sizes[candidate]) / 2 for candidate in candidates]).double()
+        outlines, sides = outlines * image_sides / sides, image_sides
+    costs = (outlines + IDLE * sides).ceil().clamp(min=1).long().tolist()
+    frames = {frame_of(candidate) for candidate, is_free in zip(candidates, free.tolist(), strict=True) if is_free}
+    side = sum(sum(sizes[frame]) / 2 for frame in frames) / max(len(frames), 1)
+    in_frame = 1 if query.regions is None else query.regions[0] * query.regions[1]
+    average = float(outlines[free].mean()) if frames else 0.0
+    return PredictedEffort(
+        outlines=dict(zip(candidates, outlines.tolist(), strict=True)),
+        costs=dict(zip(candidates, costs, strict=True)),
+        average_frame=average * in_frame + IDLE * side,
+    )
