@@ -21,6 +21,7 @@ from torch import Tensor
 
 from alges_fast.data import FrameSet
 from alges_fast.labels import UNLABELLED
+from alges_fast.strategies import frame_of
 from alges_fast.windows import Window
 
 Piece: TypeAlias = str | Window
@@ -60,7 +61,7 @@ class Labelled:
         """The labelled boxes of every frame that has one, by its position, in the order of the first of each."""
         found: dict[int, list[Box]] = {}
         for piece in self.pieces:
-            found.setdefault(self.pool.index(frame_of(piece)), []).append(box_of(piece))
+            found.setdefault(self.pool.index(str(frame_of(piece))), []).append(box_of(piece))
         return found
 
     @property
@@ -124,11 +125,6 @@ def unlabelled(pieces: Sequence[Piece], labelled: Iterable[Piece]) -> list[Piece
     """The pieces that may be asked for, in their order: none that is labelled, and no window of a frame that is."""
     taken = set(labelled)
     return [piece for piece in pieces if piece not in taken and frame_of(piece) not in taken]
-
-
-def frame_of(piece: Piece) -> str:
-    """The id of the frame that a piece is, or is in."""
-    return str(piece.id) if isinstance(piece, Window) else piece
 
 
 def box_of(piece: Piece) -> Box:

@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from alges_fast import atomic
-from alges_fast.experiment.annotator import frame_of
 from alges_fast.experiment.processes import LOCK
 from alges_fast.experiment.setting import Round, Setting
 from alges_fast.experiment.state import STEPS, RoundFolder
 from alges_fast.experiment.training import predict
 from alges_fast.last_layer import LastLayer
 from alges_fast.report import artefacts
+from alges_fast.strategies import frame_of
 from alges_fast.windows import named
 
 COLUMNS = (
@@ -115,7 +115,7 @@ def save_thumbnails(setting: Setting) -> None:
     for curve, seed in itertools.product(setting.curves, setting.config.seeds):
         for number in range(curve.n_rounds - 1):
             names = RoundFolder.of(setting.out, curve.name, seed, number).picked()
-            picked.update(names if curve.regions is None else (frame_of(named(name)) for name in names))
+            picked.update(names if curve.regions is None else (str(frame_of(named(name))) for name in names))
     artefacts.save_thumbnails(setting.out, [(name, pool.images[pool.index(name)]) for name in sorted(picked)])
 
 

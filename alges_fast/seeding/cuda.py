@@ -9,11 +9,9 @@ import torch
 from torch import Tensor
 
 from alges_fast._native import cuda_kernels
-from alges_fast.seeding.pools import Draw, Pool
+from alges_fast.seeding.pools import Draw, Pool, dtype_name
 from alges_fast.seeding.shards import Candidates
 
-_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}  # enum PointType
-_RULES = {"none": 0, "uniform": 1, "race": 2, "farthest": 3}  # enum Rule
 WARPS = 8  # of a block
 ONE_LAUNCH = 32 << 20  # bytes of a pool that stays in the last-level cache, where launches take longer than reading it
 
@@ -29,37 +27,18 @@ class CudaPool(Pool):
 
     name = "cuda"
 
-    def __init__(
-        self,
-        points: Tensor,
-        index: range | Tensor,
-        centres: int,
-        weights: Tensor | None = None,
-        *,
-        nearest: bool = False,
-    ) -> None:
-        points = points if points.stride(1) == 1 else points.contiguous()
-        super().__init__(points, index, centres, weights, nearest=nearest)
+    _absorbed = 0
+    _tried: Tensor | None = None
+
+    def prepare(self, centres: int) -> None:
+        if self.points.stride(1) != 1:
+            self.points = self.points.contiguous()
         self._kernels = self.kernels()
         count = self._kernels.cuda_seeding_resident_blocks
-        resident = self.on_device(lambda device, _: count(_TYPES[points.dtype], device))
-        self._blocks, tile = grid(len(points), resident)
-        self._seeding = self._kernels.CudaSeeding(
-            points.data_ptr(),
-            _TYPES[points.dtype],
-            *points.shape,
-            points.stride(0),
-            index.start if isinstance(index, range) else 0,
-            0 if isinstance(index, range) else index.data_ptr(),
-            self.min_sq_distance.data_ptr(),
-            0 if self.weights is None else self.weights.data_ptr(),
-            0 if self.nearest is None else self.nearest.data_ptr(),
-            self._blocks,
-            tile,
-        )
-        self._absorbed = 0
-        self._partials = torch.empty(0, dtype=torch.int64, device=points.device)
-        self._tried: Tensor | None = None
+        resident = self.on_device(lambda device, _: count(dtype_name(self.points.dtype), device))
+        self._blocks, tile = grid(len(self.points), resident)
+        self._seeding = self._kernels.CudaSeeding(*self.as_native(), self._blocks, tile)
+        self._partials = torch.empty(0, dtype=torch.int64, device=self.points.device)
 
     def kernels(self) -> Any:
         return cuda_kernels()
@@ -115,7 +94,7 @@ class CudaPool(Pool):
         if len(self._partials) < words:
             self._partials = self._partials.new_empty(words)
         rule, seed, round = (draw.rule, draw.seed, draw.round) if draw else ("none", 0, 0)
-        self._seeding.draw(_RULES[rule], seed, round, trials, self._partials.data_ptr())
+        self._seeding.draw(rule, seed, round, trials, self._partials.data_ptr())
 
     def _found(self, trials: int) -> list[list[tuple[float, int, int]]]:
         """(key, global index, row) of every block, by trial: the smallest is the winner."""

@@ -53,18 +53,7 @@ class NativePool(Pool):
         kernels = cpu_kernels()
         assert kernels is not None
         self._draw_type = kernels.SeedingDraw
-        self._native = kernels.SeedingPool(
-            self.points.data_ptr(),
-            str(self.points.dtype).removeprefix("torch."),
-            *self.points.shape,
-            self.points.stride(0),
-            self.index.start if isinstance(self.index, range) else 0,
-            0 if isinstance(self.index, range) else self.index.data_ptr(),
-            self.min_sq_distance.data_ptr(),
-            0 if self.weights is None else self.weights.data_ptr(),
-            0 if self.nearest is None else self.nearest.data_ptr(),
-            wants_sketch(centres, self.points, available_memory),
-        )
+        self._native = kernels.SeedingPool(*self.as_native(), wants_sketch(centres, self.points, available_memory))
 
     def draw(self, draw: Draw | None) -> Candidates:
         return self.absorb(self.points.new_empty(0, self.points.shape[1], dtype=self.dtype), draw)

@@ -96,6 +96,20 @@ class Pool(ABC):
         best = keys.topk(min(count, len(keys) - len(without)), largest=False)
         return sorted((key, self.global_index(row)) for key, row in zip(*map(Tensor.tolist, best), strict=True))
 
+    def as_native(self) -> tuple[int | str, ...]:
+        """The shard as the native kernels take it (csrc/seeding_bindings.h); columns must lie side by side."""
+        return (
+            self.points.data_ptr(),
+            dtype_name(self.points.dtype),
+            *self.points.shape,
+            self.points.stride(0),
+            self.index.start if isinstance(self.index, range) else 0,
+            0 if isinstance(self.index, range) else self.index.data_ptr(),
+            self.min_sq_distance.data_ptr(),
+            0 if self.weights is None else self.weights.data_ptr(),
+            0 if self.nearest is None else self.nearest.data_ptr(),
+        )
+
     def rows(self, positions: Sequence[int]) -> Tensor:
         """(T, D) in the dtype distances are computed in; zeros where the position is -1."""
         rows = torch.zeros(len(positions), self.points.shape[1], dtype=self.dtype, device=self.points.device)
@@ -189,6 +203,11 @@ class MeasuredPool(Pool):
         tied = (keys == best).nonzero()[:, 0].tolist()
         index, position = min((self.global_index(row), row) for row in tied)
         return float(best), index, position
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """ "float32" and the like."""
+    return str(dtype).removeprefix("torch.")
 
 
 def chunk_rows(dimension: int, dtype: torch.dtype) -> int:

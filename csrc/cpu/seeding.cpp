@@ -71,7 +71,7 @@ SeedingPool::SeedingPool(const Shard& shard, bool sketch)
   scale_.resize(shard.rows);
   sq_norm_.resize(shard.rows);
   error_.resize(shard.rows);
-  shard_.sketch = {padded_, codes_.get(), scale_.data(), sq_norm_.data(), error_.data()};
+  sketch_ = {padded_, codes_.get(), scale_.data(), sq_norm_.data(), error_.data()};
   origin_ = sampled_mean(shard);
   origin_.resize(padded_);
 }
@@ -128,6 +128,7 @@ Centres SeedingPool::prepare(const void* centres, int count) {
 
 Pass SeedingPool::run(Pass pass) {
   pass.shard = &shard_;
+  pass.sketch = &sketch_;
   candidates_.resize(pass.draw.rule == DrawRule::none ? 0 : pass.draw.trials);
   pass.candidates = candidates_.data();
   ALGES_DISPATCH(seeding_pass(pass));

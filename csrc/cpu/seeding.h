@@ -7,24 +7,15 @@
 #include <vector>
 
 #include "cpu/isa.h"
+#include "seeding_shard.h"
 
 namespace alges {
-
-enum class PointType { float32, bfloat16, float16, float64 };
-enum class DrawRule { none, uniform, race, farthest };
 
 struct Draw {
   DrawRule rule;
   uint64_t seed;
   uint32_t round;
   int trials;
-};
-
-// The best point of one draw: the smallest key, and of equal keys the lowest global index.
-struct Candidate {
-  double key;
-  int64_t index;     // global; -1 where there is none
-  int64_t position;  // row of the shard; -1 where there is none
 };
 
 // Rows in 8 bits, to bound their distances from below without reading them: x - origin = scale * codes + rest, where
@@ -35,18 +26,6 @@ struct Sketch {
   float* scale;
   float* sq_norm;
   float* error;
-};
-
-struct Shard {
-  const void* points;
-  PointType type;
-  int64_t rows, columns, stride;  // stride in elements from one row to the next
-  int64_t first_index;            // global index of row 0, where `index` is null
-  const int64_t* index;
-  void* min_sq_distance;  // (rows,) double for float64 points, else float
-  const void* weights;    // (rows,) of the same type: how often each row counts; or null, once
-  int32_t* nearest;       // (rows,) number of the nearest centre, kept along with the minimum; or null
-  Sketch sketch;
 };
 
 // Centres as the kernels read them.
@@ -64,6 +43,7 @@ struct Centres {
 
 struct Pass {
   const Shard* shard;
+  const Sketch* sketch;
   const Centres* centres;
   Draw draw;
   bool build_sketch;  // write the sketch while the rows are at hand
@@ -108,6 +88,7 @@ class SeedingPool {
   Pass run(Pass pass);
 
   Shard shard_;
+  Sketch sketch_{};
   int64_t padded_;
   bool sketch_wanted_, sketch_ready_ = false;
   int absorbed_ = 0;

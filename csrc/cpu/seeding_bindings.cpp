@@ -4,27 +4,12 @@
 #include <string>
 
 #include "cpu/seeding.h"
+#include "seeding_bindings.h"
 
 namespace py = pybind11;
 
 namespace alges {
 namespace {
-
-PointType point_type(const std::string& name) {
-  if (name == "float32") return PointType::float32;
-  if (name == "bfloat16") return PointType::bfloat16;
-  if (name == "float16") return PointType::float16;
-  if (name == "float64") return PointType::float64;
-  throw py::value_error("no CPU seeding kernel for points of " + name);
-}
-
-DrawRule draw_rule(const std::string& name) {
-  if (name == "none") return DrawRule::none;
-  if (name == "uniform") return DrawRule::uniform;
-  if (name == "race") return DrawRule::race;
-  if (name == "farthest") return DrawRule::farthest;
-  throw py::value_error("unknown rule " + name);
-}
 
 // (keys, global indices, positions, largest D^2, rows measured in full)
 py::tuple result(const SeedingPool& pool, const Pass& pass) {
@@ -49,18 +34,9 @@ void bind_seeding(py::module_& m) {
       .def(py::init([](uintptr_t points, const std::string& type, int64_t rows, int64_t columns, int64_t stride,
                        int64_t first_index, uintptr_t index, uintptr_t min_sq_distance, uintptr_t weights,
                        uintptr_t nearest, bool sketch) {
-        Shard shard{};
-        shard.points = reinterpret_cast<const void*>(points);
-        shard.type = point_type(type);
-        shard.rows = rows;
-        shard.columns = columns;
-        shard.stride = stride;
-        shard.first_index = first_index;
-        shard.index = reinterpret_cast<const int64_t*>(index);
-        shard.min_sq_distance = reinterpret_cast<void*>(min_sq_distance);
-        shard.weights = reinterpret_cast<const void*>(weights);
-        shard.nearest = reinterpret_cast<int32_t*>(nearest);
-        return new SeedingPool(shard, sketch);
+        return new SeedingPool(shard_of(points, type, rows, columns, stride, first_index, index, min_sq_distance, weights,
+                                        nearest),
+                               sketch);
       }))
       .def("absorb",
            [](SeedingPool& pool, uintptr_t centres, int count, const Draw& draw, int threads) {

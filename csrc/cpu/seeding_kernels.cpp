@@ -185,7 +185,7 @@ template <class T, class A>
 struct Worker {
   const Pass& pass;
   const Shard& shard = *pass.shard;
-  const Sketch& sketch = shard.sketch;
+  const Sketch& sketch = *pass.sketch;
   const Centres& centres = *pass.centres;
   int64_t measured = 0;
   // Relative error of a measured distance, twice over: a row is only dropped if measuring it could not lower the minimum.

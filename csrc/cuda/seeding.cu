@@ -102,13 +102,13 @@ ALGES_DEVICE uint64_t random_bits(int64_t index, uint32_t round, uint32_t stream
 template <typename A>
 ALGES_DEVICE void compete(const Seeding& s, uint32_t round, int trial, int64_t row, A minimum, Candidate& best) {
   const int64_t index = s.index ? s.index[row] : s.first_index + row;
-  if (s.rule == Rule::farthest) {
+  if (s.rule == DrawRule::farthest) {
     const Candidate candidate{-static_cast<double>(minimum), index, row};
     if (minimum > 0 && better(candidate, best)) best = candidate;
     return;
   }
   double weight = 1;
-  if (s.rule == Rule::race)  // the product rounded as on the CPU
+  if (s.rule == DrawRule::race)  // the product rounded as on the CPU
     weight = s.weights ? static_cast<double>(minimum * static_cast<const A*>(s.weights)[row]) : static_cast<double>(minimum);
   const uint64_t bits = random_bits(index, round, static_cast<uint32_t>(trial), s.seed) >> 12;
   const double uniform = (static_cast<double>(bits) + 0.5) * 0x1p-52;
@@ -174,7 +174,7 @@ template <typename T, typename A>
 ALGES_KERNEL(kThreads, 4) pass_kernel(ALGES_PARAMETER Seeding s) {
   const int trial = static_cast<int>(blockIdx.x / s.blocks), block = static_cast<int>(blockIdx.x % s.blocks);
   const Candidate best = share<T, A, A>(s, block, static_cast<const A*>(s.centres), s.count, s.first_number, s.round, trial,
-                                        s.rule != Rule::none);
+                                        s.rule != DrawRule::none);
   if (threadIdx.x == 0 && !s.tried) s.partials[int64_t{block} * s.trials + trial] = best;
 }
 
@@ -210,13 +210,13 @@ template <typename T, typename A>
 struct Kernels {
   static int resident(int device) { return alges::resident_blocks(chain_kernel<T, A>, kThreads, kShared, device); }
   static void pass(const Seeding& s, void* stream) {
-    const unsigned draws = s.rule == Rule::none ? 1 : s.trials;
+    const unsigned draws = s.rule == DrawRule::none ? 1 : s.trials;
     if (s.count == 0 || draws == 1) {
       launch(pass_kernel<T, A>, dim3(s.blocks * draws), kThreads, kShared, stream, s);
       return;
     }
     Seeding measures = s, trials = s;  // the trials' draws read the minima that the first launch leaves
-    measures.rule = Rule::none;
+    measures.rule = DrawRule::none;
     trials.count = 0;
     launch(pass_kernel<T, A>, dim3(s.blocks), kThreads, kShared, stream, measures);
     launch(pass_kernel<T, A>, dim3(s.blocks * draws), kThreads, kShared, stream, trials);

@@ -2,15 +2,13 @@
 #include <pybind11/pybind11.h>
 
 #include "cuda/seeding.h"
+#include "seeding_bindings.h"
 
 namespace py = pybind11;
 
 namespace alges {
 namespace {
 
-using cuda_seeding::Candidate;
-using cuda_seeding::PointType;
-using cuda_seeding::Rule;
 using cuda_seeding::Seeding;
 
 template <typename T>
@@ -24,29 +22,19 @@ T* address(uintptr_t pointer) {
 void bind_cuda_seeding(py::module_& m) {
   m.attr("cuda_seeding_candidate_bytes") = sizeof(Candidate);
   m.def("cuda_seeding_resident_blocks",
-        [](int type, int device) { return cuda_seeding::resident_blocks(static_cast<PointType>(type), device); });
+        [](const std::string& type, int device) { return cuda_seeding::resident_blocks(point_type(type), device); });
   py::class_<Seeding>(m, "CudaSeeding", py::module_local())
-      .def(py::init([](uintptr_t points, int type, int64_t rows, int64_t columns, int64_t stride, int64_t first_index,
-                       uintptr_t index, uintptr_t min_sq_distance, uintptr_t weights, uintptr_t nearest, int blocks,
-                       int tile) {
-        Seeding seeding{};
-        seeding.points = address<const void>(points);
-        seeding.type = static_cast<PointType>(type);
-        seeding.rows = rows;
-        seeding.columns = columns;
-        seeding.stride = stride;
-        seeding.first_index = first_index;
-        seeding.index = address<const int64_t>(index);
-        seeding.min_sq_distance = address<void>(min_sq_distance);
-        seeding.weights = address<const void>(weights);
-        seeding.nearest = address<int32_t>(nearest);
+      .def(py::init([](uintptr_t points, const std::string& type, int64_t rows, int64_t columns, int64_t stride,
+                       int64_t first_index, uintptr_t index, uintptr_t min_sq_distance, uintptr_t weights,
+                       uintptr_t nearest, int blocks, int tile) {
+        Seeding seeding{shard_of(points, type, rows, columns, stride, first_index, index, min_sq_distance, weights, nearest)};
         seeding.blocks = blocks;
         seeding.tile = tile;
         return seeding;
       }))
       .def("draw",
-           [](Seeding& seeding, int rule, uint64_t seed, uint32_t round, int trials, uintptr_t partials) {
-             seeding.rule = static_cast<Rule>(rule);
+           [](Seeding& seeding, const std::string& rule, uint64_t seed, uint32_t round, int trials, uintptr_t partials) {
+             seeding.rule = draw_rule(rule);
              seeding.seed = seed;
              seeding.round = round;
              seeding.trials = trials;

@@ -35,7 +35,7 @@ def load() -> ModuleType:
         pytest.skip("no C++ compiler to build the emulation of the CUDA kernels with")
     files = sorted(path for path in (ROOT / "csrc" / "cuda").iterdir() if path.stem not in ("device", "primitives"))
     sources = [HERE / "module.cpp", *(path for path in files if path.suffix in (".cu", ".cpp"))]
-    files += [ROOT / "csrc" / name for name in ("call.h", "bindings.h")]
+    files += [ROOT / "csrc" / name for name in ("call.h", "bindings.h", "seeding_shard.h", "seeding_bindings.h")]
     own = (Path(__file__), HERE / "module.cpp", HERE / "cuda" / "primitives.cuh")
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in (*files, *own)))
     target = ROOT / "build" / "emulation" / digest.hexdigest()[:16] / "emulated.so"
