@@ -55,6 +55,7 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # the build is most of it
 @pytest.mark.parametrize("isa", ["avx2", "avx512"])
 def test_nothing_is_read_or_written_out_of_place(sanitized: Path, isa: str) -> None:
     libraries = [

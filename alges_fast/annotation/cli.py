@@ -43,7 +43,15 @@ from alges_fast.annotation.record import (
     new_record,
     read_record,
 )
-from alges_fast.annotation.sources import FrameReader, LeftOut, PoolFrame, frame_sizes, list_frames, resized
+from alges_fast.annotation.sources import (
+    GAP_SECONDS,
+    FrameReader,
+    LeftOut,
+    frame_sizes,
+    list_frames,
+    places,
+    resized,
+)
 from alges_fast.annotation.writing import check_names, remove_refused, write_round
 from alges_fast.command import arguments_of, as_settings, expand_home, one_line, refused, run_command
 from alges_fast.data.files import FaultyFile
@@ -56,11 +64,9 @@ from alges_fast.models.frozen import Trunk, build_trunk
 from alges_fast.normalisation import HALF, IMAGENET, UNIT, Normalisation
 from alges_fast.pool.errors import CannotContinue, RowsNotWritten
 from alges_fast.pool.row_file import fingerprint
-from alges_fast.selection import Place, select, select_regions
+from alges_fast.selection import select, select_regions
 from alges_fast.strategies import get_strategy
 from alges_fast.windows import Window
-
-GAP_SECONDS, NUMBERS_A_SECOND = 2.0, 25.0  # of the default --min_gap: pictures are numbered at a video's rate
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -273,7 +279,7 @@ def _draw(asked: _Choice) -> tuple[list[Pick], int | None]:
         "strategy": config.strategy,
         "seed": config.seed,
         "labelled": usable.labelled,
-        "places": _places(usable.frames, config.min_gap),
+        "places": places(usable.frames, config.min_gap),
         "sizes": sizes,
         "min_gap": GAP_SECONDS if config.min_gap is None else config.min_gap,
         "class_weights": scorer.class_weights,
@@ -400,17 +406,6 @@ def _untrained(config: SelectConfig, device: torch.device) -> _Scorer:
         batch_size=config.batch_size,
         transform=None,
     )
-
-
-def _places(frames: Sequence[PoolFrame], min_gap: float | None) -> Mapping[Any, Place]:
-    """Where frames are in their videos: as files give it, or in seconds for the default gap."""
-    return {
-        frame.id: (
-            frame.video,
-            frame.order / NUMBERS_A_SECOND if min_gap is None and frame.timestamp is None else frame.order,
-        )
-        for frame in frames
-    }
 
 
 def _normalisation(config: SelectConfig, model: str) -> Normalisation:

@@ -81,16 +81,23 @@ def with_labelled(frames: list[PoolFrame], source: str | None, left_out: LeftOut
 def refused_of(
     frames: Sequence[PoolFrame], source: str | None, left_out: LeftOut, *, windows: bool
 ) -> list[str | Window]:
-    """What a text list refuses: ids of frames and, where windows are chosen, windows.
-
-    Raises:
-        UserError: a line that is neither.
-    """
+    """What a text list refuses; see `refused_among`."""
     if source is None:
         return []
     ids = {frame.id for frame in frames}
+    return refused_among(ids, read_lines(source, "--reject"), left_out, windows=windows, source=source)
+
+
+def refused_among(
+    ids: Collection[str], lines: Sequence[str], left_out: LeftOut, *, windows: bool, source: str
+) -> list[str | Window]:
+    """What lines refuse: ids of frames and, where windows are chosen, windows.
+
+    Raises:
+        UserError: a line that is neither; it names the source.
+    """
     refused: list[str | Window] = []
-    for line in read_lines(source, "--reject"):
+    for line in lines:
         item = line if line in ids or not windows else window_named(line, ids)
         if left_out.has(line):
             continue

@@ -2,11 +2,10 @@ const cards = [...document.querySelectorAll(".cards > li")];
 const views = [...document.querySelectorAll("input[name=view]")];
 const main = document.querySelector("main");
 const frameBox = (card) => card.querySelector(".refuse input");
-const list = document.getElementById("refused"); // none where the annotation tool refuses
+const list = document.getElementById("refused");
 const windowBoxes = (card) => [...card.querySelectorAll(".windows input")];
 
 function listRefused() {
-  if (!list) return;
   const refused = [];
   for (const card of cards) {
     const whole = frameBox(card).checked;
@@ -31,7 +30,7 @@ document.addEventListener("keydown", (event) => {
   const current = cards.indexOf(document.activeElement.closest(".cards > li"));
   if (event.key === "j") cards[Math.min(current + 1, cards.length - 1)].focus();
   else if (event.key === "k") cards[Math.max(current - 1, 0)].focus();
-  else if (event.key === "x" && list && current >= 0) frameBox(cards[current]).click();
+  else if (event.key === "x" && current >= 0) frameBox(cards[current]).click();
   else if (views[Number(event.key) - 1]) show(views[Number(event.key) - 1]);
 });
 listRefused();

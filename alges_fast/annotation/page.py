@@ -40,8 +40,8 @@ class Card:
 class Asked:
     """What the page says of how picks came about.
 
-    model: its name; None where none chose. refusing: how a frame is refused; None for `--reject FILE`. budget: what it
-    is counted in, "pixels" or "outline".
+    model: its name; None where none chose. refusing: how else than by `--reject FILE` a frame is refused. budget: what
+    it is counted in, "pixels" or "outline".
     """
 
     strategy: str

@@ -25,6 +25,9 @@ from alges_fast.data.files import IMAGE_SUFFIXES, Faults, FaultyFile, as_rgb, na
 from alges_fast.errors import UserError
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".avi", ".mpg", ".mpeg", ".webm", ".wmv")
+GAP_SECONDS = 2.0
+"""Picked frames of a video are at least this far apart, where nothing else is asked for."""
+_NUMBERS_A_SECOND = 25.0  # pictures are numbered at a video's rate
 _SEEK_SECONDS = 4.0  # farther ahead than this, or behind, a seek is quicker than decoding on
 
 
@@ -131,6 +134,17 @@ def frame_sizes(frames: Sequence[PoolFrame], left_out: LeftOut) -> dict[str, tup
         except FaultyFile as fault:
             left_out.add(frame.id, fault)
     return sizes
+
+
+def places(frames: Sequence[PoolFrame], min_gap: float | None) -> dict[Any, tuple[str, float]]:
+    """id -> (video, place in it): as files give it, in seconds or numbers, or in seconds for the default gap, None."""
+    return {
+        frame.id: (
+            frame.video,
+            frame.order / _NUMBERS_A_SECOND if min_gap is None and frame.timestamp is None else frame.order,
+        )
+        for frame in frames
+    }
 
 
 class FrameReader:

@@ -26,7 +26,7 @@ from alges_fast.project.label_studio import fetch_rounds, send_round
 from alges_fast.project.model_files import export_model
 from alges_fast.project.pool import Progress, silent
 from alges_fast.project.status import status as _status
-from alges_fast.project.training import train_project
+from alges_fast.project.training import TrainSettings, train_project
 
 __all__ = [
     "Import",
@@ -35,6 +35,7 @@ __all__ = [
     "Progress",
     "Project",
     "ProjectConfig",
+    "TrainSettings",
     "Untouched",
     "export",
     "fetch",
@@ -100,10 +101,10 @@ def fetch(
         return fetch_rounds(project, url, settings or ImportSettings(), progress)
 
 
-def train(root: str | Path, progress: Progress = silent) -> TrainedModel:
+def train(root: str | Path, settings: TrainSettings | None = None, progress: Progress = silent) -> TrainedModel:
     """See `training.train_project`."""
     with opened(Path(root)) as project:
-        return train_project(project, progress)
+        return train_project(project, settings, progress)
 
 
 def status(root: str | Path) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +13,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from alges_fast.annotation.lists import refused_among
 from alges_fast.annotation.models import load_model, normalisation_in
 from alges_fast.annotation.page import Asked
 from alges_fast.annotation.picks import Pick, PickedFrame, show_picked, show_untrained
-from alges_fast.annotation.sources import PoolFrame
-from alges_fast.annotation.writing import write_round
+from alges_fast.annotation.sources import GAP_SECONDS, PoolFrame, places
+from alges_fast.annotation.writing import remove_refused, write_round
 from alges_fast.data.frame_pool import FramePool
 from alges_fast.errors import UserError
 from alges_fast.normalisation import IMAGENET
 from alges_fast.project import network
 from alges_fast.project.folder import Project, Round, TrainedModel
+from alges_fast.project.label_studio import SERVER
 from alges_fast.project.labels import read_labels
 from alges_fast.project.pool import Progress, ProjectPool, decoded, list_pool, silent
-from alges_fast.selection.candidates import Candidates, Place
+from alges_fast.selection.candidates import Candidates
 from alges_fast.selection.defaults import COLD_START, default_strategy
-from alges_fast.strategies import Candidate, Query, get_strategy
+from alges_fast.strategies import Candidate, Query, frame_of, get_strategy
 from alges_fast.windows import Window, grid_of, windows_of
-
-GAP_SECONDS, NUMBERS_A_SECOND = 2.0, 25.0
-"""Frames of a video are picked at least this far apart; pictures are numbered at a video's rate."""
 
 
 @dataclass(frozen=True)
@@ -42,16 +42,24 @@ class NextSettings:
         regions: rows x columns of windows, such as 4x4; None for whole frames.
         strategy: by default one that needs no model before the first training, then one that asks the model.
         model: a model of the user's that chooses and predicts in the place of the project's own.
+        min_gap: frames of one video are picked at least this far apart, in seconds of a video file and in numbers of
+            numbered pictures; by default 2 seconds, 50 numbers. Halved where too few are left.
+        reject: frames, and windows as picks.csv names them, that are not wanted, now or later. Where they are picks of
+            the round that is out, each is replaced and the other picks stay.
     """
 
     n: int = 20
     regions: str | None = None
     strategy: str | None = None
     model: str | None = None
+    min_gap: float | None = None
+    reject: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.n < 1:
             raise UserError(f"-n is {self.n}: give at least 1")
+        if self.min_gap is not None and not 0 <= self.min_gap < math.inf:
+            raise UserError(f"--min_gap is {self.min_gap}: give a finite number, 0 or more")
         try:
             _ = self.grid
         except ValueError as error:
@@ -87,34 +95,89 @@ class _Scorer:
 def choose_round(project: Project, settings: NextSettings, progress: Progress = silent) -> Round:
     """The round that is out, if it was asked for in these words and nothing of it came back; else a new one.
 
+    More to reject than then replaces picks of the round that is out.
+
     Raises:
         UserError: a step that must come before, or a pool with too little left.
     """
-    asked = asdict(settings)
-    last = project.rounds[-1] if project.rounds else None
-    if last is not None and last.picks is not None and not project.answered(last):
-        if dict(last.asked) == asked:
-            return last
-        raise UserError(
-            f"round {last.number} is out and nothing of it came back: {project.command('import', 'EXPORT')} first, or "
-            f"delete {last.folder} to choose anew"
-        )
+    settings, out = _in_hand(project, settings)
+    asked = _asked(settings)
+    if out is not None and asked == {**_asked(NextSettings()), **out.asked}:
+        return out
     own = _newest_model(project, settings)
-    has_model = own is not None or settings.model is not None
-    strategy = settings.strategy or default_strategy(model=has_model, windows=settings.grid is not None)
+    strategy = strategy_of(asked, None if own is None else own.number)
     if get_strategy(strategy).needs_model and own is None and settings.model is None:
         raise UserError(
             f"--strategy {strategy} needs a trained model: annotate a first round by another, such as {COLD_START}"
         )
     pool, images = decoded(list_pool(project), project.config.image_size, progress)
-    round = project.begin_round(asked, None if own is None or settings.model else own.number)
+    known = frozenset(frame.id for frame in pool.frames)
+    windows = settings.grid is not None
+    refused = refused_among(known, settings.reject, pool.left_out, windows=windows, source="--reject")
+    model = None if own is None or settings.model else own.number
+    number = project.begin_round(asked, model).number if out is None else out.number
     frozen = network.frozen(project, [frame.id for frame in pool.frames], images, progress)
     scorer = _scorer(project, pool, images, frozen, own, settings)
-    query = _query(project, pool, scorer, settings, round.number, progress)
-    picks = _picks(project, pool, query, strategy, settings)
-    _write(project, round, pool, picks, scorer, strategy, settings, progress)
+    query = _query(project, pool, scorer, settings, number)
+    picks = _picks(project, pool, query, strategy, settings, refused)
+    if out is not None:
+        _check_others_stay(project, out, model, picks, {*refused})
+        project.withdraw(out, asked)
+        remove_refused(out.folder, refused, picks)
+    _write(project, project.rounds[-1], pool, picks, scorer, strategy, settings, progress)
     project.forget()
     return project.rounds[-1]
+
+
+def strategy_of(asked: Mapping[str, Any], model: int | None) -> str:
+    """The strategy of a round: what was asked for, or else one that suits whether a model chooses."""
+    if asked["strategy"] is not None:
+        return str(asked["strategy"])
+    has_model = model is not None or asked["model"] is not None
+    return default_strategy(model=has_model, windows=asked["regions"] is not None)
+
+
+def _asked(settings: NextSettings) -> dict[str, Any]:
+    return {**asdict(settings), "reject": list(settings.reject)}  # as JSON has it
+
+
+def _in_hand(project: Project, settings: NextSettings) -> tuple[NextSettings, Round | None]:
+    """The settings with what was rejected before in the same round; that round, where it is out.
+
+    Raises:
+        UserError: a round is out that was asked for in other words, or that can no longer be changed.
+    """
+    last = project.rounds[-1] if project.rounds else None
+    if last is None or not last.asked or project.answered(last):
+        return settings, None
+    before = {**_asked(NextSettings()), **last.asked}
+    if {**before, "reject": []} == _asked(replace(settings, reject=())):
+        settings = replace(settings, reject=tuple(dict.fromkeys([*before["reject"], *settings.reject])))
+    elif last.picks is not None:
+        raise UserError(
+            f"round {last.number} is out and nothing of it came back: {project.command('import', 'EXPORT')} first, or "
+            f"delete {last.folder} to choose anew"
+        )
+    if last.picks is None:
+        return settings, None
+    if _asked(settings) != before and (last.folder / "label_studio" / SERVER).exists():
+        raise UserError(f"round {last.number} is on a server: skip the frames there, then {project.command('import')}")
+    return settings, last
+
+
+def _check_others_stay(
+    project: Project, out: Round, model: int | None, picks: Sequence[Pick], refused: Collection[Candidate]
+) -> None:
+    """Raises UserError where choosing again for the round that is out would replace more than what is refused."""
+    stay = [pick for pick in out.picks or () if pick not in refused and frame_of(pick) not in refused]
+    found: list[Candidate] = [pick.frame.id if pick.window is None else pick.window for pick in picks]
+    labels_came = any(import_.round == out.number for import_ in project.imports)
+    if found[: len(stay)] != stay or model != out.model or labels_came:
+        raise UserError(
+            f"the pool, the labels or the model have changed since round {out.number} was chosen, so that no other "
+            "frames can take the place of those: refuse them where you annotate, or delete "
+            f"{out.folder} to choose anew"
+        )
 
 
 def _newest_model(project: Project, settings: NextSettings) -> TrainedModel | None:
@@ -138,47 +201,49 @@ def _scorer(
     own: TrainedModel | None,
     settings: NextSettings,
 ) -> _Scorer:
+    size = project.config.image_size
+    frames = FramePool([frame.id for frame in pool.frames], lambda at: torch.from_numpy(np.array(images[at])))
     if settings.model is not None:
-        size = project.config.image_size
 
         def build(n_classes: int) -> nn.Module:
             raise UserError(f"--model {settings.model}: give the whole model (.pt2, .ts or package.module:function)")
 
         model, _ = load_model(settings.model, image_size=size, build=build)
         model.eval().requires_grad_(False)
-        frames = FramePool([frame.id for frame in pool.frames], lambda at: torch.from_numpy(np.array(images[at])))
         transform = normalisation_in(settings.model) or IMAGENET
         return _Scorer(frames, frozen.maps, model, Path(settings.model).name, transform)
     if own is None:
         return _Scorer(frozen.maps, frozen.maps, None, None)
+    if not network.is_frozen(own):
+        model, transform = network.load_whole(own)
+        return _Scorer(frames, frozen.maps, model, f"model {own.number}", transform)
     head = network.load_head(project, own, frozen.encoder.trunk).requires_grad_(False)
     return _Scorer(frozen.maps, frozen.maps, head, f"model {own.number}")
 
 
-def _query(
-    project: Project, pool: ProjectPool, scorer: _Scorer, settings: NextSettings, number: int, progress: Progress
-) -> Query:
+def _query(project: Project, pool: ProjectPool, scorer: _Scorer, settings: NextSettings, number: int) -> Query:
     """Candidates are what is neither labelled nor refused nor out with an annotator."""
-    labelled = project.labelled
+    labelled, refused = project.labelled, project.refused_before(number)
     ids = [frame.id for frame in pool.frames]
     grid = settings.grid
     candidates: list[Candidate] = []
     known: list[Candidate] = []
-    out = {id: set(windows or ()) for id, windows in project.out.items()}
+    out = {id: set(windows or ()) for id, windows in project.out_before(number).items()}
     for id in ids:
         windows = labelled.get(id, ())
         if grid is None:
             if id in labelled:
                 known.append(id)
-            elif id not in project.refused and id not in out:
+            elif id not in refused and id not in out:
                 candidates.append(id)
             continue
         cells = windows_of(id, pool.sizes[id], grid)
         taken = set(cells) if windows is None else {cell for cell in cells if any(_overlap(cell, w) for w in windows)}
         known += [cell for cell in cells if cell in taken]
         whole_out = id in out and not out[id]
-        if id not in project.refused and not whole_out:
-            away = {cell for cell in cells if any(_overlap(cell, w) for w in out.get(id, ()))}
+        if id not in refused and not whole_out:
+            unwanted = [w for w in refused if isinstance(w, Window) and w.id == id]
+            away = {cell for cell in cells if any(_overlap(cell, w) for w in (*out.get(id, ()), *unwanted))}
             candidates += [cell for cell in cells if cell not in taken and cell not in away]
     return Query(
         candidates=[*candidates, *known],
@@ -205,12 +270,16 @@ def _overlap(one: Window, other: Window) -> bool:
     )
 
 
-def _picks(project: Project, pool: ProjectPool, query: Query, strategy: str, settings: NextSettings) -> list[Pick]:
+def _picks(
+    project: Project,
+    pool: ProjectPool,
+    query: Query,
+    strategy: str,
+    settings: NextSettings,
+    refused: Sequence[Candidate],
+) -> list[Pick]:
+    """Picks, and then others in the place of those that are refused, as `Selection.reject` has them."""
     rating = get_strategy(strategy)().rate(query)
-    places: dict[Any, Place] = {
-        frame.id: (frame.video, frame.order / (NUMBERS_A_SECOND if frame.timestamp is None else 1))
-        for frame in pool.frames
-    }
     known = frozenset(query.labelled)
     free = [item for item in rating.ids if item not in known]
     budget, unit = settings.n, "frames"
@@ -224,8 +293,17 @@ def _picks(project: Project, pool: ProjectPool, query: Query, strategy: str, set
             f"-n {settings.n}: the pool has {len(free)} {'frames' if settings.grid is None else 'windows'} left to "
             f"choose from, and {away} are out with annotators: ask for fewer"
         )
-    candidates: Candidates[Candidate] = Candidates(rating, known, places, GAP_SECONDS, ("-n", unit))
-    chosen = candidates.fill([], budget, [])
+    gap = GAP_SECONDS if settings.min_gap is None else settings.min_gap
+    candidates: Candidates[Candidate] = Candidates(
+        rating, known, places(pool.frames, settings.min_gap), gap, ("-n", unit)
+    )
+    chosen, gone = candidates.fill([], budget, []), []
+    while again := _first_of(refused, {*chosen, *map(frame_of, chosen)}):
+        gone += [item for item in candidates.ids if again in (item, frame_of(item))]
+        try:
+            chosen = candidates.fill([item for item in chosen if item not in gone], budget, gone)
+        except ValueError:
+            raise UserError(f"--reject: nothing is left that could take the place of {again}: ask for fewer") from None
     return [
         Pick(
             pool.by_id[str(item.id if isinstance(item, Window) else item)],
@@ -235,6 +313,10 @@ def _picks(project: Project, pool: ProjectPool, query: Query, strategy: str, set
         )
         for item in chosen
     ]
+
+
+def _first_of(refused: Sequence[Candidate], picked: Collection[object]) -> Candidate | None:
+    return next((item for item in refused if item in picked), None)
 
 
 def _write(
@@ -254,7 +336,8 @@ def _write(
         images=config.images,
         model=scorer.name,
         regions=settings.regions,
-        refusing="In CVAT give a frame the tag “refused”, in Label Studio skip it; it is not asked for again.",
+        refusing="Once it is with annotators: in CVAT give the frame the tag “refused”, in Label Studio skip it. What "
+        "is refused is not asked for again.",
     )
     n_frames = len({pick.frame.id for pick in picks})
 

@@ -11,10 +11,13 @@ from typing import NoReturn
 from rich.console import Console
 
 from alges_fast import project
+from alges_fast.annotation.lists import read_lines
 from alges_fast.command import run_command
 from alges_fast.errors import UserError
+from alges_fast.experiment.config import RunConfig
 from alges_fast.project.folder import COMMAND, opened
 from alges_fast.project.status import dice_line, next_step
+from alges_fast.project.training import WHOLE
 
 HELP = f"""\
 Rounds with a real annotator, in a folder of plain files.
@@ -79,6 +82,13 @@ def _parser() -> argparse.ArgumentParser:
     choose("--regions", metavar="RxC", help="choose windows of frames, cut into R rows and C columns, such as 4x4")
     choose("--strategy", help="by default one that suits what is labelled so far")
     choose("--model", help="a model of yours (.pt2, .ts, package.module:function) in the place of the project's")
+    choose(
+        "--min_gap",
+        type=float,
+        metavar="GAP",
+        help="least distance of frames of one video: seconds, or numbers of pictures",
+    )
+    choose("--reject", type=Path, metavar="FILE", help="picks to replace, one a line as picks.csv names them")
     _server(of["next"], "also make a project with these tasks on this server")
 
     take = of["import"].add_argument
@@ -96,6 +106,15 @@ def _parser() -> argparse.ArgumentParser:
     same.add_argument("--accept_untouched", action="store_true", help="predictions that came back unchanged are labels")
     same.add_argument("--leave_untouched", action="store_true", help="import only what was changed or drawn")
     _server(of["import"], "fetch what is finished from this server")
+
+    fit = of["train"].add_argument
+    fit("--architecture", help="frozen (seconds), or a network trained whole, such as unet (as the newest model's)")
+    fit("--encoder", help=f"of a whole network ({RunConfig(architecture='unet').encoder})")
+    fit("--encoder_weights", help="of a whole network: packaged, a name such as imagenet, or a file (none)")
+    fit("--epochs", type=int, help=f"of a whole network ({WHOLE['epochs']})")
+    fit("--batch_size", type=int, help=f"of a whole network ({WHOLE['batch_size']})")
+    fit("--lr", type=float, help=f"of a whole network ({WHOLE['lr']})")
+    fit("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where a whole network is trained")
 
     of["export"].add_argument("--out", type=Path, help="folder for the files (beside the model's weights)")
     return parser
@@ -130,7 +149,8 @@ def _new(root: Path, given: argparse.Namespace, progress: project.Progress) -> l
 
 
 def _next(root: Path, given: argparse.Namespace, progress: project.Progress) -> list[str]:
-    settings = project.NextSettings(given.n, given.regions, given.strategy, given.model)
+    reject = () if given.reject is None else tuple(read_lines(str(given.reject), "--reject"))
+    settings = project.NextSettings(given.n, given.regions, given.strategy, given.model, given.min_gap, reject)
     round = project.next_round(root, settings, progress)
     lines = [f"{len(round.picks or ())} picks: {round.folder / 'picks.csv'}"]
     if given.label_studio:
@@ -158,7 +178,8 @@ def _imported(taken: project.Import) -> str:
 
 
 def _train(root: Path, given: argparse.Namespace, progress: project.Progress) -> list[str]:
-    project.train(root, progress)
+    names = ("architecture", "encoder", "encoder_weights", "epochs", "batch_size", "lr", "device")
+    project.train(root, project.TrainSettings(**{name: getattr(given, name) for name in names}), progress)
     with opened(root) as open_project:
         return [dice_line(open_project), *_afterwards_of(open_project)]
 

@@ -38,7 +38,7 @@ from alges_fast.data.files import open_picture
 from alges_fast.errors import UserError
 from alges_fast.project.config import ProjectConfig
 from alges_fast.strategies import Candidate
-from alges_fast.windows import Window
+from alges_fast.windows import Window, named
 
 COMMAND = "python -m alges_fast.project"
 LOCK = ".lock"
@@ -88,6 +88,11 @@ class TrainedModel:
     @property
     def n_imports(self) -> int:
         return int(self.facts["imports"])
+
+    @property
+    def network(self) -> Mapping[str, Any]:
+        """What names and trains it; see `training.TrainSettings`."""
+        return dict(self.facts["network"])
 
 
 class Project:
@@ -152,18 +157,32 @@ class Project:
         return found
 
     @cached_property
-    def refused(self) -> set[str]:
-        """Frames that were refused and not annotated since."""
-        found: set[str] = set()
-        for import_ in self.imports:
-            found = (found | set(import_.refused)) - set(import_.frames)
+    def refused(self) -> set[Candidate]:
+        """Frames, and windows, that were refused and not annotated since."""
+        return self.refused_before(len(self.rounds))
+
+    def refused_before(self, number: int) -> set[Candidate]:
+        """As `refused`, without what `next` was told to leave out from this round on."""
+        found: set[Candidate] = set()
+        for round in self.rounds:
+            if round.number < number:
+                found |= set(map(named, round.asked.get("reject", ())))
+            for import_ in self.imports:
+                if import_.round == round.number:
+                    found = found.union(import_.refused).difference(
+                        import_.frames, *filter(None, import_.frames.values())
+                    )
         return found
 
     @property
     def out(self) -> dict[str, tuple[Window, ...] | None]:
         """id -> windows of frames that went out, None for the whole frame, in order of picking."""
+        return self.out_before(len(self.rounds))
+
+    def out_before(self, number: int) -> dict[str, tuple[Window, ...] | None]:
+        """As `out`, of the rounds before this one."""
         found: dict[str, tuple[Window, ...] | None] = {}
-        for round in self.rounds:
+        for round in self.rounds[:number]:
             for pick in round.picks or ():
                 if not isinstance(pick, Window):
                     found[str(pick)] = None
@@ -179,7 +198,7 @@ class Project:
             done = self.labelled.get(id, ())
             if id in self.refused or done is None:
                 continue
-            left += [w for w in windows if w not in done] if windows is not None else [id]
+            left += [w for w in windows if w not in {*done, *self.refused}] if windows is not None else [id]
         return left
 
     def answered(self, round: Round) -> bool:
@@ -205,6 +224,12 @@ class Project:
         atomic.write_json(folder / ROUND, facts)
         self.forget()
         return next(round for round in self.rounds if round.number == number)
+
+    def withdraw(self, round: Round, asked: Mapping[str, Any]) -> None:
+        """Make a round that is out one that is not, asked for in other words: it is to be written anew."""
+        (round.folder / PICKS).unlink()
+        atomic.write_json(round.folder / ROUND, {"asked": dict(asked), "model": round.model})
+        self.forget()
 
     def add_import(
         self,

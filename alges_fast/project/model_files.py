@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from alges_fast.errors import UserError
-from alges_fast.models.frozen import FrozenModel
+from alges_fast.normalisation import Normalisation
 from alges_fast.project import network
 from alges_fast.project.folder import Project
 from alges_fast.project.pool import decoded, list_pool
@@ -29,10 +29,9 @@ class Deployed(nn.Module):
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, model: FrozenModel) -> None:
+    def __init__(self, model: nn.Module, normalisation: Normalisation) -> None:
         super().__init__()
         self.model = model
-        normalisation = model.trunk.normalisation
         self.register_buffer("mean", torch.tensor(normalisation.mean).view(1, 3, 1, 1))
         self.register_buffer("deviation", torch.tensor(normalisation.deviation).view(1, 3, 1, 1))
 
@@ -52,8 +51,7 @@ def export_model(project: Project, out: Path | None = None) -> list[Path]:
     newest = project.models[-1]
     folder = newest.folder if out is None else out
     folder.mkdir(parents=True, exist_ok=True)
-    trunk = network.trunk_of(project)
-    model = Deployed(network.whole_model(network.load_head(project, newest, trunk), trunk)).eval()
+    model = Deployed(*network.load_whole(newest)).eval()
     _, images = decoded(list_pool(project), project.config.image_size)
     frames = torch.from_numpy(np.array(images[:CHECKED])).float() / 255
     with torch.no_grad():

@@ -1,4 +1,5 @@
-"""A project's own model: a frozen encoder whose maps of the pool are kept, and a head that `train` fits to the labels.
+"""A project's own models. By default a frozen encoder whose maps of the pool are kept, and a head that `train` fits to
+the labels; or a whole network.
 
 The encoder's projection is fitted to the pool before the first round and goes with every head from then on, so that a
 pool that grows changes no model.
@@ -16,16 +17,18 @@ import safetensors
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from alges_fast import atomic
 from alges_fast.data.frame_pool import FramePool
 from alges_fast.errors import UserError
 from alges_fast.experiment.config import RunConfig
 from alges_fast.experiment.head_training import labels_on, train_head
+from alges_fast.models import FROZEN
 from alges_fast.models.features_cache import FrozenEncoder, load_or_fit
-from alges_fast.models.frozen import FrozenHead, FrozenModel, Projection, Trunk, build_trunk
-from alges_fast.models.saved import Card, serialized
+from alges_fast.models.frozen import FrozenHead, Projection, Trunk, build_trunk
+from alges_fast.models.saved import Card, load, read_card, serialized
+from alges_fast.normalisation import Normalisation
 from alges_fast.project.folder import Project, TrainedModel
 from alges_fast.project.pool import Progress, silent
 from alges_fast.strategies.base import cross_entropy
@@ -52,8 +55,9 @@ class Frozen:
 def frozen(project: Project, ids: Sequence[str], images: NDArray[np.uint8], progress: Progress = silent) -> Frozen:
     """The project's encoder, with the projection of its models where it has one, over (N, 3, S, S) images."""
     trunk = trunk_of(project)
-    if project.models:
-        encoder = FrozenEncoder(trunk, _projection(_read(project.models[-1]), trunk))
+    heads = [model for model in project.models if is_frozen(model)]
+    if heads:
+        encoder = FrozenEncoder(trunk, _projection(_read(heads[-1]), trunk))
     else:
         encoder = load_or_fit(trunk, images, progress=progress)
     return Frozen(encoder, Maps(ids, encoder.cached(images, progress)))
@@ -103,16 +107,25 @@ def load_head(project: Project, model: TrainedModel, trunk: Trunk) -> FrozenHead
     return head.eval()
 
 
-def save_head(project: Project, folder: Path, head: FrozenHead, trunk: Trunk) -> None:
-    """Write model.safetensors: the projection and the head with a card, so that `select --model` needs nothing else."""
-    card = Card.of_frozen(trunk, project.config.image_size, project.config.classes)
-    atomic.write_bytes(folder / WEIGHTS, serialized(head, card))
+def save(folder: Path, model: nn.Module, card: Card) -> None:
+    """Write model.safetensors: the weights with a card, so that `select --model` needs nothing else."""
+    atomic.write_bytes(folder / WEIGHTS, serialized(model, card))
 
 
-def whole_model(head: FrozenHead, trunk: Trunk) -> FrozenModel:
-    """Normalised images to logits at their size."""
-    model = FrozenModel(trunk, head).eval()
-    return model.requires_grad_(False)
+def head_card(project: Project, trunk: Trunk) -> Card:
+    """What the file of a head says."""
+    return Card.of_frozen(trunk, project.config.image_size, project.config.classes)
+
+
+def is_frozen(model: TrainedModel) -> bool:
+    """Whether it is a head over the project's encoder."""
+    return _card(model).architecture == FROZEN
+
+
+def load_whole(model: TrainedModel) -> tuple[nn.Module, Normalisation]:
+    """Any trained model, normalised images to logits at their size, and the normalisation."""
+    card = _card(model)
+    return load(model.folder / WEIGHTS, card).requires_grad_(False), card.normalisation
 
 
 @cache
@@ -122,6 +135,14 @@ def _trunk(encoder: str, encoder_weights: str) -> Trunk:
 
 def _projection(state: dict[str, Tensor], trunk: Trunk) -> Projection:
     return Projection(state["projection.weight"], state["projection.bias"], trunk.channels)
+
+
+def _card(model: TrainedModel) -> Card:
+    path = model.folder / WEIGHTS
+    card = read_card(path) if path.exists() else None
+    if card is None:
+        raise UserError(f"{path}: cannot be read: restore it, or delete {model.folder} and train")
+    return card
 
 
 def _read(model: TrainedModel) -> dict[str, Tensor]:

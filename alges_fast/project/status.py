@@ -95,17 +95,27 @@ def another_round(project: Project) -> str:
 
 
 def label_saving(project: Project) -> str:
-    """Whether this project can know how much labelling its strategy saved."""
-    random = [r for r in project.rounds if r.asked.get("strategy") in ("random", "stratified-random") and r.picks]
-    if not random:
+    """How much labelling the project's strategies saved, or why that cannot be known from it."""
+    saving = project.models[-1].facts["saving"] if project.models else None
+    if saving is None:
         return (
-            "How much labelling the choice saved cannot be known from this project: no round of random frames is there "
-            "to compare with."
+            "How much labelling the choice saved cannot be known from this project: that takes whole frames annotated "
+            f"in rounds of --strategy random, {TELLING} of them held out, and {TELLING} more of them and of chosen "
+            "ones to train on. python -m alges_fast.run compares strategies on labelled data."
         )
-    return (
-        "How much labelling the choice saved cannot be known from this project: each number of labels was reached in "
-        "one way alone. python -m alges_fast.run compares strategies on labelled data."
+    difference, low, high = saving["difference"]
+    n, frames = saving["frames"], saving["random_frames"]
+    what = (
+        f"{n} frames chosen by {' and '.join(saving['strategies'])} reach Dice {saving['dice']:.3f}, {n} random ones "
+        f"{saving['random_dice']:.3f}: {difference:+.3f} ({low:+.3f} to {high:+.3f}) on {saving['held_out']} held-out "
+        "frames that were drawn at random"
     )
+    if low <= 0 <= high:
+        return f"What choosing saved cannot be told yet: {what}. That may be chance."
+    if frames is None:
+        return f"Choosing saved labels: {what}, and {saving['most']} random ones do not reach it."
+    verb = "saved" if frames > n else "cost"
+    return f"Choosing {verb} labels: {what}. About {frames:.0f} random ones reach it, {frames / n:.1f} times as many."
 
 
 def status(project: Project) -> str:
@@ -114,8 +124,7 @@ def status(project: Project) -> str:
     facts = _facts(project, pool)
     atomic.write_text(project.root / PAGE, _page(project, facts))
     lines = [
-        f"{project.root}: {facts['n_frames']} frames of {facts['n_videos']} "
-        f"video{'s' if facts['n_videos'] != 1 else ''}, classes {', '.join(project.config.classes)}",
+        f"{project.root}: {facts['n_frames']:,} frames of {facts['of']}, classes {', '.join(project.config.classes)}",
         f"labelled: {facts['labelled']}",
     ]
     for row in facts["classes"]:
@@ -140,7 +149,14 @@ def dice_line(project: Project) -> str:
             f"Model {model.number} knows {facts['frames']} frames. How good it is cannot be told yet: from {ENOUGH} "
             "annotated frames on a fifth is held out to measure with."
         )
-    how = "of videos it did not see" if facts["whole_videos"] else "of videos it saw other frames of, so it flatters"
+    unit = "videos"
+    if facts["of_pictures"]:
+        unit = "series of pictures"
+    how = f"of {unit} it did not see"
+    if not facts["whole_videos"]:
+        how = f"of {unit} it saw other frames of, so it flatters"
+    elif facts["of_pictures"]:
+        how += " (it flatters if several series are of one video)"
     return (
         f"Model {model.number} knows {facts['frames']} frames. Dice {_interval(facts['dice']['mean'])} on "
         f"{len(facts['held_out'])} held-out frames {how}, by a model trained without them."
@@ -168,7 +184,7 @@ def _facts(project: Project, pool: ProjectPool) -> dict[str, Any]:
         count[1] += 1
     return {
         "n_frames": len(pool.frames),
-        "n_videos": len(videos),
+        "of": _sources(pool),
         "labelled": labelled,
         "classes": [
             {
@@ -189,6 +205,16 @@ def _facts(project: Project, pool: ProjectPool) -> dict[str, Any]:
         "curve": _curve(project),
         "left_out": pool.left_out.by_file(),
     }
+
+
+def _sources(pool: ProjectPool) -> str:
+    """How many videos and series of pictures the frames are of. Pictures of one video may be several series: nothing
+    but the names of files and folders tells them apart."""
+    videos = {frame.video for frame in pool.frames if frame.timestamp is not None}
+    series = {frame.video for frame in pool.frames if frame.timestamp is None}
+    parts = [f"{len(videos)} video{'s' if len(videos) > 1 else ''}"] if videos else []
+    parts += [f"{len(series)} series of pictures"] if series else []
+    return " and ".join(parts)
 
 
 def _round_row(project: Project, number: int) -> dict[str, Any]:
@@ -268,7 +294,9 @@ def _page(project: Project, facts: dict[str, Any]) -> str:
 def _again(project: Project, asked: Any) -> str:
     """`next` as it was asked for last."""
     flags = [f"-n {asked.get('n', 20)}"]
-    flags += [f"--{name} {asked[name]}" for name in ("regions", "strategy", "model") if asked.get(name)]
+    flags += [
+        f"--{name} {asked[name]}" for name in ("regions", "strategy", "model", "min_gap") if asked.get(name) is not None
+    ]
     return project.command("next", " ".join(flags))
 
 

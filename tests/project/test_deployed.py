@@ -13,6 +13,7 @@ import torch
 
 from alges_fast.errors import UserError
 from alges_fast.models import saved
+from alges_fast.models.frozen import FrozenModel
 from alges_fast.project import model_files, network
 from alges_fast.project.config import ProjectConfig
 
@@ -27,7 +28,8 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(model_files, "decoded", lambda pool, size: (None, images))
     monkeypatch.setenv("ALGES_FAST_CACHE", str(tmp_path / "cache"))
     frozen = network.frozen(project, [str(i) for i in range(12)], images)
-    network.save_head(project, tmp_path, network.new_head(project, frozen.encoder, 0), frozen.encoder.trunk)
+    head = network.new_head(project, frozen.encoder, 0)
+    network.save(tmp_path, head, network.head_card(project, frozen.encoder.trunk))
     project.models = [SimpleNamespace(number=0, folder=tmp_path)]
     return project
 
@@ -46,7 +48,7 @@ def test_a_projects_weights_say_what_they_are(trained: Any, tmp_path: Path) -> N
     assert card is not None
     assert (card.architecture, card.image_size, card.classes) == ("frozen", 64, ("a", "b", "c"))
     trunk = network.trunk_of(trained)
-    own = network.whole_model(network.load_head(trained, trained.models[0], trunk), trunk)
+    own = FrozenModel(trunk, network.load_head(trained, trained.models[0], trunk))
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(saved.load(tmp_path / network.WEIGHTS, card)(images), own(images))

@@ -18,11 +18,13 @@ CONTEXT.set_forkserver_preload(["alges_fast.project.cli", "segmentation_models_p
 STEPS = (
     ("new", "p", "--images", "../pool", "--classes", ",".join(CLASSES), "--image_size", "64", "--background", "wall"),
     ("next", "p", "-n", "10"),
+    ("next", "p", "-n", "10", "--reject", "no.txt"),
     ("import", "p", "0.xml"),
     ("train", "p"),
     ("next", "p", "-n", "1", "--regions", "2x3"),
     ("import", "p", "1.xml", "--accept_untouched"),
     ("train", "p"),
+    ("export", "p"),
     ("status", "p"),
 )
 
@@ -43,6 +45,10 @@ def all_steps(folder: str, cache: str) -> None:
         if step[0] == "import":
             export = Path(step[2])
             annotator.cvat(Path("p/rounds") / f"{int(export.stem):03d}" / "picks.csv", export)
+        if "--reject" in step and not Path("no.txt").exists():
+            picks = Path("p/rounds/000/picks.csv").read_text(encoding="utf-8").splitlines()
+            Path("no.draft").write_text(picks[1].split(",")[1] + "\n")
+            Path("no.draft").replace("no.txt")
         if main(list(step)) != 0:
             os._exit(1)
         at.with_suffix(".draft").write_text(str(number + 1))

@@ -9,8 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from alges_fast.project.status import another_round
-from alges_fast.project.training import dice_with_intervals, gain_with_interval, hold_out
+from alges_fast.project.status import another_round, label_saving
+from alges_fast.project.training import (
+    _comparison,
+    _scaled,
+    dice_with_intervals,
+    frames_for,
+    gain_with_interval,
+    hold_out,
+)
+from alges_fast.windows import Window
 
 
 def videos(*sizes: int) -> dict[str, str]:
@@ -70,3 +78,63 @@ def test_another_round(gain: Any, frames: int, held_out: int, says: str) -> None
     imports = [SimpleNamespace(round=number, frames=dict.fromkeys(range(20))) for number in (0, 1, 1)]
     project: Any = SimpleNamespace(models=[SimpleNamespace(facts=facts)], imports=imports, root=Path("p"))
     assert says in another_round(project)
+
+
+def test_what_is_compared_with_random_frames() -> None:
+    """Whole frames alone, none of which is held out; measured on held-out frames that were drawn at random."""
+    asked = {"strategy": None, "model": None, "regions": None}
+    rounds = [
+        SimpleNamespace(asked=asked, model=None, picks=[f"typical{i}" for i in range(7)]),
+        SimpleNamespace(asked={**asked, "strategy": "random"}, model=0, picks=[f"random{i}" for i in range(20)]),
+        SimpleNamespace(asked={**asked, "regions": "2x2"}, model=0, picks=[Window("typical0", 0, 0, 2, 2)]),
+        SimpleNamespace(asked=asked, model=1, picks=[f"alges{i}" for i in range(3)]),
+    ]
+    labelled: Any = {id: None for round in rounds for id in round.picks if isinstance(id, str)}
+    labelled["typical0"] = (Window("typical0", 0, 0, 2, 2),)
+    project: Any = SimpleNamespace(rounds=rounds, labelled=labelled)
+    held = {f"random{i}" for i in range(6)} | {"typical1"}
+    found = _comparison(project, [id for id in labelled if id not in held], held)
+    assert found is not None
+    assert found.chosen == [*(f"typical{i}" for i in range(2, 7)), *(f"alges{i}" for i in range(3))]
+    assert found.random == [f"random{i}" for i in range(6, 20)]
+    assert found.held_out == [f"random{i}" for i in range(6)]
+    assert found.strategies == ["typical", "alges-img"]
+    assert found.sizes == [4, 8, 14]
+    assert _comparison(project, list(labelled), held - {"random0", "random1"}) is None  # too few drawn at random
+
+
+def test_how_many_random_frames_reach_a_dice() -> None:
+    assert frames_for(0.5, [4, 8, 14], [0.4, 0.45, 0.55]) == pytest.approx(11)
+    assert frames_for(0.6, [4, 8, 14], [0.4, 0.45, 0.55]) is None
+    assert frames_for(0.45, [4, 8], [0.5, 0.4]) == 4
+
+
+@pytest.mark.parametrize(
+    ("difference", "random_frames", "says"),
+    [
+        ([0.05, 0.01, 0.09], 15.0, "About 15 random ones reach it, 1.5 times as many."),
+        ([0.05, 0.01, 0.09], None, "and 20 random ones do not reach it"),
+        ([0.05, -0.01, 0.09], 15.0, "cannot be told yet"),
+        ([-0.05, -0.09, -0.01], 6.0, "Choosing cost labels"),
+    ],
+)
+def test_label_saving(difference: Any, random_frames: Any, says: str) -> None:
+    saving = {
+        "frames": 10,
+        "held_out": 6,
+        "strategies": ["typical"],
+        "dice": 0.55,
+        "random_dice": 0.5,
+        "difference": difference,
+        "random_frames": random_frames,
+        "most": 20,
+    }
+    project: Any = SimpleNamespace(models=[SimpleNamespace(facts={"saving": saving})])
+    assert says in label_saving(project)
+    project.models[0].facts["saving"] = None
+    assert "cannot be known from this project" in label_saving(project)
+
+
+def test_a_window_in_stretched_frames_is_rounded_outwards() -> None:
+    assert _scaled(Window("a", 0, 0, 20, 24), (48, 60), 64) == Window("a", 0, 0, 22, 32)
+    assert _scaled(Window("a", 40, 24, 20, 24), (48, 60), 64) == Window("a", 42, 32, 22, 32)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from alges_fast.annotation.exports import AnnotatedFrame, cvat_xml, file_name
 from alges_fast.data.loading import palette
+from alges_fast.models.saved import read_card
 from alges_fast.project.cli import main
 from alges_fast.project.folder import opened
 from tests.project.annotators import CLASSES, Annotator, contents, small_pool, within
@@ -92,6 +93,7 @@ def test_two_rounds_of_frames_then_windows(annotator: Annotator, capsys: pytest.
     assert run("train", "p") == 0
     assert run("status", "p") == 0
     text = capsys.readouterr().out
+    assert "p: 25 frames of 5 series of pictures" in text
     assert "10 frames and 24 windows" in text
     assert "next p -n 2 --regions 3x4" in text
     assert "große Ader" in Path("p/status.html").read_text(encoding="utf-8")
@@ -226,4 +228,120 @@ def test_a_model_of_the_users_chooses(
     assert len(list(Path("p/rounds/000/masks").rglob("*.png"))) == 3  # its predictions go out
     text = Path("p/rounds/000/index.html").read_text(encoding="utf-8")
     assert "their_model:make" in text
-    assert "--reject" not in text
+    assert "--reject FILE" in text
+
+
+def picks_of(number: int) -> list[str]:
+    with Path(f"p/rounds/{number:03d}/picks.csv").open(encoding="utf-8", newline="") as file:
+        return [row["id"] for row in csv.DictReader(file)]
+
+
+def test_rejected_picks_are_replaced_and_never_come_back(
+    annotator: Annotator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begin("--background", "wall")
+    asked = ("next", "p", "-n", "5")
+    assert run(*asked) == 0
+    first = picks_of(0)
+    Path("no.txt").write_text(f"{first[1]}\n")
+    assert run(*asked, "--reject", "no.txt") == 0
+    second = picks_of(0)
+    assert second[:4] == [first[0], *first[2:]]
+    assert second[4] not in first
+    images = Path("p/rounds/000/images")
+    assert sorted(path.relative_to(images).as_posix() for path in images.rglob("*.png")) == sorted(second)
+
+    Path("no.txt").write_text(f"{second[0]}\n")  # what was rejected before stays rejected
+    assert run(*asked, "--reject", "no.txt") == 0
+    third = picks_of(0)
+    assert third[:4] == second[1:]
+    assert first[1] not in third
+    before = contents(Path("p"))
+    assert run(*asked) == 0  # the same without the file is the same round
+    assert contents(Path("p")) == before
+    Path("no.txt").write_text("OP 9/frame_0000.png\n")
+    assert "OP 9/frame_0000.png is no id of the pool" in refused(capsys, *asked, "--reject", "no.txt")
+    assert "--min_gap is -1.0" in refused(capsys, *asked, "--min_gap", "-1")
+
+    annotator.cvat(Path("p/rounds/000/picks.csv"), Path("a.xml"))
+    assert run("import", "p", "a.xml") == 0
+    assert run("train", "p") == 0
+    assert run("status", "p") == 0
+    assert "2 refused" in capsys.readouterr().out
+    asked = ("next", "p", "-n", "1", "--regions", "2x3")
+    assert run(*asked) == 0
+    windows = picks_of(1)
+    frames = {window.partition("#")[0] for window in windows}
+    assert frames.isdisjoint({first[1], second[0]})
+    frame = windows[0].partition("#")[0]
+    Path("no.txt").write_text(f"{windows[-1]}\n{frame}\n")
+    assert run(*asked, "--reject", "no.txt") == 0
+    now = picks_of(1)
+    stayed = [window for window in windows[:-1] if not window.startswith(frame)]
+    assert now[: len(stayed)] == stayed
+    assert len(now) == len(windows)
+    assert not any(window.startswith(frame) or window == windows[-1] for window in now)
+
+
+def test_a_round_that_was_changed_since_is_not_chosen_again(
+    annotator: Annotator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begin()
+    asked = ("next", "p", "-n", "4", "--strategy", "random")
+    assert run(*asked) == 0
+    Path("no.txt").write_text(picks_of(0)[0] + "\n")
+    (Path("p/rounds/000/label_studio") / "server.json").write_text("{}")
+    assert "round 0 is on a server" in refused(capsys, *asked, "--reject", "no.txt")
+    (Path("p/rounds/000/label_studio") / "server.json").unlink()
+    for number in range(40):
+        Image.new("RGB", (60, 48)).save(f"pool/OP 0/extra_{number:04d}.png")
+    assert "have changed since round 0 was chosen" in refused(capsys, *asked, "--reject", "no.txt")
+
+
+def test_picks_keep_a_distance(annotator: Annotator) -> None:
+    begin()
+    assert run("next", "p", "-n", "8", "--strategy", "random", "--min_gap", "130") == 0
+    numbers: dict[str, list[int]] = {}
+    for id in picks_of(0):
+        folder, name = id.split("/")
+        numbers.setdefault(folder, []).append(int(name[6:10]))
+    for places in numbers.values():
+        assert all(abs(a - b) >= 130 for a in places for b in places if a != b)
+
+
+def test_a_whole_network_in_the_place_of_the_head(annotator: Annotator, capsys: pytest.CaptureFixture[str]) -> None:
+    begin("--background", "wall")
+    assert run("next", "p", "-n", "10") == 0
+    annotator.cvat(Path("p/rounds/000/picks.csv"), Path("a.xml"))
+    assert run("import", "p", "a.xml") == 0
+    assert "--epochs is of a whole network" in refused(capsys, "train", "p", "--epochs", "2")
+    assert "architecture 'unett' is unknown" in refused(capsys, "train", "p", "--architecture", "unett")
+    small = ("--encoder", "tu-mobilenetv4_conv_small_050", "--epochs", "2", "--lr", "0.01")
+    assert run("train", "p", "--architecture", "unet", *small) == 0
+    assert run("train", "p") == 0  # as the newest was trained, and it knows all labels
+    assert [path.name for path in Path("p/models").iterdir()] == ["000"]
+    card = read_card(Path("p/models/000/model.safetensors"))
+    assert card is not None
+    assert (card.architecture, card.encoder) == ("unet", "tu-mobilenetv4_conv_small_050")
+
+    assert run("next", "p", "-n", "1", "--regions", "2x3") == 0
+    assert len(list(Path("p/rounds/001/masks").rglob("*.png"))) > 0
+    annotator.cvat(Path("p/rounds/001/picks.csv"), Path("b.xml"))
+    assert run("import", "p", "b.xml", "--accept_untouched") == 0
+    assert run("train", "p") == 0  # of windows crops are shown
+    facts = json.loads(Path("p/models/001/model.json").read_text())
+    assert facts["network"] == {
+        "architecture": "unet",
+        "encoder": "tu-mobilenetv4_conv_small_050",
+        "encoder_weights": None,
+        "epochs": 2,
+        "batch_size": 8,
+        "lr": 0.01,
+    }
+    assert facts["dice"]["mean"][0] > 0
+    assert run("export", "p") == 0
+    assert run("train", "p", "--architecture", "frozen") == 0
+    assert json.loads(Path("p/models/002/model.json").read_text())["network"] == {"architecture": "frozen"}
+    assert run("next", "p", "-n", "1") == 0
+    with Path("p/history.csv").open() as file:
+        assert [row["architecture"] for row in csv.DictReader(file)] == ["unet", "unet", "frozen"]
