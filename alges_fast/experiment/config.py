@@ -40,8 +40,8 @@ class RunConfig:
         rounds: trainings per strategy and seed; training r has init_size + r x query_size labelled images.
         init_size: images labelled at the start, drawn at random from the seed alone.
         query_size: images chosen after each training but the last; with windows, as many images' pixels.
-        random_rounds: trainings of random without windows, where they should be more than rounds: what a strategy saves
-            is read off that curve, and cannot be larger than it is long.
+        random_rounds: trainings of random, frames and windows, where they should be more than rounds: what a strategy
+            saves is read off these curves, and cannot be larger than they are long.
         epochs: passes over the labelled images in each training, which starts from scratch.
         batch_size: images per optimiser step.
         lr: learning rate of Adam.

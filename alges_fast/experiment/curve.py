@@ -64,7 +64,7 @@ def curves_of(config: RunConfig) -> list[Curve]:
         strategy = get_strategy(own[1] if own else text)()
         grids: Sequence[str] = [own[2]] if own else config.regions
         for grid in ["none"] if strategy.takes_whole_pool else grids:
-            curves.append(Curve(strategy, grid_of(grid), _n_rounds(config, strategy, grid)))
+            curves.append(Curve(strategy, grid_of(grid), _n_rounds(config, strategy)))
     names = [curve.name for curve in curves]
     if len(set(names)) < len(names):
         raise UserError(f"--strategies gives two strategies of one name: {', '.join(names)}")
@@ -89,9 +89,9 @@ def check_windows(config: RunConfig, curves: Sequence[Curve]) -> None:
             raise UserError(f"--regions {curve.grid}: frames of {config.image_size} pixels have fewer windows a side")
 
 
-def _n_rounds(config: RunConfig, strategy: Strategy, grid: str) -> int:
+def _n_rounds(config: RunConfig, strategy: Strategy) -> int:
     if strategy.takes_whole_pool:
         return 1
-    if strategy.name == Random.name and grid == "none" and config.random_rounds is not None:
+    if strategy.name == Random.name and config.random_rounds is not None:
         return config.random_rounds
     return config.rounds

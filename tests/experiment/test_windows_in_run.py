@@ -177,7 +177,7 @@ def test_curves_are_strategies_with_every_grid_or_their_own() -> None:
     assert [curve.name for curve in curves_of(config)] == names
     assert [curve.n_rounds for curve in curves_of(config)] == [3, 3, 3, 1, 3]
     longer = parse(["--strategies", "random,entropy", "--regions", "none,8x8", "--rounds", "3", "--random_rounds", "9"])
-    assert [curve.n_rounds for curve in curves_of(longer)] == [9, 3, 3, 3]
+    assert [curve.n_rounds for curve in curves_of(longer)] == [9, 9, 3, 3]
     assert next(curve.name for curve in curves_of(parse(["--regions", "2x2"]))) == "random@2x2"
 
 

@@ -86,7 +86,7 @@ def write_fake_run(
         name = strategy if grid == "none" or strategy == "full" else f"{strategy}@{grid}"
         per_frame = 1 if name == strategy else math.prod(map(int, grid.split("x")))
         for seed in range(seeds):
-            planned = random_rounds or rounds if name == "random" else rounds
+            planned = random_rounds or rounds if strategy == "random" else rounds
             trainings = 1 if strategy == "full" else stopped.get((strategy, seed), planned)
             luck = 0.01 * np.random.default_rng(seed).normal()
             for r in range(trainings):
