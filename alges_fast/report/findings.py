@@ -97,9 +97,13 @@ def find(run: RunFolder) -> Findings:
         savings={
             measure: saved
             for measure in (OUTLINE, PIXELS, *PRICED)
-            if (saved := _with_any({name: savings(rows, name, RANDOM, measure) for name in names if name != RANDOM}))
+            if (
+                saved := _where_all_are(
+                    {name: savings(rows, name, RANDOM, measure) for name in names if name != RANDOM}
+                )
+            )
         },
-        savings_to_windows=_with_any({name: savings(rows, name, other) for name, other in to_windows}),
+        savings_to_windows=_where_all_are({name: savings(rows, name, other) for name, other in to_windows}),
     )
 
 
@@ -116,8 +120,11 @@ def _families(found: Mapping[str, Sequence[Comparison]]) -> list[Family]:
     ]
 
 
-def _with_any(found: CurveSavings) -> CurveSavings:
-    return {name: saved for name, saved in found.items() if saved}
+def _where_all_are(found: CurveSavings) -> CurveSavings:
+    """Curves that savings are known for, as far as the shortest goes: random windows may be labelled for longer."""
+    known = {name: saved for name, saved in found.items() if saved}
+    last = min((max(saved) for saved in known.values()), default=0)
+    return {name: {n: saving for n, saving in saved.items() if n <= last} for name, saved in known.items()}
 
 
 def sentences(run: RunFolder, findings: Findings) -> list[str]:

@@ -124,7 +124,7 @@ def test_curves_are_drawn_over_outline_pixels_and_frames_in_frames_worth(run: Ru
     assert list(axes) == ["learning_curves", "learning_curves_pixels", "learning_curves_frames"]
     outline, pixels, frames = axes.values()
     assert list(outline.curves(run.curve_rows)["random"])[:2] == pytest.approx([10, 20], rel=0.01)
-    assert list(pixels.curves(run.curve_rows)["random@8x8"]) == pytest.approx([10, 20, 30, 40])
+    assert list(pixels.curves(run.curve_rows)["random@8x8"])[:4] == pytest.approx([10, 20, 30, 40])
     assert list(frames.curves(run.curve_rows)["random"])[:2] == [10, 20]
     for axis in axes.values():
         figure = figures.curves(run.curve_rows, run.full_rows, strategy_styles(run.strategies), LIGHT, axis=axis)
