@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from PIL import Image
 
+from tests.browser import CHROMIUM, DRIVER, ENTER, RIGHT, SHIFT, SPACE, TAB, Browser, browser
+
 pytest.importorskip("jinja2", reason="needs the extra `run`")
 
 from alges_fast.annotation.page import Asked, Card, selection_page
+from alges_fast.project.status import NextStep, _page
 from alges_fast.windows import Window
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH")
 
@@ -81,7 +84,7 @@ def page() -> str:
     picture = Image.new("RGB", size, (90, 40, 30))
     windows = [Window("video01/a.png", 0, 0, 24, 16), Window("video01/a.png", 24, 16, 24, 16)]
     views = {"frame": picture, "gradient": picture, "prediction": picture}
-    cards = [Card("video01/a.png", [0, 1], windows, size, views)]
+    cards = [Card("video01/a.png", [0, 1], windows, size, 1.0, views)]
     rows = [
         {
             "rank": rank,
@@ -98,6 +101,31 @@ def page() -> str:
 
 
 @pytest.fixture(scope="module")
+def status() -> str:
+    """A project's status after one round."""
+    project: Any = SimpleNamespace(root=Path("liver"), config=SimpleNamespace(images="/data/theatre"))
+    facts = {
+        "n_frames": 240,
+        "of": "4 videos",
+        "labelled": "10 frames, 0 refused; outline drawn 2,204 pixels",
+        "classes": [{"name": "liver", "colour": "#c81e1e", "share": "80 %", "frames": 9, "dice": "0.8 (0.7 to 0.9)"}],
+        "videos": [{"name": f"video{number}", "labelled": number, "frames": 60} for number in range(4)],
+        "rounds": [{"number": 0, "what": "10 frames", "state": "all back", "outline": "2,204", "page": "000.html"}],
+        "dice": "Dice 0.8.",
+        "another": "That cannot be told yet.",
+        "saving": "That cannot be known.",
+        "next": NextStep("the model knows all labels", ["python -m alges_fast.project next liver -n 20"]),
+        "curve": {
+            "points": [{"x": 600, "y": 60, "low": 80, "high": 40, "title": "10 frames: 0.8", "frames": 10}],
+            "line": "600,60",
+            "grid": [(220, "0.0"), (20, "1.0")],
+        },
+        "left_out": ["b.png: cannot be read"],
+    }
+    return _page(project, facts)
+
+
+@pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> str:
     from report.fake_run import write_fake_run
 
@@ -109,7 +137,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
     return (out / "report.html").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("which", ["page", "report"])
+@pytest.mark.parametrize("which", ["page", "report", "status"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_everything_has_contrast_a_name_and_a_place_in_the_tab_order(
     which: str, scheme: str, request: pytest.FixtureRequest, tmp_path: Path
@@ -130,9 +158,79 @@ def test_everything_has_contrast_a_name_and_a_place_in_the_tab_order(
     assert said["title"]
 
 
-@pytest.mark.parametrize("which", ["page", "report"])
+@pytest.mark.parametrize("which", ["page", "report", "status"])
 def test_it_prints(which: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     path, printed = tmp_path / "page.html", tmp_path / "page.pdf"
     path.write_text(request.getfixturevalue(which), encoding="utf-8")
     chromium(tmp_path, f"--print-to-pdf={printed}", path.as_uri())
     assert printed.read_bytes().startswith(b"%PDF")
+
+
+@pytest.fixture(scope="module")
+def window(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    if DRIVER is None:
+        pytest.skip("no chromedriver on PATH")
+    with browser(tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
+
+
+STOPS = """
+const wanted = "a[href], input, select, button, textarea, summary, [tabindex]";
+const radios = new Set();
+window.stops = [...document.querySelectorAll(wanted)].filter(element => {
+  if (!element.checkVisibility() || element.tabIndex < 0) return false;
+  return element.type !== "radio" || element.checked;
+});
+window.at = () => {
+  const element = document.activeElement, style = getComputedStyle(element), box = element.getBoundingClientRect();
+  const ringed = style.outlineStyle !== "none" && parseFloat(style.outlineWidth) > 0;
+  const seen = box.bottom > 0 && box.top < innerHeight && box.right > 0 && box.left < innerWidth;
+  return [stops.indexOf(element), ringed && seen, element.outerHTML.slice(0, 80)];
+};
+return stops.length;
+"""
+
+
+@pytest.mark.parametrize("which", ["page", "report", "status"])
+def test_the_keyboard_reaches_everything_in_order_and_leaves_again(
+    which: str, window: Browser, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    path = tmp_path / "page.html"
+    path.write_text(request.getfixturevalue(which), encoding="utf-8")
+    window.open(path.as_uri())
+    n_stops = window.run(STOPS)
+    visited = []
+    while len(visited) < n_stops + 20:
+        window.press(TAB)
+        number, shown, element = window.run("return at()")
+        if element.startswith("<body"):
+            break
+        assert shown, f"the focus is not to be seen on {element}"
+        if number >= 0:  # a browser adds stops of its own: what scrolls
+            visited.append(number)
+    assert visited == list(range(n_stops))
+    window.press(TAB, holding=SHIFT)
+    assert window.run("return document.activeElement !== document.body")
+
+
+def test_a_round_is_looked_through_and_refused_by_keyboard_alone(window: Browser, page: str, tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    path.write_text(page, encoding="utf-8")
+    window.open(path.as_uri())
+
+    def refused() -> Any:
+        return window.run("return document.getElementById('refused').value")
+
+    window.press(TAB, RIGHT)  # the views are one stop; arrows choose
+    assert window.run("return document.querySelector('main').dataset.view") == "gradient"
+    window.press(TAB)
+    assert window.run("return document.activeElement.id") == "pick1"
+    window.press(TAB, ENTER)  # the list of windows opens
+    assert window.run("return document.querySelector('details').open")
+    window.press(TAB, SPACE)
+    assert refused() == "video01/a.png#xywh=0,0,24,16\n"
+    window.press(SPACE)
+    assert refused() == ""
+    window.press("k", "x", "3")
+    assert refused() == "video01/a.png\n"
+    assert window.run("return document.querySelector('main').dataset.view") == "prediction"

@@ -24,6 +24,7 @@ function show(view) {
 }
 
 main.addEventListener("change", listRefused);
+list.addEventListener("focus", () => list.scrollIntoView({ block: "nearest" })); // Chromium leaves that out for readonly
 views.forEach((view) => view.addEventListener("change", () => show(view)));
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("textarea")) return;

@@ -13,6 +13,7 @@ import numpy as np
 
 from alges_fast import atomic
 from alges_fast.data.loading import palette
+from alges_fast.project.choosing import strategy_of
 from alges_fast.project.folder import Project
 from alges_fast.project.labels import read_labels
 from alges_fast.project.pool import ProjectPool, list_pool
@@ -227,7 +228,7 @@ def _round_row(project: Project, number: int) -> dict[str, Any]:
         unit = (
             f"windows of {asked['regions']}, worth {asked['n']} frames" if asked["regions"] else f"{asked['n']} frames"
         )
-        what = f"{unit} by {asked['strategy'] or 'the default strategy'}"
+        what = f"{unit} by {strategy_of(asked, round.model)}"
         if round.picks is None:
             state = "not out yet"
         else:
