@@ -61,8 +61,8 @@ def head() -> FrozenHead:
 
 
 def score_and_pick(model: nn.Module, features: Tensor) -> Tensor:
-    pool = FramePool([str(i) for i in range(len(features))], features.__getitem__)
-    found = embed_pool(model, pool, batch_size=BATCH, transform=torch.Tensor.float, progress=False)
+    pool = FramePool([str(i) for i in range(len(features))], features.__getitem__, features)
+    found = embed_pool(model, pool, batch_size=BATCH, progress=False)
     return kmeans_plusplus(found.values.flatten(1), PICKS, seed=0).indices
 
 

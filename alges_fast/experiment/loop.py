@@ -230,7 +230,7 @@ def _query(round: Round, model: nn.Module) -> dict[str, Any]:
         batch_size=setting.scoring_batch,
         device=setting.processes.device,
         precision=config.precision,
-        transform=setting.learner.transform,
+        transform=None if setting.learner.is_frozen else setting.learner.transform,  # features are scored as kept
         group=setting.processes.group,
     )
     start = time.perf_counter()

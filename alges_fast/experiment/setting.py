@@ -107,10 +107,10 @@ class Setting:
     def frames(self) -> FramePool:
         """All frames of the pool, for the learner's `transform` to make the model's input of."""
         inputs = self.pool_inputs
+        if not isinstance(inputs, Tensor) and inputs.flags.writeable:
+            inputs = torch.from_numpy(inputs)  # as torch wants it; of what a map may write to, only memory is changed
         if isinstance(inputs, Tensor):
-            return FramePool(self.pool.ids, inputs.__getitem__)
-        if inputs.flags.writeable:  # as torch wants it; of what a map may write to, only memory is changed
-            return FramePool(self.pool.ids, lambda position: torch.from_numpy(inputs[position]))
+            return FramePool(self.pool.ids, inputs.__getitem__, inputs)
         return FramePool(self.pool.ids, lambda position: torch.from_numpy(np.array(inputs[position])))
 
     def work(self, curve: Curve) -> float:

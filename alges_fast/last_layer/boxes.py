@@ -28,7 +28,7 @@ from alges_fast.last_layer.tail import Tail, resize_matrices, resize_transposed
 from alges_fast.last_layer.transposed import transposed_patch_norms, transposed_weight_sum
 from alges_fast.last_layer.upsampled_norms import upsampled_patch_norms
 from alges_fast.losses import Loss, loss_residual
-from alges_fast.ops import pixel_gradients
+from alges_fast.ops import hidden_pixel_gradients, pixel_gradients
 from alges_fast.windows import Box, cut, inside, padded, rim, whole_box
 
 __all__ = ["OnOwnGrid", "Request", "ThroughTail"]
@@ -55,15 +55,25 @@ class OnOwnGrid:
         features: its input (B, d, *size).
         logits: (B, K, *size); None where the layer's output is the logits, which the op then makes itself.
         request: what is asked.
+        hidden: a layer of single pixels, whose ReLU is the layer's input; `features` are then its own. None: none.
     """
 
-    def __init__(self, layer: nn.Module, features: Tensor, logits: Tensor | None, request: Request) -> None:
+    def __init__(
+        self,
+        layer: nn.Module,
+        features: Tensor,
+        logits: Tensor | None,
+        request: Request,
+        hidden: nn.Module | None = None,
+    ) -> None:
         assert logits is not None or request.loss is None
+        assert logits is None or hidden is None
         self.size = tuple(features.shape[2:])
         self.features = features
         self.logits = None if logits is None else to_compute_dtype(logits, features)
         self.weight, bias = _parameters(layer)
         self.bias = bias if logits is None else None
+        self.hidden = None if hidden is None else _parameters(hidden)
         self.request = request
 
     def outputs_of(self, box: Box) -> dict[str, Tensor]:
@@ -74,18 +84,33 @@ class OnOwnGrid:
             assert self.logits is not None
             residual = loss_residual(cut(self.logits, box), loss=request.loss, valid=valid)
             residual = to_compute_dtype(padded(residual, box, around), self.features)
-        found = pixel_gradients(
-            cut(self.features, around),
-            self.weight,
-            self.bias,
-            outputs=request.outputs,
-            logits=None if self.logits is None else cut(self.logits, around),
-            residual=residual,
-            valid=inside(box, around, len(self.features), self.features.device)
+        valid = (
+            inside(box, around, len(self.features), self.features.device)
             if valid is None
-            else padded(valid, box, around),
-            backend=request.backend,
+            else padded(valid, box, around)
         )
+        features = cut(self.features, around)
+        if self.hidden is not None:
+            found = hidden_pixel_gradients(
+                features,
+                *self.hidden,
+                self.weight,
+                self.bias,
+                outputs=request.outputs,
+                valid=valid,
+                backend=request.backend,
+            )
+        else:
+            found = pixel_gradients(
+                features,
+                self.weight,
+                self.bias,
+                outputs=request.outputs,
+                logits=None if self.logits is None else cut(self.logits, around),
+                residual=residual,
+                valid=valid,
+                backend=request.backend,
+            )
         return {name: getattr(found, name) for name in request.outputs}
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from alges_fast.last_layer.layouts import CONVOLUTIONS, LAYERS, TRANSPOSED, channels_first, graph_nodes
 from alges_fast.last_layer.running import call_uncompiled, layer_input, logits_of, parameters_require_grad
 
-__all__ = ["Call", "Trace", "batch_norm_without_statistics", "choose", "trace", "without_nan"]
+__all__ = ["Call", "Trace", "batch_norm_without_statistics", "choose", "hidden_layer", "trace", "without_nan"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +24,10 @@ class Call:
     module: nn.Module
     features: Tensor
     output: Tensor
+    made_by: Any
+    """Autograd's node behind the features; None where they are the images."""
+    takes_images: bool
+    """Whether the features are the model's own argument, untouched."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Trace:
 def trace(model: nn.Module, example: Tensor) -> Trace:
     """Run the model with every layer's output replaced by a leaf: the logits' graph then ends at the last layers."""
     calls: list[Call] = []
+    untouched = example._version
     with ExitStack() as stack:
         for name, module in model.named_modules():
             if isinstance(module, LAYERS):
@@ -52,7 +57,9 @@ def trace(model: nn.Module, example: Tensor) -> Trace:
                         return None
                     torch.set_grad_enabled(True)  # a model's forward may be under torch.no_grad
                     leaf = output.detach().requires_grad_()
-                    calls.append(Call(name, module, layer_input(args, kwargs).detach().clone(), leaf))
+                    given = layer_input(args, kwargs)
+                    of_images = given is example and example._version == untouched
+                    calls.append(Call(name, module, given.detach().clone(), leaf, given.grad_fn, of_images))
                     return leaf.clone()
 
                 stack.callback(module.register_forward_hook(record, with_kwargs=True).remove)
@@ -110,6 +117,28 @@ def choose(trace: Trace, name: str | None) -> Call:
     return chosen
 
 
+def hidden_layer(trace: Trace, last: Call) -> nn.Module | None:
+    """The first of two layers of single pixels with a ReLU between them, where these are all that the model is."""
+    if len(trace.calls) != 2 or trace.calls[1] is not last:
+        return None
+    hidden = trace.calls[0]
+    if not hidden.takes_images or not all(_of_single_pixels(call.module) for call in trace.calls):
+        return None
+    nodes, node = [], last.made_by
+    while node is not None:
+        nodes.append(type(node).__name__)
+        leaf = getattr(node, "variable", None)
+        node = node.next_functions[0][0] if len(node.next_functions) == 1 else None
+    if nodes != ["ReluBackward0", "CloneBackward0", "AccumulateGrad"] or leaf is not hidden.output:
+        return None
+    return hidden.module if _is_affine(hidden) else None
+
+
+def _of_single_pixels(module: nn.Module) -> bool:
+    fits = isinstance(module, CONVOLUTIONS) and _unservable_kind(module) is None
+    return fits and all(size == 1 for size in module.kernel_size)  # type: ignore[union-attr]
+
+
 def _unservable(call: Call, trace: Trace) -> str | None:
     """Why the gradient embedding is not defined for this layer, or None."""
     module = call.module
@@ -126,14 +155,17 @@ def _unservable(call: Call, trace: Trace) -> str | None:
             f"its input has shape {tuple(call.features.shape)} for {trace.batch} image, and images must stay apart "
             "along the first axis, with pixels or tokens along others"
         )
-    with torch.no_grad():
-        weight: Any = module.weight
-        expected = _functional(module, call.features.to(weight.dtype), call.output)
-        error = (expected - call.output).abs().max()
-        coarsest = max(torch.finfo(tensor.dtype).eps for tensor in (call.features, call.output, weight))
-        if not error <= max(32 * coarsest, 1e-4) * expected.abs().max():
-            return "its output is not weight * input + bias"
-    return None
+    return None if _is_affine(call) else "its output is not weight * input + bias"
+
+
+@torch.no_grad()
+def _is_affine(call: Call) -> bool:
+    """Whether a layer's output is weight * input + bias."""
+    weight: Any = call.module.weight
+    expected = _functional(call.module, call.features.to(weight.dtype), call.output)
+    error = (expected - call.output).abs().max()
+    coarsest = max(torch.finfo(tensor.dtype).eps for tensor in (call.features, call.output, weight))
+    return bool(error <= max(32 * coarsest, 1e-4) * expected.abs().max())
 
 
 def _unservable_kind(module: nn.Module) -> str | None:

@@ -13,12 +13,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from alges_fast.last_layer.boxes import OnOwnGrid, Request, ThroughTail
-from alges_fast.last_layer.finding import batch_norm_without_statistics, choose, trace, without_nan
+from alges_fast.last_layer.finding import (
+    batch_norm_without_statistics,
+    choose,
+    hidden_layer,
+    trace,
+    without_nan,
+)
 from alges_fast.last_layer.layouts import TRANSPOSED, full_precision, on_grid
 from alges_fast.last_layer.running import (
     Pass,
@@ -32,7 +39,7 @@ from alges_fast.last_layer.running import (
 )
 from alges_fast.last_layer.tail import Tail, describe_tail
 from alges_fast.losses import Loss
-from alges_fast.ops import PixelGradients, check_outputs
+from alges_fast.ops import PixelGradients, check_outputs, one_pass_with_hidden
 from alges_fast.windows import cell_boxes, class_changes, whole_box
 
 __all__ = ["OUTLINE", "LastLayer"]
@@ -61,6 +68,8 @@ class LastLayer:
     module: nn.Module
     n_classes: int
     _mixes_images: str | None = field(repr=False, compare=False)
+    _hidden: nn.Module | None = field(default=None, repr=False, compare=False)
+    """The layer before it, where the model is no more than this: layer, ReLU, last layer, pixel by pixel."""
     _tails: dict[tuple[int, ...], Tail] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
@@ -89,7 +98,8 @@ class LastLayer:
             traced = trace(model, example)
             chosen = choose(traced, name)
             n_classes, mixes_images = traced.logits.shape[1], batch_norm_without_statistics(model)
-            layer = cls(model, chosen.name, chosen.module, n_classes, mixes_images)
+            hidden = hidden_layer(traced, chosen)
+            layer = cls(model, chosen.name, chosen.module, n_classes, mixes_images, hidden)
             layer._tail(example)
         return layer
 
@@ -166,6 +176,21 @@ class LastLayer:
         check_outputs(outputs)
         return PixelGradients(**self.measure(images, outputs, regions=regions, loss=loss, backend=backend))
 
+    def reads_as_kept(self, images: Tensor, outputs: Sequence[str] = ()) -> bool:
+        """Whether `measure`, with the default loss and backend, reads these images where they are for these outputs, in
+        whatever floating type and layout they are kept, and stores nothing of their size.
+
+        So it is on the CPU for a model of single pixels with one hidden layer, such as the head of a frozen encoder. An
+        infinity or NaN in an image is then a NaN or infinity in all of its outputs but `class_pixels`.
+        """
+        hidden = self._hidden
+        if hidden is None or OUTLINE in outputs or torch.is_autocast_enabled("cpu"):
+            return False
+        weights: tuple[Any, Any] = (hidden.weight, self.module.weight)
+        if any(weight.dtype not in (torch.float32, images.dtype) for weight in weights):
+            return False
+        return one_pass_with_hidden(images, *weights)
+
     def features(self, images: Tensor) -> Tensor:
         """The layer's input (B, d, *grid), channels first, in eval mode and the caller's autocast state.
 
@@ -229,6 +254,9 @@ class LastLayer:
         request = Request(of_op, loss, valid, backend)
         with torch.inference_mode(False), torch.no_grad(), evaluating(self.model):
             images = outside_inference_mode(images)
+            in_one_pass = loss is None and backend in (None, "cpu") and self.reads_as_kept(images, outputs)
+            if not in_one_pass:
+                images = self._of_the_models_type(images)
             tail = self._tail_for(images, loss)
             if (reason := self._why_undefined(of_op, tail)) is not None:
                 raise ValueError(reason)
@@ -237,6 +265,8 @@ class LastLayer:
             if not tail.keeps_grid or isinstance(self.module, TRANSPOSED):
                 run = self._run(images, record_tail=tail.resize is None)
                 boxes = ThroughTail(self.module, run, tail, request)
+            elif tail.absent and in_one_pass:
+                boxes = OnOwnGrid(self.module, images, None, request, self._hidden)
             elif tail.absent and loss is None:
                 # The op makes the logits itself; only the boundaries between classes need the whole map.
                 run = self._run(images, record_tail=False) if OUTLINE in outputs else None
@@ -254,6 +284,13 @@ class LastLayer:
                     outlines = _outlines(run.logits, regions or (1, 1))
                     found[OUTLINE] = outlines[:, 0] if regions is None else outlines
         return found
+
+    def _of_the_models_type(self, images: Tensor) -> Tensor:
+        """Images that `reads_as_kept` invites to leave in a narrower type, for where the model runs all the same."""
+        if self._hidden is None or torch.is_autocast_enabled(images.device.type):
+            return images
+        weight: Any = self._hidden.weight
+        return images.to(weight.dtype)
 
     def _input(self, images: Tensor) -> Tensor:
         return run_up_to(self.model, self.name, self.module, images)
@@ -310,6 +347,7 @@ class LastLayer:
         if key not in self._tails:
             with torch.no_grad(), resizes_in_one_operation():
                 example = images[:1] if len(images) else images.new_zeros(1, *images.shape[1:])
+                example = self._of_the_models_type(example)
                 run = self._run(without_nan(example), record_tail=True)
                 self._tails[key] = describe_tail(run, self.module)
         return self._tails[key]

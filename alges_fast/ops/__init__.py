@@ -1,5 +1,21 @@
 """Fused ops over the input of a segmentation model's last layer."""
 
-from alges_fast.ops.pixel_gradients import BACKENDS, OUTPUTS, PixelGradients, check_outputs, pixel_gradients
+from alges_fast.ops.pixel_gradients import (
+    BACKENDS,
+    OUTPUTS,
+    PixelGradients,
+    check_outputs,
+    hidden_pixel_gradients,
+    one_pass_with_hidden,
+    pixel_gradients,
+)
 
-__all__ = ["BACKENDS", "OUTPUTS", "PixelGradients", "check_outputs", "pixel_gradients"]
+__all__ = [
+    "BACKENDS",
+    "OUTPUTS",
+    "PixelGradients",
+    "check_outputs",
+    "hidden_pixel_gradients",
+    "one_pass_with_hidden",
+    "pixel_gradients",
+]

@@ -32,6 +32,12 @@ def unsupported(problem: Problem) -> str | None:
         return "it computes in float32; float64 runs on backend 'reference'"
     if scratch_bytes(problem) == 0:
         channels, classes, kernel = problem.channels, problem.classes, problem.kernel
+        if problem.hidden is not None:
+            inputs = problem.features.shape[1]
+            return (
+                f"{inputs} inputs, {channels} hidden channels and {classes} classes, with a kernel of {kernel}: the "
+                "hidden layer takes more than 256 KB, or the kernel more than a pixel"
+            )
         return (
             f"{channels} channels and {classes} classes with a kernel of {kernel}: 32 positions of them "
             "take more than the 768 KB of a thread's scratch memory"
@@ -55,4 +61,12 @@ def scratch_bytes(problem: Problem) -> int:
 def _call(problem: Problem, outputs: list[int]) -> Any:
     kernels = cpu_kernels()
     assert kernels is not None
-    return kernels.PixelGradientsCall(**operands(problem), outputs=outputs, threads=torch.get_num_threads())
+    hidden: dict[str, int] = {}
+    if problem.hidden is not None:
+        weight, bias = problem.hidden
+        hidden = {
+            "inputs": weight.shape[1],
+            "hidden_weight": weight.data_ptr(),
+            "hidden_bias": 0 if bias is None else bias.data_ptr(),
+        }
+    return kernels.PixelGradientsCall(**operands(problem), **hidden, outputs=outputs, threads=torch.get_num_threads())

@@ -25,6 +25,8 @@ def unsupported(problem: Problem) -> str | None:
     """Why this backend cannot run these inputs."""
     if problem.features.device.type != "cuda":
         return f"features are on {problem.features.device}, not on a CUDA device"
+    if problem.hidden is not None:
+        return "a hidden layer; it runs on backends 'cpu' and 'reference'"
     if problem.features.dtype == torch.float64:
         return "float64 features; it computes in float32"
     reason = _native.cuda_unavailable(problem.features.device.index)

@@ -21,7 +21,15 @@ from torch import Tensor
 from alges_fast.backends import check_backend, choose_backend, say_what_was_passed_over
 from alges_fast.ops.problem import OUTPUTS, Problem, check_outputs
 
-__all__ = ["BACKENDS", "OUTPUTS", "PixelGradients", "check_outputs", "pixel_gradients"]
+__all__ = [
+    "BACKENDS",
+    "OUTPUTS",
+    "PixelGradients",
+    "check_outputs",
+    "hidden_pixel_gradients",
+    "one_pass_with_hidden",
+    "pixel_gradients",
+]
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 _MODULES = {
@@ -113,11 +121,56 @@ def pixel_gradients(
     """
     check_outputs(outputs)
     _validate(features, weight, bias, logits, residual, valid, backend)
-    requested = 0
-    for name in outputs:
-        requested |= 1 << OUTPUTS.index(name)
-    found = iter(_op(features, weight, bias, logits, residual, valid, requested, backend or "auto"))
-    return PixelGradients(*[next(found) if requested >> bit & 1 else None for bit in range(len(OUTPUTS))])
+    requested = _mask(outputs)
+    return _named(_op(features, weight, bias, logits, residual, valid, requested, backend or "auto"), requested)
+
+
+def hidden_pixel_gradients(
+    inputs: Tensor,
+    hidden_weight: Tensor,
+    hidden_bias: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    outputs: Sequence[str] = ("image", "semantic"),
+    valid: Tensor | None = None,
+    backend: str | None = None,
+) -> PixelGradients:
+    """`pixel_gradients` of features = relu(hidden_weight * inputs + hidden_bias), which are stored nowhere.
+
+    For a head over features that are kept: what a pixel's features are made of is read once, and they stay in the cache
+    from the hidden layer to the last sum. An infinity among the inputs is a NaN among the features.
+
+    Args:
+        inputs: (B, c, *spatial), as the features of `pixel_gradients`. A pixel's channels had better lie together.
+        hidden_weight, hidden_bias: (d, c) or (d, c, 1, ...), and (d,) or None; inputs' type or float32.
+        weight: (K, d) or (K, d, 1, ...).
+        bias, outputs, valid: as for `pixel_gradients`.
+        backend: "cpu" or "reference"; default the first that can run here.
+
+    Raises:
+        ValueError, TypeError: as `pixel_gradients`; a kernel larger than 1.
+    """
+    check_outputs(outputs)
+    for name, operand in (("hidden_weight", hidden_weight), ("weight", weight)):
+        if isinstance(operand, Tensor) and (operand.ndim < 2 or any(size != 1 for size in operand.shape[2:])):
+            raise ValueError(f"{name} must have a kernel of 1, got shape {_shape(operand)}")
+    _validate(inputs, hidden_weight, hidden_bias, None, None, valid, backend)
+    # What is known of the features: their shape, and that they have the inputs' type or float32.
+    features = inputs.new_empty(()).expand(len(inputs), len(hidden_weight), *inputs.shape[2:])
+    _validate(features, weight, bias, None, None, valid, backend)
+    requested = _mask(outputs)
+    found = _op(inputs, weight, bias, None, None, valid, requested, backend or "auto", hidden_weight, hidden_bias)
+    return _named(found, requested)
+
+
+def one_pass_with_hidden(inputs: Tensor, hidden_weight: Tensor, weight: Tensor) -> bool:
+    """Whether `hidden_pixel_gradients` runs these in one pass over the inputs, whatever the outputs: on the CPU, for
+    what fits its cache."""
+    if inputs.device.type != "cpu" or inputs.dtype not in _DTYPES or _unavailable("cpu") is not None:
+        return False
+    problem = _canonical(inputs, weight, None, None, None, None, frozenset(OUTPUTS), hidden_weight, None)
+    return _module("cpu").unsupported(problem) is None
 
 
 def preferred_backends(device: str, *, kernel: bool, float32: bool, channels: int) -> tuple[str, ...]:
@@ -138,6 +191,18 @@ def preferred_backends(device: str, *, kernel: bool, float32: bool, channels: in
     if kernel or (float32 and channels > 128):
         return "cuda", "triton", "reference"
     return "triton", "cuda", "reference"
+
+
+def _mask(outputs: Sequence[str]) -> int:
+    requested = 0
+    for name in outputs:
+        requested |= 1 << OUTPUTS.index(name)
+    return requested
+
+
+def _named(found: Sequence[Tensor], requested: int) -> PixelGradients:
+    values = iter(found)
+    return PixelGradients(*[next(values) if requested >> bit & 1 else None for bit in range(len(OUTPUTS))])
 
 
 def _validate(
@@ -223,7 +288,7 @@ def _name(dtype: torch.dtype) -> str:
 _library = torch.library.Library("alges_fast", "DEF")
 _library.define(
     "pixel_gradients(Tensor features, Tensor weight, Tensor? bias, Tensor? logits, Tensor? residual, Tensor? valid, "
-    "int outputs, str backend) -> Tensor[]"
+    "int outputs, str backend, Tensor? hidden_weight=None, Tensor? hidden_bias=None) -> Tensor[]"
 )
 _op = torch.ops.alges_fast.pixel_gradients.default
 
@@ -238,12 +303,14 @@ def _run(
     valid: Tensor | None,
     requested: int,
     backend: str,
+    hidden_weight: Tensor | None = None,
+    hidden_bias: Tensor | None = None,
 ) -> list[Tensor]:
     names = [name for bit, name in enumerate(OUTPUTS) if requested >> bit & 1]
     if features.numel() == 0 or not names:
         empty = _allocate(features, weight, bias, logits, residual, valid, requested, backend)
         return [tensor.zero_() for tensor in empty]
-    problem = _canonical(features, weight, bias, logits, residual, valid, frozenset(names))
+    problem = _canonical(features, weight, bias, logits, residual, valid, frozenset(names), hidden_weight, hidden_bias)
     module = _module(_choose(problem, backend))
     found = module.run(problem)
     shapes = _shapes(features, weight)
@@ -259,6 +326,8 @@ def _allocate(
     valid: Tensor | None,
     requested: int,
     backend: str,
+    hidden_weight: Tensor | None = None,
+    hidden_bias: Tensor | None = None,
 ) -> list[Tensor]:
     dtype = _accumulator(features)
     return [
@@ -281,7 +350,8 @@ def _accumulator(features: Tensor) -> torch.dtype:
 
 def _shapes(features: Tensor, weight: Tensor) -> dict[str, tuple[int, ...]]:
     """The public shape of every output, in the order of OUTPUTS."""
-    batch, channels, *spatial = features.shape
+    batch, _, *spatial = features.shape
+    channels = weight.shape[1]
     per_weight, per_class = (batch, *weight.shape), (batch, weight.shape[0])
     shapes = {"norm_map": (batch, *spatial), "feature_sum": (batch, channels)}
     shapes |= dict.fromkeys(("image", "semantic_vector"), per_weight)
@@ -297,6 +367,8 @@ def _canonical(
     residual: Tensor | None,
     valid: Tensor | None,
     outputs: frozenset[str],
+    hidden_weight: Tensor | None,
+    hidden_bias: Tensor | None,
 ) -> Problem:
     missing = 5 - features.ndim
     dtype = _accumulator(features)
@@ -307,19 +379,28 @@ def _canonical(
                 tensor = tensor.unsqueeze(axis)
         return tensor
 
+    def small(tensor: Tensor) -> Tensor:
+        return tensor.to(dtype).contiguous()
+
     while weight.ndim < 5:
         weight = weight.unsqueeze(2)
     grid = three_axes(features, 2)
     assert grid is not None
     return Problem(
         features=grid,
-        weight=weight.to(dtype).contiguous(),
-        bias=None if bias is None else bias.to(dtype).contiguous(),
+        weight=small(weight),
+        bias=None if bias is None else small(bias),
         logits=three_axes(logits, 2),
         residual=three_axes(residual, 2),
         valid=three_axes(valid, 1),
         outputs=outputs,
         weight_dtype=weight.dtype,
+        hidden=None
+        if hidden_weight is None
+        else (
+            small(hidden_weight.flatten(1)),
+            None if hidden_bias is None else small(hidden_bias),
+        ),
     )
 
 

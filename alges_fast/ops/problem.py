@@ -57,6 +57,8 @@ class Problem:
         logits, residual: (B, K, D, H, W) in the features' type or float32, any strides, or None.
         valid: (B, D, H, W) bool, any strides, or None for all.
         outputs: names out of `OUTPUTS`.
+        hidden: weight (d, c) and bias (d,) of a layer in front, contiguous, in `accumulator`; `features` are then its
+            inputs (B, c, D, H, W), and what is written of features holds for relu(weight * inputs + bias). None: none.
         weight_dtype: the type the weight was given in, in which its values are exact.
 
     B and the number of pixels are at least 1: empty calls never reach a backend. What an invalid pixel holds never
@@ -71,6 +73,7 @@ class Problem:
     valid: Tensor | None
     outputs: frozenset[str]
     weight_dtype: torch.dtype = torch.float32
+    hidden: tuple[Tensor, Tensor | None] | None = None
 
     @property
     def accumulator(self) -> torch.dtype:
@@ -82,7 +85,7 @@ class Problem:
 
     @property
     def channels(self) -> int:
-        return self.features.shape[1]
+        return self.weight.shape[1]
 
     @property
     def classes(self) -> int:

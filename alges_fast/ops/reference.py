@@ -39,6 +39,10 @@ def run(problem: Problem) -> dict[str, Tensor]:
 def _one_image(problem: Problem, index: int) -> dict[str, Tensor]:
     dtype, outputs = problem.accumulator, problem.outputs
     features = problem.features[index].to(dtype)
+    if problem.hidden is not None:
+        weight, bias = problem.hidden
+        features = _convolve(features, weight.view(*weight.shape, 1, 1, 1), bias)
+        features = torch.where(features < 0, features * 0, features)  # -inf becomes NaN, not 0
     if problem.valid is None:
         valid = torch.ones_like(features[0], dtype=torch.bool)
     else:

@@ -64,6 +64,8 @@ def unavailable() -> str | None:
 def unsupported(problem: Problem) -> str | None:
     """Why this backend cannot run these inputs."""
     device = problem.features.device
+    if problem.hidden is not None:
+        return "a hidden layer runs on backends 'cpu' and 'reference' alone"
     if problem.features.dtype == torch.float64:
         return "float64 runs on the reference backend alone"
     if problem.classes > _MOST_CLASSES:

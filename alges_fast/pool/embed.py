@@ -141,15 +141,28 @@ def embed_pool(
         def score(batch: Batch) -> Scored:
             nonlocal last_layer
             known_by = checksums(batch.images) if files else [0] * len(batch.ids)
-            images = to_device(batch.images, device, parameter.dtype, channels_last, transform)
+            as_kept = (
+                device.type == "cpu"
+                and transform is None
+                and loss is None
+                and backend in (None, "cpu")
+                and isinstance(last_layer, LastLayer)
+                and last_layer.reads_as_kept(batch.images, names)
+            )
+            images = batch.images
+            if not as_kept:
+                images = to_device(images, device, parameter.dtype, channels_last, transform)
             if not isinstance(last_layer, LastLayer):
                 last_layer = LastLayer.find(model, images[:1], name=last_layer)
             parts = []
-            for part in in_parts(images):
+            for part in (images,) if as_kept else in_parts(images):
                 found = last_layer.measure(part, names, regions=regions, loss=loss, backend=backend)
                 parts.append([found[name] for name in names])
             values = [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
-            return Scored(batch, known_by, *to_host([are_finite(images), *values]))
+            # Of what is read as it is kept every NaN and infinity shows in the results, so one pass is enough.
+            shown = as_kept and set(names) != {"class_pixels"} and all(bool(v.isfinite().all()) for v in values)
+            finite = torch.ones(len(images), dtype=torch.bool) if shown else are_finite(images)
+            return Scored(batch, known_by, *to_host([finite, *values]))
 
         advance(start)
         waiting: Scored | None = None

@@ -139,22 +139,14 @@ class Source:
                 some = positions[at : at + self.step]
                 yield Batch(some, some, _tensor(self.pool[some.start : some.stop : some.step], "pool"))
             return
-        named: list[tuple[int, Id]] = []
-        images = torch.empty(0)
-        for number, position in enumerate(positions, first):
-            id, image = _item(self.pool[position], position)
-            if named and (image.shape, image.dtype, image.device) != (images.shape[1:], images.dtype, images.device):
-                yield _batch(named, images)
-                named = []
-            if not named:
-                images = _room_for(self.step - number % self.step, image)
-            images[len(named)] = image  # at once: a reader may give the next image in the same memory
-            named.append((position, id))
-            if len(named) == len(images):
-                yield _batch(named, images)
-                named = []
-        if named:
-            yield _batch(named, images)
+        ids, view_of = known_ids(self.pool), getattr(self.pool, "view_of", None)
+        for at in range(0, len(positions), self.step):
+            some = positions[at : at + self.step]
+            view = None if ids is None or view_of is None else view_of(some)
+            if ids is None or view is None:
+                yield from _copied(self.pool, some)
+            else:
+                yield Batch(some, [ids[position] for position in some], view)
 
     def any_image(self) -> Batch:
         """A batch of one, for a rank that has no image of its own."""
@@ -208,6 +200,22 @@ class Source:
                 "asked for: its collate_fn must give every image it gets, and once; on_nan='skip' leaves out images "
                 "of NaN"
             )
+
+
+def _copied(pool: Sequence[Any], positions: Sequence[int]) -> Iterator[Batch]:
+    """These images as a batch, or where their size or type changes as several."""
+    named: list[tuple[int, Id]] = []
+    images = torch.empty(0)
+    for number, position in enumerate(positions):
+        id, image = _item(pool[position], position)
+        if named and (image.shape, image.dtype, image.device) != (images.shape[1:], images.dtype, images.device):
+            yield _batch(named, images)
+            named = []
+        if not named:
+            images = _room_for(len(positions) - number, image)
+        images[len(named)] = image  # at once: a reader may give the next image in the same memory
+        named.append((position, id))
+    yield _batch(named, images)
 
 
 def _item(item: object, position: int) -> tuple[Id, Tensor]:

@@ -15,16 +15,28 @@ namespace {
 // Bytes: of one thread's features, residuals and transposed features, preferably and at most; of all the sums of one
 // image's chunks; of weights rearranged once for all threads.
 constexpr int64_t kBlockGoal = 512 << 10, kBlockLimit = 768 << 10, kPartialLimit = 224 << 10, kWeightLimit = 128 << 10;
+// Bytes of a hidden layer's weights and of the inputs of kGroup positions, each: beside a block they fit in L2.
+constexpr int64_t kHiddenLimit = 256 << 10;
 // Bytes of products whose lanes are held apart: beside the residuals and features of a step they fit in L1.
 constexpr int64_t kLaneLimit = 28 << 10;
 // Channels that the logits read side by side from the image; more are copied first, one after the other.
 constexpr int64_t kMostStreams = 64;
 constexpr int64_t kMaxChunks = 16;
+// From so many images a thread on, a thread does whole images: nobody waits for others but at the end.
+constexpr int64_t kWholeImages = 8;
 // Below this many flops waking threads costs more than it saves.
 constexpr double kSerialFlops = 2e6;
 
 constexpr int64_t kWidest = 16;    // floats in a vector of the widest instruction set
 constexpr int64_t kLargestTile = 16;
+
+int thread_number() {
+#ifdef _OPENMP
+  return omp_get_thread_num();
+#else
+  return 0;
+#endif
+}
 
 int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
@@ -60,14 +72,21 @@ struct Layout {
   }
 };
 
+// Parts that so many terms, of so many channels, are added up in.
+int64_t runs_of(int64_t terms, int64_t channels) {
+  return terms <= kTerms * 4 / 3 ? 1 : std::min(channels, (terms + kTerms - 1) / kTerms);
+}
+
 bool make_plan(const PixelGradientsCall& call, PixelGradientsPlan& plan, std::vector<int64_t>& offsets) {
   const int64_t *kernel = call.kernel, K = call.classes, d = call.channels;
   plan.taps = kernel[0] * kernel[1] * kernel[2];
   plan.pitch = call.size[2] + kernel[2] / 2;
   plan.plane = plan.pitch * call.size[1];
   plan.padded_channels = round_up(d, kWidest);
-  const int64_t terms = d * plan.taps;
-  plan.runs = terms <= kTerms * 4 / 3 ? 1 : std::min(d, (terms + kTerms - 1) / kTerms);
+  plan.runs = runs_of(d * plan.taps, d);
+  plan.hidden_runs = runs_of(call.inputs, call.inputs);
+  plan.hidden_packed = round_up(d * call.inputs, kWidest);
+  if (call.hidden_weight && (plan.taps > 1 || std::max(d, kGroup) * call.inputs * 4 > kHiddenLimit)) return false;
   plan.norms = call.semantic || call.norm_map;
   plan.predict = call.need_prediction(call.residual.data != nullptr);
   plan.shared_weights = K * d * plan.taps * 4 <= kWeightLimit;
@@ -122,6 +141,7 @@ bool make_plan(const PixelGradientsCall& call, PixelGradientsPlan& plan, std::ve
   at.class_vectors = layout.take(K * kWidest);
   at.lane_sums = layout.take(plan.along_positions ? plan.padded_channels * K * kWidest : 0);
   at.weights = layout.take(plan.shared_weights ? 0 : std::min(K, kLargestTile) * ((d + plan.runs - 1) / plan.runs) * plan.taps);
+  at.inputs = layout.take(call.inputs * kGroup);
   at.size = layout.size;
   return true;
 }
@@ -240,7 +260,8 @@ struct Work {
   std::vector<int64_t> offsets;
   bool fits;
   int threads;
-  int64_t group;  // images whose partials are held at one time
+  bool whole_images;  // an image is done by one thread
+  int64_t group;      // images whose partials are held at one time
   int64_t packed_floats, partial_floats, total_floats;
 
   explicit Work(const PixelGradientsCall& given) : call(given) {
@@ -249,10 +270,12 @@ struct Work {
     if (!fits) return;
     const Partials partials(call, plan);
     plan.chunks = partials.chunks;
-    const double flops = 4.0 * call.batch * call.classes * call.channels * plan.taps * call.size[0] * plan.plane;
+    const double per_position = 4.0 * call.classes * call.channels * plan.taps + 2.0 * call.channels * call.inputs;
+    const double flops = per_position * call.batch * call.size[0] * plan.plane;
     threads = flops < kSerialFlops ? 1 : static_cast<int>(std::min<int64_t>(call.threads, call.batch * plan.chunks));
-    group = std::min(call.batch, std::max<int64_t>(1, threads * kPartialLimit / (plan.chunks * partials.floats * 4)));
-    packed_floats = plan.shared_weights ? round_up(call.classes * call.channels * plan.taps, kWidest) : 0;
+    whole_images = call.batch >= kWholeImages * threads;
+    group = whole_images ? threads : std::min(call.batch, std::max<int64_t>(1, threads * kPartialLimit / (plan.chunks * partials.floats * 4)));
+    packed_floats = plan.hidden_packed + (plan.shared_weights ? round_up(call.classes * call.channels * plan.taps, kWidest) : 0);
     partial_floats = round_up(group * plan.chunks * partials.floats, kWidest);
     total_floats = packed_floats + partial_floats + threads * plan.scratch.size;
   }
@@ -273,23 +296,33 @@ void pixel_gradients(PixelGradientsCall given) {
   const Buffer buffer = allocate(work.total_floats);
   float *const packed = buffer.get(), *const sums = packed + work.packed_floats, *const scratch = sums + work.partial_floats;
 
-  if (plan.shared_weights) ALGES_DISPATCH(pack_weights(call, packed));
+  if (work.packed_floats) ALGES_DISPATCH(pack_weights(call, plan, packed));
+  const auto add_up = [&](int64_t image, int64_t chunk, int64_t index, float* mine) {
+    const PixelGradientsPartial partial = partials.at(call, sums, index, image);
+    partials.zero(partial);
+    ALGES_DISPATCH(accumulate(call, plan, image, chunk, packed, mine, partial));
+  };
+  if (work.whole_images) {
+#pragma omp parallel num_threads(work.threads) if (work.threads > 1)
+    {
+      const int64_t thread = thread_number(), first = thread * plan.chunks;
+      float* const mine = scratch + thread * plan.scratch.size;
+#pragma omp for schedule(dynamic)
+      for (int64_t image = 0; image < call.batch; ++image) {
+        for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) add_up(image, chunk, first + chunk, mine);
+        finish(call, plan, partials, sums, mine, first, image);
+      }
+    }
+    return;
+  }
   for (int64_t begin = 0; begin < call.batch; begin += work.group) {
     const int64_t images = std::min(work.group, call.batch - begin), tasks = images * plan.chunks;
 #pragma omp parallel num_threads(work.threads) if (work.threads > 1)
     {
-#ifdef _OPENMP
-      float* const mine = scratch + omp_get_thread_num() * plan.scratch.size;
-#else
-      float* const mine = scratch;
-#endif
+      float* const mine = scratch + thread_number() * plan.scratch.size;
 #pragma omp for schedule(dynamic)
-      for (int64_t task = 0; task < tasks; ++task) {
-        const int64_t image = begin + task / plan.chunks;
-        const PixelGradientsPartial partial = partials.at(call, sums, task, image);
-        partials.zero(partial);
-        ALGES_DISPATCH(accumulate(call, plan, image, task % plan.chunks, packed, mine, partial));
-      }
+      for (int64_t task = 0; task < tasks; ++task)
+        add_up(begin + task / plan.chunks, task % plan.chunks, task, mine);
 #pragma omp for schedule(static)
       for (int64_t i = 0; i < images; ++i) finish(call, plan, partials, sums, mine, i * plan.chunks, begin + i);
     }

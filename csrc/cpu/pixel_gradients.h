@@ -18,6 +18,11 @@ struct PixelGradientsCall : Outputs {
   Operand features, logits, residual, valid;
   const float* weight;  // (K, d, *kernel)
   const float* bias;    // (K,) or null
+  // A hidden layer of pixels in front of it: `features` are then its inputs, of so many channels, and the last layer's
+  // input relu(hidden_weight * inputs + hidden_bias) is made block by block. With a 1 x 1 kernel alone.
+  int64_t inputs = 0;
+  const float* hidden_weight = nullptr;  // (d, inputs), null where there is none
+  const float* hidden_bias = nullptr;    // (d,) or null
   int threads;
 };
 
@@ -47,12 +52,14 @@ struct PixelGradientsPlan {
   int64_t padded_channels;  // d rounded up to 16
   int64_t runs;             // parts that dot products over channels and taps are added up in
   bool predict, norms;      // whether anything needs the prediction; whether anything needs norms
+  int64_t hidden_runs;      // the same of the hidden layer
+  int64_t hidden_packed;    // floats of its weights, rearranged, in front of the last layer's
   bool shared_weights;      // weights are rearranged once; otherwise, being large, by each thread as it needs them
 
   // A thread's scratch, as offsets in floats, and its size.
   struct {
     int64_t features, residual, columns, squares, patch_squares, norms, own_residual, best, inverse, entropy, prediction, mask;
-    int64_t class_sums, class_counts, class_vectors, lane_sums, weights, size;
+    int64_t class_sums, class_counts, class_vectors, lane_sums, weights, inputs, size;
   } scratch;
 };
 
@@ -75,7 +82,7 @@ void pixel_gradients(PixelGradientsCall call);
 
 #define ALGES_DECLARE(isa)                                                                                       \
   namespace isa {                                                                                                \
-  void pack_weights(const PixelGradientsCall&, float* packed);                                                   \
+  void pack_weights(const PixelGradientsCall&, const PixelGradientsPlan&, float* packed);                        \
   void accumulate(const PixelGradientsCall&, const PixelGradientsPlan&, int64_t image, int64_t chunk,            \
                   const float* packed, float* scratch, const PixelGradientsPartial&);                            \
   }

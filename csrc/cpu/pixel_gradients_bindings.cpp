@@ -7,9 +7,12 @@ namespace alges {
 namespace {
 
 PixelGradientsCall call_of(const Sizes& shape, const Given& features, uintptr_t weight, uintptr_t bias, const Given& logits,
-                           const Given& residual, const Given& valid, const Addresses& outputs, int threads) {
+                           const Given& residual, const Given& valid, const Addresses& outputs, int threads, int64_t inputs,
+                           uintptr_t hidden_weight, uintptr_t hidden_bias) {
   check_sizes(shape);
   if (!features || !std::get<0>(*features) || !weight) throw std::invalid_argument("features and weight must be given");
+  if (inputs < 0 || inputs > (int64_t{1} << 30) || (inputs > 0) != (hidden_weight != 0))
+    throw std::invalid_argument("inputs and hidden_weight go together");
   if (threads < 1) throw std::invalid_argument("threads must be at least 1");
   PixelGradientsCall call;
   call.batch = shape[0], call.channels = shape[1], call.classes = shape[2];
@@ -20,6 +23,9 @@ PixelGradientsCall call_of(const Sizes& shape, const Given& features, uintptr_t 
   call.valid = operand(valid);
   call.weight = pointer<const float>(weight);
   call.bias = pointer<const float>(bias);
+  call.inputs = inputs;
+  call.hidden_weight = pointer<const float>(hidden_weight);
+  call.hidden_bias = pointer<const float>(hidden_bias);
   set_outputs(call, outputs);
   call.threads = threads;
   return call;
@@ -31,6 +37,7 @@ void bind_pixel_gradients_cpu(py::module_& m) {
   py::class_<PixelGradientsCall>(m, "PixelGradientsCall")
       .def(py::init(&call_of), py::arg("shape"), py::arg("features"), py::arg("weight"), py::arg("bias"), py::arg("logits"),
            py::arg("residual"), py::arg("valid"), py::arg("outputs"), py::arg("threads"),
+           py::arg("inputs") = 0, py::arg("hidden_weight") = 0, py::arg("hidden_bias") = 0,
            "As csrc/bindings.h has it: sizes, operands, and the addresses of weight, bias and outputs.")
       .def("scratch", &pixel_gradients_scratch, "Bytes of scratch; 0 where the inputs are too large to run.")
       .def("run", &pixel_gradients, py::call_guard<py::gil_scoped_release>());

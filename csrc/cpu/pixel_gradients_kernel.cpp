@@ -1,14 +1,16 @@
 // One chunk of one image. For each block of positions:
 //
 //   1. features    copied to scratch as d rows of positions in float32; with a 1 x 1 kernel and few channels by step 2,
-//                  which reads them anyway
+//                  which reads them anyway; or made there by a hidden layer, a register tile of its channels x positions,
+//                  from rows of inputs for kGroup positions at a time
 //   2. logits      s = W z + b, a register tile of classes x positions, positions along the lanes; and Σ z²
 //   3. residual    softmax, prediction, norms, and every sum that needs no features
 //   4. products    Σ r ⊗ z̃, a register tile of classes x channels. Where the sums are few, positions stay along the lanes
 //                  and no row is moved. Else channels lie along the lanes: features are transposed once, and the taps of a
 //                  kernel are shifts of the same transposed rows
 //
-// Steps 2 and 4 are 2 K d (kernel area) flops a pixel each, at the rate of FMA; step 3 is about 20 operations a class.
+// Steps 2 and 4 are 2 K d (kernel area) flops a pixel each, a hidden layer 2 d (its inputs), at the rate of FMA; step 3 is
+// about 20 operations a class.
 // Bytes read: the features once (a larger kernel reads rows shared by two blocks twice).
 #include "cpu/pixel_gradients.h"
 #include "cpu/vec.h"
@@ -126,11 +128,10 @@ void copy_rows(float* to, int64_t pitch, const T* from, int64_t channel_stride, 
   }
 }
 
-// Weights of n classes from `first` on, terms [begin, end) of channels and taps, as (terms, n).
-void pack_tile(const Call& call, int64_t first, int64_t n, int64_t begin, int64_t end, float* packed) {
-  const int64_t per_class = call.channels * call.kernel[0] * call.kernel[1] * call.kernel[2];
+// Rows `first` to first + n of a matrix of weights, its columns [begin, end), as (columns, n).
+void pack_tile(const float* weight, int64_t columns, int64_t first, int64_t n, int64_t begin, int64_t end, float* packed) {
   for (int64_t i = begin; i < end; ++i)
-    for (int64_t k = 0; k < n; ++k) *packed++ = call.weight[(first + k) * per_class + i];
+    for (int64_t k = 0; k < n; ++k) *packed++ = weight[(first + k) * columns + i];
 }
 
 ALGES_INLINE void add_to(float* total, Vec sums) { store(total, load(total) + sums); }
@@ -151,7 +152,8 @@ class Chunk {
       : call_(call),
         plan_(plan),
         image_(image),
-        packed_(packed),
+        packed_hidden_(packed),
+        packed_(packed + plan.hidden_packed),
         partial_(partial),
         item_(call.features.type == Type::float32 ? 4 : 2),
         pitch_(plan.windows * plan.window),
@@ -171,7 +173,8 @@ class Chunk {
         class_counts_(reinterpret_cast<int32_t*>(scratch + plan.scratch.class_counts)),
         class_vectors_(scratch + plan.scratch.class_vectors),
         lane_sums_(scratch + plan.scratch.lane_sums),
-        weights_(scratch + plan.scratch.weights) {}
+        weights_(scratch + plan.scratch.weights),
+        inputs_(scratch + plan.scratch.inputs) {}
 
   void run(int64_t first_block, int64_t last_block) {
     zero_sums();
@@ -201,7 +204,7 @@ class Chunk {
   const Call& call_;
   const Plan& plan_;
   const int64_t image_;
-  const float* const packed_;
+  const float *const packed_hidden_, *const packed_;
   const Partial& partial_;
   const int64_t item_;   // bytes of a feature
   const int64_t pitch_;  // from one row of features to the next: the positions of the block's windows
@@ -210,7 +213,7 @@ class Chunk {
   int32_t *const prediction_, *const mask_;
   float* const class_sums_;
   int32_t* const class_counts_;
-  float *const class_vectors_, *const lane_sums_, *const weights_;
+  float *const class_vectors_, *const lane_sums_, *const weights_, *const inputs_;
 
   // The block in hand.
   int64_t z_, begin_, n_;  // plane, first position, positions
@@ -295,7 +298,13 @@ class Chunk {
 
   void load_features() {
     const Operand& features = call_.features;
-    if (pointwise()) {
+    if (call_.hidden_weight) {
+      incoming_ = 0;
+      for (int64_t i = 0; i < n_; i += kGroup) {
+        load_inputs(begin_ + i);
+        hidden(features_ + i, inputs_after(begin_ + i + kGroup));
+      }
+    } else if (pointwise()) {
       // Whole spans of positions next to each other are left to the logits, which read them once and keep a copy.
       const bool adjoin = call_.size[0] == 1 && call_.size[1] == 1 && features.stride[4] == 1;
       incoming_ = plan_.read_in_place && fused() && adjoin && !call_.valid.data ? n_ / kSpan * kSpan : 0;
@@ -310,6 +319,117 @@ class Chunk {
       }
     }
     if (call_.valid.data) forget_unreached();
+  }
+
+  // The hidden layer's inputs of kGroup positions, as rows kGroup apart.
+  void load_inputs(int64_t begin) const {
+    switch (call_.features.stride[1] == 1 ? call_.features.type : Type::boolean) {
+      case Type::float32: return gather_inputs<Float32>(begin);
+      case Type::bfloat16: return gather_inputs<BFloat16>(begin);
+      case Type::float16: return gather_inputs<Float16>(begin);
+      default: copy(call_.features, call_.inputs, z_, begin, kGroup, inputs_, kGroup);
+    }
+  }
+
+  // ... where a pixel's channels lie together: squares of kLanes pixels, wherever these are, x kLanes channels.
+  template <class T>
+  void gather_inputs(int64_t begin) const {
+    const int64_t inputs = call_.inputs, whole = inputs / kLanes * kLanes;
+    const T* pixel[kGroup] = {};  // null beyond the last
+    for_rows(begin, kGroup, [&](int64_t y, int64_t x, int64_t position, int64_t n) {
+      for (int64_t i = 0; i < n; ++i) pixel[position + i] = at<T>(call_.features, image_, z_, y, x + i);
+    });
+    for (int64_t i = 0; i < kGroup; i += kLanes) {
+      const bool full = pixel[i + kLanes - 1];
+      for (int64_t c = 0; c < whole; c += kLanes) {
+        Vec square[kLanes];
+        if (full) {
+#pragma GCC unroll 16
+          for (int j = 0; j < kLanes; ++j) square[j] = T::load_vec(pixel[i + j] + c);
+        } else {
+          for (int j = 0; j < kLanes; ++j) square[j] = pixel[i + j] ? T::load_vec(pixel[i + j] + c) : Vec{};
+        }
+        transpose(square);
+#pragma GCC unroll 16
+        for (int j = 0; j < kLanes; ++j) store(inputs_ + (c + j) * kGroup + i, square[j]);
+      }
+      for (int64_t c = whole; c < inputs; ++c) {
+        T lanes[kLanes] = {};
+        for (int j = 0; j < kLanes; ++j)
+          if (pixel[i + j]) lanes[j] = pixel[i + j][c];
+        store(inputs_ + c * kGroup + i, T::load_vec(lanes));
+      }
+    }
+  }
+
+  // Where the inputs of kGroup positions from `begin` on lie in one piece, null where they do not. They are fetched during
+  // the hidden layer's first tile: squares of pixels are read in no order that the processor would foresee.
+  const char* inputs_after(int64_t begin) const {
+    const Operand& inputs = call_.features;
+    const bool adjoin = call_.size[0] == 1 && call_.size[1] == 1 && inputs.stride[1] == 1 && inputs.stride[4] == call_.inputs;
+    if (!adjoin || begin + kGroup > plan_.plane) return nullptr;
+    return static_cast<const char*>(inputs.data) + item_ * (image_ * inputs.stride[0] + begin * inputs.stride[4]);
+  }
+
+  // What the hidden layer makes of kGroup positions of inputs_, into rows of features.
+  void hidden(float* to, const char* ahead) const {
+    const Tiles tiles(channels());
+    for (int64_t tile = 0; tile < tiles.count; ++tile)
+      with_constant(tiles.size(tile), [&](auto size) {
+        constexpr int N = decltype(size)::value;
+        const int64_t first = tiles.begin(tile);
+        if (tile == 0 && ahead)
+          hidden_tile<N, true>(first, to + first * pitch_, ahead);
+        else
+          hidden_tile<N, false>(first, to + first * pitch_, nullptr);
+      });
+  }
+
+  template <int N, bool kFetch>
+  void hidden_tile(const int64_t first, float* const to, const char* ahead) const {
+    const int64_t row_bytes = kGroup * item_, inputs = call_.inputs, pitch = pitch_, runs = plan_.hidden_runs;
+    const float* const from = inputs_;
+    float bias[N];
+    for (int k = 0; k < N; ++k) bias[k] = call_.hidden_bias ? call_.hidden_bias[first + k] : 0.0f;
+    for (int64_t i = 0; i < kGroup; i += kSpan) {
+      const float* w = packed_hidden_ + first * inputs;
+      for (int64_t run = 0; run < runs; ++run) {
+        Vec sums[N][kVecs];
+#pragma GCC unroll 16
+        for (int k = 0; k < N; ++k)
+          for (int v = 0; v < kVecs; ++v) sums[k][v] = splat(run == 0 ? bias[k] : 0.0f);
+        const float* row = from + run * inputs / runs * kGroup + i;
+        const float* const end = from + (run + 1) * inputs / runs * kGroup + i;
+        do {
+          if (kFetch && i == 0) {
+            for (int64_t byte = 0; byte < row_bytes; byte += 64) __builtin_prefetch(ahead + byte, 0, 3);
+            ahead += row_bytes;
+          }
+          Vec z[kVecs];
+          for (int v = 0; v < kVecs; ++v) z[v] = load(row + v * kLanes);
+#pragma GCC unroll 16
+          for (int k = 0; k < N; ++k)
+            for (int v = 0; v < kVecs; ++v) sums[k][v] += splat(w[k]) * z[v];
+          w += N;
+          row += kGroup;
+        } while (row < end);
+        if (run > 0) {
+#pragma GCC unroll 16
+          for (int k = 0; k < N; ++k)
+            for (int v = 0; v < kVecs; ++v) sums[k][v] += load(to + k * pitch + i + v * kLanes);
+        }
+        if (run + 1 == runs) {
+          // Negative ones become 0, but for an infinity, which becomes NaN: what an input spoils shows in every output.
+#pragma GCC unroll 16
+          for (int k = 0; k < N; ++k)
+            for (int v = 0; v < kVecs; ++v)
+              sums[k][v] = select(greater(Vec{}, sums[k][v]), sums[k][v] * Vec{}, sums[k][v]);
+        }
+#pragma GCC unroll 16
+        for (int k = 0; k < N; ++k)
+          for (int v = 0; v < kVecs; ++v) store(to + k * pitch + i + v * kLanes, sums[k][v]);
+      }
+    }
   }
 
   // Features in no valid pixel's patch become 0: 0 times a NaN there would still be NaN.
@@ -404,7 +524,7 @@ class Chunk {
     if (begin >= end) return;
     for (int64_t run = 0; run < plan_.runs; ++run) {
       const int64_t c = run * channels() / plan_.runs, last = (run + 1) * channels() / plan_.runs, taps = plan_.taps;
-      if (!weights) pack_tile(call_, first, N, c * taps, last * taps, weights_);
+      if (!weights) pack_tile(call_.weight, channels() * taps, first, N, c * taps, last * taps, weights_);
       logits_run<N, kFrom, T>(step, begin, end, first, weights ? weights + c * taps * N : weights_, c, last, mask);
     }
   }
@@ -721,7 +841,7 @@ class Chunk {
   // channels-last features are one stretch that the processor fetches by itself.
   const char* ahead_of(int64_t channel) const {
     const Operand& features = call_.features;
-    if (!pointwise() || call_.size[1] > 1 || features.stride[4] != 1 || begin_ + plan_.block >= plan_.plane) return nullptr;
+    if (!pointwise() || call_.hidden_weight || call_.size[1] > 1 || features.stride[4] != 1 || begin_ + plan_.block >= plan_.plane) return nullptr;
     const char* const start = static_cast<const char*>(features.data);
     return start + item_ * (image_ * features.stride[0] + channel * features.stride[1] + z_ * features.stride[2] + begin_ +
                             plan_.block);
@@ -893,11 +1013,19 @@ class Chunk {
 
 }  // namespace
 
-void pack_weights(const Call& call, float* packed) {
-  const Tiles tiles(call.classes);
-  const int64_t per_class = call.channels * call.kernel[0] * call.kernel[1] * call.kernel[2];
+namespace {
+
+void pack_tiles(const float* weight, int64_t rows, int64_t columns, float* packed) {
+  const Tiles tiles(rows);
   for (int64_t tile = 0; tile < tiles.count; ++tile)
-    pack_tile(call, tiles.begin(tile), tiles.size(tile), 0, per_class, packed + tiles.begin(tile) * per_class);
+    pack_tile(weight, columns, tiles.begin(tile), tiles.size(tile), 0, columns, packed + tiles.begin(tile) * columns);
+}
+
+}  // namespace
+
+void pack_weights(const Call& call, const Plan& plan, float* packed) {
+  if (call.hidden_weight) pack_tiles(call.hidden_weight, call.channels, call.inputs, packed);
+  if (plan.shared_weights) pack_tiles(call.weight, call.classes, call.channels * plan.taps, packed + plan.hidden_packed);
 }
 
 void accumulate(const Call& call, const Plan& plan, int64_t image, int64_t chunk, const float* packed, float* scratch,

@@ -24,7 +24,7 @@ ISA_PROGRAM = """
 import torch
 from alges_fast import pixel_gradients
 from alges_fast._native import cpu_kernels
-from alges_fast.ops import OUTPUTS
+from alges_fast.ops import OUTPUTS, hidden_pixel_gradients
 assert cpu_kernels().isa() == {isa!r}
 torch.manual_seed(0)
 for dtype, kernel, channels, classes in (
@@ -43,6 +43,17 @@ for dtype, kernel, channels, classes in (
         for name, ours, theirs in zip(OUTPUTS, found, exact):
             scale = theirs.double().abs().max().clamp(min=1).item()
             assert (ours.double() - theirs).abs().max() <= 5e-6 * scale, (name, dtype, kernel)
+        if kernel > 1:
+            continue
+        operands = torch.randn(20, channels) / channels**0.5, torch.randn(20), torch.randn(classes, 20) / 4, bias
+        given = features.to(memory_format=layout)
+        found = hidden_pixel_gradients(given, *operands, outputs=OUTPUTS, valid=valid, backend="cpu")
+        exact = hidden_pixel_gradients(
+            given.double(), *(each.double() for each in operands), outputs=OUTPUTS, valid=valid, backend="reference"
+        )
+        for name, ours, theirs in zip(OUTPUTS, found, exact):
+            scale = theirs.double().abs().max().clamp(min=1).item()
+            assert (ours.double() - theirs).abs().max() <= 5e-6 * scale, (name, dtype, "hidden")
 """
 
 MEMORY_PROGRAM = """

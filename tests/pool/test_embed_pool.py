@@ -18,8 +18,11 @@ from torch.utils.data import (
 )
 
 from alges_fast import LastLayer, embed_pool
+from alges_fast.data.frame_pool import FramePool
 from alges_fast.losses import focal
 from alges_fast.pool import pool_ids, pool_sizes
+from alges_fast.pool.source import Source
+from alges_fast.strategies.embedding import Frames
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 16])
@@ -383,3 +386,64 @@ def test_ids_file_is_one_json_value_a_line(model: nn.Module, images: Tensor, tmp
     lines = [json.loads(line) for line in (tmp_path / "image.npy.ids").read_text().splitlines()]
     assert lines[0]["output"] == "image"
     assert [line[:3] for line in lines[1:]] == [[i, f"frame_{i}", True] for i in range(N)]
+
+
+def kept_features(n: int = N) -> Tensor:
+    """Of a frozen encoder, float16 with channels last, and the head that reads them where they are."""
+    torch.manual_seed(5)
+    return torch.randn(n, 6, 7, 16).half().movedim(-1, 1)
+
+
+def head_of_features() -> nn.Module:
+    torch.manual_seed(6)
+    return nn.Sequential(nn.Conv2d(16, 8, 1), nn.ReLU(), nn.Conv2d(8, CLASSES, 1))
+
+
+@pytest.mark.parametrize("regions", [None, (2, 3)])
+def test_features_that_are_read_as_they_are_kept(regions: tuple[int, int] | None) -> None:
+    kept, head, names = kept_features(), head_of_features(), ("image", "class_mass", "class_pixels")
+    expected = embed_pool(head, kept.float(), output=names, regions=regions, backend="reference", progress=False)
+    for batch_size in (1, 4, 16):
+        found = embed_pool(head, kept, output=names, regions=regions, batch_size=batch_size, progress=False)
+        for name in names:
+            torch.testing.assert_close(found.outputs[name], expected.outputs[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("output", ["image", "class_pixels", ("class_pixels", "margin")])
+def test_a_bad_feature_is_named_as_a_bad_pixel_is(bad: float, output: str | tuple[str, ...]) -> None:
+    kept, head = kept_features(), head_of_features()
+    with torch.no_grad():
+        head[0].weight[:, 3] = head[0].weight[:, 3].abs()  # of -inf a ReLU would make 0
+    kept[7, 3, 2, 2] = bad
+    with pytest.raises(ValueError, match="NaN or infinity in the pixels of image 7;"):
+        embed_pool(head, kept, output=output, batch_size=4, progress=False)
+    found = embed_pool(head, kept, output=output, batch_size=4, on_nan="skip", progress=False)
+    assert found.ids == (*range(7), *range(8, N))
+
+
+def test_a_head_that_overflows_is_told_from_a_bad_feature() -> None:
+    head, kept = head_of_features(), kept_features()
+    layer = LastLayer.find(head, kept[:1].float())
+    with torch.no_grad():
+        head[0].weight.mul_(1e30)
+        head[2].weight.mul_(1e30)
+    with pytest.raises(ValueError, match="the pixels are finite but the model makes a NaN"):
+        embed_pool(head, kept, batch_size=4, last_layer=layer, progress=False)
+
+
+def test_a_pool_that_gives_views_of_its_images() -> None:
+    """What lies evenly spaced is not copied, the rest is; the rows are the same."""
+    kept, head = kept_features(), head_of_features()
+    ids = [f"frame_{i}" for i in range(N)]
+    stacked, copied = FramePool(ids, kept.__getitem__, kept), FramePool(ids, kept.__getitem__)
+    expected = embed_pool(head, copied, progress=False)
+    for positions in (range(N), [0, 1, 2, 4, 5, 8, 9, 10], [1, 3, 5, 7, 9], [4]):
+        subset = Frames(stacked, positions)
+        found = embed_pool(head, subset, batch_size=3, progress=False)
+        assert found.ids == tuple(ids[at] for at in positions)
+        assert torch.equal(found.values, expected.values[list(positions)])
+        batches = list(Source(subset, 0, 1, 3).batches())
+        assert [id for batch in batches for id in batch.ids] == list(found.ids)
+        shared = [batch.images.untyped_storage().data_ptr() == kept.untyped_storage().data_ptr() for batch in batches]
+        assert all(shared) == (positions != [0, 1, 2, 4, 5, 8, 9, 10])

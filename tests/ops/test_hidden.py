@@ -1,0 +1,180 @@
+"""`hidden_pixel_gradients` against the definition of `pixel_gradients` on features that are stored."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from oracle import OUTPUTS, Inputs, assert_within_budget, draw
+from torch import Tensor
+
+from alges_fast import PixelGradients
+from alges_fast._native import cpu_kernels
+from alges_fast.ops import hidden_pixel_gradients, one_pass_with_hidden
+
+BACKENDS = ["reference", *(["cpu"] if cpu_kernels() is not None else [])]
+
+
+@dataclass(frozen=True)
+class AfterHidden(Inputs):
+    """The operands of a call: `features` are the hidden layer's inputs."""
+
+    hidden_weight: Tensor | None = None
+    hidden_bias: Tensor | None = None
+
+    def to(self, target: torch.dtype | str) -> Inputs:
+        """What the definition is of, made in this type by PyTorch."""
+        assert isinstance(target, torch.dtype)
+        made = torch.einsum("dc,bc...->bd...", self.hidden_weight.to(target), self.features.to(target))
+        if self.hidden_bias is not None:
+            made = made + self.hidden_bias.to(target).view(-1, *[1] * (made.ndim - 2))
+        bias = None if self.bias is None else self.bias.to(target)
+        return Inputs(made.relu(), self.weight.to(target), bias, valid=self.valid)
+
+    def run(self, backend: str | None, outputs: Sequence[str] = OUTPUTS) -> PixelGradients:
+        return hidden_pixel_gradients(
+            self.features,
+            self.hidden_weight,
+            self.hidden_bias,
+            self.weight,
+            self.bias,
+            outputs=outputs,
+            valid=self.valid,
+            backend=backend,
+        )
+
+
+def drawn(
+    batch: int = 2,
+    classes: int = 13,
+    channels: int = 32,
+    inputs: int = 64,
+    spatial: Sequence[int] = (11, 13),
+    *,
+    valid: bool = False,
+    seed: int = 0,
+) -> AfterHidden:
+    last = draw(batch, classes, channels, spatial, given=("valid",) if valid else (), seed=seed)
+    hidden = draw(batch, channels, inputs, spatial, seed=seed + 1)
+    return AfterHidden(
+        hidden.features, last.weight, last.bias, valid=last.valid, hidden_weight=hidden.weight, hidden_bias=hidden.bias
+    )
+
+
+def channels_last(tensor: Tensor) -> Tensor:
+    return tensor.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def window_of_channels_last(tensor: Tensor) -> Tensor:
+    """The same values, amid NaN."""
+    larger = channels_last(tensor.new_full([size + 2 * (axis > 1) for axis, size in enumerate(tensor.shape)], math.nan))
+    view = larger[(..., *[slice(1, -1)] * (tensor.ndim - 2))]
+    return view.copy_(tensor)
+
+
+def every_other_channel(tensor: Tensor) -> Tensor:
+    return tensor.repeat_interleave(2, 1)[:, ::2]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("layout", [torch.clone, channels_last, window_of_channels_last, every_other_channel])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("valid", [False, True])
+def test_types_and_layouts(backend: str, layout: Callable[[Tensor], Tensor], dtype: torch.dtype, valid: bool) -> None:
+    inputs = drawn(valid=valid)
+    inputs = replace(inputs, features=layout(inputs.features.to(dtype)))
+    assert_within_budget(inputs.run(backend), inputs)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("classes", "channels", "inputs", "spatial"),
+    [
+        (1, 1, 1, (1,)),
+        (2, 3, 5, (1, 1)),
+        (13, 32, 64, (33, 31)),
+        (21, 17, 65, (5, 9)),
+        (150, 64, 130, (7, 6)),
+        (3, 33, 768, (3, 4, 5)),
+        (256, 255, 31, (9,)),
+    ],
+)
+def test_sizes(backend: str, classes: int, channels: int, inputs: int, spatial: tuple[int, ...]) -> None:
+    for layout in (torch.clone, channels_last):
+        given = drawn(1, classes, channels, inputs, spatial)
+        given = replace(given, features=layout(given.features))
+        assert_within_budget(given.run(backend), given)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_bias(backend: str) -> None:
+    inputs = replace(drawn(), bias=None, hidden_bias=None)
+    assert_within_budget(inputs.run(backend), inputs)
+
+
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="no native kernels")
+@pytest.mark.parametrize("layout", [torch.clone, channels_last])
+def test_bits_depend_neither_on_the_batch_nor_on_threads(layout: Callable[[Tensor], Tensor]) -> None:
+    """From 8 images a thread on a thread does whole images, below it parts of them."""
+    inputs = drawn(33, spatial=(24, 25), valid=True)
+    inputs = replace(inputs, features=layout(inputs.features.half()))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = [inputs.image(index).run("cpu") for index in range(33)]
+        for threads in (1, 2, 3, 7):
+            torch.set_num_threads(threads)
+            together = inputs.run("cpu")
+            for name in OUTPUTS:
+                expected = torch.cat([getattr(one, name) for one in alone])
+                assert torch.equal(getattr(together, name), expected), (name, threads)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_bad_pixel_shows_in_every_output_of_its_image_alone(backend: str, bad: float, sign: int) -> None:
+    """Where all hidden channels would be 0 for an infinity too."""
+    inputs = drawn(3)
+    inputs = replace(inputs, hidden_weight=sign * inputs.hidden_weight.abs())
+    good = inputs.run(backend)
+    features = inputs.features.half().clone()
+    features[1, 3, 4, 5] = bad
+    found = replace(inputs, features=features).run(backend)
+    compared = replace(inputs, features=inputs.features.half()).run(backend)
+    for name in OUTPUTS:
+        assert torch.equal(getattr(found, name)[::2], getattr(compared, name)[::2]), name
+        if name != "class_pixels":
+            assert not getattr(found, name)[1].isfinite().all(), name
+    assert all(getattr(good, name).isfinite().all() for name in OUTPUTS)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_does_not_count_may_hold_anything(backend: str) -> None:
+    inputs = drawn(valid=True)
+    features = torch.where(inputs.valid[:, None], inputs.features, math.nan)
+    found, expected = replace(inputs, features=features).run(backend), inputs.run(backend)
+    for name in OUTPUTS:
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), msg=name)
+
+
+def test_what_cannot_be_is_said() -> None:
+    inputs = drawn()
+    with pytest.raises(ValueError, match=r"hidden_weight must have a kernel of 1, got shape \(32, 64, 3, 3\)"):
+        replace(inputs, hidden_weight=torch.zeros(32, 64, 3, 3)).run(None)
+    with pytest.raises(ValueError, match="weight has 16 channels"):
+        replace(inputs, weight=torch.zeros(13, 16)).run(None)
+    with pytest.raises(ValueError, match="weight has 63 channels"):
+        replace(inputs, hidden_weight=torch.zeros(32, 63)).run(None)
+    large = drawn(1, 3, 64, 2000, (2, 2))
+    assert not one_pass_with_hidden(large.features, large.hidden_weight, large.weight)
+    assert_within_budget(large.run(None), large)
+    if "cpu" in BACKENDS:
+        assert one_pass_with_hidden(inputs.features, inputs.hidden_weight, inputs.weight)
+        with pytest.raises(ValueError, match=r"backend='cpu' cannot run this call: .*2000 inputs, 64 hidden channels"):
+            large.run("cpu")
