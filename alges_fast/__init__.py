@@ -3,7 +3,7 @@
 from alges_fast._native import native_status
 from alges_fast.last_layer import LastLayer
 from alges_fast.ops import PixelGradients, pixel_gradients
-from alges_fast.pool import PoolEmbeddings, embed_pool
+from alges_fast.pool import PoolEmbeddings, embed_pool, frozen_features
 from alges_fast.seeding import Seeding, k_center_greedy, kmeans_plusplus
 from alges_fast.selection import RegionSelection, Selection, select, select_regions
 from alges_fast.windows import Window
@@ -17,6 +17,7 @@ __all__ = [
     "Selection",
     "Window",
     "embed_pool",
+    "frozen_features",
     "k_center_greedy",
     "kmeans_plusplus",
     "native_status",

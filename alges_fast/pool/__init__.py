@@ -2,6 +2,7 @@
 
 from alges_fast.pool.embed import Progress, embed_pool
 from alges_fast.pool.errors import CannotContinue, FileInUse, RowsNotWritten
+from alges_fast.pool.features import Features, frozen_features
 from alges_fast.pool.rows import PoolEmbeddings
 from alges_fast.pool.source import Id, Pool, pool_ids, pool_sizes
 from alges_fast.pool.transfer import PRECISIONS
@@ -9,6 +10,7 @@ from alges_fast.pool.transfer import PRECISIONS
 __all__ = [
     "PRECISIONS",
     "CannotContinue",
+    "Features",
     "FileInUse",
     "Id",
     "Pool",
@@ -16,6 +18,7 @@ __all__ = [
     "Progress",
     "RowsNotWritten",
     "embed_pool",
+    "frozen_features",
     "pool_ids",
     "pool_sizes",
 ]

@@ -102,7 +102,10 @@ def embed_pool(
         RowsNotWritten: a file cannot be written (an OSError).
     """
     names = (output,) if isinstance(output, str) else tuple(output)
-    _validate(names, batch_size, on_nan, precision, resume, out)
+    _check_names(names)
+    validate(batch_size, precision, resume, out)
+    if on_nan not in ("raise", "skip"):
+        raise ValueError(f"on_nan must be 'raise' or 'skip', got {on_nan!r}")
     rank, world_size = _shard(rank, world_size, group)
     parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     device = parameter.device if device is None else torch.device(device)
@@ -126,13 +129,11 @@ def embed_pool(
         for name, path in zip(names, paths, strict=True):
             files[name] = RowFile(path, {"output": name, **made_by}, resume=resume)
     rows = Rows(names, files, skip_bad=on_nan == "skip")
-    first, start = source.restart(rows.done)
-    rows.go_back_to(start)
 
     if device.type == "cpu":
         keep_freed_memory()
     with (
-        _progress(progress, source.total) as advance,
+        showing(progress, source.total) as advance,
         evaluating(model),
         torch.no_grad(),
         autocast_to(device, precision),
@@ -164,42 +165,27 @@ def embed_pool(
             finite = torch.ones(len(images), dtype=torch.bool) if shown else are_finite(images)
             return Scored(batch, known_by, *to_host([finite, *values]))
 
-        advance(start)
-        waiting: Scored | None = None
-        for batch in source.batches(first):
-            if first < start:
-                rows.compare(first, batch)
-                first += len(batch.ids)
-                continue
-            scored = score(batch)
-            # One batch behind, so that a GPU has the next one to work on while this one is looked at.
-            if waiting is not None:
-                advance(rows.add(waiting))
-            waiting = scored
-        if waiting is not None:
-            advance(rows.add(waiting))
-        if not rows.done:
-            rows.add_none(score(source.any_image()))
+        rows.fill(source, score, advance)
     return rows.finish()
 
 
-def _validate(
-    names: Sequence[str], batch_size: int, on_nan: str, precision: str | None, resume: bool, out: object
-) -> None:
+def validate(batch_size: int, precision: str | None, resume: bool, out: object) -> None:
+    """Arguments that all passes over a pool have. Raises ValueError."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if precision is not None and precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    if resume and out is None:
+        raise ValueError("resume needs out, the file to continue")
+
+
+def _check_names(names: Sequence[str]) -> None:
     if not names:
         raise ValueError("output must name at least one output")
     check_outputs([name for name in names if name != OUTLINE], "output")
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"output: {name!r} is named twice")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    if on_nan not in ("raise", "skip"):
-        raise ValueError(f"on_nan must be 'raise' or 'skip', got {on_nan!r}")
-    if precision is not None and precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-    if resume and out is None:
-        raise ValueError("resume needs out, the file to continue")
 
 
 def _shard(rank: int | None, world_size: int | None, group: Any) -> tuple[int, int]:
@@ -219,7 +205,7 @@ def _shard(rank: int | None, world_size: int | None, group: Any) -> tuple[int, i
 
 
 @contextmanager
-def _progress(progress: bool | Progress, total: int | None) -> Iterator[Callable[[int], None]]:
+def showing(progress: bool | Progress, total: int | None) -> Iterator[Callable[[int], None]]:
     """A function to call with the number of images just done."""
     if callable(progress):
         report, done = progress, 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from alges_fast.pool.errors import CannotContinue
 from alges_fast.pool.row_file import RowFile
-from alges_fast.pool.source import Batch, Id, checksums
+from alges_fast.pool.source import Batch, Id, Source, checksums
 
 __all__ = ["PoolEmbeddings", "Rows", "Scored"]
 
@@ -61,6 +61,33 @@ class Rows:
         self.seen: set[Id] = set()
         self.done = min((file.done for file in files.values()), default=0)  # a kill may have come between two of them
         """Images of this rank's shard looked at so far, skipped ones included."""
+
+    def fill(self, source: Source, score: Callable[[Batch], Scored], advance: Callable[[int], None]) -> None:
+        """Score the images that are not there yet, after a look at the last ones that are.
+
+        Args:
+            source: all images of this rank's shard.
+            score: what the model makes of a batch.
+            advance: called with the number of images just done.
+        """
+        first, start = source.restart(self.done)
+        self.go_back_to(start)
+        advance(start)
+        waiting: Scored | None = None
+        for batch in source.batches(first):
+            if first < start:
+                self.compare(first, batch)
+                first += len(batch.ids)
+                continue
+            scored = score(batch)
+            # One batch behind, so that a GPU has the next one to work on while this one is looked at.
+            if waiting is not None:
+                advance(self.add(waiting))
+            waiting = scored
+        if waiting is not None:
+            advance(self.add(waiting))
+        if not self.done:
+            self.add_none(score(source.any_image()))
 
     def go_back_to(self, done: int) -> None:
         """Forget the images after the first `done`."""
