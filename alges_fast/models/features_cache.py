@@ -41,7 +41,9 @@ __all__ = ["FrozenEncoder", "load_or_fit"]
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
-FITTED_POSITIONS = 200_000
+FITTED_POSITIONS, FITTED_VALUES = 200_000, 200_000 * 192
+"""Positions of maps, and numbers in them, that the projection is fitted on: of encoders with more channels than the
+packaged one's 192 fewer positions, so that memory does not grow."""
 FITTED_FRAMES = 128
 """Frames, evenly spaced over the pool, that the projection is fitted on: the trunk runs over them twice."""
 
@@ -172,7 +174,8 @@ def _some_positions(trunk: Trunk, pool: NDArray[np.uint8], progress: Progress) -
     """(positions, channels of all maps) of frames evenly spaced over the pool."""
     frames = np.unique(np.linspace(0, len(pool) - 1, min(FITTED_FRAMES, len(pool))).round().astype(int))
     grid = grid_of(pool.shape[2:])
-    each = min(FITTED_POSITIONS // len(frames), grid[0] * grid[1])
+    positions_in_all = min(FITTED_POSITIONS, FITTED_VALUES // sum(trunk.channels))
+    each = min(positions_in_all // len(frames), grid[0] * grid[1])
     generator = np.random.default_rng(stream_seed("positions of the projection"))
     found, step = [], _batch(trunk, pool)
     for start in range(0, len(frames), step):

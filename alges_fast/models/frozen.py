@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -135,7 +135,8 @@ def grid_of(size: Sequence[int]) -> tuple[int, int]:
 
 
 def build_trunk(encoder: str, encoder_weights: str) -> Trunk:
-    """An encoder of segmentation-models-pytorch (of timm: with the prefix tu-) with pretrained weights.
+    """An encoder of segmentation-models-pytorch (of timm: with the prefix tu-) with pretrained weights; also a plain
+    vision transformer of timm, such as tu-vit_small_patch14_dinov2.lvd142m.
 
     Raises:
         UserError: an unknown encoder, or weights that cannot be had.
@@ -146,17 +147,61 @@ def build_trunk(encoder: str, encoder_weights: str) -> Trunk:
     name = fetched(encoder, encoder_weights)
     try:
         weights = True if name is not None and encoder.startswith("tu-") else name
-        model = smp.encoders.get_encoder(encoder_with_tag(encoder, name), depth=LEVELS, weights=weights)
+        if is_transformer(encoder):
+            model: nn.Module = Transformer(encoder_with_tag(encoder, name), pretrained=weights is True)
+        else:
+            model = smp.encoders.get_encoder(encoder_with_tag(encoder, name), depth=LEVELS, weights=weights)
+            _cut_after_last_level(model)
     except Exception as error:
         why = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"encoder {encoder} with {encoder_weights!r} weights cannot be had ({why[:200]}): check its name and the "
             "network, or give a file or packaged as --encoder_weights"
         ) from error
-    _cut_after_last_level(model)
     if state is not None:
         load_weights(model, state, encoder_weights)
     return Trunk(model, encoder, encoder_weights, normalisation_of(encoder, encoder_weights))
+
+
+class Transformer(nn.Module):
+    """A plain vision transformer of timm as an encoder: the patch tokens of its last layers, after its own last norm.
+
+    These are the maps that DINOv2 is judged by in segmentation (Oquab et al. 2023, 7.4, "+ms" without its scales). All
+    have one side, that of the image over the patch's; images are resized to whole patches first.
+
+    Args:
+        name: timm's, with the prefix tu-.
+        pretrained: whether timm fetches its weights.
+    """
+
+    def __init__(self, name: str, *, pretrained: bool) -> None:
+        super().__init__()
+        import timm
+
+        model: Any = cast(Any, timm.create_model(_timm_name(name), pretrained=pretrained, dynamic_img_size=True))
+        self.model = model
+        self.patch: tuple[int, int] = tuple(model.patch_embed.patch_size)
+        self.out_channels = (3, *[int(model.num_features)] * LEVELS)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        size = [math.ceil(side / patch) * patch for side, patch in zip(images.shape[2:], self.patch, strict=True)]
+        if size != list(images.shape[2:]):
+            images = F.interpolate(images, size, mode="bilinear", align_corners=False)
+        maps = self.model.forward_intermediates(images, indices=LEVELS, norm=True, intermediates_only=True)
+        return [images, *maps]
+
+
+def is_transformer(encoder: str) -> bool:
+    """Whether an encoder's name is that of a plain vision transformer of timm, which has no maps of halving sides."""
+    if not encoder.startswith("tu-"):
+        return False
+    from timm.models import is_model_in_modules
+
+    return bool(is_model_in_modules(_timm_name(encoder), ("vision_transformer", "eva", "beit", "deit")))
+
+
+def _timm_name(encoder: str) -> str:
+    return encoder.removeprefix("tu-")
 
 
 def fit_projection(joined: Tensor, channels: Sequence[int]) -> Projection:

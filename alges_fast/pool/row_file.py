@@ -187,7 +187,7 @@ def signature(function: object) -> str | None:
         return None
     if isinstance(function, nn.Module):
         return f"{type(function).__name__} {fingerprint(function)}"
-    parts = [getattr(function, "__module__", ""), _without_addresses(repr(function))]
+    parts = [getattr(function, "__module__", None) or "", _without_addresses(repr(function))]
     code = getattr(function, "__code__", None)
     if code is not None:
         plain = [value for value in code.co_consts if isinstance(value, (int, float, str))]

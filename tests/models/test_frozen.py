@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 
+from alges_fast.errors import UserError
 from alges_fast.last_layer import LastLayer
+from alges_fast.models.features_cache import load_or_fit
 from alges_fast.models.frozen import FrozenHead, FrozenModel, Projection, build_trunk, fit_projection, grid_of, join
+from alges_fast.normalisation import HALF
 
 from .small_trunk import small_trunk
 
@@ -81,3 +88,25 @@ def test_the_packaged_trunk_runs_no_stage_beyond_its_last_map() -> None:
     assert trunk.channels == (16, 24, 40, 112)
     assert len(trunk.encoder.model.blocks) == 5
     assert [tuple(level.shape[2:]) for level in trunk(torch.zeros(1, 3, 64, 64))] == [(s, s) for s in (32, 16, 8, 4)]
+
+
+def test_a_plain_transformer_of_timm_is_an_encoder_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    timm = pytest.importorskip("timm", reason="needs the extra `run`")
+    monkeypatch.setenv("ALGES_FAST_CACHE", str(tmp_path / "cache"))
+    torch.manual_seed(3)
+    transformer = timm.create_model("test_vit", dynamic_img_size=True).eval()
+    safetensors.torch.save_file(transformer.state_dict(), tmp_path / "test_vit.safetensors")
+    trunk = build_trunk("tu-test_vit", str(tmp_path / "test_vit.safetensors"))
+    assert trunk.normalisation == HALF
+    images = torch.randn(2, 3, 64, 64)
+    expected = transformer.forward_intermediates(images, indices=4, norm=True, intermediates_only=True)
+    for level, one in zip(trunk(images), expected, strict=True):
+        torch.testing.assert_close(level, one, rtol=0, atol=0)
+    assert trunk(torch.randn(1, 3, 56, 72))[0].shape == (1, 64, 4, 5)  # to whole patches of 16
+    pool = np.random.default_rng(0).integers(0, 255, (5, 3, 56, 56)).astype(np.uint8)
+    encoder = load_or_fit(trunk, pool)
+    assert encoder.cached(pool).shape == (5, 64, 14, 14)
+    whole = FrozenModel(trunk, FrozenHead(encoder.projection, 3, seed=0)).eval()
+    assert whole(torch.randn(1, 3, 56, 56)).shape == (1, 3, 56, 56)
+    with pytest.raises(UserError, match=r"encoder tu-test_vitt with .* cannot be had"):
+        build_trunk("tu-test_vitt", str(tmp_path / "test_vit.safetensors"))
