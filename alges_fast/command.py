@@ -7,9 +7,11 @@ after `=` and in a file.
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import difflib
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -30,7 +32,9 @@ __all__ = [
     "as_settings",
     "begun_with",
     "check_unchanged",
+    "complete",
     "expand_home",
+    "help_shown",
     "keep_freed_memory",
     "one_line",
     "refused",
@@ -93,6 +97,29 @@ def arguments_of(argv: Sequence[str], config_class: type) -> list[str]:
     return [
         _bracketed(argument) if argument.partition("=")[0] in lists else argument for argument in of_files + arguments
     ]
+
+
+def help_shown(argv: Sequence[str], screen: str, parser: Callable[[], argparse.ArgumentParser]) -> bool:
+    """Answer --help with a screen of what matters, and `--help all` with all that the parser says; whether asked."""
+    asked = next((position for position, argument in enumerate(argv) if argument in ("-h", "--help")), None)
+    if asked is None:
+        return False
+    if list(argv[asked + 1 : asked + 2]) == ["all"]:
+        parser().print_help()
+    else:
+        print(screen, end="")
+    return True
+
+
+def complete(parser: argparse.ArgumentParser) -> None:
+    """Answer a shell that asks for completions, where argcomplete is installed. jsonargparse does it by itself."""
+    if "_ARGCOMPLETE" not in os.environ:
+        return
+    try:
+        import argcomplete
+    except ImportError:
+        return
+    argcomplete.autocomplete(parser)
 
 
 def expand_home(config: Config) -> Config:

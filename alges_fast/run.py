@@ -19,10 +19,35 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from alges_fast._native import cpu_kernels, native_status
-from alges_fast.command import arguments_of, expand_home, keep_freed_memory, refused, run_command
+from alges_fast.command import arguments_of, expand_home, help_shown, keep_freed_memory, refused, run_command
 from alges_fast.experiment import LostProcess, Monitor, run_experiment
 from alges_fast.experiment.config import RunConfig, preset_values
 from alges_fast.report.console import summary_table
+
+HELP = """\
+usage: python -m alges_fast.run [--SETTING VALUE ...]
+
+Compare strategies of active learning on labelled data. Without settings: the
+demo, minutes on two cores. A table, results.csv and report.html go to --out;
+the same command again goes on where it stopped.
+
+  --preset NAME         demo, camvid or paper: defaults for all other settings
+  --dataset NAME        synthetic, cholecseg8k, m2caiseg or folder
+  --data_root DIR       where its files are
+  --strategies A,B,..   random,alges-img,.., or your own: path/to/file.py:Class
+  --regions none,4x4    whole frames, windows of frames, or both
+  --seeds 0,1,2         repetitions
+  --rounds 4 --init_size 10 --query_size 10
+  --architecture unet   or any other of smp's; frozen trains in seconds
+  --device auto         or cpu, cuda
+  --out DIR             one configuration a folder
+
+example:
+  python -m alges_fast.run --dataset folder --data_root DIR --regions 4x4 \\
+      --strategies random,alges-effort --architecture frozen --out runs/first
+
+All settings: --help all. More: docs/experiments.md, docs/strategies.md
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,11 +55,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     The exit code: 0, 1 where another process of the job has died, 2 for a user's mistake, 130 when interrupted.
     """
+    given = sys.argv[1:] if argv is None else argv
+    if help_shown(given, HELP, _parser):
+        return 0
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     keep_freed_memory()
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # the loaders have a lower limit
     return run_command(
-        lambda: _run(parse(sys.argv[1:] if argv is None else argv)),
+        lambda: _run(parse(given)),
         if_out_of_memory="lower --image_size or --batch_size, which is another configuration and wants another --out",
     )
 

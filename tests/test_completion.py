@@ -1,4 +1,4 @@
-"""Shells complete the commands' flags."""
+"""Shells complete the commands' steps and flags."""
 
 from __future__ import annotations
 
@@ -16,14 +16,21 @@ pytest.importorskip("jsonargparse", reason="needs the extra `run`")
 
 
 @pytest.mark.parametrize(
-    ("command", "typed", "flags"), [("run", "--data_r", "--data_root"), ("select", "--reg", "--regions")]
+    ("command", "typed", "offered"),
+    [
+        ("run", "--data_r", "--data_root"),
+        ("select", "--reg", "--regions"),
+        ("project", "next study --min", "--min_gap"),
+        ("data", "write", "write-synthetic"),
+    ],
 )
-def test_a_flag_is_completed(command: str, typed: str, flags: str, tmp_path: Path) -> None:
-    source = ROOT / "alges_fast" / f"{command}.py"
+def test_what_is_begun_is_completed(command: str, typed: str, offered: str, tmp_path: Path) -> None:
+    package = ROOT / "alges_fast" / command
+    source = package / "__main__.py" if package.is_dir() else package.with_suffix(".py")
     assert "PYTHON_ARGCOMPLETE_OK" in source.read_text()[:1024]  # what the shell's hook looks for
     line = f"python -m alges_fast.{command} {typed}"
     asked = {"COMP_LINE": line, "COMP_POINT": str(len(line)), "COMP_TYPE": "9", "_ARGCOMPLETE": "3"}
     answer = tmp_path / "answer"
     asked |= {"_ARGCOMPLETE_SHELL": "bash", "_ARGCOMPLETE_STDOUT_FILENAME": str(answer)}
     subprocess.run([sys.executable, "-m", f"alges_fast.{command}"], cwd=ROOT, env={**os.environ, **asked}, check=True)
-    assert flags in answer.read_text()
+    assert offered in answer.read_text()

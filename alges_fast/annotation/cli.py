@@ -53,7 +53,7 @@ from alges_fast.annotation.sources import (
     resized,
 )
 from alges_fast.annotation.writing import check_names, remove_refused, write_round
-from alges_fast.command import arguments_of, as_settings, expand_home, one_line, refused, run_command
+from alges_fast.command import arguments_of, as_settings, expand_home, help_shown, one_line, refused, run_command
 from alges_fast.data.files import FaultyFile
 from alges_fast.data.frame_pool import FramePool
 from alges_fast.errors import UserError
@@ -68,12 +68,40 @@ from alges_fast.selection import select, select_regions
 from alges_fast.strategies import get_strategy
 from alges_fast.windows import Window
 
+HELP = """\
+usage: python -m alges_fast.select --images POOL [--SETTING VALUE ...]
+
+Choose the next frames to annotate, or windows of frames, and show why. Files
+for CVAT and Label Studio, and a page to look through, go to --out.
+
+  --images POOL         a folder of pictures and videos, a list, or one video
+  --model MODEL         .pt2, .ts, .safetensors, or package.module:function;
+                        without one: the first frames of a new pool
+  --n 50                how many frames
+  --regions 4x4         windows of frames, worth as many
+  --strategy NAME       or your own: path/to/file.py:Class
+  --labelled FILE       frames that are annotated already, one a line
+  --reject FILE         picks to replace, one a line
+  --classes A,B,..      their names
+  --image_size 224      side that the model was trained at
+  --out DIR             one selection a folder
+
+example:
+  python -m alges_fast.select --model model.pt2 --images videos/ --n 20 \\
+      --classes background,liver,tool --out runs/next
+
+All settings: --help all. More: docs/select.md, docs/strategies.md
+"""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, choose, write; the exit code: 0, 2 for a user's mistake, 130 when interrupted."""
+    given = sys.argv[1:] if argv is None else argv
+    if help_shown(given, HELP, _parser):
+        return 0
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     return run_command(
-        lambda: _run(parse(sys.argv[1:] if argv is None else argv), Console(highlight=False, soft_wrap=True)),
+        lambda: _run(parse(given), Console(highlight=False, soft_wrap=True)),
         if_out_of_memory="lower --batch_size, then run again",
     )
 
@@ -84,6 +112,17 @@ def parse(argv: Sequence[str]) -> SelectConfig:
     Raises:
         UserError: a flag, key or value that does not exist, or a needed one left out; one line.
     """
+    try:
+        parsed = _parser().parse_args(arguments_of(argv, SelectConfig))
+    except jsonargparse.ArgumentError as error:
+        raise refused(error, SelectConfig) from error
+    values = {name: value for name, value in parsed.clone(with_meta=False).as_dict().items() if name != "config"}
+    if values["images"] is None:
+        raise UserError("--images is missing: give it. See --help")
+    return expand_home(SelectConfig(**values))
+
+
+def _parser() -> jsonargparse.ArgumentParser:
     parser = jsonargparse.ArgumentParser(
         prog="python -m alges_fast.select",
         description=(
@@ -95,14 +134,7 @@ def parse(argv: Sequence[str]) -> SelectConfig:
     )
     parser.add_argument("--config", action="config", help="YAML file with any of these settings; flags override it.")
     parser.add_class_arguments(SelectConfig, fail_untyped=True)
-    try:
-        parsed = parser.parse_args(arguments_of(argv, SelectConfig))
-    except jsonargparse.ArgumentError as error:
-        raise refused(error, SelectConfig) from error
-    values = {name: value for name, value in parsed.clone(with_meta=False).as_dict().items() if name != "config"}
-    if values["images"] is None:
-        raise UserError("--images is missing: give it. See --help")
-    return expand_home(SelectConfig(**values))
+    return parser
 
 
 def _run(config: SelectConfig, console: Console) -> int:

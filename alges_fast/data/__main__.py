@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """`python -m alges_fast.data`: look a data set over before a run, write the synthetic one to disk, clear the cache."""
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from alges_fast.cache_folder import default_cache_dir
-from alges_fast.command import run_command
+from alges_fast.command import complete, run_command
 from alges_fast.data.export import write_cholecseg8k
 from alges_fast.data.files import SPLITS, Faults, Listing
 from alges_fast.data.kept import clear, kept_in
@@ -22,28 +23,42 @@ from alges_fast.errors import UserError
 from alges_fast.labels import UNLABELLED
 
 HELP = """\
+usage: python -m alges_fast.data {check,write-synthetic,cache} ...
+
 Look a data set over before a run, or write the synthetic one to disk.
 
-  python -m alges_fast.data check ROOT
-      reads every image and mask once, changes nothing, and lists the frames of each video, the share of each class
-      in each split and every fault; exit code 0 if a run can use the tree as it is, 2 if not.
+  check ROOT        reads every image and mask once, changes nothing, and lists
+                    the frames of each video, the share of each class in each
+                    split and every fault; exit code 0 if a run can use the
+                    tree as it is, 2 if not
+  write-synthetic ROOT --layout cholecseg8k
+                    draws seventeen videos of synthetic surgery into ROOT: 540
+                    frames, 8080 with --full
+  cache             lists what is kept between runs, and where; --clear deletes
+                    it. All of it is made again when it is needed
 
-  python -m alges_fast.data write-synthetic ROOT --layout cholecseg8k
-      draws seventeen videos of synthetic surgery (540 frames; 8080 with --full) into ROOT.
+example:
+  python -m alges_fast.data write-synthetic surgery --layout cholecseg8k
+  python -m alges_fast.data check surgery
 
-  python -m alges_fast.data cache
-      lists what is kept between runs, decoded frames and features of frozen encoders, and where; with --clear deletes
-      all of it, or what is named. Everything there is made again when it is needed. ALGES_FAST_CACHE moves it.
+What ROOT holds: check --help. More: docs/data.md
+"""
 
+ROOT_HOLDS = """\
 What ROOT holds, by data set:
-  cholecseg8k   videoNN/videoNN_SSSSS/frame_<n>_endo.png and frame_<n>_endo_watershed_mask.png
-  m2caiseg      {train,trainval,test}/images/<stem>.jpg and {train,trainval,test}/groundtruth/<stem>_gt.png
-  folder        {train,val,test}/images/<stem>.png|jpg and {train,val,test}/masks/<stem>.png, pixel values are class ids
+
+  cholecseg8k   videoNN/videoNN_SSSSS/frame_<n>_endo.png
+                videoNN/videoNN_SSSSS/frame_<n>_endo_watershed_mask.png
+  m2caiseg      {train,trainval,test}/images/<stem>.jpg
+                {train,trainval,test}/groundtruth/<stem>_gt.png
+  folder        {train,val,test}/images/<stem>.png or .jpg
+                {train,val,test}/masks/<stem>.png, pixel values are class ids
 """
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a subcommand; the exit code: 0, or 2 for an unusable tree or a user's mistake."""
+    complete(_parser())
     return run_command(lambda: _run(_parser().parse_args(arguments)))
 
 
@@ -129,7 +144,7 @@ def guess_dataset(root: Path) -> str:
     if name := _looks_like(root):
         return name
     below = next((path for path in sorted(root.iterdir()) if path.is_dir() and _looks_like(path)), None)
-    remedy = f"give {below}, which does" if below else "see --help for what their folders hold"
+    remedy = f"give {below}, which does" if below else "see check --help for what their folders hold"
     raise UserError(f"{root}: looks like none of {', '.join(FILE_DATASETS)}: {remedy}")
 
 
@@ -164,11 +179,15 @@ def _shares_table(classes: dict[int, str], survey: Survey) -> Table:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m alges_fast.data", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog="python -m alges_fast.data")
+    parser.format_help = lambda: HELP  # type: ignore[method-assign]
     commands = parser.add_subparsers(dest="command", required=True, metavar="{check,write-synthetic,cache}")
-    looking = commands.add_parser("check", help="report on a tree: frames, class shares, faults, whether it is usable")
+    looking = commands.add_parser(
+        "check",
+        help="report on a tree: frames, class shares, faults, whether it is usable",
+        epilog=ROOT_HOLDS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     looking.add_argument("root", type=Path, metavar="ROOT")
     looking.add_argument("--dataset", choices=FILE_DATASETS, help="default: told from the folders")
     looking.add_argument("--split", help="cholecseg8k only: alges (default) or endovit")

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from alges_fast import project
 from alges_fast.annotation.lists import read_lines
-from alges_fast.command import run_command
+from alges_fast.command import complete, run_command
 from alges_fast.errors import UserError
 from alges_fast.experiment.config import RunConfig
 from alges_fast.project.folder import COMMAND, opened
@@ -20,16 +20,24 @@ from alges_fast.project.status import dice_line, next_step
 from alges_fast.project.training import WHOLE
 
 HELP = f"""\
-Rounds with a real annotator, in a folder of plain files.
+usage: {COMMAND} STEP DIR [--SETTING VALUE ...]
 
-  {COMMAND} new DIR --images POOL --classes background,liver,polyp
-  {COMMAND} next DIR -n 20            # choose frames; files for CVAT and Label Studio in DIR/rounds/000
-  {COMMAND} import DIR EXPORT.zip     # what the tool gives back, whole or in part
-  {COMMAND} train DIR                 # fit the model to all labels, and measure it
-  {COMMAND} status DIR                # where things stand, and what to do now
+Rounds with a real annotator, in a folder of plain files, DIR:
 
-then `next` again. Nothing has to be annotated before the first `next`. Any step may be stopped and run again; a step
-that does not fit says in one line which one does. Nothing is sent anywhere but to a --label_studio of yours.
+  new DIR --images POOL --classes background,liver,polyp
+                         begin a project
+  next DIR -n 20         choose what to annotate next; --regions 4x4: windows.
+                         Files for CVAT and Label Studio in DIR/rounds/000
+  import DIR EXPORT.zip  what the tool gives back, whole or in part
+  train DIR              fit the model to all labels, and measure it
+  status DIR             where things stand, and what to do now
+  export DIR             the model for other programs
+
+then `next` again. Nothing has to be annotated before the first `next`. Any
+step may be stopped and run again; one that does not fit names the one that
+does. Nothing is sent anywhere but to a --label_studio of yours.
+
+All settings of a step: STEP --help. More: docs/project.md
 """
 
 STEPS = {
@@ -40,6 +48,14 @@ STEPS = {
     "status": "what is labelled, how good the model is, what to do now",
     "export": "the model for other programs: torch.export, and ONNX where it is installed",
 }
+EXAMPLES = {
+    "new": "new liver --images /data/theatre --classes background,liver,polyp",
+    "next": "next liver -n 5 --regions 4x4",
+    "import": "import liver export.zip --accept_untouched",
+    "train": "train liver --architecture unet --encoder_weights imagenet",
+    "status": "status liver",
+    "export": "export liver --out deployed",
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -49,6 +65,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a step; the exit code: 0, 2 for a user's mistake, 130 when interrupted."""
+    complete(_parser())
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     return run_command(
         lambda: _run(_parser().parse_args(argv)), if_out_of_memory="begin a project of a smaller --image_size"
@@ -57,11 +74,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     defaults, chosen = project.ProjectConfig("", ("a", "b")), project.NextSettings()
-    parser = _Parser(prog=COMMAND, description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _Parser(prog=COMMAND)
+    parser.format_help = lambda: HELP  # type: ignore[method-assign]
     steps = parser.add_subparsers(dest="step", required=True, metavar="STEP", parser_class=_Parser)
     of = {}
     for name, what in STEPS.items():
-        of[name] = steps.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.", allow_abbrev=False)
+        of[name] = steps.add_parser(
+            name,
+            help=what,
+            description=f"{what[0].upper()}{what[1:]}.",
+            epilog=f"example: {COMMAND} {EXAMPLES[name]}",
+            allow_abbrev=False,
+        )
         of[name].add_argument("dir", metavar="DIR", type=Path, help="the project's folder")
 
     new = of["new"].add_argument
