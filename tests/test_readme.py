@@ -75,6 +75,13 @@ def test_python_in_the_pages_runs(page: Path, code: str, tmp_path: Path, monkeyp
     for library in ("datasets", "fiftyone", "torchvision"):
         if re.search(rf"^(import|from) {library}\b", code, re.MULTILINE):
             pytest.importorskip(library, reason=f"{library} is not installed")
+    if "import fiftyone" in code:
+        import fiftyone  # type: ignore[import-not-found]
+
+        try:
+            fiftyone.list_datasets()
+        except fiftyone.core.config.FiftyOneConfigError as error:
+            pytest.skip(f"FiftyOne has no database: {error}")
     if re.search(r"^import timm\b", code, re.MULTILINE):
         timm = pytest.importorskip("timm", reason="timm is not installed")
         create = timm.create_model  # of the model that the page names there are no weights without a network
