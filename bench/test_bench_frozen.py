@@ -31,7 +31,7 @@ from alges_fast.ops import pixel_gradients
 from alges_fast.strategies import get_strategy
 
 FRAMES, SIDE, GRID, CHANNELS, CLASSES, LABELLED, PICKS = 4640, 224, 56, 64, 13, 300, 10
-PART, IMAGES, ROUNDS, BATCH = 64, 4, 5, 16
+PART, IMAGES, ROUNDS, BATCH = 64, 4, 5, 32
 LOSS = get_strategy("random")().loss
 
 

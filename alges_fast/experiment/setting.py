@@ -83,7 +83,9 @@ class Setting:
     @property
     def scoring_batch(self) -> int:
         """Images the model is run on at a time."""
-        return 64 if self.processes.device.type == "cuda" else 16
+        if self.processes.device.type == "cuda":
+            return 64
+        return 32 if self.learner.is_frozen else 16  # features are small, and scored where they lie
 
     def pieces(self, curve: Curve) -> Sequence[Piece]:
         """All that a curve may choose from: the pool's frames, or their windows, frame by frame."""

@@ -139,14 +139,16 @@ class Source:
                 some = positions[at : at + self.step]
                 yield Batch(some, some, _tensor(self.pool[some.start : some.stop : some.step], "pool"))
             return
-        ids, view_of = known_ids(self.pool), getattr(self.pool, "view_of", None)
+        ids, views_of = known_ids(self.pool), getattr(self.pool, "views_of", None)
         for at in range(0, len(positions), self.step):
             some = positions[at : at + self.step]
-            view = None if ids is None or view_of is None else view_of(some)
-            if ids is None or view is None:
+            views = None if ids is None or views_of is None else views_of(some)
+            if ids is None or views is None:
                 yield from _copied(self.pool, some)
-            else:
-                yield Batch(some, [ids[position] for position in some], view)
+                continue
+            for view in views:
+                these, some = some[: len(view)], some[len(view) :]
+                yield Batch(these, [ids[position] for position in these], view)
 
     def any_image(self) -> Batch:
         """A batch of one, for a rank that has no image of its own."""

@@ -241,11 +241,11 @@ class Frames(Sequence[tuple[Id, Tensor]]):
         item = self.pool[self.positions[index]]
         return self.ids[index], item[1] if isinstance(item, (tuple, list)) else item
 
-    def view_of(self, positions: Sequence[int]) -> Tensor | None:
-        """As the pool has it."""
-        view_of = getattr(self.pool, "view_of", None)
-        found: Tensor | None = None if view_of is None else view_of([self.positions[at] for at in positions])
-        return found
+    def views_of(self, positions: Sequence[int]) -> list[Tensor] | None:
+        """As the pool has it, which need not have it."""
+        views_of = getattr(self.pool, "views_of", None)
+        views: list[Tensor] | None = None if views_of is None else views_of([self.positions[at] for at in positions])
+        return views
 
 
 def _frames_with_candidates(query: Query) -> list[int]:

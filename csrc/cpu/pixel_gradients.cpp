@@ -22,6 +22,8 @@ constexpr int64_t kLaneLimit = 28 << 10;
 // Channels that the logits read side by side from the image; more are copied first, one after the other.
 constexpr int64_t kMostStreams = 64;
 constexpr int64_t kMaxChunks = 16;
+// Blocks of a chunk whose lanes are folded, at least: the fold then takes a fiftieth of their time.
+constexpr int64_t kFoldedBlocks = 4;
 // From so many images a thread on, a thread does whole images: nobody waits for others but at the end.
 constexpr int64_t kWholeImages = 8;
 // Below this many flops waking threads costs more than it saves.
@@ -168,10 +170,16 @@ struct Partials {
                          8)),
         // Whole vectors: the doubles of the next partial stay aligned.
         floats(round_up(2 * doubles + sums * ((call.image != nullptr) + (call.semantic_vector != nullptr)), kWidest)),
-        chunks(std::min({kMaxChunks, call.size[0] * plan.plane_blocks, kPartialLimit / (4 * floats)})),
+        chunks(std::min({kMaxChunks, pieces(call, plan), kPartialLimit / (4 * floats)})),
         in_place(chunks <= 1) {
     chunks = std::max<int64_t>(chunks, 1);
     if (in_place) floats = 2 * doubles;
+  }
+
+  // As many chunks as are worth it: products along positions end with a fold of every lane of every sum.
+  static int64_t pieces(const PixelGradientsCall& call, const PixelGradientsPlan& plan) {
+    const int64_t blocks = call.size[0] * plan.plane_blocks;
+    return plan.along_positions ? round_up(blocks, kFoldedBlocks) / kFoldedBlocks : blocks;
   }
 
   // The doubles of a partial by name.

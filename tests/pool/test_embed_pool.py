@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -432,18 +432,30 @@ def test_a_head_that_overflows_is_told_from_a_bad_feature() -> None:
         embed_pool(head, kept, batch_size=4, last_layer=layer, progress=False)
 
 
-def test_a_pool_that_gives_views_of_its_images() -> None:
-    """What lies evenly spaced is not copied, the rest is; the rows are the same."""
-    kept, head = kept_features(), head_of_features()
-    ids = [f"frame_{i}" for i in range(N)]
-    stacked, copied = FramePool(ids, kept.__getitem__, kept), FramePool(ids, kept.__getitem__)
-    expected = embed_pool(head, copied, progress=False)
-    for positions in (range(N), [0, 1, 2, 4, 5, 8, 9, 10], [1, 3, 5, 7, 9], [4]):
-        subset = Frames(stacked, positions)
-        found = embed_pool(head, subset, batch_size=3, progress=False)
-        assert found.ids == tuple(ids[at] for at in positions)
-        assert torch.equal(found.values, expected.values[list(positions)])
-        batches = list(Source(subset, 0, 1, 3).batches())
-        assert [id for batch in batches for id in batch.ids] == list(found.ids)
-        shared = [batch.images.untyped_storage().data_ptr() == kept.untyped_storage().data_ptr() for batch in batches]
-        assert all(shared) == (positions != [0, 1, 2, 4, 5, 8, 9, 10])
+@pytest.mark.parametrize(
+    ("positions", "views", "copies"),
+    [
+        (range(30), [12, 12, 6], []),
+        (range(1, 30, 3), [10], []),
+        ([4], [1], []),
+        ([*range(5), *range(6, 30)], [5, 7, 12, 5], []),
+        ([*range(8), *range(9, 17), 20, 22], [8, 4], [6]),
+        ([0, 1, 3, 4, 6, 7], [], [6]),
+    ],
+)
+def test_a_pool_that_gives_views_of_its_images(positions: Sequence[int], views: list[int], copies: list[int]) -> None:
+    """Where they are evenly spaced, or nearly; the rows are those of images that are copied."""
+    kept, head = kept_features(30), head_of_features()
+    ids = [f"frame_{i}" for i in range(30)]
+    expected = embed_pool(head, FramePool(ids, kept.__getitem__), progress=False)
+    subset = Frames(FramePool(ids, kept.__getitem__, kept), positions)
+    found = embed_pool(head, subset, batch_size=12, progress=False)
+    assert found.ids == tuple(ids[at] for at in positions)
+    assert torch.equal(found.values, expected.values[list(positions)])
+    batches = list(Source(subset, 0, 1, 12).batches())
+    assert [id for batch in batches for id in batch.ids] == list(found.ids)
+    memory = kept.untyped_storage().data_ptr()
+    shared = [batch.images.untyped_storage().data_ptr() == memory for batch in batches]
+    sizes = [len(batch.images) for batch in batches]
+    assert [size for size, is_view in zip(sizes, shared, strict=True) if is_view] == views
+    assert [size for size, is_view in zip(sizes, shared, strict=True) if not is_view] == copies
