@@ -27,8 +27,10 @@ from alges_fast.project.folder import Project, Round, TrainedModel
 from alges_fast.project.label_studio import SERVER
 from alges_fast.project.labels import read_labels
 from alges_fast.project.pool import Progress, ProjectPool, decoded, list_pool, silent
+from alges_fast.selection import Budget
 from alges_fast.selection.candidates import Candidates
 from alges_fast.selection.defaults import COLD_START, default_strategy
+from alges_fast.selection.effort import predict_effort
 from alges_fast.strategies import Candidate, Query, frame_of, get_strategy
 from alges_fast.windows import Window, grid_of, windows_of
 
@@ -44,6 +46,8 @@ class NextSettings:
         model: a model of the user's that chooses and predicts in the place of the project's own.
         min_gap: frames of one video are picked at least this far apart, in seconds of a video file and in numbers of
             numbered pictures; by default 2 seconds, 50 numbers. Halved where too few are left.
+        budget: pixels, or outline: as many frames, or windows, as cost together what n frames do on average, where each
+            costs the outline that the model predicts in it and a quarter of its side.
         reject: frames, and windows as picks.csv names them, that are not wanted, now or later. Where they are picks of
             the round that is out, each is replaced and the other picks stay.
     """
@@ -53,11 +57,14 @@ class NextSettings:
     strategy: str | None = None
     model: str | None = None
     min_gap: float | None = None
+    budget: Budget = "pixels"
     reject: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.n < 1:
             raise UserError(f"-n is {self.n}: give at least 1")
+        if self.budget not in ("pixels", "outline"):
+            raise UserError(f"--budget is {self.budget}: give pixels or outline")
         if self.min_gap is not None and not 0 <= self.min_gap < math.inf:
             raise UserError(f"--min_gap is {self.min_gap}: give a finite number, 0 or more")
         try:
@@ -110,6 +117,8 @@ def choose_round(project: Project, settings: NextSettings, progress: Progress = 
         raise UserError(
             f"--strategy {strategy} needs a trained model: annotate a first round by another, such as {COLD_START}"
         )
+    if settings.budget == "outline" and own is None and settings.model is None:
+        raise UserError("--budget outline is predicted by a trained model: leave it out of the first round")
     pool, images = decoded(list_pool(project), project.config.image_size, progress)
     known = frozenset(frame.id for frame in pool.frames)
     windows = settings.grid is not None
@@ -213,7 +222,7 @@ def _scorer(
         transform = normalisation_in(settings.model) or IMAGENET
         return _Scorer(frames, frozen.maps, model, Path(settings.model).name, transform)
     if own is None:
-        return _Scorer(frozen.maps, frozen.maps, None, None)
+        return _Scorer(frames, frozen.maps, None, None)
     if not network.is_frozen(own):
         model, transform = network.load_whole(own)
         return _Scorer(frames, frozen.maps, model, f"model {own.number}", transform)
@@ -286,17 +295,25 @@ def _picks(
     if settings.grid is not None:
         sizes = [pool.sizes[frame.id] for frame in pool.frames]
         budget, unit = settings.n * sum(height * width for height, width in sizes) // len(sizes), "pixels"
-    left = sum(item.pixels if isinstance(item, Window) else 1 for item in free)
+    effort = predict_effort(query, pool.sizes) if settings.budget == "outline" else None
+    if effort is not None:
+        budget, unit = effort.of_frames(settings.n), "pixels of predicted outline"
+    gap = GAP_SECONDS if settings.min_gap is None else settings.min_gap
+    candidates: Candidates[Candidate] = Candidates(
+        rating,
+        known,
+        places(pool.frames, settings.min_gap),
+        gap,
+        ("-n", unit),
+        None if effort is None else effort.costs,
+    )
+    left = sum(map(candidates.cost, free))
     if budget > left:
         away = sum(1 for _ in project.missing)
         raise UserError(
             f"-n {settings.n}: the pool has {len(free)} {'frames' if settings.grid is None else 'windows'} left to "
             f"choose from, and {away} are out with annotators: ask for fewer"
         )
-    gap = GAP_SECONDS if settings.min_gap is None else settings.min_gap
-    candidates: Candidates[Candidate] = Candidates(
-        rating, known, places(pool.frames, settings.min_gap), gap, ("-n", unit)
-    )
     chosen, gone = candidates.fill([], budget, []), []
     while again := _first_of(refused, {*chosen, *map(frame_of, chosen)}):
         gone += [item for item in candidates.ids if again in (item, frame_of(item))]
@@ -310,6 +327,7 @@ def _picks(
             item if isinstance(item, Window) else None,
             rating.scores.get(item),
             candidates.cost(item),
+            None if effort is None else effort.outlines[item],
         )
         for item in chosen
     ]
@@ -338,6 +356,7 @@ def _write(
         regions=settings.regions,
         refusing="Once it is with annotators: in CVAT give the frame the tag “refused”, in Label Studio skip it. What "
         "is refused is not asked for again.",
+        budget=settings.budget,
     )
     n_frames = len({pick.frame.id for pick in picks})
 
@@ -352,7 +371,7 @@ def _write(
         config.classes,
         picks,
         picked_frames(),
-        budget=sum(pick.window.pixels for pick in picks if pick.window is not None) if settings.grid else None,
+        budget=sum(pick.cost for pick in picks) if settings.grid else None,
         left_out=pool.left_out,
         image_prefix=config.image_prefix,
     )

@@ -16,7 +16,7 @@ from alges_fast.command import complete, run_command
 from alges_fast.errors import UserError
 from alges_fast.experiment.config import RunConfig
 from alges_fast.project.folder import COMMAND, opened
-from alges_fast.project.status import dice_line, next_step
+from alges_fast.project.status import dice_line, next_step, outline_of
 from alges_fast.project.training import WHOLE
 
 HELP = f"""\
@@ -112,6 +112,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="GAP",
         help="least distance of frames of one video: seconds, or numbers of pictures",
     )
+    choose(
+        "--budget",
+        choices=("pixels", "outline"),
+        default=chosen.budget,
+        help="what is spent: pixels, or the outline that the model predicts (%(default)s)",
+    )
     choose("--reject", type=Path, metavar="FILE", help="picks to replace, one a line as picks.csv names them")
     _server(of["next"], "also make a project with these tasks on this server")
 
@@ -174,7 +180,9 @@ def _new(root: Path, given: argparse.Namespace, progress: project.Progress) -> l
 
 def _next(root: Path, given: argparse.Namespace, progress: project.Progress) -> list[str]:
     reject = () if given.reject is None else tuple(read_lines(str(given.reject), "--reject"))
-    settings = project.NextSettings(given.n, given.regions, given.strategy, given.model, given.min_gap, reject)
+    settings = project.NextSettings(
+        given.n, given.regions, given.strategy, given.model, given.min_gap, given.budget, reject
+    )
     round = project.next_round(root, settings, progress)
     lines = [f"{len(round.picks or ())} picks: {round.folder / 'picks.csv'}"]
     if given.label_studio:
@@ -191,14 +199,15 @@ def _import(root: Path, given: argparse.Namespace, progress: project.Progress) -
         imports = project.fetch(root, given.label_studio, settings, progress)
     else:
         imports = [taken for taken in [project.import_(root, given.exports, settings)] if taken is not None]
-    lines = [_imported(taken) for taken in imports] or ["nothing new came back"]
-    return [*lines, *_afterwards(root)]
+    with opened(root) as open_project:
+        lines = [_imported(open_project, taken) for taken in imports] or ["nothing new came back"]
+        return [*lines, *_afterwards_of(open_project)]
 
 
-def _imported(taken: project.Import) -> str:
+def _imported(open_project: project.Project, taken: project.Import) -> str:
     windows = sum(len(windows) for windows in taken.frames.values() if windows is not None)
     what = f"{len(taken.frames)} frames{f' ({windows} windows)' if windows else ''} imported"
-    return f"{what}, {len(taken.refused)} refused; outline drawn: {taken.outline:,} pixels"
+    return f"{what}, {len(taken.refused)} refused; {outline_of(open_project, taken)}"
 
 
 def _train(root: Path, given: argparse.Namespace, progress: project.Progress) -> list[str]:

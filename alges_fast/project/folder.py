@@ -21,7 +21,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -52,6 +52,7 @@ class Round:
     asked: the settings of `next`; of labels that were there before any round, none.
     model: number of the project's model that chose; None where none did.
     picks: in order of picking; None while it is not out.
+    outlines: pick -> the outline that was predicted in it, in pixels; empty where none was.
     """
 
     number: int
@@ -59,6 +60,11 @@ class Round:
     asked: Mapping[str, Any]
     model: int | None
     picks: Sequence[Candidate] | None
+    outlines: Mapping[Candidate, float]
+
+    def expected(self, picks: Iterable[Candidate]) -> float:
+        """The outline that was predicted in these picks of the round, in pixels."""
+        return sum(self.outlines.get(pick, 0.0) for pick in picks)
 
 
 @dataclass(frozen=True)
@@ -117,8 +123,10 @@ class Project:
         for number, folder in _numbered(self.root / "rounds"):
             if (folder / ROUND).exists():
                 facts = _json(folder / ROUND)
-                picks = _read_picks(folder / PICKS) if (folder / PICKS).exists() else None
-                found.append(Round(number, folder, facts["asked"], facts["model"], picks))
+                rows = _read_picks(folder / PICKS) if (folder / PICKS).exists() else None
+                picks = None if rows is None else [pick for pick, _ in rows]
+                outlines = {pick: outline for pick, outline in rows or () if outline is not None}
+                found.append(Round(number, folder, facts["asked"], facts["model"], picks, outlines))
         return found
 
     @cached_property
@@ -300,13 +308,17 @@ def _begun(round: Round) -> bool:
     return round.picks is not None or not round.asked
 
 
-def _read_picks(path: Path) -> list[Candidate]:
+def _read_picks(path: Path) -> list[tuple[Candidate, float | None]]:
+    """Every pick and its predicted outline, where it has one."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
             return [
-                Window(row["frame"], int(row["x"]), int(row["y"]), int(row["width"]), int(row["height"]))
-                if row["x"]
-                else row["frame"]
+                (
+                    Window(row["frame"], int(row["x"]), int(row["y"]), int(row["width"]), int(row["height"]))
+                    if row["x"]
+                    else row["frame"],
+                    float(row["outline"]) if row.get("outline") else None,
+                )
                 for row in csv.DictReader(file)
             ]
     except (OSError, ValueError, KeyError, TypeError):

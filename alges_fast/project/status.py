@@ -14,10 +14,11 @@ import numpy as np
 from alges_fast import atomic
 from alges_fast.data.loading import palette
 from alges_fast.project.choosing import strategy_of
-from alges_fast.project.folder import Project
+from alges_fast.project.folder import Import, Project
 from alges_fast.project.labels import read_labels
 from alges_fast.project.pool import ProjectPool, list_pool
 from alges_fast.project.training import ENOUGH, TELLING
+from alges_fast.strategies import Candidate
 
 PAGE = "status.html"
 
@@ -218,9 +219,22 @@ def _sources(pool: ProjectPool) -> str:
     return " and ".join(parts)
 
 
+def outline_of(project: Project, import_: Import) -> str:
+    """What was drawn in an import, beside what was predicted of it."""
+    pieces: set[Candidate] = set()
+    for id, windows in import_.frames.items():
+        pieces.update([id] if windows is None else windows)
+    round = next(round for round in project.rounds if round.number == import_.round)
+    said = f"outline drawn: {import_.outline:,} pixels"
+    if round.outlines and pieces.issubset(round.outlines):
+        said += f", predicted: {round.expected(pieces):,.0f}"
+    return said
+
+
 def _round_row(project: Project, number: int) -> dict[str, Any]:
     round = project.rounds[number]
     imports = [import_ for import_ in project.imports if import_.round == round.number]
+    drawn = sum(import_.outline for import_ in imports)
     if not round.asked:
         what, state = "labels that were there before", f"{sum(len(i.frames) for i in imports)} frames"
     else:
@@ -235,7 +249,9 @@ def _round_row(project: Project, number: int) -> dict[str, Any]:
             missing = set(project.missing)
             back = sum(pick not in missing for pick in round.picks)
             state = f"{back} of {len(round.picks)} picks came back"
-    drawn = sum(import_.outline for import_ in imports)
+            if round.outlines:
+                expected = round.expected(pick for pick in round.picks if pick not in missing)
+                state += f", outline drawn {drawn:,} pixels, predicted {expected:,.0f}"
     return {
         "number": round.number,
         "what": what,
@@ -298,6 +314,7 @@ def _again(project: Project, asked: Any) -> str:
     flags += [
         f"--{name} {asked[name]}" for name in ("regions", "strategy", "model", "min_gap") if asked.get(name) is not None
     ]
+    flags += ["--budget outline"] if asked.get("budget") == "outline" else []
     return project.command("next", " ".join(flags))
 
 
