@@ -70,6 +70,17 @@ def test_links_lead_somewhere_inside_the_clone(page: Path) -> None:
     assert "../shared" not in text_of(page)
 
 
+def test_every_page_is_led_to_from_the_readme() -> None:
+    found, new = set[Path](), {README}
+    while new:
+        found |= new
+        links = {
+            (page.parent / link).resolve() for page in new for link in re.findall(r"\]\(([^)#]+\.md)", text_of(page))
+        }
+        new = (links & set(PAGES)) - found
+    assert found == set(PAGES)
+
+
 @pytest.mark.parametrize(("page", "code"), SNIPPETS, ids=[f"{page.name}-{i}" for i, (page, _) in enumerate(SNIPPETS)])
 def test_python_in_the_pages_runs(page: Path, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for library in ("datasets", "fiftyone", "torchvision"):
