@@ -1,7 +1,8 @@
 """Frozen encoders at the size of ALGES's pool, 4 640 frames of 224 x 224: scoring, a round, and the trunk, once.
 
 Features are drawn from a normal distribution, 56 x 56 x 64 float16 in a mapped file: no time here depends on values.
-Rivals run over a part of the pool, right before the subject in every round, and count for the whole of it.
+Rivals run right before the subject in every round, most over a part of the pool, and count for the whole of it. Seconds
+are medians; CPU seconds are of all threads, and say what a machine that does other things as well would have taken.
 
     python -m pytest bench/test_bench_frozen.py --benchmark-json=bench/results/frozen.json
 """
@@ -60,15 +61,22 @@ def head() -> FrozenHead:
     return FrozenHead(projection, CLASSES, seed=0).eval().to(memory_format=torch.channels_last)
 
 
-def score_and_pick(model: nn.Module, features: Tensor) -> Tensor:
-    pool = FramePool([str(i) for i in range(len(features))], features.__getitem__, features)
-    found = embed_pool(model, pool, batch_size=BATCH, progress=False)
+def score_and_pick(model: nn.Module, features: Tensor, *, eager: bool = False) -> Tensor:
+    ids = [str(i) for i in range(len(features))]
+    if eager:  # float32 copies, through the head, whose hidden maps the op then reads
+        pool = FramePool(ids, features.__getitem__)
+        found = embed_pool(model, pool, batch_size=16, transform=torch.Tensor.float, progress=False)
+    else:
+        pool = FramePool(ids, features.__getitem__, features)
+        found = embed_pool(model, pool, batch_size=BATCH, progress=False)
     return kmeans_plusplus(found.values.flatten(1), PICKS, seed=0).indices
 
 
 def test_score_the_pool_and_pick(benchmark: Any, features: Tensor, threads: int) -> None:
-    """Floor: the head's products at the rate of a matrix product. Rivals: U-Net ResNet-18's bare forward pass over the
-    frames; autograd on the head, a frame at a time; torch.compile of the head and the plain PyTorch op."""
+    """Floor: the head's products at the rate of a matrix product. Rivals: the head run by PyTorch and the op after it;
+    U-Net ResNet-18's bare forward pass over the frames; autograd on the head, a frame at a time; torch.compile of the
+    head and the plain PyTorch op."""
+    benchmark.group = "score the pool and pick"
     model, unet = head(), build_model("unet", "resnet18", num_classes=CLASSES, seed=0).eval()
     unet = unet.to(memory_format=torch.channels_last)
     images = torch.randn(IMAGES, 3, SIDE, SIDE).contiguous(memory_format=torch.channels_last)
@@ -97,24 +105,28 @@ def test_score_the_pool_and_pick(benchmark: Any, features: Tensor, threads: int)
             lambda: score_and_pick(model, features),
             {
                 "floor": (lambda: square @ square, flops / (2 * 1024**3)),
+                "eager_head_and_op": (lambda: score_and_pick(model, features, eager=True), 1.0),
                 "unet_forward": (lambda: unet(images), FRAMES / IMAGES),
                 "autograd": (autograd, FRAMES / PART),
                 "compiled_head_eager_op": (compiled_and_eager, FRAMES / PART),
             },
         )
-    for rival in ("floor", "unet_forward", "autograd", "compiled_head_eager_op"):
+    for rival in ("floor", "eager_head_and_op", "unet_forward", "autograd", "compiled_head_eager_op"):
         benchmark.extra_info[f"{rival}_over_subject"] = ratio(times, rival)
     benchmark.extra_info.update(threads=threads, gflop=round(flops / 1e9, 1), peak_rss_mb=peak_rss())
 
 
 def test_one_round(benchmark: Any, features: Tensor, threads: int) -> None:
     """Train the head on 300 frames, score the pool, pick 10."""
+    benchmark.group = "one round"
     config = RunConfig(architecture="frozen")
     labels = np.random.default_rng(1).integers(0, CLASSES, (LABELLED, GRID, GRID)).astype(np.uint8)
     seconds: list[float] = []
+    cpu_seconds: list[float] = []
 
     def round() -> None:
         model = head()
+        cpu = time.process_time()
         start = time.perf_counter()
         train_head(
             torch.device("cpu"),
@@ -131,14 +143,21 @@ def test_one_round(benchmark: Any, features: Tensor, threads: int) -> None:
         )
         seconds.append(time.perf_counter() - start)
         score_and_pick(model, features)
+        cpu_seconds.append(time.process_time() - cpu)
 
     benchmark.pedantic(round, rounds=ROUNDS, warmup_rounds=1)
-    benchmark.extra_info.update(threads=threads, training_s=statistics.median(seconds), peak_rss_mb=peak_rss())
+    benchmark.extra_info.update(
+        threads=threads,
+        training_s=median_of(seconds),
+        cpu_s=median_of(cpu_seconds),
+        peak_rss_mb=peak_rss(),
+    )
 
 
 def test_the_trunk(benchmark: Any, threads: int) -> None:
     """Frames to features, but for the disk, against the bare forward pass of the encoder that users would run: all of
     its levels, and the first four, in the same parts."""
+    benchmark.group = "the trunk"
     smp = pytest.importorskip("segmentation_models_pytorch")
     trunk = build_trunk("tu-tf_efficientnet_lite0", "packaged").to(memory_format=torch.channels_last)
     frames = np.random.default_rng(0).integers(0, 256, (12, 3, SIDE, SIDE), dtype=np.uint8)
@@ -164,6 +183,7 @@ def compared(
 ) -> dict[str, list[float]]:
     """Seconds of the subject and, times their factor, of every rival, which runs just before it in every round."""
     times: dict[str, list[float]] = {"subject": [], **{name: [] for name in rivals}}
+    cpu_seconds: list[float] = []
 
     def others() -> None:
         for name, (run, factor) in rivals.items():
@@ -172,17 +192,23 @@ def compared(
             times[name].append(factor * (time.perf_counter() - start))
 
     def timed() -> None:
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         subject()
         times["subject"].append(time.perf_counter() - start)
+        cpu_seconds.append(time.process_time() - cpu)
 
     others()
     for name in rivals:
         times[name].clear()
     benchmark.pedantic(timed, setup=others, rounds=ROUNDS)
     for name, seconds in times.items():
-        benchmark.extra_info[f"{name}_s"] = round(statistics.median(seconds), 3)
+        benchmark.extra_info[f"{name}_s"] = median_of(seconds)
+    benchmark.extra_info["subject_cpu_s"] = median_of(cpu_seconds)
     return times
+
+
+def median_of(seconds: list[float]) -> float:
+    return round(statistics.median(seconds), 3)
 
 
 def ratio(times: dict[str, list[float]], rival: str) -> float:

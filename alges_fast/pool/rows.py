@@ -55,8 +55,10 @@ class Rows:
         self.names = names
         self.files = files
         self.skip_bad = skip_bad
+        self.total = 0
+        """Rows to make room for."""
         self.items: list[tuple[int, Id]] = []
-        self.values: dict[str, list[Tensor]] = {name: [] for name in names}
+        self.values: dict[str, _Table] = {}
         self.skipped: list[Id] = []
         self.seen: set[Id] = set()
         self.done = min((file.done for file in files.values()), default=0)  # a kill may have come between two of them
@@ -70,6 +72,7 @@ class Rows:
             score: what the model makes of a batch.
             advance: called with the number of images just done.
         """
+        self.total = source.total or 0
         first, start = source.restart(self.done)
         self.go_back_to(start)
         advance(start)
@@ -138,13 +141,13 @@ class Rows:
             if name in self.files:
                 self.files[name].append(items, rows)
                 continue
-            earlier = self.values[name]
-            if earlier and earlier[0].shape[1:] != rows.shape[1:]:
+            table = self.values.setdefault(name, _Table(rows, self.total))
+            if table.shape != rows.shape[1:]:
                 raise ValueError(
                     f"pool: {name} of image {batch.ids[0]!r} has shape {tuple(rows.shape[1:])}, of the first image "
-                    f"{tuple(earlier[0].shape[1:])}: for this output all images must have one size"
+                    f"{tuple(table.shape)}: for this output all images must have one size"
                 )
-            earlier.append(rows)
+            table.append(rows)
         self.items += [(position, id) for position, id, keep, _ in items if keep]
         self.done += len(items)
         return len(items)
@@ -155,11 +158,11 @@ class Rows:
             if name in self.files:
                 self.files[name].append([], values[:0])
             else:
-                self.values[name].append(values[:0])
+                self.values[name] = _Table(values, 0)
 
     def finish(self) -> PoolEmbeddings:
         items, skipped = self.items, self.skipped
-        outputs = {name: torch.cat(values) for name, values in self.values.items() if values}
+        outputs = {name: table.rows for name, table in self.values.items()}
         for name, file in self.files.items():
             items = [(position, id) for position, id, kept, _ in file.items if kept]
             skipped = [id for _, id, kept, _ in file.items if not kept]
@@ -177,6 +180,28 @@ class Rows:
         if ids and not self.skip_bad:
             raise ValueError(f"{what} {', '.join(map(repr, ids))}; on_nan='skip' leaves such images out")
         self.skipped += ids
+
+
+class _Table:
+    """Rows in one piece of memory. Kept batch by batch they would lie in what the batch before has freed, so that the
+    next batch finds no room there, and a pass over a pool takes the memory of all of its batches."""
+
+    def __init__(self, like: Tensor, capacity: int) -> None:
+        self.shape = like.shape[1:]
+        self.n = 0
+        self.memory = like.new_empty(capacity, *self.shape)
+
+    def append(self, rows: Tensor) -> None:
+        end = self.n + len(rows)
+        if end > len(self.memory):
+            earlier, self.memory = self.rows, rows.new_empty(max(end, 2 * len(self.memory)), *self.shape)
+            self.memory[: self.n] = earlier
+        self.memory[self.n : end] = rows
+        self.n = end
+
+    @property
+    def rows(self) -> Tensor:
+        return self.memory[: self.n]
 
 
 _BAD_IMAGE = "pool: NaN or infinity in the pixels of image"

@@ -40,7 +40,8 @@ class Maps(FramePool):
     """(id, map (channels, h, w) float16) of the pool's frames."""
 
     def __init__(self, ids: Sequence[str], values: NDArray[np.float16]) -> None:
-        super().__init__(ids, lambda at: torch.from_numpy(np.array(values[at])))
+        stacked = torch.from_numpy(values)
+        super().__init__(ids, stacked.__getitem__, stacked)
         self.values = values
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -459,3 +461,30 @@ def test_a_pool_that_gives_views_of_its_images(positions: Sequence[int], views: 
     sizes = [len(batch.images) for batch in batches]
     assert [size for size, is_view in zip(sizes, shared, strict=True) if is_view] == views
     assert [size for size, is_view in zip(sizes, shared, strict=True) if not is_view] == copies
+
+
+MEMORY_PROGRAM = """
+import sys
+import torch
+from alges_fast import embed_pool
+
+def anonymous():
+    line = next(line for line in open("/proc/self/status") if line.startswith("RssAnon"))
+    return int(line.split()[1]) / 1024
+
+torch.set_num_threads(1)
+model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 1), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 1))
+images = torch.zeros(1, 3, 256, 256, dtype=torch.uint8).expand(1280, 3, 256, 256)
+embed_pool(model, images[:32], output="semantic_vector", progress=False)
+before = anonymous()
+embed_pool(model, images, output="semantic_vector", progress=False)
+print(anonymous() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory as Linux tells it")
+def test_memory_does_not_grow_with_the_pool() -> None:
+    """A batch takes the place of the one before: rows that are kept do not lie in it."""
+    done = subprocess.run([sys.executable, "-c", MEMORY_PROGRAM], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 60
