@@ -95,3 +95,26 @@ def test_importing_the_package_needs_torch_and_numpy_alone() -> None:
     said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert said.returncode == 0, said.stderr
     assert "pixel_gradients" in said.stdout
+
+
+def test_an_editable_install_works_beside_the_clone(tmp_path: Path) -> None:
+    """From a folder that holds the clone, whose name is the package's, Python must find the package in it."""
+    (tmp_path / "alges_fast" / "alges_fast").mkdir(parents=True)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path / "alges_fast")
+    (tmp_path / "alges_fast" / "alges_fast" / "__init__.py").write_text('__version__ = "1"\n')
+    code = """
+import sys
+from setuptools import build_meta
+print(build_meta.build_editable(sys.argv[1]))
+"""
+    pytest.importorskip("setuptools", minversion="77")
+    installed = tmp_path / "installed"
+    installed.mkdir()
+    command = [sys.executable, "-c", code, str(installed)]
+    subprocess.run(command, cwd=tmp_path / "alges_fast", check=True, capture_output=True)
+    (wheel,) = installed.glob("*.whl")
+    shutil.unpack_archive(wheel, installed, "zip")
+    program = f"import site; site.addsitedir({str(installed)!r}); import alges_fast; print(alges_fast.__version__)"
+    clean = {**os.environ, "PYTHONPATH": "", "PYTHONSAFEPATH": ""}
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=clean, capture_output=True, text=True)
+    assert done.stdout == "1\n", done.stderr
