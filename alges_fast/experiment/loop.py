@@ -37,6 +37,7 @@ from alges_fast.experiment.setting import (
     Monitor,
     Round,
     Setting,
+    Trained,
     on_device_if_small,
 )
 from alges_fast.experiment.state import STEPS, RoundFolder
@@ -162,6 +163,22 @@ def _run_round(round: Round, n_done: int) -> None:
 
 def _train(round: Round, model: nn.Module) -> None:
     setting = round.setting
+    known = setting.first_trainings.get(round.seed) if round.is_trained_alike else None
+    if known is None:
+        known = _trained(round, model)
+        if round.is_trained_alike:
+            setting.first_trainings.clear()
+            setting.first_trainings[round.seed] = known
+    else:
+        model.load_state_dict(known.state)
+        setting.monitor.advance(round.training_work)
+    round.folder.save_model(model, setting.learner.card(setting.dataset.classes))
+    round.folder.finish("train", train_seconds=known.seconds, train_loss=known.loss)
+
+
+def _trained(round: Round, model: nn.Module) -> Trained:
+    """Train a round's network in place."""
+    setting = round.setting
     start = time.perf_counter()
     reached = setting.learner.train(
         setting.processes.fabric,
@@ -174,8 +191,8 @@ def _train(round: Round, model: nn.Module) -> None:
         on_batch=setting.monitor.advance,
     )
     seconds = time.perf_counter() - start
-    round.folder.save_model(model, setting.learner.card(setting.dataset.classes))
-    round.folder.finish("train", train_seconds=seconds, train_loss=reached)
+    state = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+    return Trained(state, reached, seconds)
 
 
 def _evaluate(round: Round, model: nn.Module) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,8 @@ class Setting:
     pool_inputs: Tensor | npt.NDArray[Any]
     test_inputs: npt.NDArray[Any]
     rows: dict[tuple[str, int, int], dict[str, Any]] = field(default_factory=dict)
+    first_trainings: dict[int, Trained] = field(default_factory=dict)
+    """By seed: see `Round.is_trained_alike`. Of one seed at a time, as curves of a seed follow one another."""
     _pieces: dict[tuple[int, int] | None, Sequence[Piece]] = field(default_factory=dict)
 
     @property
@@ -127,6 +129,21 @@ class Setting:
 
 
 @dataclass(frozen=True)
+class Trained:
+    """What a training came to.
+
+    Attributes:
+        state: the network's, on the CPU.
+        loss: that it reached.
+        seconds: that it took.
+    """
+
+    state: Mapping[str, Tensor]
+    loss: float
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Round:
     """One round of one curve and seed.
 
@@ -153,6 +170,14 @@ class Round:
     def is_last(self) -> bool:
         """Whether nothing is chosen after it."""
         return self.number + 1 == self.curve.n_rounds
+
+    @property
+    def is_trained_alike(self) -> bool:
+        """Whether every other such round of the same seed trains the same network on the same frames in the same order:
+        the first of a strategy with nothing of its own in the network or the loss."""
+        kind = type(self.strategy)
+        plain = kind.loss is Strategy.loss and kind.prepare_model is Strategy.prepare_model
+        return self.number == 0 and plain and not kind.takes_whole_pool
 
     @property
     def n_labelled(self) -> int:

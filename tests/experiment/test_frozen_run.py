@@ -16,6 +16,7 @@ from alges_fast.annotation.models import normalisation_in
 from alges_fast.errors import UserError
 from alges_fast.experiment import loop
 from alges_fast.experiment.config import RunConfig
+from alges_fast.experiment.setting import Round
 from alges_fast.models import features_cache
 from alges_fast.normalisation import HALF
 from alges_fast.run import main
@@ -80,6 +81,26 @@ def test_a_second_run_makes_no_features_and_gives_the_same(
     models = [path.read_bytes() for path in sorted(tmp_path.rglob("model.safetensors"))]
     assert len(models) == 4
     assert models[:2] == models[2:]
+
+
+def test_curves_of_a_seed_share_their_first_training_and_differ_in_nothing(
+    run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[str] = []
+    train = loop._trained
+    monkeypatch.setattr(loop, "_trained", lambda round, model: trained.append(str(round)) or train(round, model))
+    flags = ("--strategies", "random,entropy,deal,alges-effort@4x4", "--seeds", "0,1", "--keep_models", "true")
+    assert run(tmp_path / "shared", *flags) == 0
+    assert [name for name in trained if "round 1" in name] == [
+        f"{curve}, seed {seed}, round 1 of 2" for seed in (0, 1) for curve in ("random", "deal")
+    ]
+    assert len(trained) == 4 + 8
+    monkeypatch.setattr(Round, "is_trained_alike", False)
+    assert run(tmp_path / "each", *flags) == 0
+    assert rows(tmp_path / "shared") == rows(tmp_path / "each")
+    for path in sorted((tmp_path / "each").rglob("model.safetensors")):
+        other = tmp_path / "shared" / path.relative_to(tmp_path / "each")
+        assert other.read_bytes() == path.read_bytes()
 
 
 def test_a_kept_model_holds_its_projection_and_no_trunk(run: Callable[..., int], tmp_path: Path) -> None:
