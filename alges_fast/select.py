@@ -1,8 +1,8 @@
 # PYTHON_ARGCOMPLETE_OK
 """The command `python -m alges_fast.select`: from a model and a pool to the next frames to annotate.
 
-In Python `alges_fast.select` is the function of that name (selection.py). This file is only run, never imported: as a
-submodule it would take the function's place.
+In Python `alges_fast.select` is the function of that name (selection/select.py). This file is only run, never imported:
+as a submodule it would take the function's place.
 """
 
 from __future__ import annotations

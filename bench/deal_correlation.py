@@ -1,6 +1,6 @@
 """Does DEAL's difficulty map tell where the network is wrong on frames it has not seen?
 
-    python bench/deal_correlation.py --data_root ../shared/data/camvid
+    python bench/deal_correlation.py CAMVID
 
 trains DEAL's network on random frames of CamVid's training split, several seeds, and compares, on its test split, the
 difficulty of each labelled pixel with whether the prediction is wrong there. Beside it the prediction's entropy, which
@@ -41,7 +41,7 @@ N_PARTS = 10
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_root", type=Path, required=True)
+    parser.add_argument("data_root", type=Path, metavar="CAMVID", help="images/ and masks/ under each split")
     parser.add_argument("--image_size", type=int, default=64)
     parser.add_argument("--labelled", type=int, default=200)
     parser.add_argument("--batch_size", type=int, default=4)

@@ -27,7 +27,7 @@ LOCK = ".lock"
 """Held under OUT while files there are written, and under OUT/<strategy>/seed<k> while its rounds are run."""
 
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
-"""Parts of what the back ends of torch.distributed say when a process is gone: they have no type of error for it."""
+"""Parts of what gloo (the first three) and NCCL say when a process is gone; see `_is_lost_process`."""
 
 PATIENCE = timedelta(days=7)
 """How long a process waits for the first one to train. One that dies is noticed at once, by its closed connections."""
@@ -120,6 +120,14 @@ def naming_lost_processes() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if dist.is_initialized() and any(sign in str(error) for sign in LOST):
+        if _is_lost_process(error):
             raise LostProcess("another process of this job has stopped; the same command continues the run") from error
         raise
+
+
+def _is_lost_process(error: RuntimeError) -> bool:
+    """Only the store that processes meet at has types for it. gloo raises a bare RuntimeError (torch 2.14), and NCCL's
+    type stands for mistakes of its caller too: those are told by their words, here and nowhere else."""
+    if not dist.is_initialized():  # no process had joined yet
+        return False
+    return isinstance(error, (dist.DistNetworkError, dist.DistStoreError)) or any(part in str(error) for part in LOST)

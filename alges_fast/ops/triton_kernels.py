@@ -271,7 +271,7 @@ class _Launch:
                 SUM_PRODUCT=self.product, **self.constants, **self.constants_of_pixels, **self.sums, **options,
             )  # fmt: skip
         else:
-            flight = new(n_images, plan.chunks, plan.segment_pixels, plan.tile_classes, dtype=torch.float32)
+            residual_scratch = new(n_images, plan.chunks, plan.segment_pixels, plan.tile_classes, dtype=torch.float32)
             predictions = new(n_images, plan.chunks, plan.segment_pixels, dtype=torch.int32)
             outer_grid = (
                 plan.chunks * triton.cdiv(problem.weight[0].numel(), plan.tile_channels),
@@ -280,13 +280,13 @@ class _Launch:
             )
             for segment in range(plan.segments):
                 _residuals[n_scores, n_images](
-                    *operands, flight, predictions, scores, counts, found.get("norm_map"), *sizes, segment,
+                    *operands, residual_scratch, predictions, scores, counts, found.get("norm_map"), *sizes, segment,
                     plan.tiles_in_flight, SUMS=any(self.sums.values()), **self.constants, **self.constants_of_pixels,
                     **options,
                 )  # fmt: skip
                 if any(self.sums.values()) or feature_sums is not None:
                     _outer_sums[outer_grid](
-                        features, valid, flight, predictions, image, vector, feature_sums, *sizes, segment,
+                        features, valid, residual_scratch, predictions, image, vector, feature_sums, *sizes, segment,
                         plan.tiles_in_flight, SUM_PRODUCT=self.product, TILE_R=min(64, plan.tile_classes),
                         **self.constants, **self.sums, **options,
                     )  # fmt: skip
@@ -628,7 +628,7 @@ def _one_pass(
 
 @triton.jit(do_not_specialize=["height", "width", "chunk_tiles", "segment", "tiles_in_flight"])
 def _residuals(
-    features, weight, bias, logits, residual, valid, flight, predictions, scores, counts, norm_map,
+    features, weight, bias, logits, residual, valid, residual_scratch, predictions, scores, counts, norm_map,
     height, width, pixels, chunk_tiles, segment, tiles_in_flight,
     K: tl.constexpr, C: tl.constexpr, KERNEL: tl.constexpr, FLAT: tl.constexpr,
     TILE_P: tl.constexpr, TILE_C: tl.constexpr, TILE_K: tl.constexpr,
@@ -637,7 +637,7 @@ def _residuals(
 ):  # fmt: skip
     """One tile of a chunk's segment: program (chunk * tiles_in_flight + tile, image). Keeps r, adds to the scores.
 
-    flight: (images, chunks, segment pixels, TILE_K), r.
+    residual_scratch: (images, chunks, segment pixels, TILE_K), r.
     predictions: (images, chunks, segment pixels), -1 where a pixel does not count.
     scores, counts: as in `_one_pass`, a row a program.
     """
@@ -682,10 +682,10 @@ def _residuals(
         r = tl.where(counting[:, None], r, 0.0)
 
     if SUMS:
-        in_flight = row * TILE_P + tl.arange(0, TILE_P)
-        tl.store(flight + in_flight[:, None] * TILE_K + class_[None, :], r)
+        at = row * TILE_P + tl.arange(0, TILE_P)
+        tl.store(residual_scratch + at[:, None] * TILE_K + class_[None, :], r)
         if PREDICTION:
-            tl.store(predictions + in_flight, tl.where(counting, prediction, -1))
+            tl.store(predictions + at, tl.where(counting, prediction, -1))
     scores += row * (K + 3 + 2 * K * BY_CLASS)
     counts += row * (K + 1)
     later = segment > 0
@@ -719,7 +719,7 @@ def _residuals(
 
 @triton.jit(do_not_specialize=["height", "width", "chunk_tiles", "segment", "tiles_in_flight"])
 def _outer_sums(
-    features, valid, flight, predictions, image_sums, vector_sums, feature_sums,
+    features, valid, residual_scratch, predictions, image_sums, vector_sums, feature_sums,
     height, width, pixels, chunk_tiles, segment, tiles_in_flight,
     K: tl.constexpr, C: tl.constexpr, KERNEL: tl.constexpr, FLAT: tl.constexpr,
     TILE_P: tl.constexpr, TILE_C: tl.constexpr, TILE_K: tl.constexpr, TILE_R: tl.constexpr,
@@ -757,15 +757,15 @@ def _outer_sums(
         pixel, z, y, x = _position(first + start, height, width, TILE_P, FLAT)
         counting = _counting(valid, image, z, y, x, pixel < stop)
         patch = tl.trans(_patches(features, image, z, y, x, counting, channel, height, width, pixels, C, KERNEL, FLAT))
-        in_flight = row * segment_pixels + in_segment
+        at = row * segment_pixels + in_segment
         if IMAGE or VECTOR:
-            r = tl.load(flight + in_flight[:, None] * TILE_K + class_[None, :])
+            r = tl.load(residual_scratch + at[:, None] * TILE_K + class_[None, :])
         if feature_sums is not None:
             feature_sum += tl.sum(patch.to(tl.float32), 1)
         if IMAGE:
             image_sum += tl.trans(_product(patch, r, SUM_PRODUCT))  # transposed as in `_one_pass`
         if VECTOR:
-            own = class_[None, :] == tl.load(predictions + in_flight)[:, None]
+            own = class_[None, :] == tl.load(predictions + at)[:, None]
             vector_sum += tl.trans(_product(patch, tl.where(own, r, 0.0), SUM_PRODUCT))
 
     if IMAGE:

@@ -191,7 +191,7 @@ def _opening(run: RunFolder, findings: Findings) -> list[str]:
             f"To reach the accuracy that about {found.frames:.0f} randomly chosen frames give (mean Dice "
             f"{dice(found.dice)}), {what} needed {found.factor:.1f} times {less} ({interval})."
         )
-    told = [said]
+    lines = [said]
     if run.windows:
         priced = [
             f"{factor(other, interval=False)} times where opening a frame costs {100 * m.price:g} % of drawing it whole"
@@ -201,13 +201,13 @@ def _opening(run: RunFolder, findings: Findings) -> list[str]:
         pixels = findings.savings.get(PIXELS, {}).get(best, {}).get(at)
         counted = [*priced, *([f"{factor(pixels, interval=False)} times in pixels"] if pixels else [])]
         if counted:
-            told.append(f"Drawing is the length of the outlines alone; the same saving is {_listed(counted)}.")
+            lines.append(f"Drawing is the length of the outlines alone; the same saving is {_listed(counted)}.")
     if len(families[0].comparisons) > 1:
-        told.append(
+        lines.append(
             f"{best} is named because it lies highest of {len(families[0].comparisons)} ways of choosing in this run: "
             "other data will show somewhat less of it. The table has them all."
         )
-    return told
+    return lines
 
 
 def of_pixels(findings: Findings) -> list[str]:

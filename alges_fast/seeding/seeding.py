@@ -364,13 +364,13 @@ def _too_small(shards: Shards, pool: Pool, existing: Tensor) -> float:
     if not all(shards.gather(not len(pool.points) or float(pool.min_sq_distance.amax()) == 0)):
         return 1.0
     extremes = [torch.stack([chunk.amin(dim=0), chunk.amax(dim=0)]).double().cpu() for _, chunk in pool.chunks()]
-    told = torch.stack([two for own in shards.gather(extremes) for two in own])
-    low, high = told[:, 0].amin(dim=0), told[:, 1].amax(dim=0)
+    bounds = torch.stack([two for own in shards.gather(extremes) for two in own])
+    low, high = bounds[:, 0].amin(dim=0), bounds[:, 1].amax(dim=0)
     spread = max((high - low).tolist(), default=0.0)
     limits = torch.finfo(pool.dtype)
     if not 0 < spread < math.sqrt(limits.tiny):
         return 1.0
-    largest = max(float(told.abs().amax()), float(existing.abs().amax()) if len(existing) else 0.0)
+    largest = max(float(bounds.abs().amax()), float(existing.abs().amax()) if len(existing) else 0.0)
     room = (math.frexp(limits.max)[1] - 8) // 2 - math.frexp(largest)[1]  # squares and their sums stay finite
     return math.ldexp(1.0, max(0, min(-math.frexp(spread)[1], room)))
 

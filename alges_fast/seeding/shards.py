@@ -51,12 +51,12 @@ class Shards:
 
     def agree(self, error: Exception | None, facts: Mapping[str, Any]) -> None:
         """Raise on every rank if one has an error, or if their arguments differ: no rank waits in vain."""
-        told = self.gather((error, dict(facts)))
-        for rank, (other, _) in enumerate(told):
+        calls = self.gather((error, dict(facts)))
+        for rank, (other, _) in enumerate(calls):
             if other is not None:
                 raise other if rank == self.rank else type(other)(f"rank {rank}: {other}")
         for name in facts:
-            values = [theirs[name] for _, theirs in told]
+            values = [theirs[name] for _, theirs in calls]
             if any(value != values[0] for value in values):
                 raise ValueError(f"{name} must be the same on every rank, got {values}")
 

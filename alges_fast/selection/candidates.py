@@ -84,8 +84,8 @@ class Candidates(Generic[C]):
         frames = dict.fromkeys(map(frame_of, self.ids))
         while left > 0:
             out = gone.union(chosen)
-            crowd = _Crowd(map(frame_of, (*self.labelled, *chosen)), self.places, gap)
-            near = {frame for frame in frames if crowd.near(frame)}
+            min_gap = _MinGap(map(frame_of, (*self.labelled, *chosen)), self.places, gap)
+            near = {frame for frame in frames if min_gap.forbids(frame)}
             open = [id for id in self.ids if id not in out and frame_of(id) not in near]
             if not open:
                 gap = gap / 2 if gap > 1e-3 else 0.0
@@ -103,18 +103,18 @@ class Candidates(Generic[C]):
                     f"{len(drawn)}, {len(set(open).intersection(drawn))} of them different and free"
                 )
             for pick in drawn:
-                if crowd.near(frame_of(pick)):
+                if min_gap.forbids(frame_of(pick)):
                     continue
                 if self.cost(pick) > left:
                     return chosen
                 chosen.append(pick)
                 left -= self.cost(pick)
-                crowd.add(frame_of(pick))
+                min_gap.add(frame_of(pick))
         return chosen
 
 
-class _Crowd:
-    """Images that others of their video must keep a distance from."""
+class _MinGap:
+    """Images, and how far apart in time others of their video must be."""
 
     def __init__(self, images: Iterable[Id], places: Mapping[Id, Place], gap: float) -> None:
         self.places = places
@@ -131,7 +131,7 @@ class _Crowd:
             times.insert(bisect_left(times, time), time)
         self.images.add(image)
 
-    def near(self, image: Id) -> bool:
+    def forbids(self, image: Id) -> bool:
         """Whether the image is none of them, and too near to one."""
         if image in self.images or image not in self.places:
             return False

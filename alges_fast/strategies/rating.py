@@ -89,15 +89,15 @@ def by_seeding(
                 free.append(row)
             elif query.candidates[at] not in closed:
                 picked.append(row)
-        told = gather(query, (len(free), [places[row] for row in picked], points[picked].cpu()))
-        n = min(n, sum(n_free for n_free, _, _ in told))
+        parts = gather(query, (len(free), [places[row] for row in picked], points[picked].cpu()))
+        n = min(n, sum(n_free for n_free, _, _ in parts))
         if n == 0:
             return []
-        centres = [at for _, ats, _ in told for at in ats]
+        centres = [at for _, ats, _ in parts for at in ats]
         drawn = [at for at in centres if not _is_labelled(query.candidates[at], labelled)]
         known = [] if existing is None else [existing]
         if centres:
-            rows = torch.cat([rows for _, _, rows in told if len(rows)])
+            rows = torch.cat([rows for _, _, rows in parts if len(rows)])
             known.append(rows[torch.tensor(centres).argsort()])
         whole = len(free) == len(places)
         seeding = choose(

@@ -12,7 +12,8 @@ import pytest
 from alges_fast.data import Dataset, load_dataset, synthetic
 from alges_fast.data.cholecseg8k import FRAMES_PER_VIDEO
 
-# Percent of pixels per class id measured on CholecSeg8k with the "alges" split (FACTS section 2).
+# Percent of pixels per class id: counted over CholecSeg8k (Hong et al. 2020, arXiv 2012.12453) with the "alges" split;
+# the paper draws them in its Fig. 3.
 SHARES = {
     "train": (27.1, 20.1, 21.2, 1.6, 13.0, 1.9, 3.9, 0.74, 0.06, 1.8, 7.0, 0.02, 0.73),
     "validation": (30.3, 23.9, 19.6, 2.1, 13.9, 2.2, 0, 0, 0.01, 1.4, 6.0, 0, 0),

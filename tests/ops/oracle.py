@@ -154,7 +154,7 @@ def pixels(inputs: Inputs, prediction: Tensor | None = None) -> Pixels:
 
 
 def definition(inputs: Inputs, dtype: torch.dtype, prediction: Tensor | None = None) -> PixelGradients:
-    """DESIGN section 1's table as plain PyTorch in `dtype`."""
+    """What `pixel_gradients` documents of every output, as plain PyTorch in `dtype`."""
     inputs = inputs.to(dtype)
     at = pixels(inputs, prediction)
     counts = at.valid.sum(1).clamp(min=1)
