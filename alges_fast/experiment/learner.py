@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -31,6 +32,26 @@ from alges_fast.normalisation import Normalisation
 from alges_fast.strategies import Strategy
 
 OnBatch = Callable[[float], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Training:
+    """One training.
+
+    Attributes:
+        labelled: what of the pool is labelled.
+        inputs: of all frames of the pool, (N, C, h, w), on any device.
+        strategy: whose loss it is.
+        seed, round: fix everything random.
+        on_batch: called with the work done after each step.
+    """
+
+    labelled: Labelled
+    inputs: Tensor | NDArray[Any]
+    strategy: Strategy
+    seed: int
+    round: int
+    on_batch: OnBatch
 
 
 class Learner(ABC):
@@ -61,28 +82,13 @@ class Learner(ABC):
         """What training on so many frames costs, in training steps of one frame."""
 
     @abstractmethod
-    def train(
-        self,
-        fabric: Fabric,
-        model: nn.Module,
-        labelled: Labelled,
-        inputs: Tensor | NDArray[Any],
-        strategy: Strategy,
-        *,
-        seed: int,
-        round: int,
-        on_batch: OnBatch,
-    ) -> float:
+    def train(self, fabric: Fabric, model: nn.Module, training: Training) -> float:
         """Train a network in place and return the loss it reached.
 
         Args:
             fabric: launched; says on which device and in which precision.
-            model: as `strategy.prepare_model` made it.
-            labelled: what of the pool is labelled.
-            inputs: of all frames of the pool, on any device.
-            strategy: whose loss it is.
-            seed, round: fix everything random.
-            on_batch: called with the work done after each step.
+            model: as the strategy's `prepare_model` made it.
+            training: on what, and how.
 
         Raises:
             UserError: the loss is not finite, or the network cannot be trained on this.
@@ -127,31 +133,20 @@ class WholeNetwork(Learner):
     def training_work(self, n_frames: float) -> float:
         return self.config.epochs * n_frames
 
-    def train(
-        self,
-        fabric: Fabric,
-        model: nn.Module,
-        labelled: Labelled,
-        inputs: Tensor | NDArray[Any],
-        strategy: Strategy,
-        *,
-        seed: int,
-        round: int,
-        on_batch: OnBatch,
-    ) -> float:
+    def train(self, fabric: Fabric, model: nn.Module, training: Training) -> float:
         return train(
             fabric,
             model,
-            labelled.frames(),
+            training.labelled.frames(),
             epochs=self.config.epochs,
             batch_size=self.config.batch_size,
             lr=self.config.lr,
-            seed=seed,
-            round=round,
-            loss=strategy.loss,
+            seed=training.seed,
+            round=training.round,
+            loss=training.strategy.loss,
             transform=self.transform,
-            crops=crops_of(labelled) if labelled.windows else None,
-            on_batch=on_batch,
+            crops=crops_of(training.labelled) if training.labelled.windows else None,
+            on_batch=training.on_batch,
         )
 
 
@@ -179,18 +174,8 @@ class HeadOfFrozenEncoder(Learner):
         rows, columns = grid_of((self.config.image_size, self.config.image_size))
         return self.config.head_steps * self.config.head_pixels / (rows * columns)
 
-    def train(
-        self,
-        fabric: Fabric,
-        model: nn.Module,
-        labelled: Labelled,
-        inputs: Tensor | NDArray[Any],
-        strategy: Strategy,
-        *,
-        seed: int,
-        round: int,
-        on_batch: OnBatch,
-    ) -> float:
+    def train(self, fabric: Fabric, model: nn.Module, training: Training) -> float:
+        labelled, inputs = training.labelled, training.inputs
         positions = np.array(labelled.positions)
         grid = (inputs.shape[2], inputs.shape[3])
         features = inputs[positions] if isinstance(inputs, Tensor) else torch.from_numpy(inputs[positions])
@@ -203,11 +188,11 @@ class HeadOfFrozenEncoder(Learner):
             pixels=self.config.head_pixels,
             lr=self.config.head_lr,
             weight_decay=self.config.head_weight_decay,
-            whole_frames=strategy.trains_own_model,
-            seed=seed,
-            round=round,
-            loss=strategy.loss,
-            on_step=lambda pixels: on_batch(pixels / (grid[0] * grid[1])),
+            whole_frames=training.strategy.trains_own_model,
+            seed=training.seed,
+            round=training.round,
+            loss=training.strategy.loss,
+            on_step=lambda pixels: training.on_batch(pixels / (grid[0] * grid[1])),
         )
 
 

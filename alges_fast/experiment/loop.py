@@ -29,7 +29,7 @@ from alges_fast.experiment.annotator import Labelled, Piece, unlabelled
 from alges_fast.experiment.config import RunConfig
 from alges_fast.experiment.curve import Curve, check_budget, check_windows, curves_of
 from alges_fast.experiment.folder import check_config, prepare_folder
-from alges_fast.experiment.learner import make_learner
+from alges_fast.experiment.learner import Training, make_learner
 from alges_fast.experiment.processes import LOCK, launch, naming_lost_processes
 from alges_fast.experiment.results import save_frames, save_thumbnails, write_results
 from alges_fast.experiment.setting import (
@@ -180,16 +180,15 @@ def _trained(round: Round, model: nn.Module) -> Trained:
     """Train a round's network in place."""
     setting = round.setting
     start = time.perf_counter()
-    reached = setting.learner.train(
-        setting.processes.fabric,
-        model,
-        round.labelled,
-        setting.pool_inputs,
-        round.strategy,
+    training = Training(
+        labelled=round.labelled,
+        inputs=setting.pool_inputs,
+        strategy=round.strategy,
         seed=round.seed,
         round=round.number,
         on_batch=setting.monitor.advance,
     )
+    reached = setting.learner.train(setting.processes.fabric, model, training)
     seconds = time.perf_counter() - start
     state = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
     return Trained(state, reached, seconds)

@@ -26,7 +26,7 @@ from alges_fast.data.frames import FrameSet
 from alges_fast.errors import UserError
 from alges_fast.experiment.annotator import Labelled
 from alges_fast.experiment.config import RunConfig
-from alges_fast.experiment.learner import WholeNetwork
+from alges_fast.experiment.learner import Training, WholeNetwork
 from alges_fast.experiment.metrics import SegmentationCounts
 from alges_fast.experiment.processes import launch
 from alges_fast.experiment.training import evaluate
@@ -304,17 +304,15 @@ class _Frames(_Data):
         seed = stream_seed("project's network", self.project.config.seed)
         model = self.learner.new_network(len(self.project.config.classes), seed)
         labelled = Labelled(self.frames, tuple(piece for id in ids for piece in self.pieces[id]))
-        images = self.frames.images
-        self.learner.train(
-            self.fabric,
-            model,
-            labelled,
-            images,
-            get_strategy("random")(),
+        training = Training(
+            labelled=labelled,
+            inputs=self.frames.images,
+            strategy=get_strategy("random")(),
             seed=seed,
             round=0,
             on_batch=lambda n: self.shown.add(n / self.config.epochs),
         )
+        self.learner.train(self.fabric, model, training)
         return model
 
     def counts(self, model: Any, ids: Sequence[str]) -> NDArray[np.int64]:

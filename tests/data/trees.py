@@ -23,6 +23,18 @@ def folder_tree(root: Path, frames: int = 3) -> Path:
     return root
 
 
+def tile_tree(root: Path, tile: int) -> Path:
+    """A folder data set of two videos whose frames are 4 x 4 tiles of so many pixels, each tile's colour its class."""
+    generator = np.random.default_rng(0)
+    for split, n in (("train", 9), ("val", 2), ("test", 3)):
+        for number in range(n):
+            mask = np.kron(generator.integers(0, 3, (4, 4)), np.ones((tile, tile))).astype(np.uint8)
+            image = np.stack([80 * mask, 255 - 60 * mask, 20 * mask], axis=-1).astype(np.uint8)
+            save(root / split / "images" / f"v{number % 2}_{number}.png", image)
+            save(root / split / "masks" / f"v{number % 2}_{number}.png", mask)
+    return root
+
+
 def m2caiseg_tree(root: Path, colours: list[tuple[int, int, int]]) -> Path:
     """m2caiSeg's layout: train 1 to 4, trainval 1 to 6, test 7 and 8; frame 2's mask is larger than its image."""
     rng = np.random.default_rng(0)

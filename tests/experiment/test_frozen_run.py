@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from data.trees import tile_tree
 from PIL import Image
 from safetensors import safe_open
 
@@ -32,18 +33,7 @@ FLAGS = [
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Frames of coloured tiles whose colour is their class."""
-    root = tmp_path_factory.mktemp("frames")
-    generator = np.random.default_rng(0)
-    for split, n in (("train", 9), ("val", 2), ("test", 3)):
-        for kind in ("images", "masks"):
-            (root / split / kind).mkdir(parents=True)
-        for i in range(n):
-            mask = np.kron(generator.integers(0, 3, (4, 4)), np.ones((16, 16))).astype(np.uint8)
-            image = np.stack([80 * mask, 255 - 60 * mask, 20 * mask], axis=-1).astype(np.uint8)
-            Image.fromarray(image).save(root / split / "images" / f"v{i % 2}_{i}.png")
-            Image.fromarray(mask).save(root / split / "masks" / f"v{i % 2}_{i}.png")
-    return root
+    return tile_tree(tmp_path_factory.mktemp("data") / "frames", 16)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import SMALL, contents, finish, rows, start, start_group
+from commands import SMALL, contents, finish, rows, start_group
 from data.trees import folder_tree
 
 STRATEGIES = (
@@ -35,26 +35,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return {"ALGES_FAST_CACHE": str(tmp_path_factory.mktemp("cache"))}
-
-
-@pytest.fixture(scope="module")
 def command(root: Path) -> list[str]:
     return [*SMALL, "--data_root", str(root), *STRATEGIES]
 
 
-@pytest.fixture(scope="module")
-def one(tmp_path_factory: pytest.TempPathFactory, command: list[str], environment: dict[str, str]) -> Path:
-    out = tmp_path_factory.mktemp("one") / "out"
-    process = start(out.parent / "log", [*command, "--out", str(out)], environment)
-    assert finish(process) == 0, (out.parent / "log").read_text()
-    return out
-
-
-def same_choices(out: Path, one: Path) -> None:
-    assert rows(out) == rows(one)
-    found, expected = contents(out), contents(one)
+def same_choices(out: Path, whole: Path) -> None:
+    assert rows(out) == rows(whole)
+    found, expected = contents(out), contents(whole)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         if name.endswith("picks.json"):
@@ -66,18 +53,18 @@ def same_choices(out: Path, one: Path) -> None:
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_shares_that_are_uneven_or_empty(
-    size: int, one: Path, command: list[str], environment: dict[str, str], tmp_path: Path
+    size: int, whole: Path, command: list[str], environment: dict[str, str], tmp_path: Path
 ) -> None:
     """Two frames left to choose from, one to test on."""
     processes = start_group(tmp_path / "logs", [*command, "--out", str(tmp_path / "out")], environment, size)
     assert [finish(process) for process in processes] == [0] * size, _logs(tmp_path)
-    same_choices(tmp_path / "out", one)
+    same_choices(tmp_path / "out", whole)
     assert _logs(tmp_path)[1:] == [""] * (size - 1)
 
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_process_that_dies_ends_the_job_and_the_run_resumes(
-    victim: int, one: Path, command: list[str], environment: dict[str, str], tmp_path: Path
+    victim: int, whole: Path, command: list[str], environment: dict[str, str], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     processes = start_group(tmp_path / "logs", [*command, "--out", str(out)], environment, 2)
@@ -94,7 +81,7 @@ def test_a_process_that_dies_ends_the_job_and_the_run_resumes(
     shutil.rmtree(tmp_path / "logs")
     processes = start_group(tmp_path / "logs", [*command, "--out", str(out)], environment, 2)
     assert [finish(process) for process in processes] == [0, 0], _logs(tmp_path)
-    same_choices(out, one)
+    same_choices(out, whole)
 
 
 def test_a_mistake_ends_all_processes(command: list[str], environment: dict[str, str], tmp_path: Path) -> None:

@@ -9,15 +9,13 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from commands import SMALL, contents, finish, rows, start
 from data.trees import folder_tree
 
-from alges_fast.experiment import loop
 from alges_fast.experiment.state import RoundFolder
 from alges_fast.run import main
 
@@ -30,33 +28,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return {"ALGES_FAST_CACHE": str(tmp_path_factory.mktemp("cache"))}
-
-
-@pytest.fixture(scope="module")
 def command(root: Path) -> list[str]:
     return [*SMALL, "--data_root", str(root), *STRATEGIES]
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, command: list[str], environment: dict[str, str]) -> Path:
-    """The folder of a run that nobody disturbed."""
-    out = tmp_path_factory.mktemp("whole") / "out"
-    process = start(out.parent / "log", [*command, "--out", str(out)], environment)
-    assert finish(process) == 0, (out.parent / "log").read_text()
-    return out
-
-
-@pytest.fixture
-def alone(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """This process as the others are: one thread, their cache, no report."""
-    monkeypatch.setenv("ALGES_FAST_CACHE", environment["ALGES_FAST_CACHE"])
-    monkeypatch.setattr(loop, "write_report", lambda out: None)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def same(out: Path, whole: Path) -> None:

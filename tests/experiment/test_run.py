@@ -11,10 +11,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
-from PIL import Image
+from data.trees import tile_tree
 
 from alges_fast import atomic
 from alges_fast.errors import UserError
@@ -32,17 +31,7 @@ SMALL = [
 
 @pytest.fixture(scope="session")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("frames")
-    generator = np.random.default_rng(0)
-    for split, n in (("train", 9), ("val", 2), ("test", 3)):
-        for kind in ("images", "masks"):
-            (root / split / kind).mkdir(parents=True)
-        for i in range(n):
-            mask = np.kron(generator.integers(0, 3, (4, 4)), np.ones((8, 8))).astype(np.uint8)
-            image = np.stack([80 * mask, 255 - 60 * mask, 20 * mask], axis=-1).astype(np.uint8)
-            Image.fromarray(image).save(root / split / "images" / f"v{i % 2}_{i}.png")
-            Image.fromarray(mask).save(root / split / "masks" / f"v{i % 2}_{i}.png")
-    return root
+    return tile_tree(tmp_path_factory.mktemp("data") / "frames", 8)
 
 
 @pytest.fixture(autouse=True)

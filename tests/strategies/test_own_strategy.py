@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from alges_fast import Window, select, select_regions
 from alges_fast.run import main
 from alges_fast.strategies import Query, Taken, get_strategy
-from alges_fast.windows import windows_of
+from alges_fast.windows import named, windows_of
 
 OWN = """
 from alges_fast.seeding import k_center_greedy
@@ -99,18 +99,24 @@ def test_a_query_may_hold_some_windows_of_a_frame_and_others_labelled(own: str, 
     assert dict(rating.scores) == pytest.approx({window: scores[window] for window in free})
 
 
-def test_it_picks_frames_in_run(own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_picks_frames_and_windows_in_run(own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALGES_FAST_CACHE", str(tmp_path / "cache"))
     root = folder_tree(tmp_path / "data", 6)
+    monkeypatch.setattr("alges_fast.experiment.loop.write_report", lambda out: None)
     argv = ["--data_root", str(root), "--rounds", "2", "--strategies", f"{own}:Brightest,{own}:Spread"]
-    assert main([*SMALL, *argv, "--out", str(tmp_path / "out")]) == 0
-    bright, spread = (
+    assert main([*SMALL, *argv, "--regions", "none,2x3", "--out", str(tmp_path / "out")]) == 0
+    bright, spread, bright_windows, spread_windows = (
         json.loads((tmp_path / "out" / name / "seed0" / "round00" / "picks.json").read_text())
-        for name in ("brightest", "spread")
+        for name in ("brightest", "spread", "brightest@2x3", "spread@2x3")
     )
     assert bright["ids"] == [max(bright["scores"], key=bright["scores"].get)]
     assert len(bright["scores"]) == 4
     assert len(spread["ids"]) == 1
+    scores = bright_windows["scores"]
+    assert bright_windows["ids"] == sorted(scores, key=scores.get, reverse=True)
+    for found in (bright_windows, spread_windows):  # as many pixels as a frame of 32 x 32, but for the rest of a window
+        windows = [named(name) for name in found["ids"]]
+        assert 32**2 - 16 * 11 < sum(window.pixels for window in windows if isinstance(window, Window)) <= 32**2
 
 
 def test_a_strategy_that_needs_a_model_says_so(own: str, pool: list[tuple[str, Tensor]]) -> None:
