@@ -24,6 +24,7 @@ BASE = {
     "losses",
     "cache_folder",
     "normalisation",
+    "pages",
 }
 """They import nothing of the package but each other."""
 

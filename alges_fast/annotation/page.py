@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-import jinja2
 from PIL import Image
 
 from alges_fast.annotation.pictures import encoded
+from alges_fast.pages import render
 from alges_fast.selection import Budget
 from alges_fast.windows import Window
 
@@ -88,21 +88,19 @@ def selection_page(
         }
         for card in cards
     ]
-    report, here = resources.files("alges_fast.report"), resources.files("alges_fast.annotation")
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    return environment.from_string((here / "page.html").read_text()).render(
+    return render(
+        "alges_fast.annotation",
+        "page",
+        title=f"{len(rows)} {'frames' if budget is None else f'windows of {n_frames} frames'} to annotate",
+        kicker=f"{asked.strategy}, seed {asked.seed}",
         asked=asked,
         classes=[(name, "#{:02x}{:02x}{:02x}".format(*colour)) for name, colour in zip(classes, colours, strict=True)],
         cards=shown,
         views=[view for view in ("frame", "gradient", "prediction") if any(view in card.views for card in cards)],
-        n_picks=len(rows),
         ranks={row["id"]: row["rank"] for row in rows},
         n_frames=n_frames,
         budget=budget,
         outline=sum(float(row["outline"]) for row in rows) if asked.budget == "outline" else None,
         left_out=left_out,
-        style=(report / "page.css").read_text() + (here / "page.css").read_text(),
-        script=(here / "page.js").read_text(),
+        script=(resources.files("alges_fast.annotation") / "page.js").read_text(encoding="utf-8"),
     )

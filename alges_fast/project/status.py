@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
-import jinja2
 import numpy as np
 
 from alges_fast import atomic
 from alges_fast.data.loading import palette
+from alges_fast.pages import render
 from alges_fast.project.choosing import strategy_of
 from alges_fast.project.folder import Import, Project
 from alges_fast.project.labels import read_labels
@@ -296,14 +295,12 @@ def _curve(project: Project) -> dict[str, Any] | None:
 
 
 def _page(project: Project, facts: dict[str, Any]) -> str:
-    report, here = resources.files("alges_fast.report"), resources.files("alges_fast.project")
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    return environment.from_string((here / "status.html").read_text(encoding="utf-8")).render(
-        name=project.root.resolve().name,
+    return render(
+        "alges_fast.project",
+        "status",
+        title=project.root.resolve().name,
+        kicker="project",
         images=project.config.images,
-        style=(report / "page.css").read_text(encoding="utf-8") + (here / "status.css").read_text(encoding="utf-8"),
         **facts,
     )
 

@@ -10,17 +10,16 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from alges_fast import atomic
+from alges_fast.pages import render
 from alges_fast.report.findings import find, sentences
 from alges_fast.report.run_folder import RunFolder, read_run
 from alges_fast.report.sections import Picture, Section, sections_of
@@ -72,19 +71,16 @@ def _page(
     sections: Sequence[Section],
     inlined: Mapping[str, Mapping[str, str]],
 ) -> str:
-    files = resources.files("alges_fast.report")
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
     strategies = count(len(run.strategies), "strategy")
     trainings = count(len({row["n_labelled"] for row in run.curve_rows}), "training")
-    return environment.from_string((files / "page.html").read_text()).render(
+    return render(
+        "alges_fast.report",
+        "page",
         title=run.title,
-        summary=f"{strategies}, {count(len(run.seeds), 'seed')}, {trainings}",
+        kicker=f"{strategies}, {count(len(run.seeds), 'seed')}, {trainings}",
         said=said,
         sections=sections,
         inlined=inlined,
-        style=(files / "page.css").read_text(),
         narrow_screen=NARROW_SCREEN,
     )
 

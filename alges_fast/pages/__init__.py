@@ -1,0 +1,36 @@
+"""The pages that people read: each one self-contained file, over the head and the style that all share."""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import Any
+
+import jinja2
+
+
+def render(package: str, name: str, *, title: str, kicker: str, **values: Any) -> str:
+    """A page as HTML.
+
+    Args:
+        package: whose folder has the template `name`.html, which extends base.html, and `name`.css where base.css is
+            not all of its style.
+        name: of both.
+        title: of the page.
+        kicker: what stands above its title, after the product's name.
+        values: what the template names.
+    """
+    base, own = resources.files("alges_fast.pages"), resources.files(package)
+    css = [base / "base.css", own / f"{name}.css"]
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda _: (base / "base.html").read_text(encoding="utf-8")),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.from_string((own / f"{name}.html").read_text(encoding="utf-8")).render(
+        title=title,
+        kicker=kicker,
+        style="".join(file.read_text(encoding="utf-8") for file in css if file.is_file()),
+        **values,
+    )
