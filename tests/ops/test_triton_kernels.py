@@ -58,7 +58,7 @@ COMPILE = textwrap.dedent("""
         valid = on_gpu(batch, *spatial, dtype=torch.bool) if given else None
         problem = _canonical(
             on_gpu(batch, channels, *spatial, dtype=dtype), on_gpu(n_classes, channels, *kernel),
-            on_gpu(n_classes), maps, maps, valid, frozenset(outputs or OUTPUTS),
+            on_gpu(n_classes), maps, maps, valid, frozenset(outputs or OUTPUTS), None, None,
         )
         triton_kernels.run(problem)
     print(json.dumps([shared, stack, text]))
