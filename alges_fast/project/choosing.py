@@ -41,7 +41,7 @@ class NextSettings:
 
     Args:
         n: how many frames; with regions, how many whole frames the windows may add up to.
-        regions: rows x columns of windows, such as 4x4; None for whole frames.
+        regions: rows x columns of windows, such as 8x8; None for whole frames.
         strategy: by default one that needs no model before the first training, then one that asks the model.
         model: a model of the user's that chooses and predicts in the place of the project's own.
         min_gap: frames of one video are picked at least this far apart, in seconds of a video file and in numbers of
