@@ -68,7 +68,7 @@ def run(folder: Path, cache: Path, seconds: float | None = None) -> int | None:
     return process.exitcode
 
 
-@pytest.mark.parametrize("n_kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n_kills", [3, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
 def test_kills_at_random_instants_leave_the_same_project(tmp_path: Path, n_kills: int) -> None:
     small_pool(tmp_path / "pool", 4, 3)
     (tmp_path / "whole").mkdir()
