@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(3600),  # a busy machine builds for long
     pytest.mark.skipif(sys.platform != "linux" or shutil.which("g++") is None, reason="manylinux wheels: needs g++"),
 ]
 
