@@ -105,7 +105,7 @@ def test_write_synthetic_then_check(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_help_teaches_the_layouts(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
-        main(["--help"])
+        main(["check", "--help"])
     printed = capsys.readouterr().out
     assert "frame_<n>_endo_watershed_mask.png" in printed
     assert "{train,val,test}/masks/<stem>.png" in printed
