@@ -58,4 +58,17 @@ inline void set_outputs(Outputs& to, const Addresses& at) {
   to.feature_sum = pointer<float>(at[10]);
 }
 
+// What the CPU's call and the GPU's have in common.
+template <class Call>
+void set_operands(Call& call, const Given& features, uintptr_t weight, uintptr_t bias, const Given& logits,
+                  const Given& residual, const Given& valid, const Addresses& outputs) {
+  call.features = operand(features);
+  call.logits = operand(logits);
+  call.residual = operand(residual);
+  call.valid = operand(valid);
+  call.weight = pointer<const float>(weight);
+  call.bias = pointer<const float>(bias);
+  set_outputs(call, outputs);
+}
+
 }  // namespace alges

@@ -17,16 +17,10 @@ PixelGradientsCall call_of(const Sizes& shape, const Given& features, uintptr_t 
   PixelGradientsCall call;
   call.batch = shape[0], call.channels = shape[1], call.classes = shape[2];
   for (int i = 0; i < 3; ++i) call.size[i] = shape[3 + i], call.kernel[i] = shape[6 + i];
-  call.features = operand(features);
-  call.logits = operand(logits);
-  call.residual = operand(residual);
-  call.valid = operand(valid);
-  call.weight = pointer<const float>(weight);
-  call.bias = pointer<const float>(bias);
+  set_operands(call, features, weight, bias, logits, residual, valid, outputs);
   call.inputs = inputs;
   call.hidden_weight = pointer<const float>(hidden_weight);
   call.hidden_bias = pointer<const float>(hidden_bias);
-  set_outputs(call, outputs);
   call.threads = threads;
   return call;
 }

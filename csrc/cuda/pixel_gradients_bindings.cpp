@@ -23,13 +23,7 @@ Call call_of(const Sizes& shape, const Given& features, uintptr_t weight, uintpt
   if (!features || !weight) throw std::invalid_argument("features and weight must be given");
   Call call;
   call.shape = shape_of(shape);
-  call.features = operand(features);
-  call.logits = operand(logits);
-  call.residual = operand(residual);
-  call.valid = operand(valid);
-  call.weight = pointer<const float>(weight);
-  call.bias = pointer<const float>(bias);
-  set_outputs(call, outputs);
+  set_operands(call, features, weight, bias, logits, residual, valid, outputs);
   call.allow_tf32 = allow_tf32;
   return call;
 }
