@@ -127,7 +127,9 @@ def test_plain_tf32_runs_where_torch_allows_it(backend: conformance.Backend) -> 
 
 
 def call(emulated: ModuleType, inputs: Inputs) -> Any:
-    problem = _operator._canonical(**inputs.keywords(), outputs=frozenset(OUTPUTS))
+    problem = _operator._canonical(
+        **inputs.keywords(), hidden_weight=None, hidden_bias=None, outputs=frozenset(OUTPUTS)
+    )
     return emulated.CudaPixelGradientsCall(**operands(problem), outputs=[0] * len(OUTPUTS), allow_tf32=False)
 
 
