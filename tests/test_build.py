@@ -116,5 +116,7 @@ print(build_meta.build_editable(sys.argv[1]))
     shutil.unpack_archive(wheel, installed, "zip")
     program = f"import site; site.addsitedir({str(installed)!r}); import alges_fast; print(alges_fast.__version__)"
     clean = {**os.environ, "PYTHONPATH": "", "PYTHONSAFEPATH": ""}
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=clean, capture_output=True, text=True)
+    # -S: this checkout may be installed in the same way, and would be found first.
+    command = [sys.executable, "-S", "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, env=clean, capture_output=True, text=True)
     assert done.stdout == "1\n", done.stderr
