@@ -165,19 +165,21 @@ def _train(round: Round, model: nn.Module) -> None:
     setting = round.setting
     known = setting.first_trainings.get(round.seed) if round.is_trained_alike else None
     if known is None:
-        known = _trained(round, model)
+        loss, seconds = _train_in_place(round, model)
         if round.is_trained_alike:
+            state = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
             setting.first_trainings.clear()
-            setting.first_trainings[round.seed] = known
+            setting.first_trainings[round.seed] = Trained(state, loss, seconds)
     else:
         model.load_state_dict(known.state)
         setting.monitor.advance(round.training_work)
+        loss, seconds = known.loss, known.seconds
     round.folder.save_model(model, setting.learner.card(setting.dataset.classes))
-    round.folder.finish("train", train_seconds=known.seconds, train_loss=known.loss)
+    round.folder.finish("train", train_seconds=seconds, train_loss=loss)
 
 
-def _trained(round: Round, model: nn.Module) -> Trained:
-    """Train a round's network in place."""
+def _train_in_place(round: Round, model: nn.Module) -> tuple[float, float]:
+    """The loss that a round's network reaches, and the seconds that it takes."""
     setting = round.setting
     start = time.perf_counter()
     training = Training(
@@ -188,10 +190,8 @@ def _trained(round: Round, model: nn.Module) -> Trained:
         round=round.number,
         on_batch=setting.monitor.advance,
     )
-    reached = setting.learner.train(setting.processes.fabric, model, training)
-    seconds = time.perf_counter() - start
-    state = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
-    return Trained(state, reached, seconds)
+    loss = setting.learner.train(setting.processes.fabric, model, training)
+    return loss, time.perf_counter() - start
 
 
 def _evaluate(round: Round, model: nn.Module) -> None:

@@ -77,8 +77,8 @@ def test_curves_of_a_seed_share_their_first_training_and_differ_in_nothing(
     run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained: list[str] = []
-    train = loop._trained
-    monkeypatch.setattr(loop, "_trained", lambda round, model: trained.append(str(round)) or train(round, model))
+    train = loop._train_in_place
+    monkeypatch.setattr(loop, "_train_in_place", lambda round, model: trained.append(str(round)) or train(round, model))
     flags = ("--strategies", "random,entropy,deal,alges-effort@4x4", "--seeds", "0,1", "--keep_models", "true")
     assert run(tmp_path / "shared", *flags) == 0
     assert [name for name in trained if "round 1" in name] == [
