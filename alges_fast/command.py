@@ -23,6 +23,7 @@ import torch
 import yaml
 
 from alges_fast.errors import UserError
+from alges_fast.job import LostProcess, is_first_to_fail, leads_job
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -47,16 +48,21 @@ _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false",
 
 
 def run_command(body: Callable[[], int], *, if_out_of_memory: str = "run it on smaller images") -> int:
-    """The exit code of a command: its body's, 2 for a user's mistake, 130 where it is interrupted.
+    """The exit code of a command: its body's, 2 for a user's mistake, 130 where it is interrupted, 1 where another
+    process of its job has gone.
 
-    What is the user's to mend is one line on stderr, without a traceback; what is not is raised.
+    What is the user's to mend is one line on stderr, without a traceback, of one process of a job; what is not is
+    raised.
 
     Args:
         body: what the command does; its exit code.
         if_out_of_memory: what the user can do where there is too little memory.
     """
+    code = 2
     try:
         return body()
+    except LostProcess as error:
+        code, said = 1, str(error)
     except UserError as error:
         said = str(error)
     except OSError as error:  # a disk that fills, or a folder that goes away
@@ -66,10 +72,12 @@ def run_command(body: Callable[[], int], *, if_out_of_memory: str = "run it on s
             raise
         said = f"out of memory: {if_out_of_memory}"
     except KeyboardInterrupt:
-        print("\nstopped; the same command continues", file=sys.stderr)
+        if leads_job():
+            print("\nstopped; the same command continues", file=sys.stderr)
         return 130
-    print(f"error: {said}", file=sys.stderr)
-    return 2
+    if is_first_to_fail():
+        print(f"error: {said}", file=sys.stderr)
+    return code
 
 
 def arguments_of(argv: Sequence[str], config_class: type) -> list[str]:

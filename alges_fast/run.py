@@ -7,7 +7,6 @@ With no arguments: the demo, three strategies on synthetic surgical video, in mi
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -20,8 +19,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from alges_fast._native import cpu_kernels, native_status
 from alges_fast.command import arguments_of, expand_home, help_shown, keep_freed_memory, refused, run_command
-from alges_fast.experiment import LostProcess, Monitor, run_experiment
+from alges_fast.experiment import Monitor, run_experiment
 from alges_fast.experiment.config import RunConfig, preset_values
+from alges_fast.job import leads_job
 from alges_fast.report.console import summary_table
 
 HELP = """\
@@ -68,16 +68,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(config: RunConfig) -> int:
-    leads = int(os.environ.get("RANK", "0")) == 0
+    leads = leads_job()
     console = Console(quiet=not leads, highlight=False, soft_wrap=True)
     if cpu_kernels() is None:
         console.print(escape(native_status()))
-    try:
-        with RichMonitor(console) as monitor:
-            rows = run_experiment(config, monitor)
-    except LostProcess as lost:
-        print(f"error: {lost}", file=sys.stderr)
-        return 1
+    with RichMonitor(console) as monitor:
+        rows = run_experiment(config, monitor)
     if leads:
         console.print(summary_table(rows, config.rounds))
         console.print(escape(f"results: {config.out}/results.csv   report: {config.out}/report.html"))

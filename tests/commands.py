@@ -1,8 +1,9 @@
-"""`python -m alges_fast.run` in processes forked from one that has imported everything, so that a kill is cheap."""
+"""Commands, `alges_fast.run` by default, in processes forked from one that has imported everything: a kill is cheap."""
 
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import multiprocessing
 import os
@@ -21,14 +22,16 @@ SMALL = [
 ]
 
 
-def start(log: Path, argv: list[str], environment: dict[str, str]) -> BaseProcess:
-    """Start the command; what it prints goes to the file `log`."""
-    process = CONTEXT.Process(target=_run, args=(str(log), argv, environment), daemon=True)
+def start(log: Path, argv: list[str], environment: dict[str, str], command: str = "alges_fast.run") -> BaseProcess:
+    """Start the command, the `main` of a module, where the environment's PWD says; it prints to the file `log`."""
+    process = CONTEXT.Process(target=_run, args=(str(log), argv, environment, command), daemon=True)
     process.start()
     return process
 
 
-def start_group(folder: Path, argv: list[str], environment: dict[str, str], size: int) -> list[BaseProcess]:
+def start_group(
+    folder: Path, argv: list[str], environment: dict[str, str], size: int, command: str = "alges_fast.run"
+) -> list[BaseProcess]:
     """Start the command as `size` processes of one job, as torchrun does; rank r prints to folder/r.log."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -36,7 +39,7 @@ def start_group(folder: Path, argv: list[str], environment: dict[str, str], size
     shared = {**environment, "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     folder.mkdir(exist_ok=True)
     ranks = [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
-    return [start(folder / f"{rank}.log", argv, ranks[rank]) for rank in range(size)]
+    return [start(folder / f"{rank}.log", argv, ranks[rank], command) for rank in range(size)]
 
 
 def finish(process: BaseProcess, timeout: float = 120) -> int | None:
@@ -44,15 +47,15 @@ def finish(process: BaseProcess, timeout: float = 120) -> int | None:
     return process.exitcode
 
 
-def _run(log: str, argv: list[str], environment: dict[str, str]) -> None:
+def _run(log: str, argv: list[str], environment: dict[str, str], command: str) -> None:
     import torch
 
-    from alges_fast.run import main
-
+    main = importlib.import_module(command).main
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.environ.update(environment)
+    os.chdir(environment.get("PWD", "."))
     torch.set_num_threads(1)
     raise SystemExit(main(argv))
 

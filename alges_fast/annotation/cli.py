@@ -9,14 +9,18 @@
 
 Nothing in OUT is overwritten with other contents: masks that were corrected there stay as they are. With --regions a
 mask is 255, which is no class, outside the picked windows.
+
+Of several processes (torchrun) each scores its share of the pool; the first reads and writes OUT and prints for all.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +61,7 @@ from alges_fast.command import arguments_of, as_settings, expand_home, help_show
 from alges_fast.data.files import FaultyFile
 from alges_fast.data.frame_pool import FramePool
 from alges_fast.errors import UserError
+from alges_fast.job import Job, device_of, join, leads_job, naming_lost_processes
 from alges_fast.last_layer import LastLayer
 from alges_fast.models import build_model
 from alges_fast.models.features_cache import load_or_fit
@@ -90,18 +95,22 @@ example:
   python -m alges_fast.select --model model.pt2 --images videos/ --n 20 \\
       --classes background,liver,tool --out runs/next
 
+Under torchrun processes share the pool and pick as one would: docs/survival.md
 All settings: --help all. More: docs/select.md, docs/strategies.md
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, choose, write; the exit code: 0, 2 for a user's mistake, 130 when interrupted."""
+    """Parse, choose, write.
+
+    The exit code: 0, 1 where another process of the job has died, 2 for a user's mistake, 130 when interrupted.
+    """
     given = sys.argv[1:] if argv is None else argv
     if help_shown(given, HELP, _parser):
         return 0
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING if leads_job() else logging.CRITICAL)
     return run_command(
-        lambda: _run(parse(given), Console(highlight=False, soft_wrap=True)),
+        lambda: _run_in_job(given),
         if_out_of_memory="lower --batch_size, then run again",
     )
 
@@ -137,10 +146,15 @@ def _parser() -> jsonargparse.ArgumentParser:
     return parser
 
 
-def _run(config: SelectConfig, console: Console) -> int:
+def _run_in_job(argv: Sequence[str]) -> int:
+    job = Job(join())  # before anything can fail, so that one process alone says what did
+    with naming_lost_processes():
+        return _run(parse(argv), job, Console(quiet=not job.leads, highlight=False, soft_wrap=True))
+
+
+def _run(config: SelectConfig, job: Job, console: Console) -> int:
     out = Path(config.out)
-    check_folder(out, config)
-    record = read_record(out)
+    record = job.from_leader(lambda: _record_in(out, config))
     left_out = known_left_out(out, record, config.on_bad_image)
     windows = config.grid is not None
     frames = list_frames(Path(config.images), fps=config.fps, left_out=left_out)
@@ -152,20 +166,19 @@ def _run(config: SelectConfig, console: Console) -> int:
 
     sized = windows or config.budget == "outline"
     sizes = frame_sizes(listed.without(left_out).frames, left_out) if sized else {}
-    images, maps = _read_pool(config, listed, left_out, scorer.trunk)
+    images, maps = _read_pool(config, listed, left_out, scorer.trunk, show=job.leads)
     now = new_record(listed, left_out, scorer.weights)
     if record is not None:
         check_record(record, now, config)
     _check_number(config, listed.without(left_out), left_out)
 
-    with atomic.locked(out / LOCK, wait=False) as alone:
-        if not alone or read_record(out) != record:
-            raise UserError(f"{out}: another process is choosing there: wait until it is done, or choose another --out")
-        asked = _Choice(config, scorer, record or now, listed, images, maps, left_out, unwanted, sizes)
-        atomic.write_text(out / "config.yaml", yaml.safe_dump(as_settings(config), sort_keys=False))
-        asked.save_record()
+    with contextlib.ExitStack() as held:
+        asked = _Choice(config, job, scorer, record or now, listed, images, maps, left_out, unwanted, sizes)
+        job.from_leader(lambda: _begin(asked, held, record))
         console.print(asked.summary())
         picks, budget = _choose(asked)
+        if not job.leads:
+            return 0
         remove_refused(out, unwanted, picks)
         if scorer.model is None:
             shown = show_untrained(picks, maps, config.grid)
@@ -202,6 +215,20 @@ def _run(config: SelectConfig, console: Console) -> int:
     return 0
 
 
+def _record_in(out: Path, config: SelectConfig) -> dict[str, Any] | None:
+    check_folder(out, config)
+    return read_record(out)
+
+
+def _begin(asked: _Choice, held: contextlib.ExitStack, record: Mapping[str, Any] | None) -> None:
+    """Take the folder's lock for as long as `held` lasts, and write down what is chosen from."""
+    out = Path(asked.config.out)
+    if not held.enter_context(atomic.locked(out / LOCK, wait=False)) or read_record(out) != record:
+        raise UserError(f"{out}: another process is choosing there: wait until it is done, or choose another --out")
+    atomic.write_text(out / "config.yaml", yaml.safe_dump(as_settings(asked.config), sort_keys=False))
+    asked.save_record()
+
+
 @dataclass(frozen=True)
 class _Scorer:
     """What scores the pool.
@@ -233,6 +260,7 @@ class _Choice:
     """What is chosen from, and how.
 
     Attributes:
+        job: the processes that choose together.
         begun: what the selection was begun with, or is begun with now.
         listed: every frame of the pool, what is left out included.
         images: the pictures of those that can be used; None where the strategy does not look at them.
@@ -243,6 +271,7 @@ class _Choice:
     """
 
     config: SelectConfig
+    job: Job
     scorer: _Scorer
     begun: Mapping[str, Any]
     listed: LabelledPool
@@ -253,7 +282,9 @@ class _Choice:
     sizes: Mapping[str, tuple[int, int]]
 
     def save_record(self) -> None:
-        atomic.write_json(Path(self.config.out) / "pool.json", {**self.begun, "left_out": self.left_out.reasons})
+        if self.job.leads:
+            record = {**self.begun, "left_out": self.left_out.reasons}
+            atomic.write_json(Path(self.config.out) / "pool.json", record)
 
     def summary(self) -> str:
         usable = self.listed.without(self.left_out)
@@ -264,33 +295,33 @@ class _Choice:
 
 
 def _read_pool(
-    config: SelectConfig, listed: LabelledPool, left_out: LeftOut, trunk: Trunk | None
+    config: SelectConfig, listed: LabelledPool, left_out: LeftOut, trunk: Trunk | None, *, show: bool
 ) -> tuple[FramePool | None, FramePool | None]:
     """Decode the pool, so that what cannot be read is known before anything is chosen, and let the frozen encoder look
     at it, where there is one. None where the strategy does not look at it."""
     if not (get_strategy(config.strategy).reads_images or config.budget == "outline"):
         return None, None
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not show) as bar:
         task = bar.add_task("")
 
-        def show(what: str, done: int, total: int) -> None:
+        def progress(what: str, done: int, total: int) -> None:
             bar.update(task, description=what, completed=done, total=total)
 
         frames, images = decoded_images(
-            listed.frames, config.image_size, left_out, lambda done, total: show("reading the pool", done, total)
+            listed.frames, config.image_size, left_out, lambda done, total: progress("reading the pool", done, total)
         )
         pictures = by_id(frames, images, left_out)
         if trunk is None:
             return pictures, None
-        maps = load_or_fit(trunk, images, progress=show).cached(images, show)
+        maps = load_or_fit(trunk, images, progress=progress).cached(images, progress)
         return pictures, by_id(frames, maps, left_out)
 
 
 def _choose(asked: _Choice) -> tuple[list[Pick], int | None]:
     """The picks, and what there was for windows, in pixels or in pixels of predicted outline."""
     picks, budget = _draw(asked)
-    while asked.images is None and (faults := _faults_of(picks)):
+    while asked.images is None and (faults := asked.job.from_leader(partial(_faults_of, picks))):
         # Nothing had been read: draw again without them, as if they were not in the pool.
         for id, fault in faults.items():
             asked.left_out.add(id, fault)
@@ -322,6 +353,8 @@ def _draw(asked: _Choice) -> tuple[list[Pick], int | None]:
         "batch_size": scorer.batch_size,
         "device": scorer.device,
         "precision": config.precision,
+        "progress": asked.job.leads,
+        "group": asked.job.group,
     }
     try:
         if config.grid is None:
@@ -380,7 +413,7 @@ def _pixels_of_frames(n: int, sizes: Mapping[str, tuple[int, int]], labelled: Co
 def _device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: no usable GPU; use --device cpu or auto")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    return device_of(name)
 
 
 def _scorer(config: SelectConfig) -> _Scorer:

@@ -30,7 +30,7 @@ from alges_fast.experiment.config import RunConfig
 from alges_fast.experiment.curve import Curve, check_budget, check_windows, curves_of
 from alges_fast.experiment.folder import check_config, prepare_folder
 from alges_fast.experiment.learner import Training, make_learner
-from alges_fast.experiment.processes import LOCK, launch, naming_lost_processes
+from alges_fast.experiment.processes import LOCK, launch
 from alges_fast.experiment.results import save_frames, save_thumbnails, write_results
 from alges_fast.experiment.setting import (
     FORWARD_COST,
@@ -42,9 +42,10 @@ from alges_fast.experiment.setting import (
 )
 from alges_fast.experiment.state import STEPS, RoundFolder
 from alges_fast.experiment.training import MEMORY_FORMAT, evaluate
+from alges_fast.job import naming_lost_processes
 from alges_fast.report import write_report
 from alges_fast.selection.candidates import BrokenPromise, Candidates
-from alges_fast.strategies import Candidate, Query, Rating
+from alges_fast.strategies import Candidate, Query, Rating, scores_of
 from alges_fast.windows import Window, named
 
 
@@ -255,7 +256,7 @@ def _query(round: Round, model: nn.Module) -> dict[str, Any]:
     picked = _draw(round, rating, candidates)
     drawn = time.perf_counter()
     # Of windows, of which a pool has very many, the scores of those picked alone.
-    scored = rating.scores if round.curve.regions is None else {c: rating.scores[c] for c in picked if rating.scores}
+    scored = rating.scores if round.curve.regions is None else scores_of(rating, picked)
     return {
         "ids": [str(candidate) for candidate in picked],
         "scores": {str(candidate): score for candidate, score in scored.items()},

@@ -6,10 +6,10 @@ import logging
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeAlias, TypeVar, cast
+from typing import Any, Generic, TypeAlias, TypeVar, cast
 
 from alges_fast.pool import Id
-from alges_fast.strategies import Candidate, Rating, Taken, frame_of
+from alges_fast.strategies import Candidate, Rating, Taken, frame_of, scores_of
 from alges_fast.windows import Window
 
 logger = logging.getLogger(__name__)
@@ -43,6 +43,7 @@ class Candidates(Generic[C]):
         min_gap: frames of one video are picked at least this far apart in time, and from labelled ones.
         budget: its name, and what it is counted in.
         costs: what each costs; None for 1 a frame and the pixels of a window.
+        shared: whether processes share the query.
 
     Raises:
         ValueError: something labelled is not among the rated.
@@ -54,6 +55,7 @@ class Candidates(Generic[C]):
     min_gap: float
     budget: tuple[str, str]
     costs: Mapping[C, int] | None = None
+    shared: bool = False
 
     def __post_init__(self) -> None:
         unknown = self.labelled.difference(self.ids)
@@ -68,6 +70,10 @@ class Candidates(Generic[C]):
         if self.costs is not None:
             return self.costs[candidate]
         return candidate.pixels if isinstance(candidate, Window) else 1
+
+    def scores(self, picks: Sequence[C]) -> Mapping[Any, float]:
+        """Of all candidates; where processes share the query of the picks alone, so that a pool's are not sent."""
+        return scores_of(self.rating, picks) if self.shared else self.rating.scores
 
     def fill(self, picks: Sequence[C], budget: int, refused: Collection[C]) -> list[C]:
         """Add picks until the next would exceed the budget.

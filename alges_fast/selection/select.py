@@ -24,7 +24,7 @@ from alges_fast.pool import Id, Pool, pool_ids, pool_sizes
 from alges_fast.selection.candidates import Candidates, Place
 from alges_fast.selection.defaults import FRAMES, WINDOWS
 from alges_fast.selection.effort import PredictedEffort, predict_effort
-from alges_fast.strategies import Candidate, Query, Rating, Strategy, frame_of, get_strategy, strategy_names
+from alges_fast.strategies import Candidate, Query, Strategy, frame_of, get_strategy, strategy_names
 from alges_fast.strategies.embedding import Frames
 from alges_fast.windows import Window, windows_of
 
@@ -43,7 +43,8 @@ class Selection:
     Attributes:
         ids: n ids in order of picking.
         scores: a number per image of the pool, higher is more wanted: the norm of an ALGES embedding, or the mean
-            uncertainty of a pixel. Empty for coreset and the random strategies, which rate no image by itself.
+            uncertainty of a pixel; where processes share the pool, of the picks alone. Empty for coreset and the random
+            strategies, which rate no image by itself.
         outlines: the predicted outline of every image, in its pixels, where the budget is counted in it; else empty.
         budget: what there was to spend: images, or pixels of outline.
     """
@@ -74,7 +75,8 @@ class Selection:
             kept.remove(id)
             refused.append(id)
             kept = self._candidates.fill(kept, self.budget, refused)
-        return replace(self, ids=tuple(kept), _refused=tuple(refused))
+        scores = self._candidates.scores(kept)
+        return replace(self, ids=tuple(kept), scores=scores, _refused=tuple(refused))
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,8 @@ class RegionSelection:
             left = [window for window in kept if window not in these]
             if len(left) < len(kept):
                 kept = self._candidates.fill(left, self.budget, gone)
-        return replace(self, windows=tuple(kept), _refused=tuple(gone))
+        scores = self._candidates.scores(kept)
+        return replace(self, windows=tuple(kept), scores=scores, _refused=tuple(gone))
 
 
 def select(
@@ -196,9 +199,10 @@ def select(
         effort = predict_effort(query, pool_sizes(pool) if sizes is None else sizes)  # type: ignore[arg-type]
         unit, spend = OUTLINE_UNIT, effort.of_frames(n)
     costs: Any = None if effort is None else effort.costs
-    candidates: Candidates[Id] = Candidates(rating, frozenset(taken), asked.places, min_gap, unit, costs)
+    shared = query.group is not None
+    candidates: Candidates[Id] = Candidates(rating, frozenset(taken), asked.places, min_gap, unit, costs, shared)
     picks = tuple(candidates.fill([], spend, []))
-    return Selection(picks, _scores(rating), _outlines(effort), spend, candidates)
+    return Selection(picks, candidates.scores(picks), _outlines(effort), spend, candidates)
 
 
 def select_regions(
@@ -292,9 +296,10 @@ def select_regions(
         n_frames = budget_pixels * len(images) / sum(window.pixels for window in windows)
         unit, spend = OUTLINE_UNIT, effort.of_frames(n_frames)
     costs: Any = None if effort is None else effort.costs
-    candidates: Candidates[Window] = Candidates(rating, frozenset(taken), asked.places, min_gap, unit, costs)
+    shared = query.group is not None
+    candidates: Candidates[Window] = Candidates(rating, frozenset(taken), asked.places, min_gap, unit, costs, shared)
     picks = tuple(candidates.fill([], spend, []))
-    return RegionSelection(picks, _scores(rating), budget_pixels, _outlines(effort), spend, candidates)
+    return RegionSelection(picks, candidates.scores(picks), budget_pixels, _outlines(effort), spend, candidates)
 
 
 @dataclass(frozen=True)
@@ -372,10 +377,6 @@ _OF_QUERY = frozenset({"batch_size", "device", "precision", "transform", "progre
 
 def _outlines(effort: PredictedEffort | None) -> dict[Any, float]:
     return {} if effort is None else dict(effort.outlines)
-
-
-def _scores(rating: Rating) -> dict[Any, float]:
-    return dict(rating.scores)
 
 
 def _named(pool: Pool) -> Pool:

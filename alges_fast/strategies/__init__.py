@@ -9,7 +9,7 @@ Each other file is a family of strategies.
 
 from alges_fast.strategies.base import Candidate, Query, Rating, Strategy, Taken, frame_of
 from alges_fast.strategies.embedding import candidate_images, embed, mean_features
-from alges_fast.strategies.rating import by_order, by_score, by_seeding
+from alges_fast.strategies.rating import by_order, by_score, by_seeding, scores_of
 from alges_fast.strategies.registry import get_strategy, register_strategy, strategy_names
 
 # Importing a family registers its strategies; this order is the one in which they are listed.
@@ -31,5 +31,6 @@ __all__ = [
     "get_strategy",
     "mean_features",
     "register_strategy",
+    "scores_of",
     "strategy_names",
 ]

@@ -46,7 +46,7 @@ def embed(query: Query, outputs: Sequence[str]) -> Embedded:
         frames = _frames_with_candidates(query)
         pool = pool if len(frames) == len(pool) else Frames(pool, frames)
     elif out is not None and query.group is not None:
-        out = out / f"rank{dist.get_rank(query.group)}"
+        out = out / f"rank{dist.get_rank(query.group)}of{dist.get_world_size(query.group)}"
     found = embed_pool(
         model,
         pool,

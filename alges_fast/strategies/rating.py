@@ -156,6 +156,14 @@ def by_choosing(
     return Rating(ids, {} if scores is None else dict(zip(ids, scores.tolist(), strict=True)), draw)
 
 
+def scores_of(rating: Rating, candidates: Collection[Candidate]) -> dict[Candidate, float]:
+    """The scores of some of a rating's candidates, on every process; of others' candidates no more is sent. Empty where
+    the strategy rates nothing by itself. Every process of the query's group makes the call."""
+    if isinstance(rating.scores, _Scores):
+        return rating.scores.of(candidates)
+    return {candidate: rating.scores[candidate] for candidate in candidates if candidate in rating.scores}
+
+
 class _Scores(Mapping[Candidate, float]):
     """The scores of every process's candidates in the query's order, made and gathered when they are first read."""
 
@@ -164,9 +172,21 @@ class _Scores(Mapping[Candidate, float]):
         self._positions = positions
         self._make = make
 
+    def of(self, candidates: Collection[Candidate]) -> dict[Candidate, float]:
+        """Of these candidates alone, those that were rated."""
+        wanted = frozenset(candidates)
+        places = ((row, self._query.candidates[at]) for row, at in enumerate(self._positions.tolist()))
+        own = {candidate: float(self._own[row]) for row, candidate in places if candidate in wanted}
+        known = {candidate: score for part in gather(self._query, own) for candidate, score in part.items()}
+        return {candidate: known[candidate] for candidate in candidates if candidate in known}
+
+    @cached_property
+    def _own(self) -> Tensor:
+        return self._make().double().cpu()
+
     @cached_property
     def _found(self) -> dict[Candidate, float]:
-        parts = gather(self._query, (self._positions, self._make().double().cpu()))
+        parts = gather(self._query, (self._positions, self._own))
         positions = torch.cat([positions for positions, _ in parts])
         order = positions.argsort()
         values = torch.cat([values for _, values in parts])[order].tolist()

@@ -6,7 +6,7 @@ import pytest
 import torch.distributed as dist
 
 from alges_fast.experiment import LostProcess
-from alges_fast.experiment.processes import naming_lost_processes
+from alges_fast.job import naming_lost_processes
 
 GONE = RuntimeError("[pair.cc:561] Connection closed by peer [127.0.0.1]:9362. This is typically caused by ...")
 

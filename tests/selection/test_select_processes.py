@@ -42,17 +42,20 @@ def choose_all(folder: Path, group: dist.ProcessGroup | None) -> dict[str, Any]:
         strategy = f"{folder}/mine.py:Even" if name == "own" else name
         options = {"strategy": strategy, "seed": 3, "progress": False, "group": group, "places": places}
         apart = select(model, pool, 5, labelled=["frame01"], min_gap=2.0, out=folder / "scores" / name, **options)
+        again = apart.reject(apart.ids[1:3])
         windows: list[str | Window] = ["frame02", Window("frame03", 3, 0, 3, 4)]
         regions = select_regions(model, pool, 7 * 12, regions=REGIONS, labelled=windows, min_gap=2.0, **options)
         found[name] = {
             "frames": select(model, pool, 6, **options).ids,
             "frames apart": apart.ids,
-            "frames refused": apart.reject(apart.ids[1:3]).ids,
-            "frames' scores": dict(apart.scores),
+            "frames refused": again.ids,
+            "frames' scores": {id: apart.scores[id] for id in apart.ids if apart.scores},
+            "refused frames' scores": {id: again.scores[id] for id in again.ids if again.scores},
+            "scores of others": 0 if group is None else len(set(again.scores) - set(again.ids)),
             "all frames": select(model, pool, N - 1, labelled=["frame01"], **options).ids,
             "windows": regions.windows,
             "windows refused": regions.reject([regions.windows[2]]).windows,
-            "windows' scores": dict(regions.scores),
+            "windows' scores": {w: regions.scores[w] for w in regions.windows if regions.scores},
         }
         few = select(model, pool[:1], 1, **options)  # of two processes one has no frame
         found[name]["one frame"] = few.ids
