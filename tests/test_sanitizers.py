@@ -15,6 +15,8 @@ SUITES = (
     "ops/test_pixel_gradients.py",
     "ops/test_cpu.py",
     "ops/test_border.py",
+    "ops/test_hidden.py",
+    "ops/test_hidden_windows.py",
     "seeding/test_seeding.py",
 )
 # The reference and Triton run elsewhere; what measures memory would measure the sanitizer's.

@@ -28,7 +28,7 @@ from alges_fast.last_layer.tail import Tail, resize_matrices, resize_transposed
 from alges_fast.last_layer.transposed import transposed_patch_norms, transposed_weight_sum
 from alges_fast.last_layer.upsampled_norms import upsampled_patch_norms
 from alges_fast.losses import Loss, loss_residual
-from alges_fast.ops import hidden_pixel_gradients, pixel_gradients
+from alges_fast.ops import hidden_pixel_gradients, hidden_windows, pixel_gradients
 from alges_fast.windows import Box, cut, inside, padded, rim, whole_box
 
 __all__ = ["OnOwnGrid", "Request", "ThroughTail"]
@@ -112,6 +112,15 @@ class OnOwnGrid:
                 backend=request.backend,
             )
         return {name: getattr(found, name) for name in request.outputs}
+
+    def sums_of_windows(self, regions: tuple[int, int]) -> dict[str, Tensor]:
+        """`image`, and by the name "outline" the changes of predicted class, of every window of a grid, by
+        `hidden_windows`; of images behind a hidden layer."""
+        assert self.hidden is not None
+        image, outline = hidden_windows(
+            self.features, *self.hidden, self.weight, self.bias, regions=regions, backend=self.request.backend
+        )
+        return {"image": image.view(*image.shape[:2], *self.weight.shape), "outline": outline}
 
 
 class ThroughTail:

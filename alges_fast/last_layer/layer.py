@@ -181,15 +181,15 @@ class LastLayer:
         whatever floating type and layout they are kept, and stores nothing of their size.
 
         So it is on the CPU for a model of single pixels with one hidden layer, such as the head of a frozen encoder. An
-        infinity or NaN in an image is then a NaN or infinity in all of its outputs but `class_pixels`.
+        infinity or NaN in an image is then a NaN or infinity in all of its outputs but `class_pixels` and `outline`.
         """
         hidden = self._hidden
-        if hidden is None or OUTLINE in outputs or torch.is_autocast_enabled("cpu"):
+        if hidden is None or torch.is_autocast_enabled("cpu"):
             return False
         weights: tuple[Any, Any] = (hidden.weight, self.module.weight)
         if any(weight.dtype not in (torch.float32, images.dtype) for weight in weights):
             return False
-        return one_pass_with_hidden(images, *weights)
+        return one_pass_with_hidden(images, *weights, windows=OUTLINE in outputs)
 
     def features(self, images: Tensor) -> Tensor:
         """The layer's input (B, d, *grid), channels first, in eval mode and the caller's autocast state.
@@ -251,15 +251,24 @@ class LastLayer:
         check_outputs(of_op)
         if regions is not None and "norm_map" in outputs:
             raise ValueError("outputs: norm_map has a number per pixel and none per window; ask pixel_gradients for it")
-        request = Request(of_op, loss, valid, backend)
         with torch.inference_mode(False), torch.no_grad(), evaluating(self.model):
             images = outside_inference_mode(images)
-            in_one_pass = loss is None and backend in (None, "cpu") and self.reads_as_kept(images, outputs)
+            in_one_pass = (
+                loss is None
+                and backend in (None, "cpu")
+                and (valid is None or OUTLINE not in outputs)
+                and self.reads_as_kept(images, outputs)
+            )
             if not in_one_pass:
                 images = self._of_the_models_type(images)
             tail = self._tail_for(images, loss)
             if (reason := self._why_undefined(of_op, tail)) is not None:
                 raise ValueError(reason)
+            in_windows = in_one_pass and valid is None and (regions is not None or OUTLINE in outputs)
+            if in_windows:
+                in_windows = self.reads_as_kept(images, (OUTLINE,))
+            request = Request([name for name in of_op if not in_windows or name != "image"], loss, valid, backend)
+            found: dict[str, Tensor] = {}
             boxes: OnOwnGrid | ThroughTail
             run: Pass | None = None
             if not tail.keeps_grid or isinstance(self.module, TRANSPOSED):
@@ -267,6 +276,9 @@ class LastLayer:
                 boxes = ThroughTail(self.module, run, tail, request)
             elif tail.absent and in_one_pass:
                 boxes = OnOwnGrid(self.module, images, None, request, self._hidden)
+                if in_windows:
+                    with full_precision(images):
+                        found = boxes.sums_of_windows(regions or (1, 1))
             elif tail.absent and loss is None:
                 # The op makes the logits itself; only the boundaries between classes need the whole map.
                 run = self._run(images, record_tail=False) if OUTLINE in outputs else None
@@ -278,12 +290,19 @@ class LastLayer:
             _check_valid(valid, (len(images), *boxes.size))
             cells = [whole_box(boxes.size)] if regions is None else cell_boxes(boxes.size, regions)
             with full_precision(images):
-                each = [boxes.outputs_of(cell) for cell in cells] if of_op else [{}]
-                found = each[0] if regions is None else {n: torch.stack([one[n] for one in each], 1) for n in of_op}
-                if run is not None and OUTLINE in outputs:
-                    outlines = _outlines(run.logits, regions or (1, 1))
-                    found[OUTLINE] = outlines[:, 0] if regions is None else outlines
-        return found
+                if OUTLINE in outputs and OUTLINE not in found:
+                    assert run is not None
+                    found[OUTLINE] = class_changes(run.logits.detach().argmax(1), regions or (1, 1))
+                each = [boxes.outputs_of(cell) for cell in cells] if request.outputs else []
+            if OUTLINE in found:
+                changes = found[OUTLINE]
+                sides = changes.new_tensor([sum(map(len, cell)) / 2 for cell in cells])
+                found[OUTLINE] = torch.stack([changes, sides.expand_as(changes)], 2)
+        if regions is None:
+            found = {name: values[:, 0] for name, values in found.items()} | (each[0] if each else {})
+        else:
+            found |= {name: torch.stack([one[name] for one in each], 1) for name in request.outputs}
+        return {name: found[name] for name in outputs}
 
     def _of_the_models_type(self, images: Tensor) -> Tensor:
         """Images that `reads_as_kept` invites to leave in a narrower type, for where the model runs all the same."""
@@ -351,13 +370,6 @@ class LastLayer:
                 run = self._run(without_nan(example), record_tail=True)
                 self._tails[key] = describe_tail(run, self.module)
         return self._tails[key]
-
-
-def _outlines(logits: Tensor, regions: tuple[int, int]) -> Tensor:
-    """(B, R C, 2) float32 of logits (B, K, height, width): see `LastLayer.measure`."""
-    changes = class_changes(logits.detach().argmax(1), regions)
-    sides = [(len(rows) + len(columns)) / 2 for rows, columns in cell_boxes(logits.shape[2:], regions)]
-    return torch.stack([changes, changes.new_tensor(sides).expand_as(changes)], 2)
 
 
 def _check_valid(valid: Tensor | None, shape: tuple[int, ...]) -> None:

@@ -4,8 +4,10 @@ from alges_fast.ops.pixel_gradients import (
     BACKENDS,
     OUTPUTS,
     PixelGradients,
+    WindowSums,
     check_outputs,
     hidden_pixel_gradients,
+    hidden_windows,
     one_pass_with_hidden,
     pixel_gradients,
 )
@@ -14,8 +16,10 @@ __all__ = [
     "BACKENDS",
     "OUTPUTS",
     "PixelGradients",
+    "WindowSums",
     "check_outputs",
     "hidden_pixel_gradients",
+    "hidden_windows",
     "one_pass_with_hidden",
     "pixel_gradients",
 ]

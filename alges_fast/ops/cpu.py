@@ -52,21 +52,35 @@ def run(problem: Problem) -> dict[str, Tensor]:
     return found
 
 
+def run_windows(problem: Problem, regions: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """What `hidden_windows` returns, in canonical shape."""
+    n_windows = regions[0] * regions[1]
+    image = problem.features.new_empty((problem.batch, n_windows, *problem.weight.shape[:2]), dtype=problem.accumulator)
+    outline = image.new_empty(image.shape[:2])
+    _call(problem, addresses({"image": image}), regions, outline.data_ptr()).run()
+    return image, outline
+
+
+def unsupported_windows(problem: Problem, regions: tuple[int, int]) -> str | None:
+    """Why this backend cannot run the windows of these inputs; `unsupported` has said of the images that it can."""
+    if _call(problem, addresses({"image": problem.features}), regions, 1).scratch() == 0:
+        return "a pixel's channels do not lie together, or 32 positions take more than a thread's scratch memory"
+    return None
+
+
 def scratch_bytes(problem: Problem) -> int:
     """Memory that `run` takes beside its outputs, for all threads together; 0 where it cannot run."""
     size: int = _call(problem, [int(name in problem.outputs) for name in OUTPUTS]).scratch()
     return size
 
 
-def _call(problem: Problem, outputs: list[int]) -> Any:
+def _call(problem: Problem, outputs: list[int], regions: tuple[int, int] = (0, 0), outline: int = 0) -> Any:
     kernels = cpu_kernels()
     assert kernels is not None
-    hidden: dict[str, int] = {}
+    more = {"rows": regions[0], "columns": regions[1], "outline": outline, "threads": torch.get_num_threads()}
     if problem.hidden is not None:
         weight, bias = problem.hidden
-        hidden = {
-            "inputs": weight.shape[1],
-            "hidden_weight": weight.data_ptr(),
-            "hidden_bias": 0 if bias is None else bias.data_ptr(),
-        }
-    return kernels.PixelGradientsCall(**operands(problem), **hidden, outputs=outputs, threads=torch.get_num_threads())
+        more["inputs"] = weight.shape[1]
+        more["hidden_weight"] = weight.data_ptr()
+        more["hidden_bias"] = 0 if bias is None else bias.data_ptr()
+    return kernels.PixelGradientsCall(**operands(problem), outputs=outputs, **more)

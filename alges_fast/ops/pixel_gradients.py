@@ -20,13 +20,16 @@ from torch import Tensor
 
 from alges_fast.backends import check_backend, choose_backend, say_what_was_passed_over
 from alges_fast.ops.problem import OUTPUTS, Problem, check_outputs
+from alges_fast.windows import cell_boxes
 
 __all__ = [
     "BACKENDS",
     "OUTPUTS",
     "PixelGradients",
+    "WindowSums",
     "check_outputs",
     "hidden_pixel_gradients",
+    "hidden_windows",
     "one_pass_with_hidden",
     "pixel_gradients",
 ]
@@ -152,25 +155,59 @@ def hidden_pixel_gradients(
         ValueError, TypeError: as `pixel_gradients`; a kernel larger than 1.
     """
     check_outputs(outputs)
-    for name, operand in (("hidden_weight", hidden_weight), ("weight", weight)):
-        if isinstance(operand, Tensor) and (operand.ndim < 2 or any(size != 1 for size in operand.shape[2:])):
-            raise ValueError(f"{name} must have a kernel of 1, got shape {_shape(operand)}")
-    _validate(inputs, hidden_weight, hidden_bias, None, None, valid, backend)
-    # What is known of the features: their shape, and that they have the inputs' type or float32.
-    features = inputs.new_empty(()).expand(len(inputs), len(hidden_weight), *inputs.shape[2:])
-    _validate(features, weight, bias, None, None, valid, backend)
+    _validate_hidden(inputs, hidden_weight, hidden_bias, weight, bias, valid, backend)
     requested = _mask(outputs)
     found = _op(inputs, weight, bias, None, None, valid, requested, backend or "auto", hidden_weight, hidden_bias)
     return _named(found, requested)
 
 
-def one_pass_with_hidden(inputs: Tensor, hidden_weight: Tensor, weight: Tensor) -> bool:
-    """Whether `hidden_pixel_gradients` runs these in one pass over the inputs, whatever the outputs: on the CPU, for
-    what fits its cache."""
+class WindowSums(NamedTuple):
+    """What `hidden_windows` returns."""
+
+    image: Tensor
+    """(B, R C, K, d): mean over each window of r ⊗ z (Eq. 4 restricted to it)."""
+    outline: Tensor
+    """(B, R C): how many neighbours inside the window, side by side or one above the other, differ in ŷ."""
+
+
+def hidden_windows(
+    inputs: Tensor,
+    hidden_weight: Tensor,
+    hidden_bias: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    regions: tuple[int, int] = (1, 1),
+    backend: str | None = None,
+) -> WindowSums:
+    """The embedding of `hidden_pixel_gradients`, and the predicted outline, of every window of a grid, in one pass.
+
+    On the CPU a window costs no more than its pixels do in a whole image, but for writing down its sums: they are done
+    window by window, wherever in the grid they lie.
+
+    Args:
+        inputs: (B, c, height, width), otherwise as for `hidden_pixel_gradients`.
+        hidden_weight, hidden_bias, weight, bias: as for it.
+        regions: rows R and columns C of the grid, as in `windows.cell_boxes`.
+        backend: "cpu", for inputs whose channels lie together, or "reference"; default the first that can run here.
+
+    Raises:
+        ValueError, TypeError: as `hidden_pixel_gradients`; a grid finer than the inputs.
+    """
+    _validate_hidden(inputs, hidden_weight, hidden_bias, weight, bias, None, backend)
+    cell_boxes(inputs.shape[2:], regions)  # refuses what does not fit
+    return WindowSums(*_windows_op(inputs, hidden_weight, hidden_bias, weight, bias, *regions, backend or "auto"))
+
+
+def one_pass_with_hidden(inputs: Tensor, hidden_weight: Tensor, weight: Tensor, *, windows: bool = False) -> bool:
+    """Whether `hidden_pixel_gradients`, or with windows `hidden_windows`, runs these in one pass over the inputs,
+    whatever the outputs or the grid: on the CPU, for what fits its cache, with windows where channels lie together."""
     if inputs.device.type != "cpu" or inputs.dtype not in _DTYPES or _unavailable("cpu") is not None:
         return False
     problem = _canonical(inputs, weight, None, None, None, None, frozenset(OUTPUTS), hidden_weight, None)
-    return _module("cpu").unsupported(problem) is None
+    if _module("cpu").unsupported(problem) is not None:
+        return False
+    return not windows or (inputs.ndim == 4 and _module("cpu").unsupported_windows(problem, (1, 1)) is None)
 
 
 def preferred_backends(device: str, *, kernel: bool, float32: bool, channels: int) -> tuple[str, ...]:
@@ -269,6 +306,24 @@ def _validate(
             raise TypeError(f"{name} must be {_name(features.dtype)}{also} like features, got {_name(operand.dtype)}")
 
 
+def _validate_hidden(
+    inputs: Tensor,
+    hidden_weight: Tensor,
+    hidden_bias: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    valid: Tensor | None,
+    backend: str | None,
+) -> None:
+    for name, operand in (("hidden_weight", hidden_weight), ("weight", weight)):
+        if isinstance(operand, Tensor) and (operand.ndim < 2 or any(size != 1 for size in operand.shape[2:])):
+            raise ValueError(f"{name} must have a kernel of 1, got shape {_shape(operand)}")
+    _validate(inputs, hidden_weight, hidden_bias, None, None, valid, backend)
+    # What is known of the features: their shape, and that they have the inputs' type or float32.
+    features = inputs.new_empty(()).expand(len(inputs), len(hidden_weight), *inputs.shape[2:])
+    _validate(features, weight, bias, None, None, valid, backend)
+
+
 def _check_dense(name: str, tensor: Tensor) -> None:
     if tensor.layout != torch.strided or tensor.is_nested:
         layout = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
@@ -342,6 +397,60 @@ _library.impl("pixel_gradients", _run, "CUDA")
 # No gradient is defined, and none is wanted: skip autograd rather than record a node that would fail in backward.
 _library.impl("pixel_gradients", torch.library.fallthrough_kernel, "Autograd")
 torch.library.register_fake("alges_fast::pixel_gradients", _allocate, lib=_library)
+
+_library.define(
+    "hidden_windows(Tensor inputs, Tensor hidden_weight, Tensor? hidden_bias, Tensor weight, Tensor? bias, int rows, "
+    "int columns, str backend) -> (Tensor, Tensor)"
+)
+_windows_op = torch.ops.alges_fast.hidden_windows.default
+
+
+@torch.no_grad()
+def _run_windows(
+    inputs: Tensor,
+    hidden_weight: Tensor,
+    hidden_bias: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    rows: int,
+    columns: int,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    if inputs.numel() == 0:
+        image, outline = _allocate_windows(inputs, hidden_weight, hidden_bias, weight, bias, rows, columns, backend)
+        return image.zero_(), outline.zero_()
+    problem = _canonical(inputs, weight, bias, None, None, None, frozenset({"image"}), hidden_weight, hidden_bias)
+
+    def reason(name: str) -> str | None:
+        if name not in ("cpu", "reference"):
+            return "windows behind a hidden layer run on 'cpu' and 'reference'"
+        why: str | None = _unavailable(name) or _module(name).unsupported(problem)
+        return why or (_module(name).unsupported_windows(problem, (rows, columns)) if name == "cpu" else None)
+
+    preferred = ("cpu", "reference") if inputs.device.type == "cpu" else ("reference",)
+    chosen, _ = choose_backend(None if backend == "auto" else backend, preferred, reason)
+    image, outline = _module(chosen).run_windows(problem, (rows, columns))
+    return image, outline
+
+
+def _allocate_windows(
+    inputs: Tensor,
+    hidden_weight: Tensor,
+    hidden_bias: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    rows: int,
+    columns: int,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    image = inputs.new_empty((len(inputs), rows * columns, *weight.shape[:2]), dtype=_accumulator(inputs))
+    return image, image.new_empty(image.shape[:2])
+
+
+_library.impl("hidden_windows", _run_windows, "CPU")
+_library.impl("hidden_windows", _run_windows, "CUDA")
+_library.impl("hidden_windows", torch.library.fallthrough_kernel, "Autograd")
+torch.library.register_fake("alges_fast::hidden_windows", _allocate_windows, lib=_library)
 
 
 def _accumulator(features: Tensor) -> torch.dtype:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from alges_fast.ops.problem import Problem
+from alges_fast.windows import cell_boxes, class_changes, cut
 
 _PIECE = 4096
 
@@ -36,13 +38,38 @@ def run(problem: Problem) -> dict[str, Tensor]:
     return {name: torch.stack([image[name] for image in images]) for name in problem.outputs}
 
 
+def run_windows(problem: Problem, regions: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """What `hidden_windows` returns, in canonical shape."""
+    boxes = cell_boxes(problem.spatial[1:], regions)
+    cuts = (replace(problem, features=cut(problem.features, box), outputs=frozenset({"image"})) for box in boxes)
+    image = torch.stack([run(window)["image"] for window in cuts], 1).flatten(3)
+    classes = [
+        _prediction(_convolve(_features(problem, index), problem.weight, problem.bias))[0, 0]
+        for index in range(problem.batch)
+    ]
+    return image, class_changes(torch.stack(classes), regions).to(image)
+
+
+def _features(problem: Problem, index: int) -> Tensor:
+    features = problem.features[index].to(problem.accumulator)
+    if problem.hidden is None:
+        return features
+    weight, bias = problem.hidden
+    features = _convolve(features, weight.view(*weight.shape, 1, 1, 1), bias)
+    return torch.where(features < 0, features * 0, features)  # -inf becomes NaN, not 0
+
+
+def _prediction(logits: Tensor) -> Tensor:
+    """(1, D, H, W) int64 of logits (K, D, H, W): ties go to the lowest class (torch.argmax promises no order). A NaN
+    equals nothing: the sentinel K is clamped."""
+    classes = torch.arange(len(logits), device=logits.device).view(-1, 1, 1, 1)
+    largest = logits == logits.amax(0)
+    return torch.where(largest, classes, len(logits)).amin(0, keepdim=True).clamp(max=len(logits) - 1)
+
+
 def _one_image(problem: Problem, index: int) -> dict[str, Tensor]:
     dtype, outputs = problem.accumulator, problem.outputs
-    features = problem.features[index].to(dtype)
-    if problem.hidden is not None:
-        weight, bias = problem.hidden
-        features = _convolve(features, weight.view(*weight.shape, 1, 1, 1), bias)
-        features = torch.where(features < 0, features * 0, features)  # -inf becomes NaN, not 0
+    features = _features(problem, index)
     if problem.valid is None:
         valid = torch.ones_like(features[0], dtype=torch.bool)
     else:
@@ -57,10 +84,7 @@ def _one_image(problem: Problem, index: int) -> dict[str, Tensor]:
             logits = _convolve(features, problem.weight, problem.bias)
         else:
             logits = problem.logits[index].to(dtype)
-        # Ties go to the lowest class (torch.argmax promises no order). A NaN equals nothing: the sentinel K is clamped,
-        # and the NaN reaches every output through `total`.
-        largest = logits == logits.amax(0)
-        prediction = torch.where(largest, classes, problem.classes).amin(0, keepdim=True).clamp(max=problem.classes - 1)
+        prediction = _prediction(logits)  # a NaN reaches every output through `total`
         onehot = classes == prediction
         # e = exp(s - max s) is 1 at the prediction: p there is 1 / total, and 1 - p is others / total.
         shifted = logits - logits.gather(0, prediction)

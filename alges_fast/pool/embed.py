@@ -19,7 +19,7 @@ from alges_fast.last_layer import OUTLINE, LastLayer, evaluating, unwrapped
 from alges_fast.losses import Loss
 from alges_fast.ops import check_outputs
 from alges_fast.pool.row_file import RowFile, fingerprint, signature
-from alges_fast.pool.rows import PoolEmbeddings, Rows, Scored
+from alges_fast.pool.rows import PoolEmbeddings, Rows, Scored, finite_rows
 from alges_fast.pool.source import Batch, Pool, Source, checksums, digest_of_ids, known_ids
 from alges_fast.pool.transfer import (
     PRECISIONS,
@@ -159,9 +159,9 @@ def embed_pool(
             for part in (images,) if as_kept else in_parts(images):
                 found = last_layer.measure(part, names, regions=regions, loss=loss, backend=backend)
                 parts.append([found[name] for name in names])
-            values = [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
+            values = parts[0] if len(parts) == 1 else [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
             # Of what is read as it is kept every NaN and infinity shows in the results, so one pass is enough.
-            shown = as_kept and set(names) != {"class_pixels"} and all(bool(v.isfinite().all()) for v in values)
+            shown = as_kept and not _COUNTS.issuperset(names) and all(bool(finite_rows(v).all()) for v in values)
             finite = torch.ones(len(images), dtype=torch.bool) if shown else are_finite(images)
             return Scored(batch, known_by, *to_host([finite, *values]))
 
@@ -177,6 +177,10 @@ def validate(batch_size: int, precision: str | None, resume: bool, out: object) 
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     if resume and out is None:
         raise ValueError("resume needs out, the file to continue")
+
+
+_COUNTS = frozenset({"class_pixels", OUTLINE})
+"""Outputs in which a NaN or infinity does not show."""
 
 
 def _check_names(names: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from alges_fast.pool.errors import CannotContinue
 from alges_fast.pool.row_file import RowFile
 from alges_fast.pool.source import Batch, Id, Source, checksums
 
-__all__ = ["PoolEmbeddings", "Rows", "Scored"]
+__all__ = ["PoolEmbeddings", "Rows", "Scored", "finite_rows"]
 
 logger = logging.getLogger("alges_fast.pool")
 
@@ -128,7 +128,7 @@ class Rows:
             self.seen.add(id)
         good = finite.clone()
         for values in outputs:
-            good &= values.flatten(1).isfinite().all(1) if values.ndim > 1 else values.isfinite()
+            good &= finite_rows(values)
         if not good.all():
             self._refuse([id for id, fine in zip(batch.ids, finite.tolist(), strict=True) if not fine], _BAD_IMAGE)
             self._refuse(
@@ -180,6 +180,16 @@ class Rows:
         if ids and not self.skip_bad:
             raise ValueError(f"{what} {', '.join(map(repr, ids))}; on_nan='skip' leaves such images out")
         self.skipped += ids
+
+
+def finite_rows(values: Tensor) -> Tensor:
+    """(B,) bool: which rows (B, ...) have no NaN or infinity.
+
+    A sum shows them all in one pass; only where it is not finite, which may be for its size, every number is asked.
+    """
+    rows = values.flatten(1) if values.ndim > 1 else values[:, None]
+    shown: Tensor = rows.sum(1).isfinite()
+    return shown if bool(shown.all()) else rows.isfinite().all(1)
 
 
 class _Table:

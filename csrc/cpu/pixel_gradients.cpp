@@ -51,7 +51,7 @@ bool one_run(const Operand& operand, const int64_t* size) {
 
 // With a 1 x 1 kernel neighbours do not matter: one long row instead of many short ones where the strides allow it.
 void flatten(PixelGradientsCall& call) {
-  if (call.kernel[0] * call.kernel[1] * call.kernel[2] != 1) return;
+  if (call.kernel[0] * call.kernel[1] * call.kernel[2] != 1 || call.rows) return;
   Operand* operands[] = {&call.features, &call.logits, &call.residual, &call.valid};
   for (const Operand* operand : operands)
     if (!one_run(*operand, call.size)) return;
@@ -88,12 +88,14 @@ bool make_plan(const PixelGradientsCall& call, PixelGradientsPlan& plan, std::ve
   plan.runs = runs_of(d * plan.taps, d);
   plan.hidden_runs = runs_of(call.inputs, call.inputs);
   plan.hidden_packed = round_up(d * call.inputs, kWidest);
+  if (call.rows && (!call.hidden_weight || call.size[0] > 1 || call.features.stride[1] != 1)) return false;
+  plan.widest = call.rows ? (call.size[2] + call.columns - 1) / call.columns : 0;
   if (call.hidden_weight && (plan.taps > 1 || std::max(d, kGroup) * call.inputs * 4 > kHiddenLimit)) return false;
   plan.norms = call.semantic || call.norm_map;
   plan.predict = call.need_prediction(call.residual.data != nullptr);
   plan.shared_weights = K * d * plan.taps * 4 <= kWeightLimit;
 
-  plan.along_positions = plan.taps == 1 && K * plan.padded_channels * kWidest * 4 <= kLaneLimit;
+  plan.along_positions = plan.taps == 1 && !call.rows && K * plan.padded_channels * kWidest * 4 <= kLaneLimit;
   plan.read_in_place = d <= kMostStreams;
   plan.step = plan.along_positions ? kLongStep : kShortStep;
   const int64_t columns = plan.along_positions && !call.semantic_vector ? 0 : 2 * kWidest;
@@ -109,7 +111,7 @@ bool make_plan(const PixelGradientsCall& call, PixelGradientsPlan& plan, std::ve
     // Rows of features an odd number of cache lines apart, so that they do not share the same few sets.
     if (plan.windows * plan.window / kWidest % 2 == 0) plan.window += plan.windows % 2 ? kWidest : 0;
     const int64_t loaded = plan.windows * plan.window;
-    const int64_t bytes = (d * loaded + K * round_up(plan.block, plan.step) + columns * loaded) * 4;
+    const int64_t bytes = (d * loaded + K * round_up(plan.block, plan.step) + columns * loaded + plan.widest) * 4;
     if (bytes <= kBlockGoal) break;
     if (plan.block == kGroup && bytes > kBlockLimit) return false;
     if (plan.block == kGroup) break;
@@ -136,7 +138,7 @@ bool make_plan(const PixelGradientsCall& call, PixelGradientsPlan& plan, std::ve
   at.best = layout.take(plan.step);
   at.inverse = layout.take(plan.step);
   at.entropy = layout.take(call.class_entropy ? plan.step : 0);
-  at.prediction = layout.take(block);
+  at.prediction = layout.take(plan.widest + block);
   at.mask = layout.take(block);
   at.class_sums = layout.take(K * kWidest);
   at.class_counts = layout.take(K * kWidest);
@@ -277,14 +279,14 @@ struct Work {
     fits = make_plan(call, plan, offsets);
     if (!fits) return;
     const Partials partials(call, plan);
-    plan.chunks = partials.chunks;
+    plan.chunks = call.rows ? 1 : partials.chunks;
     const double per_position = 4.0 * call.classes * call.channels * plan.taps + 2.0 * call.channels * call.inputs;
     const double flops = per_position * call.batch * call.size[0] * plan.plane;
     threads = flops < kSerialFlops ? 1 : static_cast<int>(std::min<int64_t>(call.threads, call.batch * plan.chunks));
     whole_images = call.batch >= kWholeImages * threads;
     group = whole_images ? threads : std::min(call.batch, std::max<int64_t>(1, threads * kPartialLimit / (plan.chunks * partials.floats * 4)));
     packed_floats = plan.hidden_packed + (plan.shared_weights ? round_up(call.classes * call.channels * plan.taps, kWidest) : 0);
-    partial_floats = round_up(group * plan.chunks * partials.floats, kWidest);
+    partial_floats = call.rows ? 0 : round_up(group * plan.chunks * partials.floats, kWidest);
     total_floats = packed_floats + partial_floats + threads * plan.scratch.size;
   }
 };
@@ -305,6 +307,12 @@ void pixel_gradients(PixelGradientsCall given) {
   float *const packed = buffer.get(), *const sums = packed + work.packed_floats, *const scratch = sums + work.partial_floats;
 
   if (work.packed_floats) ALGES_DISPATCH(pack_weights(call, plan, packed));
+  if (call.rows) {
+#pragma omp parallel for num_threads(work.threads) if (work.threads > 1) schedule(dynamic)
+    for (int64_t image = 0; image < call.batch; ++image)
+      ALGES_DISPATCH(window_sums(call, plan, image, packed, scratch + thread_number() * plan.scratch.size));
+    return;
+  }
   const auto add_up = [&](int64_t image, int64_t chunk, int64_t index, float* mine) {
     const PixelGradientsPartial partial = partials.at(call, sums, index, image);
     partials.zero(partial);

@@ -23,6 +23,12 @@ struct PixelGradientsCall : Outputs {
   int64_t inputs = 0;
   const float* hidden_weight = nullptr;  // (d, inputs), null where there is none
   const float* hidden_bias = nullptr;    // (d,) or null
+  // A grid of windows over images of one plane, row by row; their sides differ by at most one. Behind a hidden layer alone,
+  // whose inputs have a pixel's channels together. `image` is then (B, rows columns, K, d), and no other output but
+  // `outline` is asked for: (B, rows columns), how many neighbours inside a window, side by side or one above the other,
+  // differ in prediction.
+  int64_t rows = 0, columns = 0;  // 0 where there are none
+  float* outline = nullptr;
   int threads;
 };
 
@@ -54,6 +60,7 @@ struct PixelGradientsPlan {
   bool predict, norms;      // whether anything needs the prediction; whether anything needs norms
   int64_t hidden_runs;      // the same of the hidden layer
   int64_t hidden_packed;    // floats of its weights, rearranged, in front of the last layer's
+  int64_t widest;           // pixels across the widest window, 0 where there are none
   bool shared_weights;      // weights are rearranged once; otherwise, being large, by each thread as it needs them
 
   // A thread's scratch, as offsets in floats, and its size.
@@ -85,6 +92,8 @@ void pixel_gradients(PixelGradientsCall call);
   void pack_weights(const PixelGradientsCall&, const PixelGradientsPlan&, float* packed);                        \
   void accumulate(const PixelGradientsCall&, const PixelGradientsPlan&, int64_t image, int64_t chunk,            \
                   const float* packed, float* scratch, const PixelGradientsPartial&);                            \
+  void window_sums(const PixelGradientsCall&, const PixelGradientsPlan&, int64_t image, const float* packed,     \
+                   float* scratch);                                                                              \
   }
 ALGES_FOR_EACH_ISA(ALGES_DECLARE)
 #undef ALGES_DECLARE

@@ -8,7 +8,8 @@ namespace {
 
 PixelGradientsCall call_of(const Sizes& shape, const Given& features, uintptr_t weight, uintptr_t bias, const Given& logits,
                            const Given& residual, const Given& valid, const Addresses& outputs, int threads, int64_t inputs,
-                           uintptr_t hidden_weight, uintptr_t hidden_bias) {
+                           uintptr_t hidden_weight, uintptr_t hidden_bias, int64_t rows, int64_t columns,
+                           uintptr_t outline) {
   check_sizes(shape);
   if (!features || !std::get<0>(*features) || !weight) throw std::invalid_argument("features and weight must be given");
   if (inputs < 0 || inputs > (int64_t{1} << 30) || (inputs > 0) != (hidden_weight != 0))
@@ -21,6 +22,14 @@ PixelGradientsCall call_of(const Sizes& shape, const Given& features, uintptr_t 
   call.inputs = inputs;
   call.hidden_weight = pointer<const float>(hidden_weight);
   call.hidden_bias = pointer<const float>(hidden_bias);
+  call.rows = rows, call.columns = columns;
+  call.outline = pointer<float>(outline);
+  if (rows != 0 || columns != 0 || outline) {
+    const bool fits = rows >= 1 && rows <= call.size[1] && columns >= 1 && columns <= call.size[2];
+    const bool others = std::any_of(outputs.begin() + 1, outputs.end(), [](uintptr_t at) { return at != 0; });
+    if (!fits || !call.image || !outline || others || logits || residual || valid)
+      throw std::invalid_argument("windows must fit the image, and have an image, an outline and nothing else");
+  }
   call.threads = threads;
   return call;
 }
@@ -31,7 +40,8 @@ void bind_pixel_gradients_cpu(py::module_& m) {
   py::class_<PixelGradientsCall>(m, "PixelGradientsCall")
       .def(py::init(&call_of), py::arg("shape"), py::arg("features"), py::arg("weight"), py::arg("bias"), py::arg("logits"),
            py::arg("residual"), py::arg("valid"), py::arg("outputs"), py::arg("threads"),
-           py::arg("inputs") = 0, py::arg("hidden_weight") = 0, py::arg("hidden_bias") = 0,
+           py::arg("inputs") = 0, py::arg("hidden_weight") = 0, py::arg("hidden_bias") = 0, py::arg("rows") = 0,
+           py::arg("columns") = 0, py::arg("outline") = 0,
            "As csrc/bindings.h has it: sizes, operands, and the addresses of weight, bias and outputs.")
       .def("scratch", &pixel_gradients_scratch, "Bytes of scratch; 0 where the inputs are too large to run.")
       .def("run", &pixel_gradients, py::call_guard<py::gil_scoped_release>());

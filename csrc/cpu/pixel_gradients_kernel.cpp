@@ -9,6 +9,9 @@
 //                  and no row is moved. Else channels lie along the lanes: features are transposed once, and the taps of a
 //                  kernel are shifts of the same transposed rows
 //
+// Windows of an image are done in one go: positions are then its pixels window by window, so that each window is a stretch
+// of them, which ends where it may; step 4 makes the sums of a stretch, with channels along the lanes.
+//
 // Steps 2 and 4 are 2 K d (kernel area) flops a pixel each, a hidden layer 2 d (its inputs), at the rate of FMA; step 3 is
 // about 20 operations a class.
 // Bytes read: the features once (a larger kernel reads rows shared by two blocks twice).
@@ -146,6 +149,41 @@ ALGES_INLINE void add_to(float* total, Vec sums, int64_t n) {
   n >= kLanes ? add_to(total, sums) : add_some_to(total, sums, n);
 }
 
+// The pixels of an image window by window, those of a window row by row.
+struct Walk {
+  int64_t height, width, rows, columns;
+  int64_t row = 0, column = 0;                    // of the window
+  int64_t top = 0, bottom, left = 0, right;       // its pixels
+  int64_t y = 0, x = 0;
+
+  explicit Walk(const Call& call)
+      : height(call.size[1]), width(call.size[2]), rows(call.rows), columns(call.columns), bottom(height / rows), right(width / columns) {}
+
+  int64_t window() const { return row * columns + column; }
+  int64_t pixels() const { return (bottom - top) * (right - left); }
+  bool at_start() const { return y == top && x == left; }
+  int64_t run() const { return right - x; }  // pixels to the end of the window's row
+
+  // Past n pixels, at most a run; whether the window ends there.
+  bool advance(int64_t n) {
+    x += n;
+    if (x < right) return false;
+    x = left;
+    if (++y < bottom) return false;
+    if (++column == columns) {
+      column = right = 0;
+      ++row;
+      top = bottom;
+      bottom = height * (row + 1) / rows;
+    }
+    left = right;
+    right = width * (column + 1) / columns;
+    y = top;
+    x = left;
+    return true;
+  }
+};
+
 class Chunk {
  public:
   Chunk(const Call& call, const Plan& plan, int64_t image, const float* packed, float* scratch, const Partial& partial)
@@ -167,7 +205,7 @@ class Chunk {
         best_(scratch + plan.scratch.best),
         inverse_(scratch + plan.scratch.inverse),
         entropy_(scratch + plan.scratch.entropy),
-        prediction_(reinterpret_cast<int32_t*>(scratch + plan.scratch.prediction)),
+        prediction_(reinterpret_cast<int32_t*>(scratch + plan.scratch.prediction) + plan.widest),
         mask_(reinterpret_cast<int32_t*>(scratch + plan.scratch.mask)),
         class_sums_(scratch + plan.scratch.class_sums),
         class_counts_(reinterpret_cast<int32_t*>(scratch + plan.scratch.class_counts)),
@@ -198,6 +236,36 @@ class Chunk {
       }
     }
     fold();
+  }
+
+  void run_windows() {
+    zero_sums();
+    incoming_ = 0;
+    Walk gathered(call_), walk(call_);
+    Pixels ahead;
+    next_pixels(gathered, ahead);
+    int64_t changes = 0;
+    for (int64_t left = plan_.plane; left > 0; left -= n_) {
+      n_ = smaller(plan_.block, left);
+      masked_ = n_ % kGroup != 0;
+      if (masked_)
+        for (int64_t i = 0; i < plan_.block; ++i) mask_[i] = -(i < n_);
+      for (int64_t i = 0; i < n_; i += kGroup) {
+        const Pixels pixels = ahead;
+        next_pixels(gathered, ahead);
+        switch (call_.features.type) {
+          case Type::float32: gather_inputs<Float32>(pixels, &ahead); break;
+          case Type::bfloat16: gather_inputs<BFloat16>(pixels, &ahead); break;
+          default: gather_inputs<Float16>(pixels, &ahead);
+        }
+        hidden(features_ + i, nullptr);
+      }
+      logits(0);
+      softmax(0);
+      Stretch stretches[kShortStep];
+      window_products(stretches, cut_into_stretches(walk, changes, stretches));
+      std::memmove(prediction_ - plan_.widest, prediction_ - plan_.widest + n_, plan_.widest * sizeof *prediction_);
+    }
   }
 
  private:
@@ -331,17 +399,32 @@ class Chunk {
     }
   }
 
-  // ... where a pixel's channels lie together: squares of kLanes pixels, wherever these are, x kLanes channels.
+  // Where the channels of kGroup pixels are; null beyond the last.
+  struct Pixels {
+    const void* at[kGroup];
+  };
+
+  // ... where a pixel's channels lie together.
   template <class T>
   void gather_inputs(int64_t begin) const {
-    const int64_t inputs = call_.inputs, whole = inputs / kLanes * kLanes;
-    const T* pixel[kGroup] = {};  // null beyond the last
+    Pixels pixels = {};
     for_rows(begin, kGroup, [&](int64_t y, int64_t x, int64_t position, int64_t n) {
-      for (int64_t i = 0; i < n; ++i) pixel[position + i] = at<T>(call_.features, image_, z_, y, x + i);
+      for (int64_t i = 0; i < n; ++i) pixels.at[position + i] = at<T>(call_.features, image_, z_, y, x + i);
     });
+    gather_inputs<T>(pixels, nullptr);
+  }
+
+  // Squares of kLanes pixels, wherever these are, x kLanes channels. Those that are `ahead` are fetched meanwhile.
+  template <class T>
+  void gather_inputs(const Pixels& pixels, const Pixels* ahead) const {
+    const int64_t inputs = call_.inputs, whole = inputs / kLanes * kLanes;
+    const T* pixel[kGroup];
+    for (int64_t i = 0; i < kGroup; ++i) pixel[i] = static_cast<const T*>(pixels.at[i]);
     for (int64_t i = 0; i < kGroup; i += kLanes) {
       const bool full = pixel[i + kLanes - 1];
       for (int64_t c = 0; c < whole; c += kLanes) {
+        if (ahead && c * sizeof(T) % 64 == 0)
+          for (int j = 0; j < kLanes; ++j) __builtin_prefetch(static_cast<const T*>(ahead->at[i + j]) + c, 0, 3);
         Vec square[kLanes];
         if (full) {
 #pragma GCC unroll 16
@@ -360,6 +443,21 @@ class Chunk {
         store(inputs_ + c * kGroup + i, T::load_vec(lanes));
       }
     }
+  }
+
+  // The pixels of the next kGroup positions of a walk.
+  void next_pixels(Walk& walk, Pixels& pixels) const {
+    const Operand& inputs = call_.features;
+    const int64_t step = item_ * inputs.stride[4];
+    int64_t position = 0;
+    while (position < kGroup && walk.row < walk.rows) {
+      const int64_t n = smaller(walk.run(), kGroup - position);
+      const char* pixel = static_cast<const char*>(inputs.data) +
+                          item_ * (image_ * inputs.stride[0] + walk.y * inputs.stride[3] + walk.x * inputs.stride[4]);
+      for (int64_t i = 0; i < n; ++i, pixel += step) pixels.at[position++] = pixel;
+      walk.advance(n);
+    }
+    for (; position < kGroup; ++position) pixels.at[position] = nullptr;
   }
 
   // Where the inputs of kGroup positions from `begin` on lie in one piece, null where they do not. They are fetched during
@@ -998,6 +1096,100 @@ class Chunk {
     }
   }
 
+  // The positions [begin, end) of a block that are of one window.
+  struct Stretch {
+    int64_t begin, end;
+    float* to;     // the window's sums
+    bool first;    // of the window
+    float scale;   // one over its pixels where the window ends here, else 1
+  };
+
+  // Cuts the block into them, and counts on the window's changes of prediction; how many there are.
+  int64_t cut_into_stretches(Walk& walk, int64_t& changes, Stretch (&stretches)[kShortStep]) const {
+    const int64_t n_windows = call_.rows * call_.columns;
+    int64_t count = 0;
+    for (int64_t position = 0; position < n_;) {
+      const int64_t window = image_ * n_windows + walk.window(), pixels = walk.pixels(), width = walk.right - walk.left;
+      Stretch stretch = {position, 0, call_.image + window * classes() * channels(), walk.at_start(), 1};
+      for (bool ends = false; !ends && position < n_;) {
+        const int64_t n = smaller(walk.run(), n_ - position);
+        const int32_t* const here = prediction_ + position;
+        for (int64_t i = walk.x == walk.left; i < n; ++i) changes += here[i] != here[i - 1];
+        if (walk.y > walk.top)
+          for (int64_t i = 0; i < n; ++i) changes += here[i] != here[i - width];
+        position += n;
+        ends = walk.advance(n);
+        if (ends) {
+          stretch.scale = 1.0f / static_cast<float>(pixels);
+          call_.outline[window] = static_cast<float>(changes);
+          changes = 0;
+        }
+      }
+      stretch.end = position;
+      stretches[count++] = stretch;
+    }
+    return count;
+  }
+
+  void window_products(const Stretch* stretches, int64_t count) {
+    const int64_t length = pitch_, n_groups = (channels() + kLanes - 1) / kLanes;
+    for (int64_t group = 0; group < n_groups; group += kVecs) {
+      const int64_t groups = smaller(kVecs, n_groups - group);
+      for (int64_t v = 0; v < groups; ++v) transpose_channels((group + v) * kLanes, length, columns_ + v * length * kLanes);
+      groups == kVecs ? stretches_of<kVecs>(group * kLanes, stretches, count) : stretches_of<1>(group * kLanes, stretches, count);
+    }
+  }
+
+  template <int M>
+  void stretches_of(int64_t channel, const Stretch* stretches, int64_t count) {
+    const Tiles tiles(classes());
+    for (int64_t tile = 0; tile < tiles.count; ++tile)
+      with_constant(tiles.size(tile), [&](auto size) {
+        for (int64_t i = 0; i < count; ++i)
+          stretch_tile<decltype(size)::value, M>(stretches[i], tiles.begin(tile), channel);
+      });
+  }
+
+  template <int N, int M>
+  void stretch_tile(const Stretch& stretch, const int64_t first, const int64_t channel) {
+    const float* r = residual_ + first * kShortStep + stretch.begin;
+    const float* from[M];
+    for (int v = 0; v < M; ++v) from[v] = columns_ + (v * pitch_ + stretch.begin) * kLanes;
+    Vec sums[N][M] = {};
+    int64_t left = stretch.end - stretch.begin;
+    do {
+      Vec z[M];
+      for (int v = 0; v < M; ++v) {
+        z[v] = load(from[v]);
+        from[v] += kLanes;
+      }
+#pragma GCC unroll 16
+      for (int k = 0; k < N; ++k)
+        for (int v = 0; v < M; ++v) sums[k][v] += splat(r[k * kShortStep]) * z[v];
+      ++r;
+    } while (--left > 0);
+    const Vec scale = splat(stretch.scale);
+    float* const to = stretch.to + first * channels() + channel;
+    if (channels() - channel >= M * kLanes) {
+#pragma GCC unroll 16
+      for (int k = 0; k < N; ++k)
+        for (int v = 0; v < M; ++v) {
+          float* const at = to + k * channels() + v * kLanes;
+          store(at, (stretch.first ? sums[k][v] : load(at) + sums[k][v]) * scale);
+        }
+    } else {
+      for (int k = 0; k < N; ++k)
+        for (int v = 0; v < M; ++v)
+          store_some(to + k * channels() + v * kLanes, sums[k][v], smaller(kLanes, channels() - channel - v * kLanes), stretch);
+    }
+  }
+
+  static __attribute__((noinline)) void store_some(float* to, Vec sums, int64_t n, const Stretch& stretch) {
+    float lanes[kLanes];
+    store(lanes, sums);
+    for (int64_t i = 0; i < n; ++i) to[i] = (stretch.first ? lanes[i] : to[i] + lanes[i]) * stretch.scale;
+  }
+
   // Σ r_ŷ z̃ by class ŷ, over the block.
   void class_products(const Column& column) {
     std::memset(class_vectors_, 0, classes() * kLanes * sizeof *class_vectors_);
@@ -1033,6 +1225,10 @@ void accumulate(const Call& call, const Plan& plan, int64_t image, int64_t chunk
   const int64_t blocks = call.size[0] * plan.plane_blocks;
   Chunk(call, plan, image, packed, scratch, partial)
       .run(chunk * blocks / plan.chunks, (chunk + 1) * blocks / plan.chunks);
+}
+
+void window_sums(const Call& call, const Plan& plan, int64_t image, const float* packed, float* scratch) {
+  Chunk(call, plan, image, packed, scratch, Partial()).run_windows();
 }
 
 }  // namespace ALGES_ISA

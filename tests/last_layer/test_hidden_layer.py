@@ -69,6 +69,33 @@ def test_the_same_numbers_without_running_the_model(images: Tensor, activation: 
     handle.remove()
 
 
+@pytest.mark.skipif(cpu_kernels() is None, reason="no native kernels")
+@pytest.mark.parametrize("regions", [None, (3, 4)])
+@pytest.mark.parametrize("outputs", [("outline",), ("outline", "image"), ("margin", "outline", "image")])
+def test_the_outline_without_running_the_model(
+    images: Tensor, regions: tuple[int, int] | None, outputs: tuple[str, ...]
+) -> None:
+    model = head()
+    layer = LastLayer.find(model, images)
+    assert layer.reads_as_kept(images.half(), outputs)
+    assert not layer.reads_as_kept(images.contiguous(), outputs)
+    expected = layer.measure(images, outputs, regions=regions, backend="reference")
+    again = layer.measure(images.contiguous(), outputs, regions=regions)
+    calls: list[int] = []
+    handle = model.register_forward_hook(lambda *_: calls.append(1))
+    found = layer.measure(images.half(), outputs, regions=regions)
+    assert not calls
+    handle.remove()
+    assert tuple(found) == outputs
+    for name in outputs:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-6, msg=name)
+        torch.testing.assert_close(again[name], expected[name], rtol=1e-4, atol=1e-6, msg=name)
+    half = images[..., :5] > images[..., 5:]
+    masked = torch.cat([half[:, 0], half[:, 1]], 2)
+    with_valid = layer.measure(images.half(), outputs, valid=masked)  # the outline counts all pixels all the same
+    torch.testing.assert_close(with_valid["outline"], layer.measure(images, ("outline",))["outline"])
+
+
 def test_halves_are_welcome_where_the_model_must_run(images: Tensor) -> None:
     layer = LastLayer.find(head(), images)
     for how in ({"loss": focal}, {"backend": "reference"}):

@@ -125,6 +125,54 @@ def test_a_native_call_of_impossible_sizes_is_refused(sizes: list[int], kind: in
             scratch()
 
 
+@SETTINGS
+@given(
+    rows=SIZES,
+    columns=SIZES,
+    size=st.tuples(st.integers(1, 2), SIZES, SIZES),
+    stride=st.sampled_from([1, 8]),
+    outputs=st.one_of(
+        st.just([64, *[0] * (len(OUTPUTS) - 1)]),
+        st.lists(st.sampled_from([0, 64]), min_size=len(OUTPUTS), max_size=len(OUTPUTS)),
+    ),
+    outline=st.sampled_from([0, 64]),
+)
+def test_impossible_windows_are_refused(
+    rows: int, columns: int, size: tuple[int, int, int], stride: int, outputs: list[int], outline: int
+) -> None:
+    kernels: Any = cpu_kernels()
+    windows = bool(rows or columns or outline)
+    fits = 1 <= rows <= size[1] and 1 <= columns <= size[2] and outputs[0] and outline and not any(outputs[1:])
+    possible = all(length >= 1 for length in size) and math.prod((*size, 4, 5)) <= 2**50 and (fits or not windows)
+
+    def scratch() -> int:
+        call = kernels.PixelGradientsCall(
+            shape=[1, 4, 5, *size, 1, 1, 1],
+            features=(64, 0, (0, stride, 0, 0, 0)),
+            weight=64,
+            bias=0,
+            logits=None,
+            residual=None,
+            valid=None,
+            outputs=outputs,
+            threads=1,
+            inputs=8,
+            hidden_weight=64,
+            rows=rows,
+            columns=columns,
+            outline=outline,
+        )
+        return int(call.scratch())
+
+    if not possible:
+        with pytest.raises((ValueError, TypeError)):
+            scratch()
+    elif windows and (size[0] > 1 or stride > 1):
+        assert scratch() == 0  # it has no pass for them
+    else:
+        assert 0 <= scratch() <= 2**20
+
+
 def test_an_odd_number_of_sums_in_several_chunks() -> None:
     """Partial sums lie one after the other, doubles first: 15 floats once left the next doubles off their alignment."""
     inputs = draw(2, 3, 5, (64, 64))

@@ -412,7 +412,9 @@ def test_features_that_are_read_as_they_are_kept(regions: tuple[int, int] | None
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("output", ["image", "class_pixels", ("class_pixels", "margin")])
+@pytest.mark.parametrize(
+    "output", ["image", "class_pixels", ("class_pixels", "margin"), "outline", ("outline", "image")]
+)
 def test_a_bad_feature_is_named_as_a_bad_pixel_is(bad: float, output: str | tuple[str, ...]) -> None:
     kept, head = kept_features(), head_of_features()
     with torch.no_grad():
