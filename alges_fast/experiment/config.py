@@ -31,8 +31,8 @@ class RunConfig:
         strategies: how to choose frames, comma separated: random, stratified-random, entropy, margin,
             least-confidence, coreset, deal, deal-score, alges-img, alges-sem, alges-sem-vector, alges-img-released,
             alges-sem-released, full (the whole pool, trained once), power-entropy, balanced-entropy, claspe,
-            foreground-random, alges-img-balanced, alges-effort, alges-class, herding, uherding, typical, strided,
-            bait, or your own as path/to/file.py:Class.
+            foreground-random, alges-img-balanced, alges-effort, alges-frugal, alges-class, herding, uherding, typical,
+            strided, bait, or your own as path/to/file.py:Class.
         regions: rows x columns of windows, comma separated: with 8x8 every query chooses windows of frames instead of
             frames, worth as many pixels; with none whole frames. Every strategy runs with each of them; to give one
             strategy its own, write it behind its name: none,8x8 or alges-effort@8x8.
@@ -42,6 +42,8 @@ class RunConfig:
         query_size: images chosen after each training but the last; with windows, as many images' pixels.
         random_rounds: trainings of random, frames and windows, where they should be more than rounds: what a strategy
             saves is read off these curves, and cannot be larger than they are long.
+        random_query_size: images that random, frames and windows, draws after each training, a multiple of query_size:
+            it learns nothing from a training, so larger steps give the same curve with fewer of them.
         epochs: passes over the labelled images in each training, which starts from scratch.
         batch_size: images per optimiser step.
         lr: learning rate of Adam.
@@ -75,6 +77,7 @@ class RunConfig:
     init_size: int = 10
     query_size: int = 10
     random_rounds: int | None = None
+    random_query_size: int | None = None
     epochs: int = 8
     batch_size: int = 8
     lr: float = 1e-3
@@ -107,8 +110,20 @@ class RunConfig:
             raise UserError(f"--head_weight_decay is {self.head_weight_decay}: give a finite number from 0 on")
         if not self.out:
             raise UserError("--out is empty: give a folder")
-        if self.random_rounds is not None and self.random_rounds < self.rounds:
-            raise UserError(f"--random_rounds is {self.random_rounds}: give at least --rounds, {self.rounds}")
+        if self.random_query_size is not None and (
+            self.random_query_size < 1 or self.random_query_size % self.query_size
+        ):
+            raise UserError(
+                f"--random_query_size is {self.random_query_size}: give a multiple of --query_size, {self.query_size}"
+            )
+        if self.random_rounds is not None:
+            per_step = (self.random_query_size or self.query_size) // self.query_size
+            if (self.random_rounds - 1) * per_step < self.rounds - 1:
+                least = math.ceil((self.rounds - 1) / per_step) + 1
+                raise UserError(
+                    f"--random_rounds is {self.random_rounds}: give at least {least}, with which random draws label as "
+                    f"many as --rounds {self.rounds} does"
+                )
         for grid in self.regions:
             grid_of(grid)
         for name in ("strategies", "regions", "seeds"):

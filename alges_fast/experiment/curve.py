@@ -22,11 +22,13 @@ class Curve:
         strategy: what chooses.
         regions: rows and columns of windows in a frame; None where it chooses whole frames.
         n_rounds: how often its model is trained.
+        query_size: frames, or as many frames' pixels, that it chooses after each training but the last.
     """
 
     strategy: Strategy
     regions: tuple[int, int] | None
     n_rounds: int
+    query_size: int
 
     @property
     def grid(self) -> str:
@@ -40,7 +42,7 @@ class Curve:
 
     def n_labelled(self, config: RunConfig, n_pool: int, round: int) -> int:
         """Frames that are labelled in a round; with windows, as many frames' pixels."""
-        return n_pool if self.strategy.takes_whole_pool else config.init_size + round * config.query_size
+        return n_pool if self.strategy.takes_whole_pool else config.init_size + round * self.query_size
 
     def n_shown(self, config: RunConfig, n_pool: int, round: int) -> float:
         """What an epoch of a whole network is shown then, roughly, in frames: windows are shown with a margin."""
@@ -64,7 +66,7 @@ def curves_of(config: RunConfig) -> list[Curve]:
         strategy = get_strategy(own[1] if own else text)()
         grids: Sequence[str] = [own[2]] if own else config.regions
         for grid in ["none"] if strategy.takes_whole_pool else grids:
-            curves.append(Curve(strategy, grid_of(grid), _n_rounds(config, strategy)))
+            curves.append(Curve(strategy, grid_of(grid), *_steps(config, strategy)))
     names = [curve.name for curve in curves]
     if len(set(names)) < len(names):
         raise UserError(f"--strategies gives two strategies of one name: {', '.join(names)}")
@@ -73,12 +75,15 @@ def curves_of(config: RunConfig) -> list[Curve]:
 
 def check_budget(config: RunConfig, curves: Sequence[Curve], n_frames: int) -> None:
     """Refuse rounds that want more frames than the pool has. Raises UserError."""
-    longest = max((curve.n_rounds for curve in curves if not curve.strategy.takes_whole_pool), default=0)
-    wanted = config.init_size + (longest - 1) * config.query_size
-    if longest and wanted > n_frames:
+    wanted = {curve: curve.n_labelled(config, n_frames, curve.n_rounds - 1) for curve in curves}
+    longest = max(wanted, key=wanted.__getitem__)
+    if wanted[longest] > n_frames:
+        flags = "--rounds, --init_size or --query_size"
+        if longest.strategy.name == Random.name and (config.random_rounds or config.random_query_size):
+            flags = "--random_rounds, --init_size or --random_query_size"
         raise UserError(
-            f"{longest} rounds of {config.init_size} + {config.query_size} frames a query need {wanted}, but the "
-            f"pool has {n_frames}: lower --rounds, --init_size or --query_size"
+            f"{longest.n_rounds} rounds of {config.init_size} + {longest.query_size} frames a query need "
+            f"{wanted[longest]}, but the pool has {n_frames}: lower {flags}"
         )
 
 
@@ -89,9 +94,10 @@ def check_windows(config: RunConfig, curves: Sequence[Curve]) -> None:
             raise UserError(f"--regions {curve.grid}: frames of {config.image_size} pixels have fewer windows a side")
 
 
-def _n_rounds(config: RunConfig, strategy: Strategy) -> int:
+def _steps(config: RunConfig, strategy: Strategy) -> tuple[int, int]:
+    """How often it trains, and what it chooses after each training but the last."""
     if strategy.takes_whole_pool:
-        return 1
-    if strategy.name == Random.name and config.random_rounds is not None:
-        return config.random_rounds
-    return config.rounds
+        return 1, config.query_size
+    if strategy.name == Random.name:
+        return config.random_rounds or config.rounds, config.random_query_size or config.query_size
+    return config.rounds, config.query_size

@@ -132,7 +132,7 @@ def _run_curve(setting: Setting, curve: Curve, seed: int) -> None:
 
 def _run_round(round: Round, n_done: int) -> None:
     """The steps of a round after the first `n_done` of them."""
-    config, dataset, monitor = round.setting.config, round.setting.dataset, round.setting.monitor
+    dataset, monitor = round.setting.dataset, round.setting.monitor
     processes, folder = round.setting.processes, round.folder
     model = round.new_model()
     model.to(processes.device, memory_format=MEMORY_FORMAT).eval()  # type: ignore[call-overload]
@@ -155,7 +155,7 @@ def _run_round(round: Round, n_done: int) -> None:
 
     picks = None
     if not round.is_last:
-        monitor.doing(f"{round}: choosing {config.query_size}")
+        monitor.doing(f"{round}: choosing {round.curve.query_size}")
         picks = _query(round, model)
         monitor.advance(FORWARD_COST * len(dataset.train))
     if processes.leads:
@@ -273,9 +273,9 @@ def _draw(round: Round, rating: Rating, candidates: Sequence[Piece]) -> list[Can
     """
     config = round.setting.config
     if round.curve.regions is None:
-        budget, what = config.query_size, f"{config.query_size} different ids of the unlabelled pool"
+        budget, what = round.curve.query_size, f"{round.curve.query_size} different ids of the unlabelled pool"
     else:
-        n_frames, side = config.init_size + (round.number + 1) * config.query_size, config.image_size
+        n_frames, side = round.curve.n_labelled(config, len(round.setting.pool), round.number + 1), config.image_size
         budget = n_frames * side**2 - round.labelled.n_pixels
         what = f"different windows of the unlabelled pool worth {budget} pixels"
     left = Candidates[Candidate](rating, frozenset(), {}, 0.0, ("query_size", "pool"))

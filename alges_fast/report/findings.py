@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from alges_fast.report.run_folder import RunFolder
+from alges_fast.report.run_folder import RANDOM, RunFolder
 from alges_fast.report.saving import OUTLINE, PIXELS, PRICED, Measure, Saving, savings
 from alges_fast.report.statistics import (
     LEVEL,
@@ -20,7 +20,6 @@ from alges_fast.report.statistics import (
 from alges_fast.report.style import parts
 from alges_fast.report.text import dice, factor, signed
 
-RANDOM = "random"
 RANDOM_WINDOWS = "random windows"
 _BASELINES = (RANDOM, "stratified-random")
 _NAMED = 12  # more separating pairs than this are counted in the sentence and left to the table
@@ -72,7 +71,7 @@ class Findings:
 def find(run: RunFolder) -> Findings:
     """Compare the strategies of a run that have a learning curve."""
     rows = run.curve_rows
-    of_curve = areas(run.compared_rows)
+    of_curve = areas(run.shared_rows)
     names = list(of_curve)
     by_baseline = {
         baseline: [(name, baseline) for name in names if name != baseline]

@@ -24,8 +24,9 @@ from alges_fast.report.artefacts import (
     load_picks,
     load_thumbnails,
 )
-from alges_fast.report.style import in_order
+from alges_fast.report.style import in_order, parts
 
+RANDOM = "random"
 FULL = "full"  # the strategy that labels the whole pool: a line in the figures, not a curve
 FRAMES_ONLY = "none"  # in the column `regions`, of runs that choose whole frames
 _INTEGERS = ("seed", "round", "n_labelled")
@@ -62,9 +63,21 @@ class RunFolder:
 
     @property
     def compared_rows(self) -> list[Mapping[str, Any]]:
-        """Those of the trainings that every strategy has: random frames may have more, to read savings off."""
-        rounds = self.config.get("rounds")
-        return [row for row in self.curve_rows if not isinstance(rounds, int) or row["round"] < rounds]
+        """Those with no more labelled than any strategy but random was given: its curves may be longer, to read savings
+        off."""
+        points = [row["n_labelled"] for row in self.curve_rows if not _is_random(row["strategy"])]
+        return [row for row in self.curve_rows if not points or row["n_labelled"] <= max(points)]
+
+    @property
+    def shared_rows(self) -> list[Mapping[str, Any]]:
+        """Of these, those with as much labelled as random and the others both had in some training: random may take
+        larger steps."""
+        rows = self.compared_rows
+        of_random, of_others = (
+            {row["n_labelled"] for row in rows if _is_random(row["strategy"]) is kind} for kind in (True, False)
+        )
+        shared = of_random & of_others if of_random and of_others else of_random | of_others
+        return [row for row in rows if row["n_labelled"] in shared]
 
     @property
     def full_rows(self) -> list[Mapping[str, Any]]:
@@ -108,7 +121,10 @@ class RunFolder:
         if not trained:
             return []
         configured = self.config.get("rounds")
-        wanted = max(configured if isinstance(configured, int) else 0, *trained.values())
+        longest = [n for (name, _), n in trained.items() if not _is_random(name)] or [*trained.values()]
+        wanted = max(configured if isinstance(configured, int) else 0, *longest)
+        step, random_step = (self.config.get(name) or 1 for name in ("query_size", "random_query_size"))
+        of_random = (wanted - 1) * step // max(step, random_step) + 1  # up to as many labelled
         # By number, not by name: the configuration names a user's own strategy by its file.
         grids = len(self.config.get("regions") or (FRAMES_ONLY,))
         curves = sum(1 if name == FULL or "@" in name else grids for name in self.config.get("strategies") or ())
@@ -116,9 +132,9 @@ class RunFolder:
         begun = len({(row["strategy"], row["seed"]) for row in self.rows})
         waiting = [f"{planned - begun} of {planned} strategies with a seed have no training yet"]
         short = [
-            f"{strategy} with seed {seed} has {trainings} of {wanted} trainings"
+            f"{strategy} with seed {seed} has {trainings} of {needed} trainings"
             for (strategy, seed), trainings in trained.items()
-            if trainings < wanted
+            if trainings < (needed := of_random if _is_random(strategy) else wanted)
         ]
         return (waiting if begun < planned else []) + short
 
@@ -165,6 +181,10 @@ def curve_name(row: Mapping[str, Any]) -> str:
     """What a row's strategy is called beside the same one with other windows: `random`, `random@8x8`."""
     grid = row.get("regions") or FRAMES_ONLY
     return str(row["strategy"]) if grid == FRAMES_ONLY else f"{row['strategy']}@{grid}"
+
+
+def _is_random(curve: str) -> bool:
+    return parts(curve)[0] == RANDOM
 
 
 def _parse(row: Mapping[str, str | None], path: Path, line: int) -> dict[str, Any]:

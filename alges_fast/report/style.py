@@ -99,6 +99,7 @@ _KNOWN = {
     "alges-img-balanced": StrategyStyle("#d55e00", _DASHED, "D"),
     "alges-class": StrategyStyle("#d55e00", _MIXED, "v"),
     "alges-effort": StrategyStyle("#a8143c", "-", "P"),
+    "alges-frugal": StrategyStyle("#a8143c", _DASHED, "X"),
     "alges-sem": StrategyStyle("#e69f00", "-", "o"),
     "alges-sem-vector": StrategyStyle("#e69f00", _DASHED, "^"),
     "alges-img-released": StrategyStyle("#d55e00", _DOTTED, "s"),

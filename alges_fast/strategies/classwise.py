@@ -66,11 +66,27 @@ class AlgesEffort(AlgesImageBalanced):
     reference: ClassVar[str] = "alges_fast; cost-aware as Mackowiak et al., CEREALS, BMVC 2018"
 
     outputs: ClassVar[tuple[str, ...]] = ("image", OUTLINE)
+    power: ClassVar[float] = 0.5
+    """Of the cost that an embedding is divided by."""
 
     def points(self, query: Query, found: Embedded) -> Tensor:
         rows = super().points(query, found)
-        cost = predicted_costs(query, found)
-        return rows / cost.sqrt().to(rows).view(-1, *[1] * (rows.ndim - 1))
+        cost = predicted_costs(query, found).pow(self.power)
+        return rows / cost.to(rows).view(-1, *[1] * (rows.ndim - 1))
+
+
+@register_strategy
+class AlgesFrugal(AlgesEffort):
+    """`alges-img-balanced` with every embedding divided by its candidate's predicted cost itself: gradient per pixel of
+    outline, the ratio of benefit to cost. D² to a centre at 0 is divided by the cost's square.
+
+    It leaves more of what is dear than `alges-effort` does, and asks for small queries: an early model's boundaries are
+    ragged, and what it would have paid for is better known after the next training.
+    """
+
+    name: ClassVar[str] = "alges-frugal"
+    reference: ClassVar[str] = "alges_fast; benefit over cost as Haertel et al., Return on investment, NAACL 2008"
+    power: ClassVar[float] = 1.0
 
 
 @register_strategy

@@ -14,7 +14,7 @@ from alges_fast.data import load_dataset
 from alges_fast.errors import UserError
 from alges_fast.experiment import initial_pool
 from alges_fast.experiment.annotator import Labelled
-from alges_fast.experiment.curve import curves_of
+from alges_fast.experiment.curve import check_budget, curves_of
 from alges_fast.experiment.state import RoundFolder
 from alges_fast.run import main, parse
 from alges_fast.windows import Window, named
@@ -144,13 +144,22 @@ def test_windows_that_are_not_the_pools_are_refused(
         assert f"{picks} is damaged" in capsys.readouterr().err
 
 
+FRAMES_AND_WINDOWS = ["--strategies", "random,entropy", "--regions", "none,8x8"]
+
+
 def test_curves_are_strategies_with_every_grid_or_their_own() -> None:
     config = parse(["--strategies", "random,entropy@4x4,full,coreset@none", "--regions", "none,8x8", "--rounds", "3"])
     names = ["random", "random@8x8", "entropy@4x4", "full", "coreset"]
     assert [curve.name for curve in curves_of(config)] == names
     assert [curve.n_rounds for curve in curves_of(config)] == [3, 3, 3, 1, 3]
-    longer = parse(["--strategies", "random,entropy", "--regions", "none,8x8", "--rounds", "3", "--random_rounds", "9"])
+    longer = parse([*FRAMES_AND_WINDOWS, "--rounds", "3", "--random_rounds", "9"])
     assert [curve.n_rounds for curve in curves_of(longer)] == [9, 9, 3, 3]
+    coarser = parse([*FRAMES_AND_WINDOWS, "--rounds", "6", "--random_rounds", "4", "--random_query_size", "20"])
+    assert [curve.n_labelled(coarser, 99, 2) for curve in curves_of(coarser)] == [50, 50, 30, 30]
+    assert [curve.n_labelled(coarser, 99, curve.n_rounds - 1) for curve in curves_of(coarser)] == [70, 70, 60, 60]
+    with pytest.raises(UserError, match=r"4 rounds of 10 \+ 20 frames a query need 70.*lower --random_rounds"):
+        check_budget(coarser, curves_of(coarser), 69)
+    check_budget(coarser, curves_of(coarser), 70)
     assert next(curve.name for curve in curves_of(parse(["--regions", "2x2"]))) == "random@2x2"
 
 
@@ -160,7 +169,15 @@ def test_curves_are_strategies_with_every_grid_or_their_own() -> None:
         (["--regions", "4x"], "--regions 4x: give rows x columns"),
         (["--regions", "4x0"], "--regions 4x0"),
         (["--regions", "4x4,4x4"], "--regions names one twice"),
-        (["--random_rounds", "2", "--rounds", "3"], "--random_rounds is 2: give at least --rounds, 3"),
+        (
+            ["--random_query_size", "3", "--query_size", "2"],
+            "random_query_size is 3: give a multiple of --query_size",
+        ),
+        (["--random_query_size", "20", "--rounds", "6", "--random_rounds", "3"], "give at least 4"),
+        (
+            ["--random_rounds", "2", "--rounds", "3"],
+            "--random_rounds is 2: give at least 3",
+        ),
     ],
 )
 def test_mistakes_are_told(flags: list[str], said: str) -> None:

@@ -71,6 +71,7 @@ def write_fake_run(
     unfinished: Sequence[tuple[str, int, int]] = (),
     regions: Sequence[str] = ("none",),
     random_rounds: int | None = None,
+    random_query_size: int | None = None,
 ) -> Path:
     """Write a run; `unfinished` lists (strategy, seed, trainings done) that stopped early.
 
@@ -87,14 +88,15 @@ def write_fake_run(
         per_frame = 1 if name == strategy else math.prod(map(int, grid.split("x")))
         for seed in range(seeds):
             planned = random_rounds or rounds if strategy == "random" else rounds
+            step = random_query_size or query_size if strategy == "random" else query_size
             trainings = 1 if strategy == "full" else stopped.get((strategy, seed), planned)
             luck = 0.01 * np.random.default_rng(seed).normal()
             for r in range(trainings):
-                n = POOL if strategy == "full" else 10 + r * query_size
+                n = POOL if strategy == "full" else 10 + r * step
                 gain = (0.004 * (i % 5) + 0.003 * math.log2(per_frame)) * min(r, 3)
                 dice = 0.25 + 0.09 * np.log(n / 5) + luck + gain + generator.normal(0, 0.008)
-                spread = min(10 + r * query_size * per_frame, POOL) if name != strategy else n
-                drawn = 300 * 10 + 300 * r * query_size * (1 - 0.08 * (i % 5) * (per_frame > 1))
+                spread = min(10 + r * step * per_frame, POOL) if name != strategy else n
+                drawn = 300 * 10 + 300 * r * step * (1 - 0.08 * (i % 5) * (per_frame > 1))
                 effort = {"labelled_share": n / POOL, "n_frames": spread, "outline": round(drawn)}
                 row = _row(strategy, seed, r, n, dice, generator)
                 rows.append({**row, "regions": "none" if name == strategy else grid, **effort})
@@ -117,6 +119,7 @@ def write_fake_run(
         "seeds": list(range(seeds)),
         "rounds": rounds,
         "query_size": query_size,
+        "random_query_size": random_query_size,
         "regions": list(regions),
         "image_size": 96,
     }

@@ -28,6 +28,25 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return read_run(write_fake_run(out, strategies=STRATEGIES, seeds=6, rounds=4, regions=GRIDS, random_rounds=8))
 
 
+def test_random_draws_may_take_larger_steps_than_the_others(tmp_path: Path) -> None:
+    """They are compared where both have trainings; a saving is told after every training."""
+    settings = {"strategies": STRATEGIES[:4], "seeds": 3, "rounds": 5, "query_size": 5, "regions": ("none", "4x4")}
+    settings |= {"random_query_size": 10, "artefacts": False}
+    run = read_run(write_fake_run(tmp_path / "a", **settings, random_rounds=6))
+    assert run.missing() == []
+    assert {row["n_labelled"] for row in run.shared_rows} == {10, 20, 30}
+    assert {row["n_labelled"] for row in run.compared_rows} == {10, 15, 20, 25, 30}
+    found = find(run)
+    assert {family.baseline: len(family.comparisons) for family in found.to_baselines} == {
+        "random": 7,
+        "stratified-random": 7,
+        RANDOM_WINDOWS: 3,
+    }
+    assert list(found.savings[OUTLINE]["entropy@4x4"]) == [15, 20, 25, 30]
+    stopped = write_fake_run(tmp_path / "b", **settings, random_rounds=6, unfinished=[("random", 0, 2)])
+    assert read_run(stopped).missing() == [f"random{grid} with seed 0 has 2 of 3 trainings" for grid in ("", "@4x4")]
+
+
 def changed(run: RunFolder, out: Path, change: Callable[[dict[str, str]], None]) -> RunFolder:
     """The run with results changed row by row."""
     import csv

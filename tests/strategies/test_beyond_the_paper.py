@@ -6,7 +6,6 @@ What each family does with its numbers is tested beside it; here they come from 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +32,7 @@ from alges_fast.windows import Window, windows_of
 N, K, SIZE, REGIONS = 12, 4, 12, (2, 3)
 NAMES = (
     *("power-entropy", "balanced-entropy", "foreground-random", "claspe", "alges-img-balanced", "alges-effort"),
-    *("alges-class", "herding", "uherding", "typical", "strided", "bait"),
+    *("alges-frugal", "alges-class", "herding", "uherding", "typical", "strided", "bait"),
 )
 NO_MODEL = ("herding", "typical", "strided")
 
@@ -199,7 +198,10 @@ def test_alges_img_balanced_seeds_rows_of_mean_norm_one(query: Query) -> None:
     assert weighted.draw(8, ()) == seeded(query, points * weights[:, None], 8)
 
 
-def test_alges_effort_divides_by_the_root_of_predicted_outline_and_a_quarter_of_the_side(query: Query) -> None:
+@pytest.mark.parametrize(("name", "power"), [("alges-effort", 0.5), ("alges-frugal", 1.0)])
+def test_embeddings_are_divided_by_a_power_of_predicted_outline_and_a_quarter_of_the_side(
+    name: str, power: float, query: Query
+) -> None:
     def outline(features: Tensor, logits: Tensor) -> float:
         classes = logits.argmax(0).tolist()
         rows, columns = len(classes), len(classes[0])
@@ -208,11 +210,11 @@ def test_alges_effort_divides_by_the_root_of_predicted_outline_and_a_quarter_of_
         return beside + below + (rows + columns) / 2 / 4
 
     cost = each(query, outline)
-    points = balanced_rows(query) / cost.sqrt()[:, None, None]
-    found = rate("alges-effort", query)
+    points = balanced_rows(query) / cost.pow(power)[:, None, None]
+    found = rate(name, query)
     assert found.draw(8, ()) == seeded(query, points, 8)
     scale = 2 if query.regions is not None else 1  # windows are paid for in pixels of the image
-    expected = points.flatten(1).norm(dim=1) / math.sqrt(scale)
+    expected = points.flatten(1).norm(dim=1) / scale**power
     assert list(found.scores.values()) == pytest.approx(expected.tolist(), rel=1e-4)
 
 
