@@ -77,7 +77,9 @@ def scratch_bytes(problem: Problem) -> int:
 def _call(problem: Problem, outputs: list[int], regions: tuple[int, int] = (0, 0), outline: int = 0) -> Any:
     kernels = cpu_kernels()
     assert kernels is not None
-    more = {"rows": regions[0], "columns": regions[1], "outline": outline, "threads": torch.get_num_threads()}
+    more = {"threads": torch.get_num_threads()}
+    if outline:
+        more |= {"rows": regions[0], "columns": regions[1], "outline": outline}
     if problem.hidden is not None:
         weight, bias = problem.hidden
         more["inputs"] = weight.shape[1]

@@ -70,9 +70,9 @@ class AlgesEffort(AlgesImageBalanced):
     """Of the cost that an embedding is divided by."""
 
     def points(self, query: Query, found: Embedded) -> Tensor:
-        rows = super().points(query, found)
+        rows = super().points(query, found)  # made there, so that they may be changed here
         cost = predicted_costs(query, found).pow(self.power)
-        return rows / cost.to(rows).view(-1, *[1] * (rows.ndim - 1))
+        return rows.div_(cost.to(rows).view(-1, *[1] * (rows.ndim - 1)))
 
 
 @register_strategy
@@ -123,8 +123,13 @@ def mean_norms(query: Query, positions: Tensor, rows: Tensor) -> Tensor:
 
     Summed in the query's order on every process: the same bit for bit however the pool is cut.
     """
-    _, norms = gathered(query, positions, rows.flatten(2).double().norm(dim=2))
-    return norms.mean(0)
+    # Piece by piece: windows of a pool take gigabytes, and twice as much in float64.
+    norms = [part.flatten(2).double().norm(dim=2) for part in rows.split(_PIECE)]
+    return gathered(query, positions, torch.cat(norms))[1].mean(0)
+
+
+_PIECE = 256
+"""Rows whose copy in float64 stays in the cache."""
 
 
 def balanced(rows: Tensor, mean_norms: Tensor) -> Tensor:
