@@ -1,7 +1,7 @@
 # PYTHON_ARGCOMPLETE_OK
 """Run an active-learning experiment: `python -m alges_fast.run`, `--help` for what can be set.
 
-With no arguments: the demo, three strategies on synthetic surgical video, in minutes on two cores.
+With no arguments: the demo, windows against whole frames on synthetic surgical video, in minutes on two cores.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ Compare strategies of active learning on labelled data. Without settings: the
 demo, minutes on two cores. A table, results.csv and report.html go to --out;
 the same command again goes on where it stopped.
 
-  --preset NAME         demo, camvid or paper: defaults for all other settings
+  --preset NAME         demo, camvid, paper or none: defaults for all others;
+                        demo, unless you name data, a network or its training
   --dataset NAME        synthetic, cholecseg8k, m2caiseg or folder
   --data_root DIR       where its files are
   --strategies A,B,..   random,alges-img,.., or your own: path/to/file.py:Class
@@ -88,7 +89,7 @@ def parse(argv: Sequence[str]) -> RunConfig:
     """
     arguments = arguments_of(argv, RunConfig)
     parser = _parser()
-    parser.set_defaults(preset_values(_last(arguments, "preset", "demo"), _last(arguments, "architecture", "")))
+    parser.set_defaults(preset_values(_given(arguments)))
     try:
         parsed = parser.parse_args(arguments)
     except jsonargparse.ArgumentError as error:
@@ -149,14 +150,14 @@ def _parser() -> jsonargparse.ArgumentParser:
     return parser
 
 
-def _last(arguments: Sequence[str], name: str, default: str) -> str:
-    """What the flags give a setting last: some values must be known before any other is read."""
-    found = default
+def _given(arguments: Sequence[str]) -> dict[str, str]:
+    """The settings among the flags, by name, each as it is given last: the defaults of the others depend on them."""
+    given = {}
     for position, argument in enumerate(arguments):
         flag, equals, value = argument.partition("=")
-        if flag == f"--{name}" and (equals or position + 1 < len(arguments)):
-            found = value if equals else arguments[position + 1]
-    return found
+        if flag.startswith("--"):
+            given[flag.removeprefix("--")] = value if equals else "".join(arguments[position + 1 : position + 2])
+    return given
 
 
 if __name__ == "__main__":

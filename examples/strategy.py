@@ -1,7 +1,7 @@
 """A strategy of your own: one class, for whole frames and for windows, for the commands and for Python. Seconds.
 
 python examples/strategy.py
-python -m alges_fast.run --strategies random,examples/strategy.py:Unsure --rounds 2 --epochs 1 --out runs/unsure
+python -m alges_fast.run --strategies random,examples/strategy.py:Unsure --seeds 0,1,2 --out runs/unsure
 """
 
 import torch

@@ -94,6 +94,6 @@ print("gomp", len({path for path in maps if "libgomp" in path}))
 
 
 def test_the_demo_runs(bare: Path, tmp_path: Path) -> None:
-    small = ["--rounds", "2", "--epochs", "1", "--strategies", "random,alges-img", "--image_size", "64"]
+    small = ["--rounds", "2", "--seeds", "0,1", "--image_size", "64"]
     run(bare, tmp_path, "-m", "alges_fast.run", *small, "--out", "demo")
     assert (tmp_path / "demo" / "report.html").is_file()

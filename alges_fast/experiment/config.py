@@ -19,8 +19,10 @@ class RunConfig:
     """What to run. Every field is a flag of the same name and a key of a YAML file given by --config.
 
     Args:
-        preset: defaults for all other flags: demo (minutes on two cores), camvid (a grid for CamVid that two cores
-            finish), paper (the protocol of ALGES, exactly). Flags and --config override them.
+        preset: defaults for all other flags, which flags and --config override: demo (minutes on two cores), camvid (a
+            grid for CamVid that two cores finish), paper (the protocol of ALGES, exactly), none (those listed here).
+            Left out it is demo; or none where --dataset, --architecture, --encoder, --encoder_weights, --head_kernel,
+            --epochs, --batch_size or --lr is given. --print_config shows what comes of it.
         dataset: synthetic (drawn surgical video, needs no files), synthetic-full (the same at CholecSeg8k's size),
             cholecseg8k, m2caiseg, or folder ({train,val,test}/{images,masks} with the same file stems in both).
         data_root: folder that holds the data set's files.
@@ -63,7 +65,7 @@ class RunConfig:
         keep_models: keep every round's model.safetensors instead of removing it when the round is finished.
     """
 
-    preset: Literal["demo", "camvid", "paper"] = "demo"
+    preset: Literal["none", "demo", "camvid", "paper"] = "none"
     dataset: str = "synthetic"
     data_root: str | None = None
     split: str | None = None
@@ -150,23 +152,48 @@ def grid_of(text: str) -> tuple[int, int] | None:
         raise UserError(f"--regions {error}, or none for whole frames") from error
 
 
-def preset_values(preset: str, architecture: str) -> dict[str, Any]:
-    """What a preset sets where the user names this architecture ("" for none).
+def preset_values(given: Mapping[str, str]) -> dict[str, Any]:
+    """What a preset sets, which is "preset" itself among the rest, where the user has given these settings.
+
+    The demo is one experiment, data and network: it is the preset where none is named, unless the user brings one of
+    the two. What belongs to a setting that the user replaces is left out.
 
     Raises:
         UserError: there is no such preset.
     """
+    preset = given.get("preset", "none" if NOT_THE_DEMO & given.keys() else "demo")
     if preset not in PRESETS:
         raise UserError(f"--preset {preset} is unknown: use {', '.join(PRESETS)}")
-    values = dict(PRESETS[preset])
-    if architecture == FROZEN:
+    values = {"preset": preset, **PRESETS[preset]}
+    if given.get("architecture") == FROZEN:
         values.pop("encoder", None)  # of another architecture; this one has its own
+    if "rounds" in given:
+        values.pop("random_rounds", None)  # more than the preset's own rounds
+    if "regions" in given and "strategies" in values:
+        values["strategies"] = tuple(dict.fromkeys(name.partition("@")[0] for name in values["strategies"]))
     return values
 
 
+NOT_THE_DEMO = frozenset(
+    {"dataset", "architecture", "encoder", "encoder_weights", "head_kernel", "epochs", "batch_size", "lr"}
+)
+"""Settings whose user has an experiment of their own in mind: its data, its network, or how a whole one is trained."""
+
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
-        "demo": {},
+        "none": {},
+        "demo": {
+            "dataset": "synthetic",
+            "image_size": 96,
+            "strategies": ("random@none", "random@16x16", "alges-effort@16x16"),
+            "seeds": tuple(range(8)),
+            "rounds": 4,
+            "random_rounds": 12,
+            "init_size": 2,
+            "query_size": 2,
+            "architecture": FROZEN,
+            "head_steps": 200,
+        },
         "camvid": {
             "dataset": "folder",
             "ignore_index": 11,

