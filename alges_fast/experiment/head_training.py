@@ -1,12 +1,17 @@
 """Training of a frozen encoder's head: cross-entropy over labelled pixels, gathered and shuffled.
 
 Pixels that are not labelled are not gathered, so a frame with one labelled window costs what its window costs.
+
+On the CPU a step of a few hundred pixels runs on one thread. It takes a third of a millisecond in some twenty parallel
+parts, and where another program holds one of the cores, every part waits for the thread that is not on one: 40 steps
+then took 6 to 18 seconds on two threads, and 0.2 on one (bench/NOTES.md).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -20,6 +25,9 @@ from alges_fast.random_streams import stream_seed
 
 WARM_UP = 0.3
 """Share of the steps in which the learning rate rises; then it falls, both along a cosine (one-cycle)."""
+
+PIXELS_A_THREAD = 8192
+"""Pixels of a step that keep a thread busy for milliseconds, so that it is worth waiting for."""
 
 
 def train_head(
@@ -59,7 +67,7 @@ def train_head(
     batches = _frames if whole_frames else _pixels
     total, counted = torch.zeros((), device=device), 0
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=devices), _threads(pixels):
         torch.manual_seed(stream_seed("dropout", seed, round))
         endless = batches(features, labels, pixels, stream_seed("shuffle", seed, round), device)
         for step, (inputs, truth) in zip(range(steps), endless, strict=False):
@@ -93,6 +101,17 @@ def labels_on(grid: tuple[int, int], masks: NDArray[np.uint8]) -> NDArray[np.uin
         (np.arange(cells) * side + side // 2) // cells for cells, side in zip(grid, masks.shape[1:], strict=True)
     )
     return masks[:, rows[:, None], columns]
+
+
+@contextmanager
+def _threads(pixels: int) -> Iterator[None]:
+    """Within it torch has no more threads than a step of so many pixels keeps busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(before, max(pixels // PIXELS_A_THREAD, 1)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class _AdamW:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from alges_fast.errors import UserError
-from alges_fast.experiment.head_training import _AdamW, labels_on, one_cycle, train_head
+from alges_fast.experiment.head_training import PIXELS_A_THREAD, _AdamW, labels_on, one_cycle, train_head
 from alges_fast.labels import UNLABELLED
 from alges_fast.models.frozen import FrozenHead, Projection
 from alges_fast.strategies import get_strategy
@@ -54,6 +54,28 @@ def test_weights_depend_on_seed_and_round_and_not_on_global_generators() -> None
     assert torch.equal(before, torch.get_rng_state())
     assert not torch.equal(first, fit(*maps(), seed=1))
     assert not torch.equal(first, fit(*maps(), round=1))
+
+
+def test_a_small_step_is_taken_by_one_thread_and_torch_is_given_back_the_others() -> None:
+    seen: list[int] = []
+
+    def loss(*arguments: torch.Tensor) -> torch.Tensor:
+        seen.append(torch.get_num_threads())
+        if torch.get_num_threads() == 2:
+            raise ArithmeticError
+        return LOSS(*arguments)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        fit(*maps(), loss=loss, pixels=2 * PIXELS_A_THREAD - 1)
+        assert set(seen) == {1}
+        assert torch.get_num_threads() == 3
+        with pytest.raises(ArithmeticError):
+            fit(*maps(), loss=loss, pixels=2 * PIXELS_A_THREAD)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("whole_frames", [False, True])
