@@ -1,4 +1,5 @@
 #include "cpu/pixel_gradients.h"
+#include "cpu/team.h"
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -308,9 +309,9 @@ void pixel_gradients(PixelGradientsCall given) {
 
   if (work.packed_floats) ALGES_DISPATCH(pack_weights(call, plan, packed));
   if (call.rows) {
-#pragma omp parallel for num_threads(work.threads) if (work.threads > 1) schedule(dynamic)
-    for (int64_t image = 0; image < call.batch; ++image)
-      ALGES_DISPATCH(window_sums(call, plan, image, packed, scratch + thread_number() * plan.scratch.size));
+    share_out(call.batch, work.threads, [&](int64_t image, int worker) {
+      ALGES_DISPATCH(window_sums(call, plan, image, packed, scratch + worker * plan.scratch.size));
+    });
     return;
   }
   const auto add_up = [&](int64_t image, int64_t chunk, int64_t index, float* mine) {
@@ -319,16 +320,12 @@ void pixel_gradients(PixelGradientsCall given) {
     ALGES_DISPATCH(accumulate(call, plan, image, chunk, packed, mine, partial));
   };
   if (work.whole_images) {
-#pragma omp parallel num_threads(work.threads) if (work.threads > 1)
-    {
-      const int64_t thread = thread_number(), first = thread * plan.chunks;
-      float* const mine = scratch + thread * plan.scratch.size;
-#pragma omp for schedule(dynamic)
-      for (int64_t image = 0; image < call.batch; ++image) {
-        for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) add_up(image, chunk, first + chunk, mine);
-        finish(call, plan, partials, sums, mine, first, image);
-      }
-    }
+    share_out(call.batch, work.threads, [&](int64_t image, int worker) {
+      const int64_t first = worker * plan.chunks;
+      float* const mine = scratch + worker * plan.scratch.size;
+      for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) add_up(image, chunk, first + chunk, mine);
+      finish(call, plan, partials, sums, mine, first, image);
+    });
     return;
   }
   for (int64_t begin = 0; begin < call.batch; begin += work.group) {

@@ -1,7 +1,9 @@
 # Plain C++ for the CPU.
 
 # Compiled once.
-target_sources(_C PRIVATE csrc/cpu/isa.cpp)
+target_sources(_C PRIVATE csrc/cpu/isa.cpp csrc/cpu/team.cpp)
+find_package(Threads REQUIRED)
+target_link_libraries(_C PRIVATE Threads::Threads)
 target_sources(_C PRIVATE csrc/cpu/pixel_gradients.cpp csrc/cpu/pixel_gradients_bindings.cpp)
 target_sources(_C PRIVATE csrc/cpu/seeding.cpp csrc/cpu/seeding_bindings.cpp)
 

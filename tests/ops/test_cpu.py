@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from alges_fast._native import cpu_kernels
-from alges_fast.ops import cpu
+from alges_fast.ops import cpu, hidden_pixel_gradients, hidden_windows
 from alges_fast.ops.pixel_gradients import OUTPUTS, pixel_gradients
 from alges_fast.ops.problem import Problem
 
@@ -24,7 +25,7 @@ ISA_PROGRAM = """
 import torch
 from alges_fast import pixel_gradients
 from alges_fast._native import cpu_kernels
-from alges_fast.ops import OUTPUTS, hidden_pixel_gradients
+from alges_fast.ops import OUTPUTS, hidden_pixel_gradients, hidden_windows
 assert cpu_kernels().isa() == {isa!r}
 torch.manual_seed(0)
 for dtype, kernel, channels, classes in (
@@ -54,6 +55,13 @@ for dtype, kernel, channels, classes in (
         for name, ours, theirs in zip(OUTPUTS, found, exact):
             scale = theirs.double().abs().max().clamp(min=1).item()
             assert (ours.double() - theirs).abs().max() <= 5e-6 * scale, (name, dtype, "hidden")
+        if layout == torch.channels_last:
+            found = hidden_windows(given, *operands, regions=(4, 9), backend="cpu")
+            exact = hidden_windows(
+                given.double(), *(each.double() for each in operands), regions=(4, 9), backend="reference"
+            )
+            assert (found.image - exact.image).abs().max() <= 5e-6 * exact.image.abs().max().clamp(min=1)
+            assert torch.equal(found.outline.double(), exact.outline)
 """
 
 MEMORY_PROGRAM = """
@@ -97,7 +105,7 @@ def arm_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
             pytest.skip(f"no {tool} on PATH (Debian: apt-get install g++-aarch64-linux-gnu qemu-user)")
     source, program = Path(__file__).parents[2] / "csrc", tmp_path_factory.mktemp("arm") / "neon"
     core = [Path(__file__).with_name("neon.cpp")]
-    core += [source / "cpu" / f"{name}.cpp" for name in ("isa", "pixel_gradients", "pixel_gradients_kernel")]
+    core += [source / "cpu" / f"{name}.cpp" for name in ("isa", "team", "pixel_gradients", "pixel_gradients_kernel")]
     # As csrc/cpu/sources.cmake compiles them, the last option apart: qemu-user then needs no Arm libraries.
     options = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-DALGES_ISA=neon"]
     options += [f"-I{source}", "-o", str(program), "-static"]
@@ -110,47 +118,58 @@ def arm_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("dtype", "kernel", "channels", "classes"),
+    ("dtype", "kernel", "channels", "classes", "inputs"),
     [
-        (torch.float32, 1, 16, 13),
-        (torch.float32, 1, 150, 21),
-        (torch.bfloat16, 1, 19, 3),
-        (torch.float16, 3, 19, 5),
-        (torch.float32, 3, 70, 3),
+        (torch.float32, 1, 16, 13, 0),
+        (torch.float32, 1, 150, 21, 0),
+        (torch.bfloat16, 1, 19, 3, 0),
+        (torch.float16, 3, 19, 5, 0),
+        (torch.float32, 3, 70, 3, 0),
+        (torch.float16, 1, 32, 13, 64),
+        (torch.float32, 1, 35, 21, 67),
     ],
 )
 def test_neon_computes_the_same_under_emulation(
-    arm_program: Path, dtype: torch.dtype, kernel: int, channels: int, classes: int
+    arm_program: Path, dtype: torch.dtype, kernel: int, channels: int, classes: int, inputs: int
 ) -> None:
     torch.manual_seed(0)
     batch, height, width = 2, 23, 37
-    features = torch.randn(batch, channels, height, width).to(dtype)
+    features = torch.randn(batch, inputs or channels, height, width).to(dtype)
     weight = torch.randn(classes, channels, kernel, kernel) / (channels**0.5 * kernel)
     bias, valid = torch.randn(classes), torch.rand(batch, height, width) < 0.8
+    hidden = (torch.randn(channels, inputs) / 8, torch.randn(channels)) if inputs else ()
     kind = (torch.float32, torch.bfloat16, torch.float16).index(dtype)
-    shape = torch.tensor([batch, channels, classes, 1, height, width, 1, kernel, kernel, kind])
-    given = (shape, features.view(torch.uint8), weight, bias, valid)
-    answer = subprocess.run(
-        ["qemu-aarch64", str(arm_program)],
-        input=b"".join(each.numpy().tobytes() for each in given),
-        capture_output=True,
-        check=True,
-        timeout=500,
-    ).stdout
-    assert answer[:8].rstrip(b"\0") == b"neon"
 
-    exact = pixel_gradients(
-        features.double(), weight.double(), bias.double(), outputs=OUTPUTS, valid=valid, backend="reference"
-    )
-    position = 8
-    for name, theirs in zip(OUTPUTS, exact, strict=True):
-        assert theirs is not None
-        kind_of = np.int64 if name == "class_pixels" else np.float32
-        ours = np.frombuffer(answer, kind_of, theirs.numel(), position).reshape(theirs.shape)
-        position += ours.nbytes
-        scale = max(1.0, theirs.double().abs().max().item())
-        assert np.abs(ours - theirs.numpy()).max() <= 5e-6 * scale, name
-    assert position == len(answer)
+    def emulated(rows: int = 0, columns: int = 0) -> bytes:
+        sizes = [batch, channels, classes, 1, height, width, 1, kernel, kernel, kind, inputs, rows, columns]
+        kept = features.movedim(1, -1).contiguous() if inputs else features
+        given = (torch.tensor(sizes), kept.view(torch.uint8), weight, bias, valid, *hidden)
+        answer = subprocess.run(
+            ["qemu-aarch64", str(arm_program)],
+            input=b"".join(each.numpy().tobytes() for each in given),
+            capture_output=True,
+            check=True,
+            timeout=500,
+        ).stdout
+        assert answer[:8].rstrip(b"\0") == b"neon"
+        return answer[8:]
+
+    def check(answer: bytes, exact: dict[str, Tensor]) -> None:
+        position = 0
+        for name, theirs in exact.items():
+            kind_of = np.int64 if name == "class_pixels" else np.float32
+            ours = np.frombuffer(answer, kind_of, theirs.numel(), position).reshape(theirs.shape)
+            position += ours.nbytes
+            scale = max(1.0, theirs.double().abs().max().item())
+            assert np.abs(ours - theirs.numpy()).max() <= 5e-6 * scale, name
+        assert position == len(answer)
+
+    doubles = [each.double() for each in (features, *hidden, weight, bias)]
+    definition: Any = hidden_pixel_gradients if inputs else pixel_gradients
+    exact = definition(*doubles, outputs=OUTPUTS, valid=valid, backend="reference")
+    check(emulated(), exact._asdict())
+    if inputs:
+        check(emulated(4, 9), hidden_windows(*doubles, regions=(4, 9), backend="reference")._asdict())
 
 
 def test_strided_features_are_not_copied() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import pytest
@@ -131,6 +132,25 @@ def test_bits_depend_neither_on_the_batch_nor_on_threads(layout: Callable[[Tenso
             for name in OUTPUTS:
                 expected = torch.cat([getattr(one, name) for one in alone])
                 assert torch.equal(getattr(together, name), expected), (name, threads)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="no native kernels")
+def test_callers_that_share_the_helpers_get_their_own_numbers() -> None:
+    """One at a time has helpers; the others do all themselves, and nobody waits for ever."""
+    given = [drawn(24, spatial=(24, 25), seed=seed) for seed in range(4)]
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        expected = [inputs.run("cpu", ("image",)).image for inputs in given]
+
+        def again(at: int) -> bool:
+            torch.set_num_threads(3)  # of this Python thread
+            return torch.equal(given[at % 4].run("cpu", ("image",)).image, expected[at % 4])
+
+        with ThreadPoolExecutor(4) as callers:
+            assert all(callers.map(again, range(200), timeout=60))
     finally:
         torch.set_num_threads(before)
 
