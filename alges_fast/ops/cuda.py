@@ -50,6 +50,7 @@ def launch(native: Any, problem: Problem, device: int, stream: int) -> dict[str,
     call = native.CudaPixelGradientsCall(
         **operands(problem),
         outputs=addresses(outputs),
+        weight_is_bfloat16=problem.weight_dtype == torch.bfloat16,
         allow_tf32=tf32_allowed(),
     )
     scratch = problem.features.new_empty(call.scratch_bytes(device), dtype=torch.uint8)

@@ -81,11 +81,13 @@ void run(const Call& call, int device, void* scratch, void* stream) {
     pass.vector = !call.image;
     pass.scores = true;
     pass.needs_norm = call.semantic || call.norm_map;
+    pass.by_prediction = call.semantic || call.class_pixels;
+    pass.confidences = call.entropy || call.margin || call.confidence;
     pass.needs_prediction = call.need_prediction(call.residual.data != nullptr);
     read(pass, plan, stream);
   }
   pass.call.norm_map = nullptr;
-  pass.scores = pass.needs_norm = false;
+  pass.scores = pass.needs_norm = pass.by_prediction = pass.confidences = false;
   if (call.image && call.semantic_vector) {
     pass.vector = true;
     read(pass, plan, stream);

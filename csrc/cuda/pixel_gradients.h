@@ -35,6 +35,7 @@ struct Call : Outputs {
   Operand features, logits, residual, valid;
   const float* weight = nullptr;  // (K, d, *kernel), contiguous
   const float* bias = nullptr;
+  bool weight_is_bfloat16 = false;  // every value of it
   bool allow_tf32 = false;  // one TF32 product where float32's accuracy takes three
 };
 
@@ -78,7 +79,8 @@ struct StreamPlan {
   int tiles_a_warp;                 // of 16 channels
   int stride;                       // elements from a row of a stage to the next
   int stages, stage_bytes;
-  int weight_words, exchange_words; // of shared memory
+  int weight_parts;                 // of bfloat16: 1 where the weight was given in it, else 3
+  int weight_words, row_words, share_words, total_words;  // of shared memory
   int shared_bytes;
   Cut cut;
 };
@@ -90,6 +92,14 @@ constexpr int kStreamThreads = 128;
 constexpr int kStreamWarps = kStreamThreads / 32;
 // Tiles of 16 channels whose gradient a warp keeps in registers. float32 takes more registers beside it.
 ALGES_HOST_DEVICE constexpr int stream_most_tiles(int element_bytes) { return element_bytes == 4 ? 4 : 8; }
+// Of one pixel in shared memory: its logits and four addends of ‖z‖², and what the residual then takes in their place
+// (bfloat16: three parts). Odd numbers of 16 bytes, so that eight lanes' rows begin in eight different banks.
+ALGES_HOST_DEVICE constexpr int stream_logit_words(int class_tiles) { return (2 * class_tiles + 1) * 4; }
+ALGES_HOST_DEVICE constexpr int stream_row_words(int element_bytes, int class_tiles) {
+  return element_bytes == 4 ? stream_logit_words(class_tiles) : (3 * class_tiles | 1) * 4;
+}
+// Lanes of a warp that add to their classes' norms at a time, each in a place of its own.
+ALGES_HOST_DEVICE constexpr int stream_columns(int class_tiles) { return class_tiles == 2 ? 16 : 8; }
 
 constexpr int kTileThreads = 256;
 constexpr int kTileWarps = kTileThreads / 32;

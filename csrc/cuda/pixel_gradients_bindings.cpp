@@ -18,12 +18,13 @@ Shape shape_of(const Sizes& sizes) {
 }
 
 Call call_of(const Sizes& shape, const Given& features, uintptr_t weight, uintptr_t bias, const Given& logits,
-             const Given& residual, const Given& valid, const Addresses& outputs, bool allow_tf32) {
+             const Given& residual, const Given& valid, const Addresses& outputs, bool weight_is_bfloat16, bool allow_tf32) {
   check_sizes(shape);
   if (!features || !weight) throw std::invalid_argument("features and weight must be given");
   Call call;
   call.shape = shape_of(shape);
   set_operands(call, features, weight, bias, logits, residual, valid, outputs);
+  call.weight_is_bfloat16 = weight_is_bfloat16;
   call.allow_tf32 = allow_tf32;
   return call;
 }
@@ -48,7 +49,7 @@ py::object stream_plan(const Call& call, int limit) {
   using py::literals::operator""_a;
   return py::dict("channels_last"_a = plan.channels_last, "pixels"_a = plan.pixels, "class_tiles"_a = plan.class_tiles,
                   "channel_tiles"_a = plan.channel_tiles, "sharing"_a = plan.sharing,
-                  "tiles_a_warp"_a = plan.tiles_a_warp, "stride"_a = plan.stride, "stages"_a = plan.stages,
+                  "tiles_a_warp"_a = plan.tiles_a_warp, "weight_parts"_a = plan.weight_parts, "stride"_a = plan.stride, "stages"_a = plan.stages,
                   "stage_bytes"_a = plan.stage_bytes, "shared_bytes"_a = plan.shared_bytes, "tiles"_a = plan.cut.tiles,
                   "chunks"_a = plan.cut.chunks, "words"_a = plan.cut.words,
                   "images_a_launch"_a = plan.cut.images_a_launch);
@@ -60,7 +61,8 @@ py::object stream_plan(const Call& call, int limit) {
 void bind_cuda_pixel_gradients(py::module_& m) {
   py::class_<Call>(m, "CudaPixelGradientsCall", py::module_local())
       .def(py::init(&call_of), py::arg("shape"), py::arg("features"), py::arg("weight"), py::arg("bias"), py::arg("logits"),
-           py::arg("residual"), py::arg("valid"), py::arg("outputs"), py::arg("allow_tf32"))
+           py::arg("residual"), py::arg("valid"), py::arg("outputs"),
+           py::arg("weight_is_bfloat16"), py::arg("allow_tf32"))
       .def("plan_stream", &stream_plan, py::arg("shared_limit"), "The stream kernel's plan, or why the tile kernel runs.")
       .def("scratch_bytes", [](const Call& self, int device) { return scratch_bytes(self, shared_limit(device)); })
       .def("run", [](const Call& self, int device, uintptr_t scratch, uintptr_t stream) {

@@ -19,6 +19,8 @@ struct Pass {
   bool by_class;          // the third reading: p takes the place of r, nothing of r is summed
   bool needs_prediction;  // anything that depends on softmax or argmax
   bool needs_norm;
+  bool by_prediction;     // sums by predicted class: norms and counts
+  bool confidences;       // entropy, margin or confidence
 };
 
 void launch_stream_float32(const Pass& pass, const StreamPlan& plan, int64_t images, void* stream);

@@ -44,6 +44,24 @@ Cut cut(const Shape& shape, int64_t tiles, int64_t chunk_tiles) {
   return result;
 }
 
+// The tile of so many sharing warps, and bytes of shared memory beside the stages.
+int share_out(const Shape& shape, int element, StreamPlan& plan) {
+  plan.tiles_a_warp = static_cast<int>(ceil_div(plan.channel_tiles, plan.sharing));
+  const int channels = plan.channel_tiles * 16, classes = 8 * plan.class_tiles, groups = kStreamWarps / plan.sharing;
+  // A warp takes 32 pixels at a time; narrow layers take more a tile, for fewer barriers.
+  plan.pixels = 32 * groups;
+  while (plan.pixels * channels * element < 8 * 1024 && plan.pixels < 512) plan.pixels *= 2;
+  // Row strides that spread a fragment's rows over the banks: an odd number of 16 bytes for ldmatrix; for float32, 8 words
+  // beyond a multiple of 32 where lanes step over channels, 4 where they step over pixels.
+  plan.stride = plan.channels_last ? channels + (element == 4 ? 4 : 8) : plan.pixels + 8;
+  plan.stage_bytes = (plan.channels_last ? plan.pixels : channels) * plan.stride * element;
+  plan.weight_words = channels * classes * plan.weight_parts * element / 4;
+  plan.row_words = groups * 32 * stream_row_words(element, plan.class_tiles);
+  plan.share_words = plan.sharing > 1 ? kStreamWarps * 32 * stream_logit_words(plan.class_tiles) : 0;
+  plan.total_words = groups * classes * stream_columns(plan.class_tiles) * 2;
+  return 4 * (plan.weight_words + plan.row_words + plan.share_words + plan.total_words + classes);
+}
+
 }  // namespace
 
 std::string plan_tile(const Shape& shape, int shared_limit, TilePlan& plan) {
@@ -127,27 +145,19 @@ std::string plan_stream(const Call& call, int shared_limit, StreamPlan& plan) {
     return "neither planar nor channels-last rows of 16 bytes";
 
   plan.class_tiles = std::max(2, static_cast<int>(ceil_div(shape.classes, 8)));
-  plan.sharing = 1;
-  while (plan.channel_tiles > plan.sharing * stream_most_tiles(element)) plan.sharing *= 2;
-  plan.tiles_a_warp = static_cast<int>(ceil_div(plan.channel_tiles, plan.sharing));
-  const int channels = plan.channel_tiles * 16;
-  // A warp takes 32 pixels at a time; narrow layers take more a tile, for fewer barriers.
-  plan.pixels = 32 * kStreamWarps / plan.sharing;
-  while (plan.pixels * channels * element < 8 * 1024 && plan.pixels < 512) plan.pixels *= 2;
-  // Row strides that spread a fragment's rows over the banks: an odd number of 16 bytes for ldmatrix; for float32, 8 words
-  // beyond a multiple of 32 where lanes step over channels, 4 where they step over pixels.
-  plan.stride = plan.channels_last ? channels + (element == 4 ? 4 : 8) : plan.pixels + 8;
-  plan.stage_bytes = (plan.channels_last ? plan.pixels : channels) * plan.stride * element;
-  plan.weight_words = channels * plan.class_tiles * 8 * (element == 4 ? 1 : 3) * element / 4;
-  plan.exchange_words = plan.sharing > 1 ? kStreamWarps * 2 * (4 * plan.class_tiles + 2) * 32 : 0;
-  const int fixed = 4 * (plan.weight_words + plan.exchange_words + 8 * plan.class_tiles);
-  // Two blocks a multiprocessor if they fit (1 KB of each is the system's), else one.
+  plan.weight_parts = element == 4 || call.weight_is_bfloat16 ? 1 : 3;
+  // Two blocks a multiprocessor if they fit (1 KB of each is the system's), else one. Where warps share the channels of the
+  // same pixels a tile can be smaller.
   for (int budget : {shared_limit / 2 - 1024, shared_limit}) {
-    for (plan.stages = 4; plan.stages >= 2; --plan.stages) {
-      plan.shared_bytes = plan.stages * plan.stage_bytes + fixed;
-      if (plan.shared_bytes > budget) continue;
-      plan.cut = cut(shape, ceil_div(shape.pixels(), plan.pixels), 16);
-      return "";
+    for (plan.sharing = 1; plan.sharing <= kStreamWarps; plan.sharing *= 2) {
+      if (plan.channel_tiles > plan.sharing * stream_most_tiles(element)) continue;
+      const int fixed = share_out(shape, element, plan);
+      for (plan.stages = 4; plan.stages >= 2; --plan.stages) {
+        plan.shared_bytes = plan.stages * plan.stage_bytes + fixed;
+        if (plan.shared_bytes > budget) continue;
+        plan.cut = cut(shape, ceil_div(shape.pixels(), plan.pixels), 16);
+        return "";
+      }
     }
   }
   return "too little shared memory";

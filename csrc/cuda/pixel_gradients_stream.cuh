@@ -2,15 +2,18 @@
 //
 // A block of 4 warps takes a chunk of one image, tile by tile, z of the tiles ahead arriving in shared memory meanwhile.
 // Each warp takes 32 pixels at a time, with 1, 2 or 4 warps sharing the channels of the same pixels:
-//   1. logits S = Z W', 16 pixels x 8 classes a product, on tensor cores; ‖z‖² on the side
-//   2. softmax in registers, four lanes a pixel: S becomes R; norms, counts and scores add up in registers
-//   3. gradient G += Z' R, 16 channels x 8 classes a product: R goes from step 1's layout to step 3's by transposing 8 x 8
-//      blocks within the warp
-// and G, a warp's channels x classes, stays in registers until the chunk ends. In the reading by class step 2 sums p and p
+//   1. logits S = Z W', 16 pixels x 8 classes a product, on tensor cores; ‖z‖² on the side; to shared memory, a row a pixel
+//   2. softmax, a lane a pixel: S becomes R in its row. Of the warps that share pixels one does it, in turn.
+//   3. gradient G += Z' R, 16 channels x 8 classes a product
+// and G, a warp's channels x classes, stays in registers until the chunk ends. Scores add up in registers, norms and counts by
+// class in shared memory, where a lane can pick its class. In the reading by class step 2 sums p and p
 // times the entropy, and step 3 z.
 //
+// What a call does not ask for is skipped at run time, at a branch that all lanes take: with one lane a pixel that is a
+// handful a step, and kernels compiled for every set of outputs would gain no more.
+//
 // float32: operands split into two TF32 parts, three products each (one where torch allows plain TF32). bfloat16: z as it is,
-// W and R split into three bfloat16 parts, 24 bits. Tensor cores do not round to nearest when they add, so sums of at most
+// R, and W unless it was given in bfloat16, split into three bfloat16 parts, 24 bits. Tensor cores do not round to nearest when they add, so sums of at most
 // 64 channels or 32 pixels are made there and added in float32.
 //
 // Bytes: the features once. Flops: 4 K d per pixel, K rounded up to 8, times the parts.
@@ -65,7 +68,7 @@ ALGES_DEVICE void pixels_by_channels(float (&a)[4], const Stage<float, channels_
 }
 
 // 16 channels x 8 pixels (float32). The sum over pixels may take them in any order: k = t is pixel 2 t and k = t + 4 pixel
-// 2 t + 1, as `transposed_block` leaves R.
+// 2 t + 1, at which the lanes that read R together meet in no bank.
 template <bool channels_last>
 ALGES_DEVICE void channels_by_pixels(float (&a)[4], const Stage<float, channels_last>& z, int channel, int pixel) {
   const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
@@ -73,17 +76,10 @@ ALGES_DEVICE void channels_by_pixels(float (&a)[4], const Stage<float, channels_
   for (int i = 0; i < 4; ++i) a[i] = z.at(pixel + 2 * t + i / 2, channel + g + i % 2 * 8);
 }
 
-// An 8 x 8 block of float32, [g][2t..2t+1] in and [2t..2t+1][g] out.
-ALGES_DEVICE void transposed_block(float (&out)[2], float first, float second) {
-  const uint32_t a = float_to_bits(first), b = float_to_bits(second);
-  const uint32_t low = transpose(low_halves(a, b)), high = transpose(high_halves(a, b));
-  out[0] = bits_to_float(low_halves(low, high));
-  out[1] = bits_to_float(high_halves(low, high));
-}
-
-// value = high + low, the high part in TF32.
-ALGES_DEVICE void split_tf32(float value, uint32_t& high, uint32_t& low) {
-  high = to_tf32(value);
+// value = high + low, the high part in TF32; a product drops the bits of low beyond. Rounding up half a unit of the high
+// part gives low a bit more, and loses a NaN of all ones, which low keeps: `round` is 0x1000 with both parts, 0 with high alone.
+ALGES_DEVICE void split_tf32(float value, uint32_t round, uint32_t& high, uint32_t& low) {
+  high = (float_to_bits(value) + round) & 0xffffe000u;
   low = float_to_bits(value - bits_to_float(high));
 }
 
@@ -98,21 +94,29 @@ ALGES_DEVICE void split_bfloat16(float first, float second, uint32_t (&parts)[3]
 }
 
 ALGES_DEVICE void mma_split_tf32(float (&c)[4], const uint32_t (&high)[4], const uint32_t (&low)[4], float b0, float b1,
-                                 bool split) {
+                                 uint32_t round) {
   uint32_t high0, high1, low0, low1;
-  split_tf32(b0, high0, low0);
-  split_tf32(b1, high1, low1);
-  if (split) {
+  split_tf32(b0, round, high0, low0);
+  split_tf32(b1, round, high1, low1);
+  if (round != 0) {
     mma_tf32(c, low, high0, high1);
     mma_tf32(c, high, low0, low1);
   }
   mma_tf32(c, high, high0, high1);
 }
 
+// Sums of one class over the pixels of every `stream_columns`-th lane.
+struct alignas(8) OfClass {
+  float norms;
+  int pixels;
+};
+
 struct StreamLayout {
   unsigned char* stages;
-  float* weight;    // B fragments in order of use: [step][class tile][lane], two words each, for each part
-  float* exchange;  // [4 warps][floats of a lane][32], where warps share pixels
+  float* weight;    // B fragments in order of use: [part][step][class tile][lane], two words each
+  float* rows;      // [pixel group][32 pixels][stream_row_words]: logits and ‖z‖², then residuals
+  float* shares;    // [4 warps][32 pixels][stream_logit_words], where warps share pixels: what each adds to the logits
+  OfClass* totals;  // [pixel group][classes of the tiles][stream_columns]
   float* bias;      // [classes of the tiles]: -Inf past the last class
 };
 
@@ -121,19 +125,20 @@ ALGES_DEVICE StreamLayout stream_layout(const StreamPlan& plan) {
   StreamLayout at;
   at.stages = dynamic_shared();
   at.weight = reinterpret_cast<float*>(at.stages + plan.stages * plan.stage_bytes);
-  at.exchange = at.weight + plan.weight_words;
-  at.bias = at.exchange + plan.exchange_words;
+  at.rows = at.weight + plan.weight_words;
+  at.shares = at.rows + plan.row_words;
+  at.totals = reinterpret_cast<OfClass*>(at.shares + plan.share_words);
+  at.bias = reinterpret_cast<float*>(at.totals) + plan.total_words;
   return at;
 }
 
 // W in fragment order. float32: two words W[class g][channel t], W[class g][channel t + 4]; bfloat16: a part's two words are
-// W[class g][channels 2t, 2t+1] and [2t+8, 2t+9]. Says whether any part past the first is not zero.
+// W[class g][channels 2t, 2t+1] and [2t+8, 2t+9].
 template <typename T, int class_tiles>
-ALGES_DEVICE bool load_fragments(const Call& call, const StreamPlan& plan, float* weight) {
+ALGES_DEVICE void load_fragments(const Call& call, const StreamPlan& plan, float* weight) {
   constexpr bool is_float = sizeof(T) == 4;
   const int step_channels = is_float ? 8 : 16;
   const int fragments = plan.channel_tiles * 16 / step_channels * class_tiles * 32;
-  bool wide = false;
   for (int e = threadIdx.x; e < fragments; e += kStreamThreads) {
     const int g = e % 32 / 4, t = e % 4, k = e / 32 % class_tiles * 8 + g, channel = e / 32 / class_tiles * step_channels;
     const auto value = [&](int c) {
@@ -147,35 +152,51 @@ ALGES_DEVICE bool load_fragments(const Call& call, const StreamPlan& plan, float
       for (int half = 0; half < 2; ++half) {
         uint32_t parts[3];
         split_bfloat16(value(channel + 2 * t + 8 * half), value(channel + 2 * t + 1 + 8 * half), parts);
-        for (int part = 0; part < 3; ++part) weight[2 * (part * fragments + e) + half] = bits_to_float(parts[part]);
-        wide |= ((parts[1] | parts[2]) & 0x7fff7fffu) != 0;
+#pragma unroll
+        for (int part = 0; part < 3; ++part)
+          if (part < plan.weight_parts) weight[2 * (part * fragments + e) + half] = bits_to_float(parts[part]);
       }
     }
   }
-  return wide;
 }
 
-// Starts the copies of a tile: pixels [first, first + plan.pixels) of the image, zeros past the image's last pixel.
+// Copies of 16 bytes: a thread has one piece of every `rows_at_once`-th row of a stage, the same in every tile.
 template <typename T, bool channels_last>
-ALGES_DEVICE void copy_tile(const Call& call, const StreamPlan& plan, const Stage<T, channels_last>& stage, int64_t image,
-                            int64_t first) {
-  constexpr int piece = 16 / sizeof(T);
-  const T* base = static_cast<const T*>(call.features.data) + image * call.features.stride[0];
-  const int64_t pixels = call.shape.pixels() - first;
-  if (channels_last) {
-    const int pieces = call.shape.channels / piece;
-    for (int e = threadIdx.x; e < plan.pixels * pieces; e += kStreamThreads) {
-      const int p = e / pieces, c = e % pieces * piece;
-      copy_async(&stage.at(p, c), p < pixels ? base + (first + p) * call.features.stride[4] + c : base, p < pixels);
-    }
-  } else {
-    const int pieces = plan.pixels / piece;  // a power of two
-    for (int e = threadIdx.x; e < call.shape.channels * pieces; e += kStreamThreads) {
-      const int p = e % pieces * piece, c = e / pieces;
-      copy_async(&stage.at(p, c), p < pixels ? base + c * call.features.stride[1] + first + p : base, p < pixels);
-    }
+struct Copier {
+  static constexpr int piece = 16 / sizeof(T);
+  int row, rows_at_once, rows, along;  // along: where in a row the thread's piece begins
+  const T* from;                       // the thread's first piece in the next tile
+  int64_t row_step, tile_step;
+
+  ALGES_DEVICE Copier(const Call& call, const StreamPlan& plan, int64_t image, int64_t first_pixel) {
+    const int pieces = (channels_last ? call.shape.channels : plan.pixels) / piece;  // at most kStreamThreads
+    rows_at_once = kStreamThreads / pieces;
+    rows = channels_last ? plan.pixels : call.shape.channels;
+    row = static_cast<int>(threadIdx.x) / pieces;
+    along = static_cast<int>(threadIdx.x) % pieces * piece;
+    if (row >= rows_at_once) row = rows;  // left over
+    const int64_t pixel_step = channels_last ? call.features.stride[4] : 1;
+    const int64_t step = channels_last ? pixel_step : call.features.stride[1];
+    from = static_cast<const T*>(call.features.data) + image * call.features.stride[0] + first_pixel * pixel_step + along +
+           row * step;
+    row_step = rows_at_once * step;
+    tile_step = plan.pixels * pixel_step;
   }
-}
+
+  // Starts the copies of the next tile: zeros past the image's last pixel, of which `left` are left.
+  ALGES_DEVICE void next(const Stage<T, channels_last>& stage, int left) {
+    const T* piece_from = from;
+    T* to = stage.data + along + row * stage.stride;
+    const int to_step = rows_at_once * stage.stride;
+#pragma unroll 4
+    for (int r = row; r < rows; r += rows_at_once) {
+      copy_async(to, piece_from, (channels_last ? r : along) < left);
+      piece_from += row_step;
+      to += to_step;
+    }
+    from += tile_step;
+  }
+};
 
 ALGES_DEVICE void wait_for_stage(int stages) {
   if (stages == 2)
@@ -186,119 +207,217 @@ ALGES_DEVICE void wait_for_stage(int stages) {
     copy_wait<2>();
 }
 
-// What a lane keeps over a chunk: of its classes 8 n + 2 t + j the sums of norms and counts, and the scores.
+// What a lane keeps over a chunk, of the pixels whose softmax it computed.
 template <int class_tiles>
 struct Sums {
-  float semantic[2 * class_tiles];
-  int count[2 * class_tiles];
   float entropy, margin, confidence;
   int valid;
-  float mass[2 * class_tiles], class_entropy[2 * class_tiles];  // in the reading by class, instead of the others
+  float mass[8 * class_tiles], class_entropy[8 * class_tiles];  // in the reading by class, instead of the others
 };
 
-// Step 2 for one pixel, by the four lanes that hold its classes: s is the logits, then r. `square` is ‖z‖². Lane t has
-// s[i] of class 8 (i / 2) + 2 t + i % 2. Returns the pixel's norm.
-template <int class_tiles, bool by_class>
-ALGES_DEVICE float residual_of_pixel(const Pass& pass, float (&s)[2 * class_tiles], const float (&given)[2 * class_tiles],
-                                     float square, bool counts, Sums<class_tiles>& sums) {
-  const int first = 2 * (threadIdx.x % 4);
-  const bool given_residual = pass.call.residual.data != nullptr;
-  float largest = -INFINITY;
-  int best = 8 * class_tiles, has_nan = 0;
-#pragma unroll
-  for (int i = 0; i < 2 * class_tiles; ++i) {
-    const int k = i / 2 * 8 + first + i % 2;
-    has_nan |= s[i] != s[i];
-    if (s[i] > largest || (s[i] == largest && k < best)) {
-      largest = s[i];
-      best = k;
-    }
-  }
-#pragma unroll
-  for (int lanes = 1; lanes < 4; lanes *= 2) {
-    const float other = shuffle_xor(largest, lanes);
-    const int other_best = shuffle_xor(best, lanes);
-    has_nan |= shuffle_xor(has_nan, lanes);
-    if (other > largest || (other == largest && other_best < best)) {
-      largest = other;
-      best = other_best;
-    }
-  }
-  if (has_nan || best >= pass.call.shape.classes) best = pass.call.shape.classes - 1;
+// A pixel of this lane's.
+struct Pixel {
+  int64_t image, at;  // at: its place in the image
+  bool inside;        // the image
+  bool counts;
+};
 
-  // As in the tile kernel: e is 1 at the prediction, and r there is -others / (1 + others).
-  float others = 0, weighted = 0, runner_up = 0;
-#pragma unroll
-  for (int i = 0; i < 2 * class_tiles; ++i) {
-    const float shifted = s[i] - largest;
-    const bool is_best = i / 2 * 8 + first + i % 2 == best;
-    const float e = is_best ? 0.f : expf(shifted);
-    others += e;
-    weighted += e > 0 ? e * shifted : e;
-    runner_up = fmaxf(runner_up, e);
-    s[i] = e;
+// Where a pixel lies.
+struct Place {
+  int x, y, depth;
+  ALGES_DEVICE Place(const Shape& shape, int64_t at) {
+    x = static_cast<int>(at % shape.size[2]);
+    y = static_cast<int>(at / shape.size[2] % shape.size[1]);
+    depth = static_cast<int>(at / shape.size[2] / shape.size[1]);
   }
+};
+
+template <int words>
+ALGES_DEVICE void read_row(float (&to)[words], const float* row) {
 #pragma unroll
-  for (int lanes = 1; lanes < 4; lanes *= 2) {
-    others += shuffle_xor(others, lanes);
-    weighted += shuffle_xor(weighted, lanes);
-    runner_up = fmaxf(runner_up, shuffle_xor(runner_up, lanes));
+  for (int i = 0; i < words; i += 4) {
+    const float4 four = *reinterpret_cast<const float4*>(row + i);
+    to[i] = four.x;
+    to[i + 1] = four.y;
+    to[i + 2] = four.z;
+    to[i + 3] = four.w;
   }
-  if (has_nan || isinf(largest)) others = NAN;
-  const float inverse = 1 / (1 + others);
-  if constexpr (by_class) {
-    if (!counts) return 0;
-    const float entropy = log1pf(others) - weighted * inverse;
-#pragma unroll
-    for (int i = 0; i < 2 * class_tiles; ++i) {
-      const float p = i / 2 * 8 + first + i % 2 == best ? inverse : s[i] * inverse;
-      sums.mass[i] += p;
-      sums.class_entropy[i] = fmaf(p, entropy, sums.class_entropy[i]);
-    }
-    return 0;
-  }
-  float squares = 0;
-#pragma unroll
-  for (int i = 0; i < 2 * class_tiles; ++i) {
-    const int k = i / 2 * 8 + first + i % 2;
-    float r = given_residual ? given[i] : k == best ? -others * inverse : s[i] * inverse;
-    if (!counts || k >= pass.call.shape.classes) r = 0;
-    squares = fmaf(r, r, squares);
-    s[i] = pass.vector && k != best ? 0.f : r;
-  }
-#pragma unroll
-  for (int lanes = 1; lanes < 4; lanes *= 2) squares += shuffle_xor(squares, lanes);
-  const float norm = counts ? sqrtf(squares) * sqrtf(square) : 0.f;
-  if (counts) {
-#pragma unroll
-    for (int i = 0; i < 2 * class_tiles; ++i) {
-      if (i / 2 * 8 + first + i % 2 == best) {
-        sums.semantic[i] += norm;
-        ++sums.count[i];
-      }
-    }
-    sums.entropy += log1pf(others) - weighted * inverse;
-    sums.margin += (1 - runner_up) * inverse;
-    sums.confidence += inverse;
-    ++sums.valid;
-  }
-  return norm;
 }
 
-// The sum over the eight lanes with this lane's t, the same in all of them.
-template <typename V>
-ALGES_DEVICE V sum_over_rows(V value) {
+template <int words>
+ALGES_DEVICE void write_row(float* row, const float (&from)[words]) {
 #pragma unroll
-  for (int lanes = 4; lanes < 32; lanes *= 2) value += shuffle_xor(value, lanes);
+  for (int i = 0; i < words; i += 4) *reinterpret_cast<float4*>(row + i) = float4{from[i], from[i + 1], from[i + 2], from[i + 3]};
+}
+
+// One value for each class of a pixel, as step 3 reads it: float32 as it is; bfloat16 in three parts, [part][class].
+template <int classes>
+ALGES_DEVICE void write_residual(float* row, const float (&r)[classes], int best, float at_best, float) {
+  write_row(row, r);
+  row[best] = at_best;
+}
+template <int classes>
+ALGES_DEVICE void write_residual(float* row, const float (&r)[classes], int best, float at_best, Bfloat16) {
+  float words[3 * classes / 2];
+#pragma unroll
+  for (int k = 0; k < classes; k += 2) {
+    uint32_t parts[3];
+    split_bfloat16(r[k], r[k + 1], parts);
+#pragma unroll
+    for (int part = 0; part < 3; ++part) words[(part * classes + k) / 2] = bits_to_float(parts[part]);
+  }
+  write_row(row, words);
+  uint32_t parts[3];
+  split_bfloat16(at_best, 0, parts);
+#pragma unroll
+  for (int part = 0; part < 3; ++part) reinterpret_cast<uint16_t*>(row)[part * classes + best] = static_cast<uint16_t>(parts[part]);
+}
+
+// Step 2, a lane a pixel. `row` holds the pixel's logits and then, in four addends, ‖z‖²; it is left with the residual.
+template <typename T, int class_tiles, bool by_class>
+ALGES_DEVICE void residual_of_pixel(const Pass& pass, const Pixel& pixel, float* row, OfClass* totals, Sums<class_tiles>& sums) {
+  constexpr int classes = 8 * class_tiles, columns = stream_columns(class_tiles);
+  const Call& call = pass.call;
+  const int last_class = call.shape.classes - 1;
+  if (call.logits.data != nullptr && pixel.inside) {
+    const Place place(call.shape, pixel.at);
+#pragma unroll 1
+    for (int k = 0; k < classes; ++k)
+      row[k] = k <= last_class ? load(call.logits, pixel.image, k, place.depth, place.y, place.x) : -INFINITY;
+  }
+
+  // The largest logit, of equal ones the lowest class: first its four classes, then which of them.
+  float s[classes], of_four[classes / 4];
+  read_row(s, row);
+#pragma unroll
+  for (int i = 0; i < classes / 4; ++i) of_four[i] = fmaxf(fmaxf(s[4 * i], s[4 * i + 1]), fmaxf(s[4 * i + 2], s[4 * i + 3]));
+  float largest = of_four[0];
+#pragma unroll
+  for (int i = 1; i < classes / 4; ++i) largest = fmaxf(largest, of_four[i]);
+  int best = 0;
+#pragma unroll
+  for (int i = classes / 4 - 1; i > 0; --i)
+    if (of_four[i] == largest) best = 4 * i;
+  if (of_four[0] == largest) best = 0;
+  float four[4];
+  read_row(four, row + best);
+  best += four[0] == largest ? 0 : four[1] == largest ? 1 : four[2] == largest ? 2 : 3;
+
+  // As in the tile kernel: e is 1 at the prediction, and r there is -others / (1 + others). So the prediction's own logit
+  // is taken out of the row, and there is no class to look for in what follows.
+  float squares[4];  // ‖z‖²
+  read_row(squares, row + classes);
+  row[best] = -INFINITY;
+  read_row(s, row);
+  float e[classes], sum[4] = {};
+#pragma unroll
+  for (int k = 0; k < classes; ++k) {
+    s[k] -= largest;
+    e[k] = exp2_nearly(s[k] * 1.44269504f);
+    sum[k % 4] += e[k];
+  }
+  float others = (sum[0] + sum[1]) + (sum[2] + sum[3]);  // NaN where a logit is
+  if (isinf(largest)) others = NAN;
+  if (others != others) best = last_class;
+  const float inverse = reciprocal_nearly(1 + others);
+  float weighted = 0, entropy = 0;
+  if (by_class || pass.confidences) {
+#pragma unroll
+    for (int k = 0; k < classes; ++k) weighted = fmaf(e[k], fmaxf(s[k], -1000.f), weighted);  // 0 x Inf is 0 here
+    entropy = log1pf(others) - weighted * inverse;
+  }
+  if constexpr (by_class) {
+    if (!pixel.counts) return;
+#pragma unroll
+    for (int k = 0; k < classes; ++k) {
+      const float p = k == best ? inverse : e[k] * inverse;
+      sums.mass[k] += p;
+      sums.class_entropy[k] = fmaf(p, entropy, sums.class_entropy[k]);
+    }
+    return;
+  }
+  if (pixel.counts) {
+    if (pass.confidences) {
+      float runner_up = 0;
+#pragma unroll
+      for (int k = 0; k < classes; ++k) runner_up = fmaxf(runner_up, e[k]);
+      sums.entropy += entropy;
+      sums.margin += (1 - runner_up) * inverse;
+      sums.confidence += inverse;
+    }
+    ++sums.valid;
+  }
+
+  float of_r = others * others, at_best = -others * inverse, scale = inverse;
+  if (call.residual.data != nullptr) {
+    of_r = 0;
+#pragma unroll 1
+    for (int k = 0; k < classes; ++k) {
+      float r = 0;
+      if (pixel.counts && k <= last_class) {
+        const Place place(call.shape, pixel.at);
+        r = load(call.residual, pixel.image, k, place.depth, place.y, place.x);
+      }
+      of_r = fmaf(r, r, of_r);
+      row[k] = r;
+    }
+    read_row(e, row);
+    at_best = row[best];
+    scale = 1;
+  } else if (pass.needs_norm) {
+#pragma unroll
+    for (int k = 0; k < classes; ++k) of_r = fmaf(e[k], e[k], of_r);
+  }
+  float norm = 0;
+  if (pass.needs_norm) {
+    norm = scale * root_nearly(of_r) * root_nearly((squares[0] + squares[1]) + (squares[2] + squares[3]));
+    if (!pixel.counts) norm = 0;
+    if (call.norm_map != nullptr && pixel.inside) call.norm_map[pixel.image * call.shape.pixels() + pixel.at] = norm;
+  }
+  if (pass.by_prediction) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int turn = 0; turn < 32 / columns; ++turn) {
+      if (pixel.counts && lane / columns == turn) {
+        OfClass& mine = totals[best * columns + lane % columns];
+        mine = OfClass{mine.norms + norm, mine.pixels + 1};
+      }
+      __syncwarp();
+    }
+  }
+  if (!pass.outer) return;
+  if (pass.vector || !pixel.counts) {
+#pragma unroll
+    for (int k = 0; k < classes; ++k) e[k] = 0;
+    if (!pixel.counts) at_best = 0;
+  }
+  if (!pixel.counts) scale = 0;  // it may be NaN
+#pragma unroll
+  for (int k = 0; k < classes; ++k) e[k] *= scale;
+  write_residual(row, e, best, at_best, T{});
+}
+
+// Blocks a multiprocessor that registers must leave room for: as many as they can without spilling.
+constexpr int stream_blocks(int class_tiles, int most_channel_tiles) {
+  return class_tiles == 2 && most_channel_tiles == 2 ? 3 : 2;
+}
+
+// The sum over the lanes of a warp, the same in all of them.
+template <typename V>
+ALGES_DEVICE V sum_over_warp(V value) {
+#pragma unroll
+  for (int lanes = 1; lanes < 32; lanes *= 2) value += shuffle_xor(value, lanes);
   return value;
 }
 
 template <typename T, bool channels_last, int class_tiles, int most_channel_tiles, bool by_class>
-ALGES_KERNEL(kStreamThreads, 2)
+ALGES_KERNEL(kStreamThreads, stream_blocks(class_tiles, most_channel_tiles))
 stream_kernel(ALGES_PARAMETER Pass pass, ALGES_PARAMETER StreamPlan plan) {
   constexpr bool is_float = sizeof(T) == 4;
   constexpr int steps_a_tile = is_float ? 2 : 1;  // products that 16 channels take
   constexpr int flush = 64 / 16;                  // channel tiles that tensor cores add up
+  constexpr int classes = 8 * class_tiles, columns = stream_columns(class_tiles);
+  constexpr int row_words = stream_row_words(sizeof(T), class_tiles), logit_words = stream_logit_words(class_tiles);
   const Call& call = pass.call;
   const Shape& shape = call.shape;
   const StreamLayout at = stream_layout(plan);
@@ -308,187 +427,202 @@ stream_kernel(ALGES_PARAMETER Pass pass, ALGES_PARAMETER StreamPlan plan) {
   const int first_tile = share * plan.tiles_a_warp;  // this warp's channels, in tiles of 16
   const int my_tiles = max(0, min(plan.tiles_a_warp, plan.channel_tiles - first_tile));
   const int chunk = blockIdx.x % plan.cut.chunks;
-  const int64_t image = pass.first_image + blockIdx.x / plan.cut.chunks;
+  const int64_t image = pass.first_image + blockIdx.x / plan.cut.chunks, pixels = shape.pixels();
   const int64_t gradient_size = int64_t{shape.classes} * shape.channels;
   float* partial = pass.scratch + int64_t{blockIdx.x} * plan.cut.words;
   const int fragments = plan.channel_tiles * steps_a_tile * class_tiles * 32;
+  const uint32_t round = call.allow_tf32 ? 0 : 0x1000;
 
-  const auto stage = [&](int64_t index) {
-    return Stage<T, channels_last>{reinterpret_cast<T*>(at.stages + index % plan.stages * plan.stage_bytes), plan.stride};
+  const auto stage = [&](int number) {
+    return Stage<T, channels_last>{reinterpret_cast<T*>(at.stages + number * plan.stage_bytes), plan.stride};
   };
   // Channels past the last are zero in every stage, and no copy touches them.
   const int padding = plan.channel_tiles * 16 - shape.channels;
   for (int e = threadIdx.x; e < plan.stages * plan.pixels * padding; e += kStreamThreads)
     stage(e / (plan.pixels * padding)).at(e / padding % plan.pixels, shape.channels + e % padding) = T{};
-  for (int k = threadIdx.x; k < class_tiles * 8; k += kStreamThreads)
+  for (int k = threadIdx.x; k < classes; k += kStreamThreads)
     at.bias[k] = k >= shape.classes ? -INFINITY : call.bias != nullptr ? call.bias[k] : 0.f;
+  for (int e = threadIdx.x; e < groups * classes * columns; e += kStreamThreads) at.totals[e] = OfClass{0, 0};
 
   const int64_t first_index = plan.cut.tiles * chunk / plan.cut.chunks;
   const int64_t last_index = plan.cut.tiles * (chunk + 1) / plan.cut.chunks;
+  Copier<T, channels_last> copier(call, plan, image, first_index * plan.pixels);
+  const auto left = [&](int64_t index) { return static_cast<int>(min(pixels - index * plan.pixels, int64_t{plan.pixels})); };
+  int filled = 0, current = 0;  // stages
   const auto start_copy = [&](int64_t index) {
-    if (index < last_index) copy_tile(call, plan, stage(index), image, index * plan.pixels);
+    if (index < last_index) copier.next(stage(filled), left(index));
     copy_commit();
+    filled = filled + 1 == plan.stages ? 0 : filled + 1;
   };
   for (int ahead = 0; ahead < plan.stages - 1; ++ahead) start_copy(first_index + ahead);
-  const bool wide = block_any(load_fragments<T, class_tiles>(call, plan, at.weight));
+  load_fragments<T, class_tiles>(call, plan, at.weight);
+  __syncthreads();
+  float bias[2 * class_tiles];  // of the first share, so that it is added once
+#pragma unroll
+  for (int i = 0; i < 2 * class_tiles; ++i) bias[i] = share == 0 ? at.bias[i / 2 * 8 + 2 * t + i % 2] : 0.f;
 
+  float* const rows = at.rows + group * 32 * row_words;
+  float* const own_row = rows + lane * row_words;
   Sums<class_tiles> sums{};
   float gradient[most_channel_tiles][class_tiles][4] = {};
   float features[stream_most_tiles(sizeof(T)) / 2] = {};  // of the warp's channels, a lane every 32nd
+  int turn = 0;                                           // the share whose warp does step 2 for all
   for (int64_t index = first_index; index < last_index; ++index) {
     wait_for_stage(plan.stages);
     __syncthreads();  // this tile is here for all, and all are done with the stage that the next copy fills
     start_copy(index + plan.stages - 1);
-    const Stage<T, channels_last> z = stage(index);
+    const Stage<T, channels_last> z = stage(current);
+    current = current + 1 == plan.stages ? 0 : current + 1;
+    const int here = left(index);  // pixels of the image in this tile
 
     for (int pixel = 32 * group; pixel < plan.pixels; pixel += 32 * groups) {
-      const int64_t first_pixel = index * plan.pixels + pixel;
-
-      // 1. Logits of 2 x 16 pixels over this warp's channels.
-      float logits[2][class_tiles][4] = {}, squares[2][2] = {};
-      for (int from = 0; from < my_tiles; from += flush) {
-        float sum[2][class_tiles][4] = {};
-        for (int tile = from; tile < min(from + flush, my_tiles); ++tile) {
+      // 1. Logits of 2 x 16 pixels over this warp's channels, the bias first.
+      float logits[2][class_tiles][4], squares[2][2] = {}, products[2][2][4] = {};
 #pragma unroll
-          for (int step = 0; step < steps_a_tile; ++step) {
-            const int channel = (first_tile + tile) * 16 + 8 * step;
-            const float2* w = reinterpret_cast<const float2*>(at.weight) +
-                              ((first_tile + tile) * steps_a_tile + step) * class_tiles * 32 + lane;
-            if constexpr (is_float) {
-              uint32_t high[2][4], low[2][4];
+      for (int m = 0; m < 2; ++m)
 #pragma unroll
-              for (int m = 0; m < 2; ++m) {
-                float a[4];
-                pixels_by_channels(a, z, pixel + 16 * m, channel);
+        for (int n = 0; n < class_tiles; ++n)
 #pragma unroll
-                for (int i = 0; i < 4; ++i) {
-                  squares[m][i % 2] = fmaf(a[i], a[i], squares[m][i % 2]);
-                  split_tf32(a[i], high[m][i], low[m][i]);
-                }
-              }
+          for (int i = 0; i < 4; ++i) logits[m][n][i] = bias[2 * n + i % 2];
+      const auto add_products = [&] {  // of Z Z', whose diagonal is ‖z‖²
 #pragma unroll
-              for (int n = 0; n < class_tiles; ++n) {
-                const float2 b = w[n * 32];
+        for (int m = 0; m < 2; ++m)
 #pragma unroll
-                for (int m = 0; m < 2; ++m) mma_split_tf32(sum[m][n], high[m], low[m], b.x, b.y, !call.allow_tf32);
-              }
-            } else {
-              uint32_t a[2][4];
+          for (int half = 0; half < 2; ++half)
+            if (t == g / 2) squares[m][half] += g % 2 == 0 ? products[m][half][2 * half] : products[m][half][2 * half + 1];
+      };
+      const auto add_tile = [&](int tile) {
 #pragma unroll
-              for (int m = 0; m < 2; ++m) {
-                pixels_by_channels(a[m], z, pixel + 16 * m, channel);
+        for (int step = 0; step < steps_a_tile; ++step) {
+          const int channel = (first_tile + tile) * 16 + 8 * step;
+          const float2* w = reinterpret_cast<const float2*>(at.weight) +
+                            ((first_tile + tile) * steps_a_tile + step) * class_tiles * 32 + lane;
+          if constexpr (is_float) {
+            uint32_t high[2][4], low[2][4];
 #pragma unroll
-                for (int i = 0; i < 4; ++i) {
-                  const float even = bits_to_float(a[m][i] << 16), odd = bits_to_float(a[m][i] & 0xffff0000u);
-                  squares[m][i % 2] = fmaf(even, even, fmaf(odd, odd, squares[m][i % 2]));
-                }
-              }
+            for (int m = 0; m < 2; ++m) {
+              float a[4];
+              pixels_by_channels(a, z, pixel + 16 * m, channel);
 #pragma unroll
-              for (int n = 0; n < class_tiles; ++n) {
-#pragma unroll
-                for (int part = 2; part >= 0; --part) {
-                  if (part > 0 && !wide) continue;
-                  const float2 b = w[part * fragments + n * 32];
-#pragma unroll
-                  for (int m = 0; m < 2; ++m) mma_bfloat16(sum[m][n], a[m], float_to_bits(b.x), float_to_bits(b.y));
-                }
+              for (int i = 0; i < 4; ++i) {
+                squares[m][i % 2] = fmaf(a[i], a[i], squares[m][i % 2]);
+                split_tf32(a[i], round, high[m][i], low[m][i]);
               }
             }
+#pragma unroll
+            for (int n = 0; n < class_tiles; ++n) {
+              const float2 b = w[n * 32];
+#pragma unroll
+              for (int m = 0; m < 2; ++m) mma_split_tf32(logits[m][n], high[m], low[m], b.x, b.y, round);
+            }
+          } else {
+            uint32_t a[2][4];
+#pragma unroll
+            for (int m = 0; m < 2; ++m) pixels_by_channels(a[m], z, pixel + 16 * m, channel);
+            if (pass.needs_norm) {
+              // Z Z', of 8 x 8 pixels each: its A fragment is its B fragment too.
+#pragma unroll
+              for (int m = 0; m < 2; ++m)
+#pragma unroll
+                for (int half = 0; half < 2; ++half) mma_bfloat16(products[m][half], a[m], a[m][half], a[m][half + 2]);
+            }
+            const auto add_part = [&](int part) {
+#pragma unroll
+              for (int n = 0; n < class_tiles; ++n) {
+                const float2 b = w[part * fragments + n * 32];
+#pragma unroll
+                for (int m = 0; m < 2; ++m) mma_bfloat16(logits[m][n], a[m], float_to_bits(b.x), float_to_bits(b.y));
+              }
+            };
+            if (plan.weight_parts > 1) {
+              add_part(2);
+              add_part(1);
+            }
+            add_part(0);
           }
+        }
+      };
+      if constexpr (!by_class && most_channel_tiles <= flush) {
+#pragma unroll
+        for (int tile = 0; tile < most_channel_tiles; ++tile)
+          if (tile < my_tiles) add_tile(tile);
+      } else {
+        float total[2][class_tiles][4] = {};
+        for (int from = 0; from < my_tiles; from += flush) {
+          for (int tile = from; tile < min(from + flush, my_tiles); ++tile) add_tile(tile);
+          if (from + flush >= my_tiles) break;
+          if constexpr (!is_float) add_products();
+#pragma unroll
+          for (int m = 0; m < 2; ++m)
+#pragma unroll
+            for (int n = 0; n < class_tiles; ++n)
+#pragma unroll
+              for (int i = 0; i < 4; ++i) {
+                total[m][n][i] += logits[m][n][i];
+                logits[m][n][i] = products[m][n % 2][i] = 0;
+              }
         }
 #pragma unroll
         for (int m = 0; m < 2; ++m)
 #pragma unroll
           for (int n = 0; n < class_tiles; ++n)
 #pragma unroll
-            for (int i = 0; i < 4; ++i) logits[m][n][i] += sum[m][n][i];
+            for (int i = 0; i < 4; ++i) logits[m][n][i] += total[m][n][i];
       }
-      // A lane has ‖z‖² of a quarter of the channels.
+      if constexpr (!is_float) add_products();
+      // To rows of pixels. The four lanes of a pixel have an addend of ‖z‖² each.
+      float* const mine = sharing == 1 ? rows : at.shares + warp * 32 * logit_words;
+      const int pitch = sharing == 1 ? row_words : logit_words;
+      if (sharing == 1) __syncwarp();  // the last residuals have been read
 #pragma unroll
       for (int m = 0; m < 2; ++m)
 #pragma unroll
-        for (int half = 0; half < 2; ++half)
-#pragma unroll
-          for (int lanes = 1; lanes < 4; lanes *= 2) squares[m][half] += shuffle_xor(squares[m][half], lanes);
-      if (sharing > 1) {
-        // Every warp adds the shares up in the same order, so all agree on the prediction.
-        constexpr int floats = 2 * (4 * class_tiles + 2);
-        __syncthreads();  // the last exchange has been read
-#pragma unroll
-        for (int m = 0; m < 2; ++m) {
-          float* mine = at.exchange + ((warp * 2 + m) * (floats / 2)) * 32 + lane;
-#pragma unroll
-          for (int n = 0; n < class_tiles; ++n)
-#pragma unroll
-            for (int i = 0; i < 4; ++i) mine[(4 * n + i) * 32] = logits[m][n][i];
-          mine[4 * class_tiles * 32] = squares[m][0];
-          mine[(4 * class_tiles + 1) * 32] = squares[m][1];
-        }
-        __syncthreads();
-#pragma unroll
-        for (int m = 0; m < 2; ++m) {
-#pragma unroll
-          for (int n = 0; n < class_tiles; ++n)
-#pragma unroll
-            for (int i = 0; i < 4; ++i) logits[m][n][i] = 0;
-          squares[m][0] = squares[m][1] = 0;
-          for (int other = 0; other < sharing; ++other) {
-            const float* theirs = at.exchange + (((group * sharing + other) * 2 + m) * (floats / 2)) * 32 + lane;
-#pragma unroll
-            for (int n = 0; n < class_tiles; ++n)
-#pragma unroll
-              for (int i = 0; i < 4; ++i) logits[m][n][i] += theirs[(4 * n + i) * 32];
-            squares[m][0] += theirs[4 * class_tiles * 32];
-            squares[m][1] += theirs[(4 * class_tiles + 1) * 32];
-          }
-        }
-      }
-
-      // 2. Residuals: a lane has pixels g and g + 8 of each 16.
-      if (call.valid.data != nullptr) __syncwarp();  // step 1 has read what is masked below
-#pragma unroll
-      for (int m = 0; m < 2; ++m) {
-#pragma unroll
         for (int half = 0; half < 2; ++half) {
-          const int64_t p = first_pixel + 16 * m + 8 * half + g;
-          const bool inside = p < shape.pixels();
-          float s[2 * class_tiles], given[2 * class_tiles] = {};
-          bool counts = inside;
-          if (inside && (call.valid.data != nullptr || call.logits.data != nullptr || call.residual.data != nullptr)) {
-            const int x = static_cast<int>(p % shape.size[2]), y = static_cast<int>(p / shape.size[2] % shape.size[1]);
-            const int depth = static_cast<int>(p / shape.size[2] / shape.size[1]);
-            counts = is_valid(call.valid, image, depth, y, x);
+          float* const to = mine + (16 * m + 8 * half + g) * pitch;
 #pragma unroll
-            for (int i = 0; i < 2 * class_tiles; ++i) {
-              const int k = i / 2 * 8 + 2 * t + i % 2;
-              if (call.logits.data != nullptr)
-                logits[m][i / 2][2 * half + i % 2] =
-                    k < shape.classes ? load(call.logits, image, k, depth, y, x) : -INFINITY;
-              if (!by_class && call.residual.data != nullptr && k < shape.classes)
-                given[i] = load(call.residual, image, k, depth, y, x);
-            }
-          }
-#pragma unroll
-          for (int i = 0; i < 2 * class_tiles; ++i) {
-            s[i] = logits[m][i / 2][2 * half + i % 2];
-            if (call.logits.data == nullptr) s[i] += at.bias[i / 2 * 8 + 2 * t + i % 2];
-          }
-          const float norm = residual_of_pixel<class_tiles, by_class>(pass, s, given, squares[m][half], counts, sums);
-          if (call.norm_map != nullptr && inside && share == 0 && t == 0) call.norm_map[image * shape.pixels() + p] = norm;
-#pragma unroll
-          for (int i = 0; i < 2 * class_tiles; ++i) logits[m][i / 2][2 * half + i % 2] = s[i];
-          if (call.valid.data != nullptr) {
-            // 0 x NaN would count what a masked pixel holds: its channels become 0. Lane 4 i speaks for pixel i of the 8.
-            const unsigned masked = ballot(inside && !counts);
-            for (int i = 0; i < 8; ++i)
-              if (masked >> 4 * i & 1)
-                for (int c = lane; c < 16 * my_tiles; c += 32) z.at(pixel + 16 * m + 8 * half + i, 16 * first_tile + c) = T{};
-          }
+          for (int n = 0; n < class_tiles; ++n)
+            *reinterpret_cast<float2*>(to + 8 * n + 2 * t) = float2{logits[m][n][2 * half], logits[m][n][2 * half + 1]};
+          to[classes + t] = squares[m][half];
         }
+      if (sharing == 1)
+        __syncwarp();
+      else
+        __syncthreads();
+
+      // 2. Residuals.
+      Pixel own{image, index * plan.pixels + pixel + lane, pixel + lane < here, pixel + lane < here};
+      if (call.valid.data != nullptr) {
+        if (own.inside) {
+          const Place place(shape, own.at);
+          own.counts = is_valid(call.valid, image, place.depth, place.y, place.x);
+        }
+        // 0 x NaN would count what a masked pixel holds: this warp's channels of it become 0.
+        const unsigned masked = ballot(own.inside && !own.counts);
+        for (int i = 0; i < 32; ++i)
+          if (masked >> i & 1)
+            for (int c = lane; c < 16 * my_tiles; c += 32) z.at(pixel + i, 16 * first_tile + c) = T{};
       }
+      if (share == turn) {
+        if (sharing > 1) {
+          float row[logit_words], addend[logit_words];
+          const float* from = at.shares + (group * sharing * 32 + lane) * logit_words;
+          read_row(row, from);
+          for (int other = 1; other < sharing; ++other) {
+            read_row(addend, from + other * 32 * logit_words);
+#pragma unroll
+            for (int i = 0; i < logit_words; ++i) row[i] += addend[i];
+          }
+          write_row(own_row, row);
+        }
+        residual_of_pixel<T, class_tiles, by_class>(pass, own, own_row, at.totals + group * classes * columns, sums);
+      }
+      turn = turn + 1 == sharing ? 0 : turn + 1;
+      if (sharing == 1)
+        __syncwarp();
+      else
+        __syncthreads();
       if constexpr (by_class) {
         if (call.feature_sum == nullptr) continue;
-        if (call.valid.data != nullptr) __syncwarp();
         // Zero in the stage where a pixel does not count.
 #pragma unroll
         for (int i = 0; i < stream_most_tiles(sizeof(T)) / 2; ++i)
@@ -497,7 +631,6 @@ stream_kernel(ALGES_PARAMETER Pass pass, ALGES_PARAMETER StreamPlan plan) {
         continue;
       }
       if (!pass.outer) continue;
-      if (call.valid.data != nullptr) __syncwarp();
 
       // 3. Gradient.
       if constexpr (is_float) {
@@ -506,7 +639,8 @@ stream_kernel(ALGES_PARAMETER Pass pass, ALGES_PARAMETER StreamPlan plan) {
         for (int block = 0; block < 4; ++block)
 #pragma unroll
           for (int n = 0; n < class_tiles; ++n)
-            transposed_block(r[block][n], logits[block / 2][n][block % 2 * 2], logits[block / 2][n][block % 2 * 2 + 1]);
+#pragma unroll
+            for (int i = 0; i < 2; ++i) r[block][n][i] = rows[(8 * block + 2 * t + i) * row_words + 8 * n + g];
 #pragma unroll
         for (int tile = 0; tile < most_channel_tiles; ++tile) {
           if (tile >= my_tiles) continue;
@@ -517,10 +651,10 @@ stream_kernel(ALGES_PARAMETER Pass pass, ALGES_PARAMETER StreamPlan plan) {
             uint32_t high[4], low[4];
             channels_by_pixels(a, z, (first_tile + tile) * 16, pixel + 8 * block);
 #pragma unroll
-            for (int i = 0; i < 4; ++i) split_tf32(a[i], high[i], low[i]);
+            for (int i = 0; i < 4; ++i) split_tf32(a[i], round, high[i], low[i]);
 #pragma unroll
             for (int n = 0; n < class_tiles; ++n)
-              mma_split_tf32(sum[n], high, low, r[block][n][0], r[block][n][1], !call.allow_tf32);
+              mma_split_tf32(sum[n], high, low, r[block][n][0], r[block][n][1], round);
           }
 #pragma unroll
           for (int n = 0; n < class_tiles; ++n)
@@ -528,17 +662,11 @@ stream_kernel(ALGES_PARAMETER Pass pass, ALGES_PARAMETER StreamPlan plan) {
             for (int i = 0; i < 4; ++i) gradient[tile][n][i] += sum[n][i];
         }
       } else {
-        uint32_t r[2][class_tiles][2][3];  // [16 pixels][classes][8 pixels][part]
+        uint32_t r[class_tiles][3][4];  // [classes][part][8 pixels]
 #pragma unroll
-        for (int m = 0; m < 2; ++m)
+        for (int n = 0; n < class_tiles; ++n)
 #pragma unroll
-          for (int n = 0; n < class_tiles; ++n)
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-              split_bfloat16(logits[m][n][2 * half], logits[m][n][2 * half + 1], r[m][n][half]);
-#pragma unroll
-              for (int part = 0; part < 3; ++part) r[m][n][half][part] = transpose(r[m][n][half][part]);
-            }
+          for (int part = 0; part < 3; ++part) load_matrices_transposed(r[n][part], own_row + (part * class_tiles + n) * 4);
 #pragma unroll
         for (int tile = 0; tile < most_channel_tiles; ++tile) {
           if (tile >= my_tiles) continue;
@@ -550,7 +678,7 @@ stream_kernel(ALGES_PARAMETER Pass pass, ALGES_PARAMETER StreamPlan plan) {
 #pragma unroll
             for (int part = 2; part >= 0; --part)
 #pragma unroll
-              for (int n = 0; n < class_tiles; ++n) mma_bfloat16(sum[n], a, r[m][n][0][part], r[m][n][1][part]);
+              for (int n = 0; n < class_tiles; ++n) mma_bfloat16(sum[n], a, r[n][part][2 * m], r[n][part][2 * m + 1]);
           }
 #pragma unroll
           for (int n = 0; n < class_tiles; ++n)
@@ -560,18 +688,17 @@ stream_kernel(ALGES_PARAMETER Pass pass, ALGES_PARAMETER StreamPlan plan) {
       }
     }
   }
-  __syncthreads();  // the stages become the place where pixel groups add up
+  __syncthreads();  // the stages become the place where warps add up
 
   if constexpr (by_class) {
-    constexpr int width = 16 * class_tiles;
-    float* const by_warp = reinterpret_cast<float*>(at.stages);  // [warps][width]
-    float* const total = by_warp + kStreamWarps * width;         // [channels of the tiles]
+    float* const by_warp = reinterpret_cast<float*>(at.stages);  // [warps][mass, then entropy of each class]
+    float* const total = by_warp + kStreamWarps * 2 * classes;   // [channels of the tiles]
 #pragma unroll
-    for (int i = 0; i < 2 * class_tiles; ++i) {
-      const float mass = sum_over_rows(sums.mass[i]), entropy = sum_over_rows(sums.class_entropy[i]);
-      if (g == 0) {
-        by_warp[warp * width + i / 2 * 8 + 2 * t + i % 2] = mass;
-        by_warp[warp * width + 8 * class_tiles + i / 2 * 8 + 2 * t + i % 2] = entropy;
+    for (int k = 0; k < classes; ++k) {
+      const float mass = sum_over_warp(sums.mass[k]), entropy = sum_over_warp(sums.class_entropy[k]);
+      if (lane == 0) {
+        by_warp[warp * 2 * classes + k] = mass;
+        by_warp[warp * 2 * classes + classes + k] = entropy;
       }
     }
     for (int turn = 0; turn < groups; ++turn) {
@@ -586,9 +713,9 @@ stream_kernel(ALGES_PARAMETER Pass pass, ALGES_PARAMETER StreamPlan plan) {
     }
     float* const to = partial + gradient_size + words_of_scores(shape);
     for (int e = threadIdx.x; e < 2 * shape.classes; e += kStreamThreads) {
-      const float* from = by_warp + e / shape.classes * 8 * class_tiles + e % shape.classes;
+      const float* from = by_warp + e / shape.classes * classes + e % shape.classes;
       float sum = 0;
-      for (int other = 0; other < groups; ++other) sum += from[other * sharing * width];
+      for (int other = 0; other < kStreamWarps; ++other) sum += from[other * 2 * classes];
       to[e] = sum;
     }
     for (int c = threadIdx.x; c < shape.channels; c += kStreamThreads) to[2 * shape.classes + c] = total[c];
@@ -618,42 +745,42 @@ stream_kernel(ALGES_PARAMETER Pass pass, ALGES_PARAMETER StreamPlan plan) {
     __syncthreads();
   }
   if (pass.scores) {
-    // Lanes with the same t hold the same classes: add over g, then over the pixel groups.
-    constexpr int width = 16 * class_tiles + 4;
-    float* totals = reinterpret_cast<float*>(at.stages) + warp * width;
-    int* counts = reinterpret_cast<int*>(totals);
-#pragma unroll
-    for (int i = 0; i < 2 * class_tiles; ++i) {
-      const float semantic = sum_over_rows(sums.semantic[i]);
-      const int count = sum_over_rows(sums.count[i]);
-      if (g == 0) {
-        totals[i / 2 * 8 + 2 * t + i % 2] = semantic;
-        counts[8 * class_tiles + i / 2 * 8 + 2 * t + i % 2] = count;
-      }
-    }
-    const float entropy = sum_over_rows(sums.entropy), margin = sum_over_rows(sums.margin);
-    const float confidence = sum_over_rows(sums.confidence);
-    const int valid = sum_over_rows(sums.valid);
+    float* const by_warp = reinterpret_cast<float*>(at.stages);  // [warps][entropy, margin, confidence]
+    int* const valid = reinterpret_cast<int*>(by_warp + 3 * kStreamWarps);
+    const float entropy = sum_over_warp(sums.entropy), margin = sum_over_warp(sums.margin);
+    const float confidence = sum_over_warp(sums.confidence);
+    const int counted = sum_over_warp(sums.valid);
     if (lane == 0) {
-      totals[width - 4] = entropy;
-      totals[width - 3] = margin;
-      totals[width - 2] = confidence;
-      counts[width - 1] = valid;
+      by_warp[3 * warp] = entropy;
+      by_warp[3 * warp + 1] = margin;
+      by_warp[3 * warp + 2] = confidence;
+      valid[warp] = counted;
     }
     __syncthreads();
-    for (int e = threadIdx.x; e < words_of_scores(shape); e += kStreamThreads) {
-      const int kind = e < 2 * shape.classes ? e / shape.classes : 2;
-      const int column = kind * 8 * class_tiles + e - kind * shape.classes;
-      const float* from = reinterpret_cast<const float*>(at.stages) + column;
-      if (kind == 1 || column == width - 1) {
-        int total = 0;
-        for (int other = 0; other < groups; ++other) total += reinterpret_cast<const int*>(from)[other * sharing * width];
-        reinterpret_cast<int*>(partial)[gradient_size + e] = total;
-      } else {
-        float total = 0;
-        for (int other = 0; other < groups; ++other) total += from[other * sharing * width];
-        partial[gradient_size + e] = total;
+    float* const to = partial + gradient_size;
+    for (int k = threadIdx.x; k < shape.classes; k += kStreamThreads) {
+      OfClass total{0, 0};
+      for (int other = 0; other < groups; ++other)
+        for (int column = 0; column < columns; ++column) {
+          const OfClass& one = at.totals[(other * classes + k) * columns + column];
+          total = OfClass{total.norms + one.norms, total.pixels + one.pixels};
+        }
+      to[k] = total.norms;
+      reinterpret_cast<int*>(to)[shape.classes + k] = total.pixels;
+    }
+    for (int i = threadIdx.x; i < 4; i += kStreamThreads) {
+      float sum = 0;
+      int count = 0;
+      for (int other = 0; other < kStreamWarps; ++other) {
+        if (i < 3)
+          sum += by_warp[3 * other + i];
+        else
+          count += valid[other];
       }
+      if (i < 3)
+        to[2 * shape.classes + i] = sum;
+      else
+        reinterpret_cast<int*>(to)[2 * shape.classes + 3] = count;
     }
   }
 }

@@ -67,17 +67,29 @@ ALGES_DEVICE void mma_tf32(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, u
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-ALGES_DEVICE uint32_t to_tf32(float value) {  // to nearest, ties away
-  uint32_t bits;
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
-  return bits;
-}
 ALGES_DEVICE float bits_to_float(uint32_t bits) { return __uint_as_float(bits); }
 ALGES_DEVICE uint32_t float_to_bits(float value) { return __float_as_uint(value); }
 ALGES_DEVICE uint32_t pack_bfloat16(float low, float high) {
   uint32_t packed;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
   return packed;
+}
+
+// 2^x, 1 / x and √x to within 2 units of the last place or so; 2^x is 0 below -126.
+ALGES_DEVICE float exp2_nearly(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+ALGES_DEVICE float reciprocal_nearly(float x) {
+  float result;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+ALGES_DEVICE float root_nearly(float x) {
+  float result;
+  asm("sqrt.approx.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
 }
 
 // Four 8 x 8 matrices of 16-bit elements: lane 8 i + r points at row r of matrix i, whose element [g][2t..2t+1] comes back
@@ -104,7 +116,7 @@ ALGES_DEVICE uint32_t transpose(uint32_t value) {
 ALGES_DEVICE uint32_t low_halves(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x5410); }
 ALGES_DEVICE uint32_t high_halves(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x7632); }
 
-// 16 bytes to shared memory in the background, or zeros without reading; both addresses aligned to 16.
+// 16 bytes to shared memory in the background, or zeros without reading, wherever `from` points; both aligned to 16.
 ALGES_DEVICE void copy_async(void* to, const void* from, bool read) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(read ? 16 : 0)
                : "memory");

@@ -11,7 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -130,7 +130,12 @@ def call(emulated: ModuleType, inputs: Inputs) -> Any:
     problem = _operator._canonical(
         **inputs.keywords(), hidden_weight=None, hidden_bias=None, outputs=frozenset(OUTPUTS)
     )
-    return emulated.CudaPixelGradientsCall(**operands(problem), outputs=[0] * len(OUTPUTS), allow_tf32=False)
+    return emulated.CudaPixelGradientsCall(
+        **operands(problem),
+        outputs=[0] * len(OUTPUTS),
+        weight_is_bfloat16=problem.weight_dtype == torch.bfloat16,
+        allow_tf32=False,
+    )
 
 
 @pytest.mark.parametrize("inputs", STREAMED.values(), ids=STREAMED.keys())
@@ -154,6 +159,23 @@ NOT_STREAMED = {
 @pytest.mark.parametrize(("inputs", "reason"), NOT_STREAMED.values(), ids=NOT_STREAMED.keys())
 def test_other_calls_say_why_they_do_not_stream(emulated: ModuleType, inputs: Inputs, reason: str) -> None:
     assert reason in call(emulated, inputs).plan_stream(SHARED_LIMITS["sm_90"])
+
+
+@pytest.mark.parametrize("layout", [Inputs, channels_last_inputs])
+@pytest.mark.parametrize("n_classes", [13, 21])
+def test_two_blocks_of_256_channels_fit_a_multiprocessor(
+    emulated: ModuleType, layout: Callable[..., Inputs], n_classes: int
+) -> None:
+    features = torch.empty(3, 256, 224, 224, dtype=torch.bfloat16, device="meta")
+    of_two = SHARED_LIMITS["sm_90"] // 2 - 1024
+    for weight_type, parts in ((torch.bfloat16, 1), (torch.float32, 3)):
+        plan = call(emulated, layout(features, torch.empty(n_classes, 256, dtype=weight_type))).plan_stream(
+            2 * of_two + 2048
+        )
+        assert plan["weight_parts"] == parts
+        assert plan["shared_bytes"] <= of_two
+        if parts == 1:
+            assert plan["sharing"] == 2  # and not by warps that share more
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -361,16 +361,21 @@ inline void mma_tf32(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_
       [](const Operands* all, int k, int column) { return bits_to_float(all[column * 4 + k % 4].b[k / 4] & 0xffffe000u); });
 }
 
-inline uint32_t to_tf32(float value) {
-  const uint32_t bits = float_to_bits(value);
-  return std::isfinite(value) ? (bits + 0x1000u) & 0xffffe000u : bits;
-}
 inline uint32_t round_bfloat16(float value) {
   const uint32_t bits = float_to_bits(value);
   if (value != value) return 0x7fff;
   return (bits + 0x7fffu + (bits >> 16 & 1)) >> 16;
 }
 inline uint32_t pack_bfloat16(float low, float high) { return round_bfloat16(low) | round_bfloat16(high) << 16; }
+
+// Off by up to what PTX allows, by how much depends on the argument's bits.
+inline float off(float value, double most, float x) {
+  const double share = static_cast<int32_t>(float_to_bits(x) * 0x9E3779B9u) / 2147483648.0;
+  return static_cast<float>(value * (1 + share * most));
+}
+inline float exp2_nearly(float x) { return x < -126 ? 0.f : x == 0 ? 1.f : off(std::exp2(x), 0x1.6ap-23, x); }
+inline float reciprocal_nearly(float x) { return off(1 / x, 0x1p-23, x); }
+inline float root_nearly(float x) { return off(std::sqrt(x), 0x1p-23, x); }
 
 inline uint16_t element(const void* const* rows, int matrix, int row, int column) {
   uint16_t value;
