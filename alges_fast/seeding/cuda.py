@@ -1,15 +1,16 @@
-"""The CUDA kernels' shard (csrc/cuda/seeding.h). A pool on one device is seeded without a host sync between picks."""
+"""The CUDA kernels' shard (csrc/cuda/seeding.h). A pool on one device is seeded with one copy back to the host."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from alges_fast._native import cuda_kernels
-from alges_fast.seeding.pools import Draw, Pool, dtype_name
+from alges_fast.seeding.pools import Draw, Picked, Pool, dtype_name
 from alges_fast.seeding.shards import Candidates
 
 WARPS = 8  # of a block
@@ -75,12 +76,43 @@ class CudaPool(Pool):
 
     def chain(self, draw: Draw, count: int) -> list[int]:
         indices = torch.empty(count, dtype=torch.int64, device=self.points.device)
-        self._prepare(draw)
-        one_launch = self.points.numel() * self.points.element_size() <= ONE_LAUNCH
-        self.on_device(self._seeding.chain, indices.data_ptr(), count, self._absorbed, one_launch)
+        self._start_chain(draw, indices)
         picks = [index for index in indices.tolist() if index >= 0]
         self._absorbed += len(picks)
         return picks
+
+    def pick_at_once(self, existing: Tensor, first: str, draw: Draw, count: int) -> Picked:
+        # The indices, then the largest D² after the first pass and after the last: one copy brings them all.
+        found = torch.zeros(count + 2, dtype=torch.int64, device=self.points.device)
+        largest = found[count:].view(torch.float64)
+        if len(existing):
+            self._run(existing, draw, None)
+            self._absorbed += len(existing)
+            largest[0] = self.min_sq_distance.amax()
+        elif first == "largest":  # the farthest from the origin
+            origin = torch.zeros(1, self.points.shape[1], dtype=self.dtype, device=self.points.device)
+            self._run(origin, replace(draw, rule="farthest"), None)
+            largest[0] = self.min_sq_distance.amax()
+            self.forget()
+        else:
+            self._run(
+                self.points.new_empty(0, self.points.shape[1], dtype=self.dtype), replace(draw, rule="uniform"), None
+            )
+        self._start_chain(draw, found[:count])
+        largest[1] = self.min_sq_distance.amax()
+        back = found.cpu()
+        picks = [index for index in back[:count].tolist() if index >= 0]
+        self._absorbed += len(picks)
+        before, after = back[count:].view(torch.float64).tolist()
+        if not picks and first == "largest":  # all points lie at the origin, and no distance is known yet
+            after = 0.0
+        finite = before < float("inf") and after < float("inf")
+        return Picked(found[:count], picks, after if finite else float("nan"))
+
+    def _start_chain(self, draw: Draw, indices: Tensor) -> None:
+        self._prepare(draw)
+        one_launch = self.points.numel() * self.points.element_size() <= ONE_LAUNCH
+        self.on_device(self._seeding.chain, indices.data_ptr(), len(indices), self._absorbed, one_launch)
 
     def _run(self, centres: Tensor, draw: Draw | None, tried: Tensor | None) -> None:
         self._prepare(draw)

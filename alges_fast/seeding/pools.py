@@ -31,6 +31,15 @@ class Draw:
     trials: int = 1  # independent draws, streams 0 .. trials - 1 of the race
 
 
+@dataclass(frozen=True)
+class Picked:
+    """What a provider picked in one go."""
+
+    indices: Tensor  # (count,) int64, global, on the points' device; -1 from where every point lies on a centre
+    picks: list[int]  # the same on the host, without those
+    largest: float  # D² left, of all points; NaN where one is not finite, now or after the first pass
+
+
 class Pool(ABC):
     """One shard: (N, D) points, their global indices, and `min_sq_distance` (N,) to the centres absorbed so far.
 
@@ -84,6 +93,10 @@ class Pool(ABC):
         """Up to `count` picks at once, the first of them what the last draw found, where a provider can: the global
         indices. Of the race `draw` gives the rule, the seed and the round of the first pick."""
         return []
+
+    def pick_at_once(self, existing: Tensor, first: str, draw: Draw, count: int) -> Picked | None:
+        """All picks from the first on, of a pool that is one shard, where a provider can do so without the host."""
+        return None
 
     def forget(self) -> None:
         """Forget every centre."""

@@ -18,7 +18,7 @@ from alges_fast._native import cpu_kernels, cuda_unavailable, native_status
 from alges_fast.backends import check_backend, choose_backend, say_what_was_passed_over
 from alges_fast.seeding.cuda import CudaPool
 from alges_fast.seeding.native import NativePool
-from alges_fast.seeding.pools import Draw, FaissGpuPool, FaissPool, Pool, TorchPool, faiss_has_gpu
+from alges_fast.seeding.pools import Draw, FaissGpuPool, FaissPool, Picked, Pool, TorchPool, faiss_has_gpu
 from alges_fast.seeding.race import uniforms
 from alges_fast.seeding.shards import Candidates, Shards, Winners
 
@@ -191,8 +191,17 @@ def _seed(
     draw = Draw(rule, seed, 0, trials)
     rounds = rule == "race" and wants_rounds(n_clusters, total, points.shape[1] * points.element_size())
 
-    def pick(points: Tensor, centres: Tensor) -> tuple[list[int], Pool]:
+    def pick(points: Tensor, centres: Tensor) -> tuple[list[int] | Picked, Pool]:
         pool = make(points, own_index, len(centres) + n_clusters * trials, nearest=rounds)
+        if shards.size == 1 and trials == 1 and not rounds:
+            picked = pool.pick_at_once(centres, first, draw, n_clusters)
+            if picked is not None and math.isnan(picked.largest):
+                raise ValueError(_why_not_finite(shards, pool))
+            if picked is not None and len(picked.picks) == n_clusters:
+                return picked, pool
+            if picked is not None and picked.picks:  # every point lies on a centre
+                candidates = pool.draw(replace(draw, round=len(picked.picks)))
+                return _picks(pool, shards, total, n_clusters, draw, candidates, picked.picks), pool
         candidates = _first_draw(pool, shards, centres, first, draw)
         if not rounds:
             return _picks(pool, shards, total, n_clusters, draw, candidates, []), pool
@@ -200,9 +209,11 @@ def _seed(
         return _picks_by_rounds(pool, shards, total, n_clusters, centres, measured, draw, candidates), pool
 
     picks, pool = pick(points, centres)
-    if (factor := _too_small(shards, pool, centres)) > 1:
+    if (factor := _too_small(shards, pool, centres, picks.largest if isinstance(picks, Picked) else None)) > 1:
         picks, pool = pick(points * factor, centres * factor)
         pool.min_sq_distance.div_(factor).div_(factor)
+    if isinstance(picks, Picked):
+        return Seeding(picks.indices, pool.min_sq_distance)
     if len(set(picks)) < len(picks):
         raise ValueError("global_index must not hold an index on two ranks")
     indices = torch.tensor(picks, dtype=torch.int64, device=points.device)
@@ -356,12 +367,15 @@ def _why_not_finite(shards: Shards, pool: Pool) -> str:
     return f"squared distances between the points overflow {pool.dtype}; scale the points down or pass float64"
 
 
-def _too_small(shards: Shards, pool: Pool, existing: Tensor) -> float:
+def _too_small(shards: Shards, pool: Pool, existing: Tensor, largest: float | None) -> float:
     """The power of two to multiply the points by where they differ by so little that squares underflow; else 1.
 
     Their distances are then 0 as if they were identical. It shows when all of them are, so only then is the pool read.
+    `largest` is the largest distance where it is known already.
     """
-    if not all(shards.gather(not len(pool.points) or float(pool.min_sq_distance.amax()) == 0)):
+    if largest is None:
+        largest = float(pool.min_sq_distance.amax()) if len(pool.points) else 0.0
+    if not all(shards.gather(largest == 0)):
         return 1.0
     extremes = [torch.stack([chunk.amin(dim=0), chunk.amax(dim=0)]).double().cpu() for _, chunk in pool.chunks()]
     bounds = torch.stack([two for own in shards.gather(extremes) for two in own])

@@ -5,7 +5,8 @@ The emulation is tests/ops/emulation/cuda/primitives.cuh.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -78,6 +79,90 @@ def test_emulated_kernels_fill_up_count_and_refuse(emulation: None, monkeypatch:
     points[77, 3] = torch.nan
     with pytest.raises(ValueError, match="NaN or Inf at index 77"):
         kmeans_plusplus(points, 4, backend="torch")
+
+
+@pytest.fixture
+def host_reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """What would bring a value of the device to the host, or one of the host to the device: each waits for the stream.
+
+    Tensors that `.cpu()` gave are on the host.
+    """
+    reads: list[str] = []
+    on_host: set[int] = set()
+
+    def watched(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def stand_in(self: Tensor, *arguments: Any, **keywords: Any) -> Any:
+            if self.untyped_storage().data_ptr() not in on_host:
+                reads.append(name)
+            if name != "cpu":
+                return real(self, *arguments, **keywords)
+            copied = self.clone()
+            kept.append(copied)  # or another tensor could take its place
+            on_host.add(copied.untyped_storage().data_ptr())
+            return copied
+
+        return stand_in
+
+    kept: list[Tensor] = []
+    names = ("cpu", "tolist", "item", "numpy", "nonzero", "__bool__", "__float__", "__int__", "__index__")
+    for name in names:
+        monkeypatch.setattr(Tensor, name, watched(name, getattr(Tensor, name)))
+    tensor = torch.tensor
+
+    def made(*arguments: Any, **keywords: Any) -> Tensor:
+        reads.append("torch.tensor")
+        return tensor(*arguments, **keywords)
+
+    monkeypatch.setattr(torch, "tensor", made)
+    yield reads
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize("first", ["uniform", "largest"])
+def test_a_seeding_copies_back_once(emulation: None, host_reads: list[str], first: str) -> None:
+    points = points_of(torch.float32, 19)
+    found = kmeans_plusplus(points, 12, seed=5, first=first, backend="torch")  # type: ignore[arg-type]
+    assert host_reads == ["cpu"]
+    k_center_greedy(points, 12, seed=5, backend="torch")
+    assert host_reads == ["cpu", "cpu"]
+    assert len(set(found.indices.tolist())) == 12
+
+
+def test_one_copy_back_tells_of_what_is_not_finite_and_of_points_in_one_place(emulation: None) -> None:
+    for first in ("uniform", "largest"):
+        far = torch.full((40, 3), 3e19)  # squares overflow from the origin alone
+        far[0] += 1e13
+        for backend in ("torch", "cpu"):
+            if first == "largest":
+                with pytest.raises(ValueError, match="overflow"):
+                    kmeans_plusplus(far, 2, first=first, backend=backend)  # type: ignore[arg-type]
+            else:
+                kmeans_plusplus(far, 2, first=first, backend=backend)  # type: ignore[arg-type]
+        for value in (0.0, 2.0):
+            same = torch.full((9, 3), value)
+            expected = kmeans_plusplus(same, 5, first=first, backend="cpu")  # type: ignore[arg-type]
+            found = kmeans_plusplus(same, 5, first=first, backend="torch")  # type: ignore[arg-type]
+            assert torch.equal(found.indices, expected.indices)
+    close = points_of(torch.float32, 4) * 1e-24  # squares underflow
+    expected = kmeans_plusplus(close, 6, backend="cpu")
+    assert torch.equal(kmeans_plusplus(close, 6, backend="torch").indices, expected.indices)
+    existing = points_of(torch.float32, 4)[:3]
+    found = kmeans_plusplus(existing, 2, existing=existing, backend="torch")
+    assert torch.equal(found.indices, kmeans_plusplus(existing, 2, existing=existing, backend="cpu").indices)
+
+
+@pytest.mark.gpu
+def test_a_seeding_waits_for_the_gpu_once() -> None:
+    points = points_of(torch.float32, 208, 4640).cuda()
+    kmeans_plusplus(points, 10, backend="cuda")
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            kmeans_plusplus(points, 10, backend="cuda")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len([one for one in caught if "synchroniz" in str(one.message)]) == 1
 
 
 def test_a_gpu_that_cannot_run_the_kernels_leaves_seeding_to_another_backend(monkeypatch: pytest.MonkeyPatch) -> None:
