@@ -118,18 +118,29 @@ def test_score_the_pool_and_pick(benchmark: Any, features: Tensor, threads: int)
 
 def test_one_round(benchmark: Any, features: Tensor, threads: int) -> None:
     """Train the head on 300 frames, score the pool, pick 10."""
-    benchmark.group = "one round"
+    one_round(benchmark, features, torch.device("cpu"))
+    benchmark.extra_info.update(threads=threads)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_one_round_on_a_gpu(benchmark: Any, features: Tensor) -> None:
+    """The same, the features coming from the host's memory."""
+    one_round(benchmark, features, torch.device("cuda"))
+
+
+def one_round(benchmark: Any, features: Tensor, device: torch.device) -> None:
+    benchmark.group = f"one round, {device}"
     config = RunConfig(architecture="frozen")
     labels = np.random.default_rng(1).integers(0, CLASSES, (LABELLED, GRID, GRID)).astype(np.uint8)
     seconds: list[float] = []
     cpu_seconds: list[float] = []
 
     def round() -> None:
-        model = head()
+        model = head().to(device)
         cpu = time.process_time()
         start = time.perf_counter()
         train_head(
-            torch.device("cpu"),
+            device,
             model,
             features[:LABELLED],
             labels,
@@ -142,12 +153,11 @@ def test_one_round(benchmark: Any, features: Tensor, threads: int) -> None:
             loss=LOSS,
         )
         seconds.append(time.perf_counter() - start)
-        score_and_pick(model, features)
+        score_and_pick(model, features).tolist()
         cpu_seconds.append(time.process_time() - cpu)
 
     benchmark.pedantic(round, rounds=ROUNDS, warmup_rounds=1)
     benchmark.extra_info.update(
-        threads=threads,
         training_s=median_of(seconds),
         cpu_s=median_of(cpu_seconds),
         peak_rss_mb=peak_rss(),
