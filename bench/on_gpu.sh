@@ -107,11 +107,11 @@ case $part in
   bench)
     # In the order of their worth: the device's time may end before the last.
     bench ours 130 -k "(alges_fast and cuda) or host_cost or replayed" bench/test_bench_pixel_gradients.py
-    bench seeding 40 -k gpu bench/test_bench_seeding.py
+    bench seeding 40 -k alges_fast_gpu bench/test_bench_seeding.py
     bench rivals 120 -k "rival and cuda" bench/test_bench_pixel_gradients.py
     stage paper 60 gpu python3 bench/paper_run.py
     grep -h seconds_of_30_rounds "$work/paper.log" 2> /dev/null | tee -a "$out/summary.txt"
-    bench frozen 40 -k gpu bench/test_bench_frozen.py
+    bench frozen 40 -k on_a_gpu bench/test_bench_frozen.py
     bench pool 60 -k overhead bench/test_bench_pool.py
     row cuvs skipped 0 "libcuvs-cu13's wheel is 241 MB (cu12: 393); a call carries 64 MiB"
     ;;
