@@ -50,6 +50,17 @@ build() {  # by CMake alone: the machine's setuptools may be older than pyprojec
     -DALGES_FAST_CUDA=1 "-DALGES_FAST_CUDA_ARCHITECTURES=$capability-real" && cmake --build build/on_gpu -j "$(nproc)"
 }
 
+lacks() {  # MODULE...: names those that are not installed; fails where all are
+  python3 - "$@" << 'MODULES'
+import importlib.util
+import sys
+
+missing = [name for name in sys.argv[1:] if importlib.util.find_spec(name) is None]
+print(*missing, sep=", ")
+sys.exit(not missing)
+MODULES
+}
+
 sanitize() {  # TOOL; small calls of every kernel
   compute-sanitizer --tool "$1" --error-exitcode 1 --kernel-regex kns=alges python3 - << 'CALLS'
 import torch
@@ -109,8 +120,12 @@ case $part in
     bench ours 130 -k "(alges_fast and cuda) or host_cost or replayed" bench/test_bench_pixel_gradients.py
     bench seeding 40 -k alges_fast_gpu bench/test_bench_seeding.py
     bench rivals 120 -k "rival and cuda" bench/test_bench_pixel_gradients.py
-    stage paper 60 gpu python3 bench/paper_run.py
-    grep -h seconds_of_30_rounds "$work/paper.log" 2> /dev/null | tee -a "$out/summary.txt"
+    if missing=$(lacks segmentation_models_pytorch jsonargparse lightning_fabric jinja2 matplotlib timm rich); then
+      row paper skipped 0 "no $missing (bench/gpu_wheels.sh brings them)"
+    else
+      stage paper 60 gpu python3 bench/paper_run.py
+      grep -h seconds_of_30_rounds "$work/paper.log" 2> /dev/null | tee -a "$out/summary.txt"
+    fi
     bench frozen 40 -k on_a_gpu bench/test_bench_frozen.py
     bench pool 60 -k overhead bench/test_bench_pool.py
     row cuvs skipped 0 "libcuvs-cu13's wheel is 241 MB (cu12: 393); a call carries 64 MiB"
