@@ -44,7 +44,7 @@ def extrapolated(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
         "train": sum(once + per_image * count for count in labelled),
         "score": first["embed_seconds"] / (pool - first["n_labelled"]) * scored,
         "pick": first["seeding_seconds"] * (ROUNDS - 1),
-        "evaluate": first["eval_seconds"] / test * whole_test * ROUNDS,
+        "evaluate": second["eval_seconds"] / test * whole_test * ROUNDS,
     }
     return {**seconds, "whole": sum(seconds.values())}
 
