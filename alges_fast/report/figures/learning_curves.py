@@ -76,7 +76,7 @@ def curves(
     if max(len(curve) for curve in found.values()) == 1:
         return _one_training(rows, full, styles, theme)
     shown = {name: curve for name, curve in found.items() if name not in faint}
-    fig, ax = new_figure(theme, height=5.0 if len(shown) > 5 else 4.2, left=0.62, right=0.3, bottom=0.55, top=0.2)
+    fig, ax = new_figure(theme, height=5.0 if len(shown) > 5 else 4.2, left=0.72, right=0.3, bottom=0.55, top=0.2)
     level, limits = _full_and_limits(rows, full)
     for name in sorted(found.keys() - shown.keys()):
         ax.plot(
