@@ -177,7 +177,8 @@ def _opening(run: RunFolder, findings: Findings) -> list[str]:
     at = at_half(saved[best])
     found, (strategy, grid) = saved[best][at], parts(best)
     of_a_frame = f" ({grid.replace('x', ' x ')} to a frame)" if grid else ""
-    what = f"{'windows' if grid else 'frames'} chosen by {strategy}{of_a_frame}"
+    how = "at random" if strategy == RANDOM else f"by {strategy}"
+    what = f"{'windows' if grid else 'frames'} chosen {how}{of_a_frame}"
     less = "less drawing" if run.windows else "fewer labelled frames"
     interval = f"95 % interval {factor(found).partition('(')[2].removesuffix(')')}, {found.n} seeds"
     if found.bound == ">":
