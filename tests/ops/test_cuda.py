@@ -258,7 +258,7 @@ def test_tf32_is_allowed_by_either_api_of_torch() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
-@pytest.mark.parametrize("architecture", [80, 90, 120])
+@pytest.mark.parametrize("architecture", [80, 90, 100, 120])
 def test_kernels_spill_no_registers(architecture: int, tmp_path: Path) -> None:
     command = ["nvcc", "-std=c++17", "-O3", f"-gencode=arch=compute_{architecture},code=sm_{architecture}"]
     sources = sorted((ROOT / "csrc" / "cuda").glob("pixel_gradients*.cu"))
