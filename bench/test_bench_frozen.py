@@ -30,9 +30,10 @@ from alges_fast.models.features_cache import CPU_PIXELS, FrozenEncoder
 from alges_fast.models.frozen import FrozenHead, Projection, build_trunk, fit_projection, join
 from alges_fast.ops import pixel_gradients
 from alges_fast.strategies import get_strategy
+from alges_fast.windows import cell_boxes, class_changes, cut, whole_box
 
 FRAMES, SIDE, GRID, CHANNELS, CLASSES, LABELLED, PICKS = 4640, 224, 56, 64, 13, 300, 10
-PART, IMAGES, ROUNDS, BATCH = 64, 4, 5, 32
+PART, IMAGES, ROUNDS, BATCH, WINDOWED = 64, 4, 5, 32, 320
 LOSS = get_strategy("random")().loss
 
 
@@ -61,15 +62,26 @@ def head() -> FrozenHead:
     return FrozenHead(projection, CLASSES, seed=0).eval().to(memory_format=torch.channels_last)
 
 
+def head_then_op(model: nn.Module, maps: Tensor, regions: tuple[int, int] | None = None) -> list[Tensor]:
+    """Embeddings by PyTorch's head over float32 copies, and the op over its hidden maps; with regions a call for every
+    window, and the outline from its logits."""
+    hidden = model.layers[1](model.layers[0](maps.float()))
+    last = model.layers[2]
+    boxes = [whole_box(maps.shape[2:])] if regions is None else cell_boxes(maps.shape[2:], regions)
+    found = [pixel_gradients(cut(hidden, box), last.weight, last.bias, outputs=("image",)).image for box in boxes]
+    images = torch.stack([image for image in found if image is not None], 1)
+    return [images] if regions is None else [images, class_changes(last(hidden).argmax(1), regions)]
+
+
 def score_and_pick(model: nn.Module, features: Tensor, *, eager: bool = False) -> Tensor:
-    ids = [str(i) for i in range(len(features))]
-    if eager:  # float32 copies, through the head, whose hidden maps the op then reads
-        pool = FramePool(ids, features.__getitem__)
-        found = embed_pool(model, pool, batch_size=16, transform=torch.Tensor.float, progress=False)
+    if eager:
+        values = torch.cat([head_then_op(model, maps)[0] for maps in features.split(16)])
     else:
-        pool = FramePool(ids, features.__getitem__, features)
-        found = embed_pool(model, pool, batch_size=BATCH, progress=False)
-    return kmeans_plusplus(found.values.flatten(1), PICKS, seed=0).indices
+        ids = [str(i) for i in range(len(features))]
+        values = embed_pool(
+            model, FramePool(ids, features.__getitem__, features), batch_size=BATCH, progress=False
+        ).values
+    return kmeans_plusplus(values.flatten(1), PICKS, seed=0).indices
 
 
 def test_score_the_pool_and_pick(benchmark: Any, features: Tensor, threads: int) -> None:
@@ -114,6 +126,27 @@ def test_score_the_pool_and_pick(benchmark: Any, features: Tensor, threads: int)
     for rival in ("floor", "eager_head_and_op", "unet_forward", "autograd", "compiled_head_eager_op"):
         benchmark.extra_info[f"{rival}_over_subject"] = ratio(times, rival)
     benchmark.extra_info.update(threads=threads, gflop=round(flops / 1e9, 1), peak_rss_mb=peak_rss())
+
+
+@pytest.mark.parametrize("regions", [None, (8, 8), (16, 16)], ids=["frames", "8x8", "16x16"])
+def test_embeddings_and_outline(
+    benchmark: Any, features: Tensor, threads: int, regions: tuple[int, int] | None
+) -> None:
+    """What `alges-effort` knows of frames or windows, over a part of the pool. Rival: PyTorch's head, and the op
+    called for every window."""
+    benchmark.group = "embeddings and outline"
+    model, part = head(), features[:WINDOWED]
+    pool = FramePool([str(i) for i in range(WINDOWED)], part.__getitem__, part)
+    how: dict[str, Any] = {"output": ("image", "outline"), "regions": regions, "batch_size": BATCH, "progress": False}
+
+    def eager() -> list[list[Tensor]]:
+        return [head_then_op(model, maps, regions or (1, 1)) for maps in part.split(16)]
+
+    with torch.no_grad():
+        times = compared(benchmark, lambda: embed_pool(model, pool, **how), {"eager_head_and_op": (eager, 1.0)})
+    benchmark.extra_info["eager_head_and_op_over_subject"] = ratio(times, "eager_head_and_op")
+    whole = FRAMES / WINDOWED * benchmark.extra_info["subject_cpu_s"]
+    benchmark.extra_info.update(threads=threads, whole_pool_cpu_s=round(whole, 3), peak_rss_mb=peak_rss())
 
 
 def test_one_round(benchmark: Any, features: Tensor, threads: int) -> None:
