@@ -26,7 +26,7 @@ Rounds with a real annotator, in a folder of plain files, DIR:
 
   new DIR --images POOL --classes background,liver,polyp
                          begin a project
-  next DIR -n 20         choose what to annotate next; --regions 8x8: windows.
+  next DIR -n 20         choose what to annotate next; --regions 16x16: windows.
                          Files for CVAT and Label Studio in DIR/rounds/000
   import DIR EXPORT.zip  what the tool gives back, whole or in part
   train DIR              fit the model to all labels, and measure it
@@ -50,7 +50,7 @@ STEPS = {
 }
 EXAMPLES = {
     "new": "new liver --images /data/theatre --classes background,liver,polyp",
-    "next": "next liver -n 5 --regions 8x8",
+    "next": "next liver -n 1 --regions 16x16",
     "import": "import liver export.zip --accept_untouched",
     "train": "train liver --architecture unet --encoder_weights imagenet",
     "status": "status liver",
@@ -103,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     choose(
         "-n", "--n", type=int, default=chosen.n, help="frames, or the whole frames that windows add up to (%(default)s)"
     )
-    choose("--regions", metavar="RxC", help="choose windows of frames, cut into R rows and C columns, such as 8x8")
+    choose("--regions", metavar="RxC", help="choose windows of frames, cut into R rows and C columns, such as 16x16")
     choose("--strategy", help="by default one that suits what is labelled so far")
     choose("--model", help="a model of yours (.pt2, .ts, package.module:function) in the place of the project's")
     choose(
