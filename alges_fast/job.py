@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -24,6 +25,9 @@ LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", 
 
 PATIENCE = timedelta(days=7)
 """How long a process waits for the first one to train. One that dies is noticed at once, by its closed connections."""
+
+GRACE = 2.0
+"""Seconds in which processes that fail at the same time may find out which was the first."""
 
 
 class LostProcess(Exception):
@@ -98,13 +102,21 @@ _stores: list[Any] = []
 
 
 def is_first_to_fail() -> bool:
-    """Whether this process should say why the job fails. Before they have joined the first process does."""
+    """Whether this process should say why the job fails. Before they have joined the first process does.
+
+    The first process holds what the others ask here, so it stays a moment for those that fail at the same time.
+    """
     if not _stores:
         return leads_job()
+    store = _stores[0]
     try:
-        return int(_stores[0].add("failed", 1)) == 1
+        is_first = int(store.add("failed", 1)) == 1
+        end = time.monotonic() + GRACE
+        while leads_job() and int(store.add("failed", 0)) < dist.get_world_size() and time.monotonic() < end:
+            time.sleep(0.05)
     except RuntimeError:  # the store went with the process that held it
         return True
+    return is_first
 
 
 @contextlib.contextmanager

@@ -44,7 +44,7 @@ the same command again goes on where it stopped.
   --out DIR             one configuration a folder
 
 example:
-  python -m alges_fast.run --dataset folder --data_root DIR --regions 4x4 \\
+  python -m alges_fast.run --dataset folder --data_root DIR --regions 16x16 \\
       --strategies random,alges-effort --architecture frozen --out runs/first
 
 All settings: --help all. More: docs/experiments.md, docs/strategies.md

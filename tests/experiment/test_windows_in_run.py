@@ -144,7 +144,7 @@ def test_windows_that_are_not_the_pools_are_refused(
         assert f"{picks} is damaged" in capsys.readouterr().err
 
 
-FRAMES_AND_WINDOWS = ["--strategies", "random,entropy", "--regions", "none,8x8"]
+FRAMES_AND_WINDOWS = ["--preset", "none", "--strategies", "random,entropy", "--regions", "none,8x8"]
 
 
 def test_curves_are_strategies_with_every_grid_or_their_own() -> None:
@@ -173,7 +173,7 @@ def test_curves_are_strategies_with_every_grid_or_their_own() -> None:
             ["--random_query_size", "3", "--query_size", "2"],
             "random_query_size is 3: give a multiple of --query_size",
         ),
-        (["--random_query_size", "20", "--rounds", "6", "--random_rounds", "3"], "give at least 4"),
+        (["--preset", "none", "--random_query_size", "20", "--rounds", "6", "--random_rounds", "3"], "give at least 4"),
         (
             ["--random_rounds", "2", "--rounds", "3"],
             "--random_rounds is 2: give at least 3",
