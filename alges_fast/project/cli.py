@@ -26,7 +26,7 @@ Rounds with a real annotator, in a folder of plain files, DIR:
 
   new DIR --images POOL --classes background,liver,polyp
                          begin a project
-  next DIR -n 20         choose what to annotate next; --regions 16x16: windows.
+  next DIR -n 20         choose what to annotate next; windows: --regions 16x16
                          Files for CVAT and Label Studio in DIR/rounds/000
   import DIR EXPORT.zip  what the tool gives back, whole or in part
   train DIR              fit the model to all labels, and measure it
