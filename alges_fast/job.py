@@ -18,6 +18,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
+from alges_fast.errors import UserError
+
 T = TypeVar("T")
 
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
@@ -77,8 +79,13 @@ def device_of(name: str) -> torch.device:
     """This process's device: of several on one machine each has a GPU of its own.
 
     Args:
-        name: auto, cpu or cuda; with cuda there must be a GPU.
+        name: auto, cpu or cuda.
+
+    Raises:
+        UserError: cuda was asked for and there is no GPU.
     """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: no usable GPU; use --device cpu or auto")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if in_job() else torch.device("cuda")

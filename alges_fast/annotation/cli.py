@@ -410,14 +410,8 @@ def _pixels_of_frames(n: int, sizes: Mapping[str, tuple[int, int]], labelled: Co
     return n * sum(free) // len(free)
 
 
-def _device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: no usable GPU; use --device cpu or auto")
-    return device_of(name)
-
-
 def _scorer(config: SelectConfig) -> _Scorer:
-    device = _device(config.device)
+    device = device_of(config.device)
     if config.model is None:
         return _untrained(config, device)
 

@@ -17,7 +17,6 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from alges_fast import atomic
-from alges_fast.errors import UserError
 from alges_fast.job import Job, device_of, join
 
 LOCK = ".lock"
@@ -62,13 +61,11 @@ def launch(device: str, precision: str) -> Processes:
     Raises:
         UserError: cuda is wanted and there is none.
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: no usable GPU; use --device cpu or auto")
-    use_cuda = device != "cpu" and torch.cuda.is_available()
-    if use_cuda:
+    own = device_of(device)
+    if own.type == "cuda":
         # Equal picks from equal seeds: no kernel whose sums depend on the order in which threads arrive.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
-    devices = [device_of(device).index or 0] if use_cuda else 1
-    fabric = Fabric(accelerator="cuda" if use_cuda else "cpu", devices=devices, precision=precision)
+    devices = [own.index or 0] if own.type == "cuda" else 1
+    fabric = Fabric(accelerator=own.type, devices=devices, precision=precision)
     return Processes(join(), fabric)

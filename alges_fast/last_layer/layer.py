@@ -264,9 +264,12 @@ class LastLayer:
             tail = self._tail_for(images, loss)
             if (reason := self._why_undefined(of_op, tail)) is not None:
                 raise ValueError(reason)
-            in_windows = in_one_pass and valid is None and (regions is not None or OUTLINE in outputs)
-            if in_windows:
-                in_windows = self.reads_as_kept(images, (OUTLINE,))
+            in_windows = (
+                in_one_pass
+                and valid is None
+                and (regions is not None or OUTLINE in outputs)
+                and self.reads_as_kept(images, (OUTLINE,))
+            )
             request = Request([name for name in of_op if not in_windows or name != "image"], loss, valid, backend)
             found: dict[str, Tensor] = {}
             boxes: OnOwnGrid | ThroughTail

@@ -63,21 +63,28 @@ class RunFolder:
 
     @property
     def compared_rows(self) -> list[Mapping[str, Any]]:
-        """Those with no more labelled than any strategy but random was given: its curves may be longer, to read savings
-        off."""
-        points = [row["n_labelled"] for row in self.curve_rows if not _is_random(row["strategy"])]
-        return [row for row in self.curve_rows if not points or row["n_labelled"] <= max(points)]
+        """Those with no more labelled than `rounds` gives every strategy: random may have more, to read savings off."""
+        rounds, (step, _) = self.config.get("rounds"), self._steps
+        last = (rounds - 1) * step if isinstance(rounds, int) else math.inf
+        return [row for row in self.curve_rows if self._drawn(row) <= last]
 
     @property
     def shared_rows(self) -> list[Mapping[str, Any]]:
-        """Of these, those with as much labelled as random and the others both had in some training: random may take
-        larger steps."""
-        rows = self.compared_rows
-        of_random, of_others = (
-            {row["n_labelled"] for row in rows if _is_random(row["strategy"]) is kind} for kind in (True, False)
-        )
-        shared = of_random & of_others if of_random and of_others else of_random | of_others
-        return [row for row in rows if row["n_labelled"] in shared]
+        """Of these, those where random, which may take larger steps, has a training too."""
+        rows, (_, random_step) = self.compared_rows, self._steps
+        has_random = any(_is_random(row["strategy"]) for row in rows)
+        return [row for row in rows if not has_random or self._drawn(row) % random_step == 0]
+
+    @property
+    def _steps(self) -> tuple[int, int]:
+        """Images chosen after a training, by the strategies and by random."""
+        step = self.config.get("query_size") or 1
+        return step, self.config.get("random_query_size") or step
+
+    def _drawn(self, row: Mapping[str, Any]) -> int:
+        """Images chosen before this training, or as many images' pixels."""
+        drawn: int = row["round"] * self._steps[_is_random(row["strategy"])]
+        return drawn
 
     @property
     def full_rows(self) -> list[Mapping[str, Any]]:
@@ -123,8 +130,8 @@ class RunFolder:
         configured = self.config.get("rounds")
         longest = [n for (name, _), n in trained.items() if not _is_random(name)] or [*trained.values()]
         wanted = max(configured if isinstance(configured, int) else 0, *longest)
-        step, random_step = (self.config.get(name) or 1 for name in ("query_size", "random_query_size"))
-        of_random = (wanted - 1) * step // max(step, random_step) + 1  # up to as many labelled
+        step, random_step = self._steps
+        of_random = (wanted - 1) * step // random_step + 1  # up to as many labelled
         # By number, not by name: the configuration names a user's own strategy by its file.
         grids = len(self.config.get("regions") or (FRAMES_ONLY,))
         curves = sum(1 if name == FULL or "@" in name else grids for name in self.config.get("strategies") or ())

@@ -45,6 +45,11 @@ def test_random_draws_may_take_larger_steps_than_the_others(tmp_path: Path) -> N
     assert list(found.savings[OUTLINE]["entropy@4x4"]) == [15, 20, 25, 30]
     stopped = write_fake_run(tmp_path / "b", **settings, random_rounds=6, unfinished=[("random", 0, 2)])
     assert read_run(stopped).missing() == [f"random{grid} with seed 0 has 2 of 3 trainings" for grid in ("", "@4x4")]
+    short = [(name, seed, 1) for name in STRATEGIES[1:4] for seed in range(3)]
+    begun = write_fake_run(tmp_path / "c", **settings, random_rounds=6, unfinished=short)
+    lacking = read_run(begun).missing()
+    assert not any(text.startswith("random") for text in lacking)
+    assert "entropy with seed 0 has 1 of 5 trainings" in lacking
 
 
 def changed(run: RunFolder, out: Path, change: Callable[[dict[str, str]], None]) -> RunFolder:
