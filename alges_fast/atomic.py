@@ -40,7 +40,7 @@ def write_bytes(path: Path, contents: bytes) -> None:
             with contextlib.suppress(OSError):
                 draft.unlink()
             raise
-        _flush_folder(path.parent)
+        flush_folder(path.parent)
     except OSError as error:
         raise _unwritable(path, error) from error
 
@@ -104,7 +104,7 @@ def _unwritable(path: Path, error: OSError) -> UserError:
     return UserError(f"{path} cannot be written ({reason}): {mend} or choose another --out, then run again")
 
 
-def _flush_folder(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
     """Make a rename survive a power cut; not every file system lets a folder be opened."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)

@@ -23,6 +23,7 @@ BASE = {
     "windows",
     "losses",
     "cache_folder",
+    "cached_rows",
     "job",
     "normalisation",
     "pages",

@@ -1,18 +1,14 @@
 """The frames of a pool, decoded once for the model and kept: after that pass it is known which cannot be read.
 
-In the cache folder, like the frames of data sets: `pool-<key>.u8`, the (3, S, S) uint8 pictures of those that can be
-read one after another, and `pool-<key>.json`, why the others cannot. The key is made of the files' names, sizes and
-times of change.
+Their rows in the cache folder are the (3, S, S) uint8 pictures of those that can be read, their facts why the others
+cannot. The key is made of the files' names, sizes and times of change.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-import json
-import os
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from alges_fast import atomic
+from alges_fast import cached_rows
 from alges_fast.annotation.sources import FrameReader, LeftOut, PoolFrame, resized
 from alges_fast.cache_folder import default_cache_dir
 from alges_fast.data.files import FaultyFile
@@ -49,67 +45,35 @@ def decoded_images(
     Raises:
         UserError: a frame that cannot be read and must not be left out; or a cache that cannot be written.
     """
-    folder = default_cache_dir()
-    key = _key(frames, image_size)
-    pixels, faults = folder / f"pool-{key}.u8", folder / f"pool-{key}.json"
-    with atomic.locked(folder / f"pool-{key}.lock"):
-        if not _is_whole(pixels, faults, len(frames), image_size):
-            _decode(frames, image_size, left_out, pixels, faults, progress)
-    reasons: dict[str, str] = json.loads(faults.read_text(encoding="utf-8"))
+
+    def make(writer: cached_rows.RowWriter) -> dict[str, Any]:
+        reasons: dict[str, str] = {}
+        for done, (frame, result) in enumerate(_read_all(frames, image_size)):
+            progress(done, len(frames))
+            if isinstance(result, FaultyFile):
+                if frame.id not in left_out.reasons:
+                    left_out.add(frame.id, result)
+                reasons[frame.id] = str(result)
+            else:
+                writer.append("images", result.numpy()[None])
+        return {"reasons": reasons}
+
+    place = default_cache_dir() / f"pool-{image_size}-{_key(frames, image_size)}"
+    kept = cached_rows.load_or_make(place, make, what="decoded frames")
+    reasons: dict[str, str] = kept.facts["reasons"]
     for id, reason in reasons.items():
         if id not in left_out.reasons:
             left_out.add(id, FaultyFile(reason))
     decoded = [frame for frame in frames if frame.id not in reasons]
     if not decoded:
         raise UserError(f"no frame of the pool can be read: {next(iter(reasons.values()))}")
-    return decoded, np.memmap(pixels, np.uint8, "r", shape=(len(decoded), 3, image_size, image_size))
+    return decoded, kept.arrays["images"]
 
 
 def by_id(frames: Sequence[PoolFrame], values: NDArray[Any], left_out: LeftOut) -> FramePool:
     """Values (N, C, h, w) of these N frames, such as their images, by id, without those that are left out."""
     rows = [row for row, frame in enumerate(frames) if frame.id not in left_out.reasons]
     return FramePool([frames[row].id for row in rows], lambda at: torch.from_numpy(np.array(values[rows[at]])))
-
-
-def _is_whole(pixels: Path, faults: Path, n_frames: int, image_size: int) -> bool:
-    if not (pixels.exists() and faults.exists()):
-        return False
-    n_decoded = n_frames - len(json.loads(faults.read_text(encoding="utf-8")))
-    return pixels.stat().st_size == n_decoded * 3 * image_size**2
-
-
-def _decode(
-    frames: Sequence[PoolFrame],
-    image_size: int,
-    left_out: LeftOut,
-    pixels: Path,
-    faults: Path,
-    progress: Callable[[int, int], None],
-) -> None:
-    """Write both files. A draft that was cut short is written again from its beginning."""
-    draft = pixels.with_name(f".{pixels.name}.draft")
-    reasons: dict[str, str] = {}
-    try:
-        with draft.open("wb") as file:
-            for done, (frame, result) in enumerate(_read_all(frames, image_size)):
-                progress(done, len(frames))
-                if isinstance(result, FaultyFile):
-                    if frame.id not in left_out.reasons:
-                        left_out.add(frame.id, result)
-                    reasons[frame.id] = str(result)
-                else:
-                    file.write(result.numpy().tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-        atomic.write_json(faults, reasons)
-        draft.replace(pixels)
-    except OSError as error:
-        raise UserError(
-            f"{pixels}: cannot be written ({error.strerror or error}): make room, or set ALGES_FAST_CACHE to another "
-            "folder"
-        ) from None
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _read_all(frames: Sequence[PoolFrame], size: int) -> Iterator[tuple[PoolFrame, Tensor | FaultyFile]]:

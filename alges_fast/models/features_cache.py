@@ -1,25 +1,20 @@
 """What a frozen encoder makes of frames, made once and kept: float16, memory-mapped, under the cache folder.
 
-    projection-<key>.safetensors       fitted on the pool; <key> from the trunk's weights, the size, the pixels
-    features-<size>-<key>/features.f16 (N, h, w, channels), so that a pixel's channels lie together
-                          index.json   its shape and a CRC-32 per batch; <key> also from the projection and the pixels
-    features-<size>-<key>.draft/       being made: features.f16 so far, and batches.crc, a CRC-32 for each whole batch
+    projection-<key>.safetensors  fitted on the pool; <key> from the trunk's weights, the size, the pixels
+    features-<size>-<key>/        rows (h, w, channels), so that a pixel's channels lie together (cached_rows.py);
+                                  <key> also from the projection
 
 A draft is gone on with where a killed process left it, in the same batches, so the file is the same as one made in one
-go. It is renamed when it is whole. One process makes a file under a lock and others wait for it.
+go.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
-import json
 import logging
-import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +27,7 @@ from torch import Tensor
 
 from alges_fast import atomic
 from alges_fast.cache_folder import default_cache_dir
+from alges_fast.cached_rows import RowWriter, content_digest, load_or_make, writable
 from alges_fast.errors import UserError
 from alges_fast.models.frozen import Projection, Trunk, features, fit_projection, grid_of, join
 from alges_fast.random_streams import stream_seed
@@ -81,58 +77,30 @@ class FrozenEncoder:
         Raises:
             UserError: the cache folder cannot be written, or has no room.
         """
-        size = images.shape[2:]
-        shape = (len(images), *grid_of(size), len(self.projection.weight))
-        key = _key(self.trunk, size, self.projection.weight, self.projection.bias, _pixels(images))
-        folder = _folder(self._cache_dir)
-        place = folder / f"features-{'x'.join(map(str, sorted(set(size))))}-{key}"
-        with _writable(folder):
-            if (whole := _open(place, shape)) is not None:
-                return whole
-            progress("waiting for another process that makes these features", 0, len(images))
-            with atomic.locked(folder / f"{place.name}.lock"):
-                if (whole := _open(place, shape)) is None:
-                    _remove(place)
-                    self._make(place, images, shape, progress)
-                    whole = _open(place, shape)
-        if whole is None:
-            raise UserError(f"{place}: damaged right after it was written: check the disk")
-        return whole
+        grid, folder = grid_of(images.shape[2:]), _folder(self._cache_dir)
+        key = _key(self.trunk, images.shape[2:], self.projection.weight, self.projection.bias, content_digest(images))
+        shape = *grid, len(self.projection.weight)
+        step, frame_bytes = _batch(self.trunk, images), 2 * int(np.prod(shape))
 
-    def _make(
-        self, place: Path, images: NDArray[np.uint8], shape: tuple[int, int, int, int], progress: Progress
-    ) -> None:
-        draft = place.with_name(f"{place.name}.draft")
-        draft.mkdir(parents=True, exist_ok=True)
-        step = _batch(self.trunk, images)
-        frame_bytes = 2 * int(np.prod(shape[1:]))
-        facts = {
-            "format": FORMAT,
-            "shape": shape,
-            "batch": step,
-            "encoder": self.trunk.name,
-            "weights": self.trunk.weights,
-            "digest": self.trunk.digest,
-        }
-        done, sums = _resumed(draft, facts, frame_bytes, step, len(images))
-        _check_room(place.parent, frame_bytes * (len(images) - done))
-        atomic.write_json(draft / "facts.json", facts)
-        with (draft / "features.f16").open("ab") as file, (draft / "batches.crc").open("ab") as journal:
+        def make(writer: RowWriter) -> dict[str, Any]:
+            done = writer.go_on("features", "<f2", shape, step)
+            _check_room(folder, frame_bytes * (len(images) - done))
             for start in range(done, len(images), step):
                 progress("encoding frames", start, len(images))
                 made = self(torch.from_numpy(np.array(images[start : start + step])))
-                data = made.permute(0, 2, 3, 1).cpu().numpy().tobytes()
-                sums.append(zlib.crc32(data))
-                file.write(data)
-                file.flush()  # the batch before its sum: a sum stands for a batch that is there
-                journal.write(sums[-1].to_bytes(4, "little"))
-                journal.flush()
-            os.fsync(file.fileno())
-        progress("encoding frames", len(images), len(images))
-        atomic.write_json(draft / "index.json", {**facts, "crc": sums})
-        for name in ("batches.crc", "facts.json"):
-            (draft / name).unlink()
-        draft.rename(place)
+                writer.append("features", made.permute(0, 2, 3, 1).cpu().numpy())
+            progress("encoding frames", len(images), len(images))
+            return {"encoder": self.trunk.name, "weights": self.trunk.weights}
+
+        kept = load_or_make(
+            folder / f"features-{'x'.join(map(str, sorted(set(images.shape[2:]))))}-{key}",
+            make,
+            what="features",
+            resume=True,
+            mode="c",
+            waiting=lambda: progress("waiting for another process that makes these features", 0, len(images)),
+        )
+        return kept.arrays["features"].transpose(0, 3, 1, 2)
 
 
 def load_or_fit(
@@ -144,8 +112,8 @@ def load_or_fit(
         UserError: the cache folder cannot be written.
     """
     folder = _folder(cache_dir)
-    path = folder / f"projection-{_key(trunk, pool.shape[2:], _pixels(pool))}.safetensors"
-    with _writable(folder), atomic.locked(folder / f"{path.name}.lock"):
+    path = folder / f"projection-{_key(trunk, pool.shape[2:], content_digest(pool))}.safetensors"
+    with writable(folder, "features"), atomic.locked(folder / f"{path.name}.lock"):
         projection = _read_projection(path, trunk)
         if projection is None:
             projection = fit_projection(_some_positions(trunk, pool, progress), trunk.channels)
@@ -202,69 +170,6 @@ def _batch(trunk: Trunk, images: NDArray[np.uint8]) -> int:
 CPU_PIXELS = 160_000
 
 
-def _resumed(draft: Path, facts: dict[str, Any], frame_bytes: int, step: int, n: int) -> tuple[int, list[int]]:
-    """Cut a draft back to its whole batches: how many frames they hold, and their sums."""
-    data, journal = draft / "features.f16", draft / "batches.crc"
-    sums: list[int] = []
-    done = 0
-    try:
-        known = json.loads((draft / "facts.json").read_text(encoding="utf-8"))
-        if known == json.loads(json.dumps(facts)):
-            raw = journal.read_bytes()
-            with data.open("rb") as file:
-                for start in range(0, len(raw) - len(raw) % 4, 4):
-                    frames = min(step, n - done)
-                    batch = file.read(frames * frame_bytes)
-                    expected = int.from_bytes(raw[start : start + 4], "little")
-                    if not frames or len(batch) != frames * frame_bytes or zlib.crc32(batch) != expected:
-                        break
-                    sums.append(expected)
-                    done += frames
-    except (OSError, ValueError):
-        pass
-    for path, size in ((data, done * frame_bytes), (journal, 4 * len(sums))):
-        path.touch()
-        os.truncate(path, size)
-    return done, sums
-
-
-def _open(place: Path, shape: tuple[int, int, int, int]) -> NDArray[np.float16] | None:
-    """A whole file's features, (N, channels, h, w), or None where there is none or it is damaged."""
-    if not place.exists():
-        return None
-    try:
-        index = json.loads((place / "index.json").read_text(encoding="utf-8"))
-        path = place / "features.f16"
-        if index["format"] != FORMAT or tuple(index["shape"]) != shape:
-            raise ValueError("they are of another shape or format")
-        if path.stat().st_size != 2 * int(np.prod(shape)):
-            raise ValueError("the file is of another length")
-        made: NDArray[np.float16] = np.memmap(path, np.float16, "c", shape=shape)
-        step = int(index["batch"])
-        for number, start in enumerate(range(0, shape[0], step)):
-            if zlib.crc32(made[start : start + step].data) != index["crc"][number]:
-                raise ValueError(f"frames {start} to {min(start + step, shape[0]) - 1} do not match their checksum")
-        return made.transpose(0, 3, 1, 2)
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        logger.warning("features in %s are damaged (%s) and are made again", place, error)
-        return None
-
-
-def _remove(place: Path) -> None:
-    if place.exists():
-        doomed = place.with_name(f"{place.name}.damaged")
-        _delete(doomed)
-        place.rename(doomed)  # first, so that no reader sees it half gone
-        _delete(doomed)
-
-
-def _delete(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
 def _folder(cache_dir: Path | None) -> Path:
     return default_cache_dir() if cache_dir is None else cache_dir
 
@@ -275,14 +180,6 @@ def _key(trunk: Trunk, size: tuple[int, ...], *parts: Tensor | str) -> str:
     )
     for part in parts:
         found.update(part.encode() if isinstance(part, str) else part.detach().cpu().numpy().tobytes())
-    return found.hexdigest()
-
-
-def _pixels(images: NDArray[np.uint8]) -> str:
-    """Of the frames' contents, in their order."""
-    found = hashlib.blake2b(str(images.shape).encode(), digest_size=16)
-    for start in range(0, len(images), 256):
-        found.update(np.ascontiguousarray(images[start : start + 256]).data)
     return found.hexdigest()
 
 
@@ -298,18 +195,3 @@ def _check_room(folder: Path, needed: int) -> None:
             f"{folder}: features need {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free: make room or set "
             "ALGES_FAST_CACHE to another folder"
         )
-
-
-@contextlib.contextmanager
-def _writable(folder: Path) -> Iterator[None]:
-    """A disk that fills, or a folder that cannot be written, in one line."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        mend = "make room" if full else "make it writable"
-        raise UserError(
-            f"{folder}: cannot keep features there ({error.strerror or error}): {mend} or set ALGES_FAST_CACHE to "
-            "another folder"
-        ) from None

@@ -1,8 +1,9 @@
 """A .npy file that grows by rows and survives a kill: what `embed_pool` writes.
 
 Beside `<path>` lies `<path>.ids`, one JSON value a line: what made the file, then [position, id, kept, checksum of the
-pixels] of every image. A batch's rows are written and flushed before its lines, so a line stands for rows that are
-there; whatever a killed writer left beyond the last whole line is cut off when the file is continued.
+pixels, checksum of the row] of every image. A batch's rows are written and flushed before its lines, so a line stands
+for rows that are there; whatever a killed writer left beyond the last whole line, or a power cut from the first row on
+that does not match its checksum, is cut off when the file is continued.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,8 +92,9 @@ class RowFile:
                 file.seek(0, 2)
                 file.write(array.tobytes())
                 self._write_header(file, self._n_rows + len(array))
+        sums = map(zlib.crc32, array)
         with _named(self.ids_path):
-            self._lines.write(b"".join(map(_line, items)))
+            self._lines.write(b"".join(_line([*item, next(sums) if item[2] else 0]) for item in items))
             self._lines.flush()
         self.items += items
         self._n_rows += len(array)
@@ -112,6 +116,11 @@ class RowFile:
 
     def finish(self) -> Tensor:
         """The rows, mapped from the file and copied as they are written to: what a caller changes stays out of it."""
+        with _named(self.path):
+            with self.path.open("r+b") as file:
+                os.fsync(file.fileno())
+            os.fsync(self._lines.fileno())
+            atomic.flush_folder(self.path.parent)
         self._lines.close()
         return torch.from_numpy(np.load(self.path, mmap_mode="c"))
 
@@ -131,12 +140,14 @@ class RowFile:
             names = [name for name in {**now, **before} if before.get(name) != now.get(name)]
             what = "; ".join(f"{name} was {before.get(name)!r}, now {now.get(name)!r}" for name in names)
             raise CannotContinue(f"out: {self.path} is of another model or other arguments ({what})", self.path)
+        sums: list[int] = []
         for number, line in enumerate(lines, 2):
             try:
-                position, id, kept, checksum = json.loads(line)
+                position, id, kept, checksum, row_sum = json.loads(line)
             except (ValueError, TypeError):
                 raise self._damaged(f"line {number} is no image", self.ids_path) from None
             self.items.append((position, id, kept, checksum))
+            sums.append(row_sum)
         if not self.items:
             return
         self._n_rows = sum(kept for _, _, kept, _ in self.items)
@@ -145,12 +156,18 @@ class RowFile:
                 np.lib.format.read_magic(file)
                 shape, _, self._dtype = np.lib.format.read_array_header_1_0(file)
                 self._row_shape = shape[1:]
-                size = self.path.stat().st_size - file.tell()
+                start, size = file.tell(), self.path.stat().st_size - file.tell()
         except ValueError as error:
             raise self._damaged(str(error), self.path) from None
         listed = self._n_rows * self._row_bytes()
         if size < listed:  # to be filled up with zeros
             raise self._damaged(f"it has {size} bytes of rows, where {listed} are listed", self.path)
+        with self.path.open("rb") as file:
+            file.seek(start)
+            for at, ((_, _, kept, _), row_sum) in enumerate(zip(self.items, sums, strict=True)):
+                if kept and zlib.crc32(file.read(self._row_bytes())) != row_sum:
+                    self.truncate(at)
+                    break
 
     def _damaged(self, what: str, path: Path) -> CannotContinue:
         return CannotContinue(f"out: {path} is damaged ({what})", path)

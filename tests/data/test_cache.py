@@ -90,12 +90,12 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("file", ["train-images.u8", "test-masks.u8", "index.json"])
+@pytest.mark.parametrize("file", ["train-images.rows", "test-masks.rows", "test-masks.crc", "index.json"])
 @pytest.mark.parametrize(
     "damage",
     [
         flip,
-        lambda path: path.write_bytes(path.read_bytes()[:-1]),
+        lambda path: path.write_bytes(path.read_bytes()[:-2]),
         lambda path: path.write_bytes(b""),
         lambda path: path.unlink(),
     ],
@@ -125,7 +125,7 @@ def test_an_interrupted_build_leaves_nothing(tree: Path, cache: Path) -> None:
 def test_drafts_of_killed_processes_are_cleared(tree: Path, cache: Path) -> None:
     load(tree, cache)
     (place,) = folders(cache)
-    draft = place.with_name(f"{place.name}.abc123.draft")
+    draft = place.with_name(f"{place.name}.draft")
     place.rename(draft)
     assert load(tree, cache)[1] == 9
     assert folders(cache) == [place]

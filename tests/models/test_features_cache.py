@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from alges_fast import cached_rows
 from alges_fast.errors import UserError
 from alges_fast.models import features_cache
 from alges_fast.models.features_cache import FrozenEncoder, load_or_fit
@@ -58,7 +58,7 @@ def make_in_a_process(cache: Path, frames: np.ndarray, log: Path, killed_at: int
 
 
 def data_file(cache: Path) -> Path:
-    (path,) = cache.glob("features-*/features.f16")
+    (path,) = cache.glob("features-*/features.rows")
     return path
 
 
@@ -112,7 +112,7 @@ def test_killed_and_gone_on_with_gives_the_same_bytes(
     assert batches == [2, 2, 2, 2, 1][killed_at:]
     first, second = data_file(tmp_path / "whole"), data_file(tmp_path / "killed")
     assert first.read_bytes() == second.read_bytes()
-    assert sorted(path.name for path in second.parent.iterdir()) == ["features.f16", "index.json"]
+    assert sorted(path.name for path in second.parent.iterdir()) == ["features.crc", "features.rows", "index.json"]
     assert (first.parent / "index.json").read_text() == (second.parent / "index.json").read_text()
 
 
@@ -120,16 +120,15 @@ def test_a_torn_draft_is_cut_back_to_its_whole_batches(tmp_path: Path, frames: n
     made = encoder(tmp_path, frames)
     made.cached(frames)
     whole = data_file(tmp_path)
-    bytes_before, index = whole.read_bytes(), json.loads((whole.parent / "index.json").read_text())
+    bytes_before = whole.read_bytes()
     draft = whole.parent.with_name(f"{whole.parent.name}.draft")
     whole.parent.rename(draft)
-    facts = {name: value for name, value in index.items() if name != "crc"}
     (draft / "index.json").unlink()
-    (draft / "facts.json").write_text(json.dumps(facts))
-    (draft / "batches.crc").write_bytes(b"".join(crc.to_bytes(4, "little") for crc in index["crc"][:3]) + b"\x01")
+    sums = (draft / "features.crc").read_bytes()
+    (draft / "features.crc").write_bytes(sums[: 4 * 6] + b"\x01")
     torn = bytearray(bytes_before[: 5 * len(bytes_before) // 9])  # two whole batches and half of the third
     torn[len(bytes_before) // 3] ^= 255  # in the second
-    (draft / "features.f16").write_bytes(torn)
+    (draft / "features.rows").write_bytes(torn)
     seen: list[int] = []
     made.cached(frames, lambda what, done, total: seen.append(done))
     assert data_file(tmp_path).read_bytes() == bytes_before
@@ -188,6 +187,23 @@ def test_other_frames_weights_or_order_are_other_features(tmp_path: Path, frames
     made.cached(frames[:5])
     encoder(tmp_path, frames, seed=1).cached(frames)
     assert len(list(tmp_path.glob("features-*/index.json"))) == 5
+
+
+def test_frames_mapped_from_a_cache_are_known_by_the_sums_beside_them(
+    tmp_path: Path, frames: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hours of decoded video are not read once more to be told apart."""
+
+    def make(writer: cached_rows.RowWriter) -> dict[str, str]:
+        writer.append("images", frames)
+        return {}
+
+    mapped = cached_rows.load_or_make(tmp_path / "frames", make, what="frames").arrays["images"]
+    of_frames = cached_rows.content_digest(frames)
+    assert cached_rows.content_digest(mapped[1:]) != of_frames
+    assert cached_rows.content_digest(mapped[::-1]) == cached_rows.content_digest(frames[::-1])
+    monkeypatch.setattr(cached_rows, "_sums", lambda rows: pytest.fail("read"))
+    assert cached_rows.content_digest(mapped) == of_frames
 
 
 def test_processes_share_the_making(tmp_path: Path, frames: np.ndarray) -> None:

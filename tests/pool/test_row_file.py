@@ -365,7 +365,7 @@ def full_disk() -> Iterator[None]:
 
 
 def test_a_full_disk_is_an_error_that_names_the_file(tmp_path: Path) -> None:
-    with full_disk(), pytest.raises(RowsNotWritten, match=r"'.*\.npy'; resume=True continues from here") as raised:
+    with full_disk(), pytest.raises(RowsNotWritten, match=r"'.*\.npy(\.ids)?'; resume=True continues from here") as raised:
         embed(tmp_path / "out")
     assert raised.value.errno == errno.EFBIG
     assert raised.value.strerror == os.strerror(errno.EFBIG)
@@ -403,3 +403,13 @@ def test_what_a_caller_does_to_the_values_stays_out_of_the_file(whole: Path) -> 
     found.values.div_(found.values.norm())
     assert contents(whole) == before
     np.testing.assert_array_equal(embed(whole, resume=True).values, expected)
+
+
+def test_rows_of_zeros_that_a_power_cut_left_are_made_again(whole: Path) -> None:
+    """Listed, of the right length, and never written: what a file system may bring back after the power went."""
+    before = contents(whole)
+    rows = bytearray(before["image.npy"])
+    rows[-len(rows) // 3 :] = bytes(len(rows[-len(rows) // 3 :]))
+    (whole / "image.npy").write_bytes(rows)
+    embed(whole, resume=True)
+    assert contents(whole) == before
