@@ -365,7 +365,7 @@ def full_disk() -> Iterator[None]:
 
 
 def test_a_full_disk_is_an_error_that_names_the_file(tmp_path: Path) -> None:
-    with full_disk(), pytest.raises(RowsNotWritten, match=r"'.*\.npy(\.ids)?'; resume=True continues from here") as raised:
+    with full_disk(), pytest.raises(RowsNotWritten, match=r"'.*\.npy(\.ids)?'; resume=True continues") as raised:
         embed(tmp_path / "out")
     assert raised.value.errno == errno.EFBIG
     assert raised.value.strerror == os.strerror(errno.EFBIG)
