@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import json
+import logging
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 from alges_fast.errors import UserError
 
@@ -29,9 +32,9 @@ def write_bytes(path: Path, contents: bytes) -> None:
     """
     draft = path.with_name(f".{path.name}.draft")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         try:
-            with draft.open("wb") as file:
+            with new_file(draft) as file:
                 file.write(contents)
                 file.flush()
                 os.fsync(file.fileno())
@@ -55,6 +58,38 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
+def new_file(path: Path) -> BinaryIO:
+    """A file of our own to write: what has its name goes first, and a link is never followed to what it points to."""
+    path.unlink(missing_ok=True)
+    return path.open("xb")
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it that are missing, so that they too survive a power cut."""
+    missing = []
+    while not folder.is_dir():
+        missing.append(folder)
+        folder = folder.parent
+    for path in reversed(missing):
+        path.mkdir(exist_ok=True)
+        _flush_folder(path.parent)
+
+
+def move_folder(draft: Path, folder: Path) -> None:
+    """Give a folder that is whole its name, for good."""
+    make_folder(folder.parent)
+    draft.rename(folder)
+    _flush_folder(folder.parent)
+
+
+def remove_draft(folder: Path) -> None:
+    """Remove a folder that a killed process left half made; of a link, the link."""
+    if folder.is_symlink() or folder.is_file():
+        folder.unlink()
+    elif folder.exists():
+        shutil.rmtree(folder)
+
+
 def lock(file: IO[Any], *, wait: bool = True, inherited: bool = True) -> bool | None:
     """Lock a file that is open for writing until it is closed or the process ends, however that comes about.
 
@@ -66,9 +101,10 @@ def lock(file: IO[Any], *, wait: bool = True, inherited: bool = True) -> bool | 
             that the process closes.
 
     Returns:
-        Whether this process has it; None on a system or a file system without locks.
+        Whether this process has it; None on a system or a file system without locks, which is said once.
     """
     if fcntl is None:
+        _no_locks(str(Path(file.name).parent))
         return None
     take = fcntl.flock if inherited else fcntl.lockf
     try:
@@ -76,6 +112,7 @@ def lock(file: IO[Any], *, wait: bool = True, inherited: bool = True) -> bool | 
     except (BlockingIOError, PermissionError):
         return False
     except OSError:
+        _no_locks(str(Path(file.name).parent))
         return None
     return True
 
@@ -84,18 +121,30 @@ def lock(file: IO[Any], *, wait: bool = True, inherited: bool = True) -> bool | 
 def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
     """Hold the lock at path, a file that is made; False if another process has it and `wait` is False.
 
-    On a file system without locks everybody gets it.
+    On a file system without locks everybody gets it, and is told so. What the file holds is left alone.
 
     Raises:
-        UserError: the file cannot be made.
+        UserError: the file cannot be made, or is a link or anything else that no lock is.
     """
     with contextlib.ExitStack() as stack:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context(path.open("w"))
+            make_folder(path.parent)
+            file = stack.enter_context(open(path, "ab", buffering=0, opener=_not_through_a_link))
         except OSError as error:
+            if path.is_symlink() or (path.exists() and not path.is_file()):
+                raise UserError(f"{path}: a link or a pipe where a lock should be: remove it") from None
             raise _unwritable(path, error) from error
         yield lock(file, wait=wait) is not False
+
+
+def _not_through_a_link(path: str, flags: int) -> int:
+    """An opener; a pipe that nobody reads is an error too, where opening it would wait for ever."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
+
+
+@functools.cache
+def _no_locks(folder: str) -> None:
+    logging.getLogger(__name__).warning("%s: no locks on this file system: start one process at a time there", folder)
 
 
 def _unwritable(path: Path, error: OSError) -> UserError:

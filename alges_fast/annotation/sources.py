@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -67,7 +68,7 @@ class LeftOut:
 
     def has(self, line: str) -> bool:
         """Whether an id, a window's or that of a frame which could not be listed, is of what is left out."""
-        return line in self.reasons or any(line.startswith((f"{name}@", f"{name}#")) for name in self.reasons)
+        return line in self.reasons or any(line[: end.start()] in self.reasons for end in re.finditer("[@#]", line))
 
     def by_file(self) -> list[str]:
         """A line for each file: why, and how many of a video's frames it is about."""
@@ -221,7 +222,7 @@ def _read_list(source: Path) -> list[Path]:
         if path.suffix.lower() not in IMAGE_SUFFIXES + VIDEO_SUFFIXES:
             raise UserError(f"{source}: lists {path}, neither a picture nor a video by its extension: remove it")
     if len(set(paths)) < len(paths):
-        twice = next(path for i, path in enumerate(paths) if path in paths[:i])
+        twice = Counter(paths).most_common(1)[0][0]
         raise UserError(f"{source}: lists {twice} twice: remove one")
     return paths
 

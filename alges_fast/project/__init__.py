@@ -24,7 +24,7 @@ from alges_fast.project.folder import Import, Project, Round, TrainedModel, open
 from alges_fast.project.importing import ImportSettings, Untouched, import_exports
 from alges_fast.project.label_studio import fetch_rounds, send_round
 from alges_fast.project.model_files import export_model
-from alges_fast.project.pool import Progress, silent
+from alges_fast.project.pool import Progress, check_apart, silent
 from alges_fast.project.status import status as _status
 from alges_fast.project.training import TrainSettings, train_project
 
@@ -60,6 +60,7 @@ def new(root: str | Path, config: ProjectConfig) -> None:
         raise UserError(
             f"--images {config.images}: no such file or folder: give a folder of frames, a list, or a video"
         )
+    check_apart(root, pool)
     inside = pool.is_relative_to(root.resolve())
     config = replace(config, images=os.path.relpath(pool, root.resolve()) if inside else pool.as_posix())
     if (root / FILE).exists():

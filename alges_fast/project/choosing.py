@@ -194,11 +194,11 @@ def _newest_model(project: Project, settings: NextSettings) -> TrainedModel | No
     if not project.labelled:
         return None
     newest = project.models[-1] if project.models else None
-    if newest is not None and newest.n_imports == len(project.imports):
+    if newest is not None and project.known_to(newest):
         return newest
     wants_model = settings.strategy is None or get_strategy(settings.strategy).needs_model
     if wants_model and settings.model is None:
-        raise UserError(f"labels came in since the last training: {project.command('train')} first")
+        raise UserError(f"the labels changed since the last training: {project.command('train')} first")
     return newest
 
 

@@ -92,8 +92,10 @@ class TrainedModel:
     facts: Mapping[str, Any]
 
     @property
-    def n_imports(self) -> int:
-        return int(self.facts["imports"])
+    def imports(self) -> frozenset[int]:
+        """Numbers of the imports whose labels it was trained on; older projects keep how many there were."""
+        given = self.facts["imports"]
+        return frozenset(range(given) if isinstance(given, int) else given)
 
     @property
     def network(self) -> Mapping[str, Any]:
@@ -167,13 +169,13 @@ class Project:
     @cached_property
     def refused(self) -> set[Candidate]:
         """Frames, and windows, that were refused and not annotated since."""
-        return self.refused_before(len(self.rounds))
+        return self.refused_before(None)
 
-    def refused_before(self, number: int) -> set[Candidate]:
-        """As `refused`, without what `next` was told to leave out from this round on."""
+    def refused_before(self, number: int | None) -> set[Candidate]:
+        """As `refused`, without what `next` was told to leave out from this round on; all of it for None."""
         found: set[Candidate] = set()
         for round in self.rounds:
-            if round.number < number:
+            if number is None or round.number < number:
                 found |= set(map(named, round.asked.get("reject", ())))
             for import_ in self.imports:
                 if import_.round == round.number:
@@ -185,12 +187,14 @@ class Project:
     @property
     def out(self) -> dict[str, tuple[Window, ...] | None]:
         """id -> windows of frames that went out, None for the whole frame, in order of picking."""
-        return self.out_before(len(self.rounds))
+        return self.out_before(None)
 
-    def out_before(self, number: int) -> dict[str, tuple[Window, ...] | None]:
-        """As `out`, of the rounds before this one."""
+    def out_before(self, number: int | None) -> dict[str, tuple[Window, ...] | None]:
+        """As `out`, of the rounds before this one; of all for None."""
         found: dict[str, tuple[Window, ...] | None] = {}
-        for round in self.rounds[:number]:
+        for round in self.rounds:
+            if number is not None and round.number >= number:
+                break
             for pick in round.picks or ():
                 if not isinstance(pick, Window):
                     found[str(pick)] = None
@@ -214,6 +218,21 @@ class Project:
         missing = set(self.missing)
         return any(pick not in missing for pick in round.picks or ())
 
+    def known_to(self, model: TrainedModel) -> bool:
+        """Whether a model was trained on the labels that there are, no fewer and no more."""
+        return model.imports == {import_.number for import_ in self.imports}
+
+    @property
+    def lost_rounds(self) -> list[int]:
+        """Numbers of rounds whose folders, or what they hold of themselves, are gone: nothing of them counts."""
+        there = {round.number for round in self.rounds}
+        return [number for number in range(self._next_round()) if number not in there]
+
+    def _next_round(self) -> int:
+        """The number after the largest that any folder has, or that a model was trained with: none comes twice."""
+        folders = [number for number, _ in _numbered(self.root / "rounds")]
+        return max([*folders, *(int(model.facts["round"]) for model in self.models)], default=-1) + 1
+
     def label_path(self, name: str) -> Path:
         return self.root / "labels" / f"{name}.png"
 
@@ -223,13 +242,14 @@ class Project:
             return np.asarray(picture)
 
     def begin_round(self, asked: Mapping[str, Any], model: int | None) -> Round:
-        """A new round that is not out yet; one that was begun and never went out makes room."""
-        number = len([round for round in self.rounds if _begun(round)])
+        """A new round that is not out yet; one that was begun last and never went out makes room."""
+        number, last = self._next_round(), self.rounds[-1] if self.rounds else None
+        never_out = last is not None and last.number == number - 1 and not _begun(last)
+        if last is not None and never_out and not (last.folder / "returned").exists():
+            number = last.number
+            shutil.rmtree(last.folder)
         folder = self.root / "rounds" / f"{number:03d}"
-        facts = {"asked": dict(asked), "model": model}
-        if folder.exists():
-            shutil.rmtree(folder)
-        atomic.write_json(folder / ROUND, facts)
+        atomic.write_json(folder / ROUND, {"asked": dict(asked), "model": model})
         self.forget()
         return next(round for round in self.rounds if round.number == number)
 
@@ -251,11 +271,11 @@ class Project:
         if not any(map(_begun, self.rounds)):
             self.begin_round({}, None)
         round = [round for round in self.rounds if _begun(round)][-1]
-        number = len(self.imports)
+        known = [import_.number for import_ in self.imports]
+        number = max([*known, *(number for model in self.models for number in model.imports)], default=-1) + 1
         folder = round.folder / "returned" / f"{number:03d}"
         draft = folder.with_name(f".{folder.name}.draft")
-        if draft.exists():
-            shutil.rmtree(draft)
+        atomic.remove_draft(draft)
         for name, mask in masks.values():
             if (old := self.label_path(name)).exists():
                 atomic.write_bytes(draft / "replaced" / f"{name}.png", old.read_bytes())
@@ -267,7 +287,7 @@ class Project:
             "outline": outline,
         }
         atomic.write_text(draft / IMPORT, json.dumps(facts, indent=1) + "\n")  # in the order of the frames
-        draft.rename(folder)
+        atomic.move_folder(draft, folder)
         self.forget()
         self.finish_import()
         return self.imports[-1]

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from alges_fast import atomic
 from alges_fast.errors import UserError
 from alges_fast.normalisation import Normalisation
 from alges_fast.project import network
@@ -66,7 +67,8 @@ def _torch_export(model: nn.Module, frames: Tensor, path: Path, expected: Tensor
     example = frames[:1].repeat(2, 1, 1, 1)
     program = torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=1024)},))
     draft = path.with_name(f".{path.name}")
-    torch.export.save(program, draft)
+    with atomic.new_file(draft) as file:
+        torch.export.save(program, file)
     loaded = torch.export.load(draft).module()
     with torch.no_grad():
         found = torch.cat([loaded(frame[None]) for frame in frames]).argmax(1)
@@ -75,6 +77,7 @@ def _torch_export(model: nn.Module, frames: Tensor, path: Path, expected: Tensor
 
 def _onnx(model: nn.Module, frames: Tensor, path: Path, expected: Tensor) -> Path:
     draft = path.with_name(f".{path.name}")
+    draft.unlink(missing_ok=True)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     example = frames[:1].repeat(2, 1, 1, 1)
     torch.onnx.export(

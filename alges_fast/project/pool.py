@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,7 +55,9 @@ class ProjectPool:
 
 
 def list_pool(project: Project) -> ProjectPool:
-    """The pool's frames; files that cannot be listed are left out. Raises UserError where labelled frames are gone."""
+    """The pool's frames; files that cannot be listed are left out. Raises UserError where labelled frames are gone, or
+    the pool holds the project."""
+    check_apart(project.root, project.images)
     left_out = LeftOut("skip")
     frames = list_frames(project.images, fps=project.config.fps, left_out=left_out)
     present = {frame.id for frame in frames}
@@ -65,6 +68,12 @@ def list_pool(project: Project) -> ProjectPool:
             f"{project.root / 'project.yaml'}"
         )
     return ProjectPool(frames, left_out)
+
+
+def check_apart(root: Path, pool: Path) -> None:
+    """Raises UserError where a project lies in its pool: its masks and previews would be frames to annotate."""
+    if root.resolve().is_relative_to(pool.resolve()):
+        raise UserError(f"--images {pool} holds the project {root} itself: choose a folder for one of them elsewhere")
 
 
 def decoded(pool: ProjectPool, size: int, progress: Progress = silent) -> tuple[ProjectPool, NDArray[np.uint8]]:

@@ -13,7 +13,7 @@ from alges_fast import atomic
 from alges_fast.data.loading import palette
 from alges_fast.pages import render
 from alges_fast.project.choosing import strategy_of
-from alges_fast.project.folder import Import, Project
+from alges_fast.project.folder import Import, Project, Round
 from alges_fast.project.labels import read_labels
 from alges_fast.project.pool import ProjectPool, list_pool
 from alges_fast.project.training import ENOUGH, TELLING
@@ -39,7 +39,7 @@ def next_step(project: Project) -> NextStep:
     last = project.rounds[-1]
     if last.picks is None and last.asked:
         return NextStep(f"round {last.number} was begun and is not out yet", [_again(project, last.asked)])
-    stale = project.labelled and (not project.models or project.models[-1].n_imports != len(project.imports))
+    stale = project.labelled and (not project.models or not project.known_to(project.models[-1]))
     missing = len(project.missing)
     if last.picks is not None and not project.answered(last):
         return NextStep(
@@ -50,7 +50,7 @@ def next_step(project: Project) -> NextStep:
     if stale:
         rest = [project.command("import", "EXPORT")] if missing else []
         more = f", {missing} picks have not come back yet" if missing else ""
-        return NextStep(f"labels came in since the last training{more}", [project.command("train"), *rest])
+        return NextStep(f"the labels changed since the last training{more}", [project.command("train"), *rest])
     if not project.labelled:
         return NextStep("all that went out was refused", [project.command("next", "-n 20")])
     rest = [project.command("import", "EXPORT")] if missing else []
@@ -130,6 +130,7 @@ def status(project: Project) -> str:
     ]
     for row in facts["classes"]:
         lines.append(f"  {row['name']:20s} {row['share']:>7s}  in {row['frames']} frames  Dice {row['dice']}")
+    lines += facts["lost"]
     for row in facts["rounds"]:
         lines.append(f"round {row['number']}: {row['what']}; {row['state']}")
     lines += [facts["dice"], facts["another"], facts["saving"]]
@@ -198,12 +199,16 @@ def _facts(project: Project, pool: ProjectPool) -> dict[str, Any]:
             for k, name in enumerate(config.classes)
         ],
         "videos": [{"name": name or "(pool)", "labelled": n, "frames": m} for name, (n, m) in videos.items()],
-        "rounds": [_round_row(project, number) for number in range(len(project.rounds))],
+        "rounds": [_round_row(project, round) for round in project.rounds],
         "dice": dice_line(project),
         "another": another_round(project),
         "saving": label_saving(project),
         "next": next_step(project),
         "curve": _curve(project),
+        "lost": [
+            f"round {number} is missing: what it picked and what came back for it no longer count"
+            for number in project.lost_rounds
+        ],
         "left_out": pool.left_out.by_file(),
     }
 
@@ -230,8 +235,7 @@ def outline_of(project: Project, import_: Import) -> str:
     return said
 
 
-def _round_row(project: Project, number: int) -> dict[str, Any]:
-    round = project.rounds[number]
+def _round_row(project: Project, round: Round) -> dict[str, Any]:
     imports = [import_ for import_ in project.imports if import_.round == round.number]
     drawn = sum(import_.outline for import_ in imports)
     if not round.asked:

@@ -118,7 +118,7 @@ def train_project(project: Project, settings: TrainSettings | None = None, progr
     newest = project.models[-1] if project.models else None
     before = {"architecture": FROZEN} if newest is None else newest.network
     asked = settings.over(before)
-    if newest is None or newest.n_imports != len(project.imports) or asked != before:
+    if newest is None or not project.known_to(newest) or asked != before:
         _train(project, asked, settings.device, progress)
     atomic.write_text(project.root / HISTORY, csv_text([_history_row(model) for model in project.models]))
     return project.models[-1]
@@ -198,9 +198,9 @@ def _train(project: Project, asked: Mapping[str, Any], device: str, progress: Pr
     round = project.imports[-1].round
     facts: dict[str, Any] = {
         "network": dict(asked),
-        "imports": len(project.imports),
+        "imports": [import_.number for import_ in project.imports],
         "round": round,
-        "strategy": project.rounds[round].asked.get("strategy"),
+        "strategy": next(of.asked.get("strategy") for of in project.rounds if of.number == round),
         "frames": len(labels.masks),
         "windows": labels.n_windows,
         "pixels": int(sum(counts.sum() for counts in labels.pixels.values())),
@@ -227,7 +227,7 @@ def _train(project: Project, asked: Mapping[str, Any], device: str, progress: Pr
     else:
         data.shown = Shown(progress, len(everything))
     model = data.fit(everything)
-    number = len(project.models)
+    number = project.models[-1].number + 1 if project.models else 0
     folder = project.root / "models" / f"{number:03d}"
     network.save(folder, model, data.card())
     atomic.write_json(folder / MODEL, facts)

@@ -188,3 +188,11 @@ def test_a_list_from_a_windows_editor_is_read(tmp_path: Path) -> None:
     picture(tmp_path / "a_1.png")
     (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfa_1.png\r\n")
     assert [frame.id for frame in list_frames(tmp_path / "list.txt")] == ["a_1.png"]
+
+
+def test_what_is_left_out_is_found_by_its_windows_and_frames() -> None:
+    left_out = LeftOut("skip", {f"op {n}/a@b.mp4": "torn" for n in range(100_000)})
+    lines = [f"op {n}/a@b.mp4@00012.500s#0,0,8,8" for n in range(100_000)]
+    assert all(map(left_out.has, lines))  # for ever, where each line were compared with each name
+    assert not left_out.has("op 1/a@b.mp3@00012.500s")
+    assert not left_out.has("op 1/a")

@@ -1,0 +1,184 @@
+"""A round's folder may be deleted: nothing that is still there is overwritten, and every step goes on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from alges_fast import atomic
+from alges_fast.errors import UserError
+from alges_fast.project.cli import main
+from alges_fast.project.config import ProjectConfig
+from alges_fast.project.folder import Project, opened
+from tests.project.annotators import CLASSES, contents, small_pool
+
+
+def run(*argv: str) -> None:
+    assert main(list(argv)) == 0
+
+
+@pytest.fixture(scope="module")
+def three_rounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pool and a project of three rounds, each annotated and trained, in a folder to copy."""
+    folder = tmp_path_factory.mktemp("three")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("ALGES_FAST_CACHE", str(folder / "cache"))
+        annotator = small_pool(folder / "pool")
+        run("new", "p", "--images", "pool", "--classes", ",".join(CLASSES), "--image_size", "64")
+        for number in range(3):
+            run("next", "p", "-n", "3", "--strategy", "random")
+            annotator.cvat(Path(f"p/rounds/{number:03d}/picks.csv"), Path("a.xml"))
+            run("import", "p", "a.xml", "--accept_untouched")
+            run("train", "p")
+    return folder
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2])
+def test_a_deleted_round_is_a_hole(
+    three_rounds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], lost: int
+) -> None:
+    shutil.copytree(three_rounds / "p", tmp_path / "p")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ALGES_FAST_CACHE", str(three_rounds / "cache"))
+    shutil.rmtree(f"p/rounds/{lost:03d}")
+    before = contents(Path("p/rounds")) | contents(Path("p/models"))
+
+    run("status", "p")
+    assert (
+        f"round {lost} is missing: what it picked and what came back for it no longer count" in capsys.readouterr().out
+    )
+    run("train", "p")
+    assert json.loads(Path("p/models/003/model.json").read_text())["frames"] == 6
+    run("next", "p", "-n", "3", "--strategy", "random")
+    assert sorted(path.name for path in Path("p/rounds").iterdir())[-1] == "003"
+    annotator = small_pool(tmp_path / "pool")
+    annotator.cvat(Path("p/rounds/003/picks.csv"), Path("a.xml"))
+    run("import", "p", "a.xml", "--accept_untouched")
+    assert [path.name for path in Path("p/rounds/003/returned").iterdir()] == ["003"]
+    run("train", "p")
+    run("status", "p")
+    assert f"round {lost} is missing" in capsys.readouterr().out
+
+    after = contents(Path("p/rounds")) | contents(Path("p/models"))
+    assert {name: after[name] for name in before} == before
+    assert sorted(path.name for path in Path("p/models").iterdir()) == ["000", "001", "002", "003", "004"]
+
+
+def test_an_older_model_may_go_and_the_newest_stays(
+    three_rounds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(three_rounds / "p", tmp_path / "p")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ALGES_FAST_CACHE", str(three_rounds / "cache"))
+    shutil.rmtree("p/models/000")
+    newest = contents(Path("p/models/002"))
+    run("next", "p", "-n", "3", "--strategy", "random")
+    small_pool(tmp_path / "pool").cvat(Path("p/rounds/003/picks.csv"), Path("a.xml"))
+    run("import", "p", "a.xml", "--accept_untouched")
+    run("train", "p")
+    assert contents(Path("p/models/002")) == newest
+    assert Path("p/models/003/model.json").exists()
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    (tmp_path / "pool").mkdir()
+    ProjectConfig(str(tmp_path / "pool"), CLASSES).write(tmp_path / "p")
+    return Project(tmp_path / "p", ProjectConfig.read(tmp_path / "p"))
+
+
+def test_a_project_of_an_older_version_knows_its_models(project: Project) -> None:
+    mask = np.zeros((4, 4), np.uint8)
+    project.add_import({"a": None}, {"a": ("a.png", mask)}, [], ["x"], 0)
+    atomic.write_json(project.root / "models" / "000" / "model.json", {"imports": 1, "round": 0})
+    project.forget()
+    assert project.known_to(project.models[0])
+    project.add_import({"b": None}, {"b": ("b.png", mask)}, [], ["x"], 0)
+    assert not project.known_to(project.models[0])
+
+
+def test_what_holds_picks_or_labels_is_never_cleared(project: Project) -> None:
+    mask = np.zeros((4, 4), np.uint8)
+    project.add_import({"a": None}, {"a": ("a.png", mask)}, [], ["x"], 0)
+    (project.root / "rounds" / "001" / "returned" / "007").mkdir(parents=True)  # its round.json is gone
+    (project.root / "rounds" / "002").mkdir()
+    (project.root / "rounds" / "002" / "picks.csv").write_text("rank\n")
+    project.forget()
+    before = contents(project.root)
+    begun = project.begin_round({"n": 1}, None)
+    assert begun.number == 3
+    assert project.lost_rounds == [1, 2]
+    assert project.begin_round({"n": 2}, None).number == 3  # never out: it makes room
+    after = contents(project.root)
+    assert {name: after[name] for name in before} == before
+
+
+def test_an_imports_name_is_on_the_disk(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a power cut a rename is there only if its folder was synced after it, and so for every new folder."""
+    synced: list[tuple[int, frozenset[str]]] = []
+    fsync = atomic.os.fsync
+
+    def recorded(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").resolve()
+        if path.is_dir():
+            synced.append((path, frozenset(entry.name for entry in path.iterdir())))
+        fsync(descriptor)
+
+    monkeypatch.setattr(atomic.os, "fsync", recorded)
+    project.add_import({"a/b": None}, {"a/b": ("a/b.png", np.zeros((4, 4), np.uint8))}, [], ["x"], 0)
+    made = [path for path in project.root.rglob("*") if "draft" not in path.name]
+    for path in made:
+        # A draft's folder goes by its own name until it is renamed.
+        places = {path.parent, Path(str(path.parent).replace("/returned/000", "/returned/.000.draft"))}
+        assert any(folder in places and path.name in names for folder, names in synced), path
+
+
+def test_locks_and_drafts_are_not_opened_through_links(tmp_path: Path, project: Project) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("dear")
+    lock = project.root / ".lock"
+    lock.symlink_to(precious)
+    with pytest.raises(UserError, match=r"\.lock: a link or a pipe where a lock should be"), opened(project.root):
+        pass
+    lock.unlink()
+    (project.root / ".status.html.draft").symlink_to(precious)
+    atomic.write_text(project.root / "status.html", "page")
+    assert (project.root / "status.html").read_text() == "page"
+    lock.write_text("kept")
+    with opened(project.root):
+        pass
+    assert (precious.read_text(), lock.read_text()) == ("dear", "kept")
+
+
+def test_where_no_lock_works_it_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(atomic, "fcntl", None)
+    for _ in range(2):
+        with atomic.locked(tmp_path / ".lock") as alone:
+            assert alone
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path}: no locks on this file system: start one process at a time there"
+    ]
+
+
+@pytest.mark.parametrize("pool", ["p", ".", "p/.."])
+def test_a_project_is_not_in_its_own_pool(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], pool: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    small_pool(tmp_path / "p", 1, 1)
+    before = contents(tmp_path)
+    assert main(["new", "p", "--images", pool, "--classes", "a,b"]) == 2
+    assert "holds the project p itself: choose a folder" in capsys.readouterr().err
+    assert contents(tmp_path) == before
+
+
+def test_a_pool_that_came_to_hold_its_project_is_refused(project: Project) -> None:
+    ProjectConfig(str(project.root.parent), CLASSES).write(project.root)
+    assert main(["status", str(project.root)]) == 2
