@@ -72,14 +72,14 @@ def make_folder(folder: Path) -> None:
         folder = folder.parent
     for path in reversed(missing):
         path.mkdir(exist_ok=True)
-        _flush_folder(path.parent)
+        flush_folder(path.parent)
 
 
 def move_folder(draft: Path, folder: Path) -> None:
     """Give a folder that is whole its name, for good."""
     make_folder(folder.parent)
     draft.rename(folder)
-    _flush_folder(folder.parent)
+    flush_folder(folder.parent)
 
 
 def remove_draft(folder: Path) -> None:
