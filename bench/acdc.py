@@ -13,15 +13,14 @@ nibabel (the extra `bench`). ROOT must lie outside the repository: the images ar
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from as_folder import Frame, arguments, write_folder
 from numpy.typing import NDArray
-from PIL import Image
 
 CLASSES = ("background", "right ventricle", "myocardium", "left ventricle")
 NAME = re.compile(r"patient(\d+)_frame(\d+)(?:_slice_(\d+))?")
@@ -38,7 +37,7 @@ def picture(values: NDArray[np.floating]) -> NDArray[np.uint8]:
     return np.asarray((scaled * 255).round(), dtype=np.uint8)
 
 
-def centre_square(values: NDArray[np.generic]) -> NDArray[np.generic]:
+def centre_square(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
     height, width = values.shape
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
@@ -70,24 +69,15 @@ def slices(source: Path) -> Iterator[tuple[int, int, int, NDArray[np.floating], 
             yield int(found[1]), int(found[2]), index, image[..., index], labels[..., index].astype(np.uint8)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("source", type=Path, help="ACDC's folder")
-    parser.add_argument("root", type=Path, help="folder to make, outside the repository")
-    given = parser.parse_args()
-    if Path(__file__).resolve().parents[1] in [given.root.resolve(), *given.root.resolve().parents]:
-        sys.exit(f"{given.root} is inside the repository: give a folder outside it")
-    count = dict.fromkeys(("train", "val", "test"), 0)
-    for patient, frame, index, image, labels in slices(given.source):
-        split = split_of(patient)
-        count[split] += 1
+def frames(source: Path) -> Iterator[Frame]:
+    for patient, frame, index, image, labels in slices(source):
         stem = f"patient{patient:03d}_frame{frame:02d}slice{index:02d}"
-        for part, values in (("images", picture(image)), ("masks", labels)):
-            folder = given.root / split / part
-            folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(np.ascontiguousarray(centre_square(values))).save(folder / f"{stem}.png")
-    (given.root / "classes.txt").write_text("\n".join(CLASSES) + "\n")
-    print(", ".join(f"{split} {n}" for split, n in count.items()), "slices:", given.root)
+        yield Frame(split_of(patient), stem, centre_square(picture(image)), centre_square(labels))
+
+
+def main() -> None:
+    given = arguments(__doc__).parse_args()
+    write_folder(given.root, CLASSES, frames(given.source))
 
 
 if __name__ == "__main__":
