@@ -1,8 +1,9 @@
-"""Losses whose last-layer gradient can be an embedding, and the residual of any loss at the logits.
+"""Losses whose last-layer gradient can be an embedding, the residual of any loss at the logits, and the loss that
+networks are trained with, `labelled_cross_entropy`.
 
-A loss is any callable `loss(logits, target) -> scalar` over logits (B, K, *spatial) and class ids (B, *spatial) in
-which `IGNORE`, torch's default ignore_index, marks a pixel that does not count. Active learning has no labels, so the
-target is the model's own prediction.
+A loss of the first kind is any callable `loss(logits, target) -> scalar` over logits (B, K, *spatial) and class ids
+(B, *spatial) in which `IGNORE`, torch's default ignore_index, marks a pixel that does not count. Active learning has no
+labels, so the target is the model's own prediction.
 """
 
 from __future__ import annotations
@@ -13,7 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["IGNORE", "Loss", "cross_entropy", "cross_entropy_with_dice", "focal", "loss_residual"]
+from alges_fast.labels import UNLABELLED
+
+__all__ = [
+    "IGNORE",
+    "Loss",
+    "cross_entropy",
+    "cross_entropy_with_dice",
+    "focal",
+    "labelled_cross_entropy",
+    "loss_residual",
+]
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 IGNORE = -100
@@ -61,6 +72,17 @@ def focal(logits: Tensor, target: Tensor, *, gamma: float = 2.0) -> Tensor:
     # 1 - p without cancelling; above 0, where a power below 1 has no slope.
     others = (-torch.expm1(-cost)).clamp(min=torch.finfo(cost.dtype).tiny)
     return _mean_over_pixels(others**gamma * cost, target)
+
+
+def labelled_cross_entropy(logits: Tensor, masks: Tensor) -> Tensor:
+    """The training loss: mean cross-entropy, in nats, over the labelled pixels of a batch; 0 where there is none.
+
+    Args:
+        logits: (B, K, *spatial).
+        masks: (B, *spatial) int64 class ids, UNLABELLED where a pixel is not labelled.
+    """
+    total = F.cross_entropy(logits, masks, ignore_index=UNLABELLED, reduction="sum")
+    return total / (masks != UNLABELLED).sum().clamp(min=1)
 
 
 def loss_residual(logits: Tensor, *, loss: Loss | None = None, valid: Tensor | None = None) -> Tensor:

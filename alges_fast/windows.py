@@ -20,6 +20,7 @@ __all__ = [
     "cell_boxes",
     "class_changes",
     "cut",
+    "frame_of",
     "grid_of",
     "inside",
     "named",
@@ -50,6 +51,11 @@ class Window(NamedTuple):
     def __str__(self) -> str:
         """The image and the window as a media fragment has it (https://www.w3.org/TR/media-frags/#naming-space)."""
         return f"{self.id}#xywh={self.x},{self.y},{self.width},{self.height}"
+
+
+def frame_of(piece: str | int | Window) -> str | int:
+    """The id of the image that it is, or is a window of."""
+    return piece.id if isinstance(piece, Window) else piece
 
 
 def named(text: str) -> str | Window:

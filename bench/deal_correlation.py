@@ -28,12 +28,12 @@ from scipy.stats import rankdata, spearmanr
 
 from alges_fast.data import Dataset, load_dataset, to_input
 from alges_fast.experiment import initial_pool
-from alges_fast.experiment.training import train
 from alges_fast.labels import UNLABELLED
 from alges_fast.models import build_model
 from alges_fast.models.deal import DealModel
 from alges_fast.random_streams import stream_seed
 from alges_fast.strategies import get_strategy
+from alges_fast.training.whole_network import train
 
 RESULTS = Path(__file__).parent / "results"
 N_PARTS = 10

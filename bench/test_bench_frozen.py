@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from alges_fast import embed_pool, kmeans_plusplus
 from alges_fast.data.frame_pool import FramePool
 from alges_fast.experiment.config import RunConfig
-from alges_fast.experiment.head_training import train_head
 from alges_fast.models import build_model
 from alges_fast.models.features_cache import CPU_PIXELS, FrozenEncoder
 from alges_fast.models.frozen import FrozenHead, Projection, build_trunk, fit_projection, join
 from alges_fast.ops import pixel_gradients
 from alges_fast.strategies import get_strategy
+from alges_fast.training.head import train_head
 from alges_fast.windows import cell_boxes, class_changes, cut, whole_box
 
 FRAMES, SIDE, GRID, CHANNELS, CLASSES, LABELLED, PICKS = 4640, 224, 56, 64, 13, 300, 10

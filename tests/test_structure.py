@@ -44,9 +44,10 @@ ROOMS = {
     "strategies": BASE | {"ops", "seeding", "last_layer", "pool", "models"},
     "selection": BASE | {"ops", "seeding", "last_layer", "pool", "models", "strategies"},
     "report": BASE | {"data"},
-    "experiment": ENGINE | {"command", "data", "report"},
+    "training": BASE | {"models", "data"},
+    "experiment": ENGINE | {"command", "data", "report", "training"},
     "annotation": ENGINE | {"command", "data"},
-    "project": ENGINE | {"command", "data", "report", "annotation", "experiment"},
+    "project": ENGINE | {"command", "data", "report", "annotation", "training"},
     "run": BASE | {"command", "experiment", "report"},
     "select": BASE | {"annotation"},
     "__init__": BASE | {"ops", "seeding", "last_layer", "pool", "selection"},
@@ -95,4 +96,4 @@ def test_no_two_rooms_may_import_each_other() -> None:
 
 
 def test_imports_are_seen() -> None:
-    assert {"strategies", "models", "data", "report"} <= set(imported("experiment"))
+    assert {"strategies", "training", "data", "report"} <= set(imported("experiment"))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any, Literal
 
 from alges_fast import windows
 from alges_fast.errors import UserError
 from alges_fast.models import FROZEN
-from alges_fast.models.weights import frozen_encoder
+from alges_fast.training.config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class RunConfig:
     split: str | None = None
     ignore_index: int | None = None
     on_bad_image: Literal["stop", "skip"] = "stop"
-    image_size: int = 64
+    image_size: int = TrainConfig.image_size
     strategies: tuple[str, ...] = ("random", "alges-img", "alges-sem")
     regions: tuple[str, ...] = ("none",)
     seeds: tuple[int, ...] = (0,)
@@ -80,36 +80,29 @@ class RunConfig:
     query_size: int = 10
     random_rounds: int | None = None
     random_query_size: int | None = None
-    epochs: int = 8
-    batch_size: int = 8
-    lr: float = 1e-3
-    architecture: str = "unet"
-    encoder: str = ""
+    epochs: int = TrainConfig.epochs
+    batch_size: int = TrainConfig.batch_size
+    lr: float = TrainConfig.lr
+    architecture: str = TrainConfig.architecture
+    encoder: str = TrainConfig.encoder
     encoder_weights: str | None = None
-    head_kernel: int = 1
-    head_steps: int = 600
-    head_pixels: int = 512
-    head_lr: float = 2e-2
-    head_weight_decay: float = 1e-2
+    head_kernel: int = TrainConfig.head_kernel
+    head_steps: int = TrainConfig.head_steps
+    head_pixels: int = TrainConfig.head_pixels
+    head_lr: float = TrainConfig.head_lr
+    head_weight_decay: float = TrainConfig.head_weight_decay
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     out: str = "alges_fast_run"
     keep_models: bool = False
 
     def __post_init__(self) -> None:
-        encoder, weights = self.encoder or "resnet18", self.encoder_weights
-        if self.architecture == FROZEN:
-            encoder, weights = frozen_encoder(self.encoder, weights)
-        object.__setattr__(self, "encoder", encoder)
-        object.__setattr__(self, "encoder_weights", weights)
-        for name in ("rounds", "init_size", "query_size", "epochs", "batch_size", "head_steps", "head_pixels"):
+        training = self.training  # it says what is wrong with its own settings
+        object.__setattr__(self, "encoder", training.encoder)
+        object.__setattr__(self, "encoder_weights", training.encoder_weights)
+        for name in ("rounds", "init_size", "query_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} is {getattr(self, name)}: give at least 1")
-        for name in ("lr", "head_lr"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UserError(f"--{name} is {getattr(self, name)}: give a finite number above 0")
-        if not 0 <= self.head_weight_decay < math.inf:
-            raise UserError(f"--head_weight_decay is {self.head_weight_decay}: give a finite number from 0 on")
         if not self.out:
             raise UserError("--out is empty: give a folder")
         if self.random_query_size is not None and (
@@ -136,6 +129,11 @@ class RunConfig:
                 raise UserError(f"--{name} names one twice: {','.join(map(str, values))}")
         if min(self.seeds) < 0:
             raise UserError(f"--seeds has {min(self.seeds)}: give numbers from 0 on")
+
+    @property
+    def training(self) -> TrainConfig:
+        """Those settings that say what is trained, and how."""
+        return TrainConfig(**{field.name: getattr(self, field.name) for field in fields(TrainConfig)})
 
 
 def grid_of(text: str) -> tuple[int, int] | None:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from alges_fast.errors import UserError
 from alges_fast.experiment.config import RunConfig, grid_of
-from alges_fast.experiment.crops import side_around
 from alges_fast.strategies import Strategy, get_strategy
 from alges_fast.strategies.random import Random
+from alges_fast.training.crops import side_around
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,9 @@ from torch import nn
 from alges_fast import atomic
 from alges_fast.data import load_dataset
 from alges_fast.errors import UserError
-from alges_fast.experiment.annotator import Labelled, Piece, unlabelled
 from alges_fast.experiment.config import RunConfig
 from alges_fast.experiment.curve import Curve, check_budget, check_windows, curves_of
 from alges_fast.experiment.folder import check_config, prepare_folder
-from alges_fast.experiment.learner import Training, make_learner
 from alges_fast.experiment.processes import LOCK, launch
 from alges_fast.experiment.results import save_frames, save_thumbnails, write_results
 from alges_fast.experiment.setting import (
@@ -41,11 +39,14 @@ from alges_fast.experiment.setting import (
     on_device_if_small,
 )
 from alges_fast.experiment.state import STEPS, RoundFolder
-from alges_fast.experiment.training import MEMORY_FORMAT, evaluate
 from alges_fast.job import naming_lost_processes
 from alges_fast.report import write_report
 from alges_fast.selection.candidates import BrokenPromise, Candidates
 from alges_fast.strategies import Candidate, Query, Rating, scores_of
+from alges_fast.training.errors import Diverged, TooFewLabels
+from alges_fast.training.labelled import Labelled, Piece, unlabelled
+from alges_fast.training.learner import Training, make_learner
+from alges_fast.training.whole_network import MEMORY_FORMAT, evaluate
 from alges_fast.windows import Window, named
 
 
@@ -96,7 +97,9 @@ def _prepare(config: RunConfig, monitor: Monitor) -> Setting:
     )
     check_budget(config, curves, len(dataset.train))
     check_windows(config, curves)
-    learner = make_learner(config, dataset, processes.device, monitor.preparing)
+    learner = make_learner(
+        config.training, len(dataset.classes), dataset.train.images, processes.device, monitor.preparing
+    )
     pool_inputs = on_device_if_small(learner.inputs(dataset.train.images), processes.device)
     test_inputs = learner.inputs(dataset.test.images)
     return Setting(config, curves, dataset, processes, monitor, learner, pool_inputs, test_inputs)
@@ -180,18 +183,29 @@ def _train(round: Round, model: nn.Module) -> None:
 
 
 def _train_in_place(round: Round, model: nn.Module) -> tuple[float, float]:
-    """The loss that a round's network reaches, and the seconds that it takes."""
-    setting = round.setting
+    """The loss that a round's network reaches, and the seconds that it takes.
+
+    Raises:
+        UserError: it cannot be trained.
+    """
+    setting, config = round.setting, round.setting.config
     start = time.perf_counter()
     training = Training(
         labelled=round.labelled,
         inputs=setting.pool_inputs,
-        strategy=round.strategy,
         seed=round.seed,
         round=round.number,
+        loss=round.strategy.loss,
+        needs_places=round.strategy.trains_own_model,
         on_batch=setting.monitor.advance,
     )
-    loss = setting.learner.train(setting.processes.fabric, model, training)
+    try:
+        loss = setting.learner.train(setting.processes.fabric, model, training)
+    except TooFewLabels as error:
+        raise UserError(f"{round}: {error}: raise --init_size") from error
+    except Diverged as error:
+        lower = f"--head_lr from {config.head_lr}" if setting.learner.is_frozen else f"--lr from {config.lr}"
+        raise UserError(f"{round}: {error}: lower {lower}") from error
     return loss, time.perf_counter() - start
 
 

@@ -6,7 +6,6 @@ The first process of a job leads: it trains, and reads and writes the run's file
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,8 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from alges_fast import atomic
-from alges_fast.job import Job, device_of, join
+from alges_fast.job import Job, join
+from alges_fast.training.device import fabric_on
 
 LOCK = ".lock"
 """Held under OUT while files there are written, and under OUT/<strategy>/seed<k> while its rounds are run."""
@@ -52,20 +52,6 @@ class Processes(Job):
 
 
 def launch(device: str, precision: str) -> Processes:
-    """Join the processes of this job, as the environment that torchrun sets describes it.
-
-    Args:
-        device: auto, cpu or cuda.
-        precision: as fabric names it.
-
-    Raises:
-        UserError: cuda is wanted and there is none.
-    """
-    own = device_of(device)
-    if own.type == "cuda":
-        # Equal picks from equal seeds: no kernel whose sums depend on the order in which threads arrive.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-    devices = [own.index or 0] if own.type == "cuda" else 1
-    fabric = Fabric(accelerator=own.type, devices=devices, precision=precision)
+    """Join the processes of this job, as the environment that torchrun sets describes it; see `fabric_on`."""
+    fabric = fabric_on(device, precision)
     return Processes(join(), fabric)

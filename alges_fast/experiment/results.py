@@ -17,10 +17,10 @@ from alges_fast import atomic
 from alges_fast.experiment.processes import LOCK
 from alges_fast.experiment.setting import Round, Setting
 from alges_fast.experiment.state import STEPS, RoundFolder
-from alges_fast.experiment.training import predict
 from alges_fast.last_layer import LastLayer
 from alges_fast.report import artefacts
 from alges_fast.strategies import frame_of
+from alges_fast.training.whole_network import predict
 from alges_fast.windows import named
 
 COLUMNS = (

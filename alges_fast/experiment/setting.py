@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from alges_fast.data import Dataset, FrameSet
 from alges_fast.data.frame_pool import FramePool
-from alges_fast.experiment.annotator import Labelled, Piece
 from alges_fast.experiment.config import RunConfig
 from alges_fast.experiment.curve import Curve
-from alges_fast.experiment.learner import Learner
 from alges_fast.experiment.processes import Processes
 from alges_fast.experiment.state import RoundFolder
 from alges_fast.random_streams import stream_seed
 from alges_fast.strategies import Strategy
+from alges_fast.training.labelled import Labelled, Piece
+from alges_fast.training.learner import Learner
 from alges_fast.windows import windows_of
 
 FORWARD_COST = 1 / 3

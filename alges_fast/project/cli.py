@@ -14,10 +14,10 @@ from alges_fast import project
 from alges_fast.annotation.lists import read_lines
 from alges_fast.command import complete, run_command
 from alges_fast.errors import UserError
-from alges_fast.experiment.config import RunConfig
 from alges_fast.project.folder import COMMAND, opened
 from alges_fast.project.status import dice_line, next_step, outline_of
 from alges_fast.project.training import WHOLE
+from alges_fast.training.config import TrainConfig
 
 HELP = f"""\
 usage: {COMMAND} STEP DIR [--SETTING VALUE ...]
@@ -139,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
 
     fit = of["train"].add_argument
     fit("--architecture", help="frozen (seconds), or a network trained whole, such as unet (as the newest model's)")
-    fit("--encoder", help=f"of a whole network ({RunConfig(architecture='unet').encoder})")
+    fit("--encoder", help=f"of a whole network ({TrainConfig().encoder})")
     fit("--encoder_weights", help="of a whole network: packaged, a name such as imagenet, or a file (none)")
     fit("--epochs", type=int, help=f"of a whole network ({WHOLE['epochs']})")
     fit("--batch_size", type=int, help=f"of a whole network ({WHOLE['batch_size']})")

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from alges_fast.annotation.imports import ExpectedFrame, Reading, ReturnedFrame, read_export, reading_of
 from alges_fast.data.files import open_picture
 from alges_fast.errors import UserError
-from alges_fast.experiment.annotator import box_of, outline
 from alges_fast.project.folder import Import, Project
 from alges_fast.project.pool import ProjectPool, list_pool
+from alges_fast.training.labelled import box_of, outline
 from alges_fast.windows import Window
 
 Untouched = Literal["ask", "accept", "leave"]

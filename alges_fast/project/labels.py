@@ -12,8 +12,8 @@ from torch import Tensor
 
 from alges_fast.annotation.exports import file_name
 from alges_fast.data.files import natural_key
-from alges_fast.experiment.annotator import box_of, outline
 from alges_fast.project.folder import Project
+from alges_fast.training.labelled import box_of, outline
 
 
 @dataclass(frozen=True, eq=False)

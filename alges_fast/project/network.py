@@ -22,8 +22,6 @@ from torch import Tensor, nn
 from alges_fast import atomic
 from alges_fast.data.frame_pool import FramePool
 from alges_fast.errors import UserError
-from alges_fast.experiment.config import RunConfig
-from alges_fast.experiment.head_training import labels_on, train_head
 from alges_fast.models import FROZEN
 from alges_fast.models.features_cache import FrozenEncoder, load_or_fit
 from alges_fast.models.frozen import FrozenHead, Projection, Trunk, build_trunk
@@ -31,7 +29,8 @@ from alges_fast.models.saved import Card, load, read_card, serialized
 from alges_fast.normalisation import Normalisation
 from alges_fast.project.folder import Project, TrainedModel
 from alges_fast.project.pool import Progress, silent
-from alges_fast.strategies.base import cross_entropy
+from alges_fast.training.config import TrainConfig
+from alges_fast.training.learner import HeadOfFrozenEncoder
 
 WEIGHTS = "model.safetensors"
 
@@ -69,32 +68,11 @@ def trunk_of(project: Project) -> Trunk:
     return _trunk(project.config.encoder, project.config.encoder_weights)
 
 
-def new_head(project: Project, encoder: FrozenEncoder, seed: int) -> FrozenHead:
-    """A head with weights of this seed."""
-    return FrozenHead(encoder.projection, len(project.config.classes), seed)
-
-
-def fit_head(head: FrozenHead, maps: Tensor, masks: NDArray[np.uint8], seed: int) -> None:
-    """Train a head in place as `run` does, and leave it in eval mode.
-
-    Args:
-        maps: (n, channels, h, w) of the labelled frames.
-        masks: (n, S, S) class ids, UNLABELLED where nothing is.
-        seed: of the order of pixels.
-    """
-    train_head(
-        torch.device("cpu"),
-        head,
-        maps,
-        labels_on((maps.shape[2], maps.shape[3]), masks),
-        steps=RunConfig.head_steps,
-        pixels=RunConfig.head_pixels,
-        lr=RunConfig.head_lr,
-        weight_decay=RunConfig.head_weight_decay,
-        seed=seed,
-        round=0,
-        loss=lambda model, inputs, truth: cross_entropy(model(inputs), truth),
-    )
+def learner_of(project: Project, encoder: FrozenEncoder) -> HeadOfFrozenEncoder:
+    """What trains the heads of a project, as `run` does."""
+    config = project.config
+    settings = TrainConfig(config.image_size, FROZEN, config.encoder, config.encoder_weights)
+    return HeadOfFrozenEncoder(settings, encoder, silent)
 
 
 def load_head(project: Project, model: TrainedModel, trunk: Trunk) -> FrozenHead:
@@ -111,11 +89,6 @@ def load_head(project: Project, model: TrainedModel, trunk: Trunk) -> FrozenHead
 def save(folder: Path, model: nn.Module, card: Card) -> None:
     """Write model.safetensors: the weights with a card, so that `select --model` needs nothing else."""
     atomic.write_bytes(folder / WEIGHTS, serialized(model, card))
-
-
-def head_card(project: Project, trunk: Trunk) -> Card:
-    """What the file of a head says."""
-    return Card.of_frozen(trunk, project.config.image_size, project.config.classes)
 
 
 def is_frozen(model: TrainedModel) -> bool:

@@ -15,8 +15,8 @@ from alges_fast.pages import render
 from alges_fast.project.choosing import strategy_of
 from alges_fast.project.folder import Import, Project, Round
 from alges_fast.project.labels import read_labels
+from alges_fast.project.measuring import ENOUGH, TELLING
 from alges_fast.project.pool import ProjectPool, list_pool
-from alges_fast.project.training import ENOUGH, TELLING
 from alges_fast.strategies import Candidate
 
 PAGE = "status.html"

@@ -10,21 +10,17 @@ from typing import Any, ClassVar, TypeAlias
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alges_fast.labels import UNLABELLED
+from alges_fast.losses import labelled_cross_entropy
 from alges_fast.pool import Id, Pool, Progress
 from alges_fast.random_streams import stream_seed
-from alges_fast.windows import Window
+from alges_fast.windows import Window, frame_of
+
+__all__ = ["Candidate", "Draw", "Query", "Rating", "Strategy", "Taken", "frame_of"]
 
 Candidate: TypeAlias = Id | Window
 """What is picked: a frame by its id, or a window of one, in pixels of the image as the annotator has it."""
-
-
-def frame_of(candidate: Candidate) -> Id:
-    """The id of the frame that it is, or is a window of."""
-    return candidate.id if isinstance(candidate, Window) else candidate
 
 
 @dataclass(frozen=True)
@@ -180,13 +176,4 @@ class Strategy(ABC):
 
         images: (B, 3, S, S) float32. masks: (B, S, S) int64, UNLABELLED where a pixel is not labelled.
         """
-        return cross_entropy(model(images), masks)
-
-
-def cross_entropy(logits: Tensor, masks: Tensor) -> Tensor:
-    """Mean cross-entropy, in nats, over the labelled pixels of a batch; 0 where there is none.
-
-    logits: (B, K, S, S). masks: (B, S, S) int64, UNLABELLED where a pixel is not labelled.
-    """
-    total = F.cross_entropy(logits, masks, ignore_index=UNLABELLED, reduction="sum")
-    return total / (masks != UNLABELLED).sum().clamp(min=1)
+        return labelled_cross_entropy(model(images), masks)

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alges_fast.labels import UNLABELLED
+from alges_fast.losses import labelled_cross_entropy
 from alges_fast.models.deal import DealModel
-from alges_fast.strategies.base import Query, Rating, Strategy, cross_entropy
+from alges_fast.strategies.base import Query, Rating, Strategy
 from alges_fast.strategies.embedding import by_candidate, by_cell, forward, named
 from alges_fast.strategies.rating import by_score
 from alges_fast.strategies.registry import register_strategy
@@ -32,7 +33,7 @@ class _Deal(Strategy):
         logits, difficulty_logits = model(images)
         wrong = (logits.argmax(1) != masks) & (masks != UNLABELLED)
         of_difficulty = F.binary_cross_entropy_with_logits(difficulty_logits, wrong.to(difficulty_logits.dtype))
-        return cross_entropy(logits, masks) + of_difficulty
+        return labelled_cross_entropy(logits, masks) + of_difficulty
 
     def rate(self, query: Query) -> Rating:
         model = query.model

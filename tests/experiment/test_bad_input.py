@@ -142,7 +142,11 @@ UNET = [
 MISTAKES: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     "empty split": (empty("test"), [], "no usable frame in the test split"),
     "one image in the pool": (leave_one, [], "the pool has 1: lower"),
-    "one image to train on": (leave_one, ["--init_size", "1", *UNET], "raise --init_size"),
+    "one image to train on": (
+        leave_one,
+        ["--init_size", "1", *UNET],
+        "round 1 of 1: this model's batch normalisation cannot train on one image: raise --init_size",
+    ),
     "query larger than the pool": (nothing, ["--rounds", "2", "--query_size", "50"], "need 52, but the pool has 4"),
     "initial pool larger than the pool": (nothing, ["--init_size", "50"], "need 50, but the pool has 4"),
     "missing root": (nothing, ["--data_root", "/no/such"], "/no/such: no such folder"),

@@ -18,12 +18,13 @@ from data.trees import tile_tree
 
 from alges_fast import atomic
 from alges_fast.errors import UserError
-from alges_fast.experiment import folder, learner, loop
+from alges_fast.experiment import folder, loop
 from alges_fast.experiment.config import PRESETS, RunConfig
 from alges_fast.experiment.results import COLUMNS
 from alges_fast.models import weights
 from alges_fast.models.weights import PACKAGED, PACKAGED_ENCODER
 from alges_fast.run import main, parse
+from alges_fast.training import learner
 
 SMALL = [
     *("--dataset", "folder", "--image_size", "32", "--rounds", "2", "--init_size", "3", "--query_size", "2"),

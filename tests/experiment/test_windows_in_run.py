@@ -13,10 +13,10 @@ from data.trees import folder_tree
 from alges_fast.data import load_dataset
 from alges_fast.errors import UserError
 from alges_fast.experiment import initial_pool
-from alges_fast.experiment.annotator import Labelled
 from alges_fast.experiment.curve import check_budget, curves_of
 from alges_fast.experiment.state import RoundFolder
 from alges_fast.run import main, parse
+from alges_fast.training.labelled import Labelled
 from alges_fast.windows import Window, named
 
 SIZE = 64

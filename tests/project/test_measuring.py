@@ -9,15 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from alges_fast.project.measuring import comparison, dice_with_intervals, frames_for, gain_with_interval, hold_out
 from alges_fast.project.status import another_round, label_saving
-from alges_fast.project.training import (
-    _comparison,
-    _scaled,
-    dice_with_intervals,
-    frames_for,
-    gain_with_interval,
-    hold_out,
-)
+from alges_fast.project.training import _scaled
 from alges_fast.windows import Window
 
 
@@ -93,14 +87,14 @@ def test_what_is_compared_with_random_frames() -> None:
     labelled["typical0"] = (Window("typical0", 0, 0, 2, 2),)
     project: Any = SimpleNamespace(rounds=rounds, labelled=labelled)
     held = {f"random{i}" for i in range(6)} | {"typical1"}
-    found = _comparison(project, [id for id in labelled if id not in held], held)
+    found = comparison(project, [id for id in labelled if id not in held], held)
     assert found is not None
     assert found.chosen == [*(f"typical{i}" for i in range(2, 7)), *(f"alges{i}" for i in range(3))]
     assert found.random == [f"random{i}" for i in range(6, 20)]
     assert found.held_out == [f"random{i}" for i in range(6)]
     assert found.strategies == ["typical", "alges-img"]
     assert found.sizes == [4, 8, 14]
-    assert _comparison(project, list(labelled), held - {"random0", "random1"}) is None  # too few drawn at random
+    assert comparison(project, list(labelled), held - {"random0", "random1"}) is None  # too few drawn at random
 
 
 def test_how_many_random_frames_reach_a_dice() -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from alges_fast.experiment.annotator import box_of, outline
 from alges_fast.project.cli import main
+from alges_fast.training.labelled import box_of, outline
 from tests.project.annotators import CLASSES, small_pool
 
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix, multiclass_jaccard_index
 from torchmetrics.functional.segmentation import dice_score
 
-from alges_fast.experiment.metrics import SegmentationCounts
 from alges_fast.labels import UNLABELLED
+from alges_fast.training.metrics import SegmentationCounts
 
 K = 12
 CLASSES = [f"class {k}" for k in range(K)]

@@ -1,6 +1,6 @@
-"""What a run trains, and what it is given of a frame: a whole network and pixels, or a frozen encoder's head and maps.
+"""What is trained, and what it is given of a frame: a whole network and pixels, or a frozen encoder's head and maps.
 
-Everything else in a run reads `Learner` and does not know which it is.
+Runs and projects read `Learner` and need not know which it is.
 """
 
 from __future__ import annotations
@@ -16,12 +16,6 @@ from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from alges_fast.data import Dataset
-from alges_fast.experiment.annotator import Labelled
-from alges_fast.experiment.config import RunConfig
-from alges_fast.experiment.crops import crops_of
-from alges_fast.experiment.head_training import labels_on, train_head
-from alges_fast.experiment.training import train
 from alges_fast.models import FROZEN, build_model, check_image_size
 from alges_fast.models.features_cache import FrozenEncoder, load_or_fit
 from alges_fast.models.features_cache import Progress as Encoding
@@ -29,9 +23,11 @@ from alges_fast.models.frozen import FrozenHead, build_trunk, grid_of
 from alges_fast.models.saved import Card
 from alges_fast.models.weights import normalisation_of
 from alges_fast.normalisation import Normalisation
-from alges_fast.strategies import Strategy
-
-OnBatch = Callable[[float], None]
+from alges_fast.training.config import TrainConfig
+from alges_fast.training.crops import crops_of
+from alges_fast.training.head import labels_on, train_head
+from alges_fast.training.labelled import Labelled
+from alges_fast.training.whole_network import LossFunction, plain_loss, train
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,17 +37,19 @@ class Training:
     Attributes:
         labelled: what of the pool is labelled.
         inputs: of all frames of the pool, (N, C, h, w), on any device.
-        strategy: whose loss it is.
         seed, round: fix everything random.
-        on_batch: called with the work done after each step.
+        loss: of a batch.
+        needs_places: whether the loss wants to know where in their frames pixels are, and so must see maps.
+        on_batch: called with the work done after each step, as `Learner.training_work` counts it.
     """
 
     labelled: Labelled
     inputs: Tensor | NDArray[Any]
-    strategy: Strategy
     seed: int
-    round: int
-    on_batch: OnBatch
+    round: int = 0
+    loss: LossFunction = plain_loss
+    needs_places: bool = False
+    on_batch: Callable[[float], None] = lambda work: None
 
 
 class Learner(ABC):
@@ -91,14 +89,14 @@ class Learner(ABC):
             training: on what, and how.
 
         Raises:
-            UserError: the loss is not finite, or the network cannot be trained on this.
+            TooFewLabels, Diverged: it cannot be trained on this.
         """
 
 
 class WholeNetwork(Learner):
     """Every weight of a network of segmentation-models-pytorch, from the pixels on."""
 
-    def __init__(self, config: RunConfig, n_classes: int) -> None:
+    def __init__(self, config: TrainConfig, n_classes: int) -> None:
         self.config = config
         check_image_size(self.new_network(n_classes, 0), config.image_size)  # it names weights that are missing
         self.transform: Normalisation = normalisation_of(config.encoder, config.encoder_weights)
@@ -143,7 +141,7 @@ class WholeNetwork(Learner):
             lr=self.config.lr,
             seed=training.seed,
             round=training.round,
-            loss=training.strategy.loss,
+            loss=training.loss,
             transform=self.transform,
             crops=crops_of(training.labelled) if training.labelled.windows else None,
             on_batch=training.on_batch,
@@ -155,7 +153,7 @@ class HeadOfFrozenEncoder(Learner):
 
     is_frozen: ClassVar[bool] = True
 
-    def __init__(self, config: RunConfig, encoder: FrozenEncoder, encoding: Encoding) -> None:
+    def __init__(self, config: TrainConfig, encoder: FrozenEncoder, encoding: Encoding) -> None:
         self.config = config
         self.encoder = encoder
         self.encoding = encoding
@@ -188,22 +186,29 @@ class HeadOfFrozenEncoder(Learner):
             pixels=self.config.head_pixels,
             lr=self.config.head_lr,
             weight_decay=self.config.head_weight_decay,
-            whole_frames=training.strategy.trains_own_model,
+            whole_frames=training.needs_places,
             seed=training.seed,
             round=training.round,
-            loss=training.strategy.loss,
+            loss=training.loss,
             on_step=lambda pixels: training.on_batch(pixels / (grid[0] * grid[1])),
         )
 
 
-def make_learner(config: RunConfig, dataset: Dataset, device: torch.device, encoding: Encoding) -> Learner:
+def make_learner(
+    config: TrainConfig, n_classes: int, images: NDArray[np.uint8], device: torch.device, encoding: Encoding
+) -> Learner:
     """The learner that a configuration names.
+
+    Args:
+        images: (N, 3, S, S) of the pool, to which a frozen encoder's projection is fitted.
+        device: where a frozen encoder runs.
+        encoding: called while the pool's maps are made.
 
     Raises:
         UserError: an unknown network, or weights or a cache that cannot be had.
     """
     if config.architecture != FROZEN:
-        return WholeNetwork(config, len(dataset.classes))
+        return WholeNetwork(config, n_classes)
     assert config.encoder_weights is not None
     trunk = build_trunk(config.encoder, config.encoder_weights).to(device)
-    return HeadOfFrozenEncoder(config, load_or_fit(trunk, dataset.train.images, progress=encoding), encoding)
+    return HeadOfFrozenEncoder(config, load_or_fit(trunk, images, progress=encoding), encoding)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from alges_fast.data import FrameSet
-from alges_fast.experiment.annotator import Effort, Labelled, outline, unlabelled
 from alges_fast.labels import UNLABELLED
+from alges_fast.training.labelled import Effort, Labelled, outline, unlabelled
 from alges_fast.windows import Window, windows_of
 
 X = UNLABELLED

@@ -19,14 +19,21 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from alges_fast.data import FrameSet, to_input
-from alges_fast.errors import UserError
-from alges_fast.experiment.crops import Crop
-from alges_fast.experiment.metrics import SegmentationCounts
+from alges_fast.losses import labelled_cross_entropy
 from alges_fast.models.batch_norm import has_statistics_of_one_value
 from alges_fast.random_streams import stream_seed
+from alges_fast.training.crops import Crop
+from alges_fast.training.errors import Diverged, TooFewLabels
+from alges_fast.training.metrics import SegmentationCounts
 
 LossFunction = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """(model, images (B, 3, S, S) float32, masks (B, S, S) int64) -> scalar; `Strategy.loss` is one."""
+
+
+def plain_loss(model: nn.Module, images: Tensor, masks: Tensor) -> Tensor:
+    """The loss of a training with no strategy of its own: cross-entropy over labelled pixels."""
+    return labelled_cross_entropy(model(images), masks)
+
 
 MEMORY_FORMAT = torch.channels_last
 """Measured: a step of U-Net with ResNet-18 takes 0.65 to 0.97 of its time in torch's default layout (AVX-512)."""
@@ -64,7 +71,8 @@ def train(
             waiting for the device.
 
     Raises:
-        UserError: the loss is not finite, or the model cannot be trained on these images.
+        TooFewLabels: the model's batch normalisation needs more than one image.
+        Diverged: the loss is not finite.
     """
     device = fabric.device
     model.to(device, memory_format=MEMORY_FORMAT).train()  # type: ignore[call-overload]
@@ -86,7 +94,7 @@ def train(
                 if len(batch) == 1 and batch[0].side not in alone:
                     alone.add(batch[0].side)
                     if has_statistics_of_one_value(model, inputs):
-                        raise UserError("this model's batch normalisation cannot train on one image: raise --init_size")
+                        raise TooFewLabels("this model's batch normalisation cannot train on one image")
                 value = loss(wrapped, inputs, cut_out(masks, batch).long())
                 fabric.backward(value)
                 optimizer.step()
@@ -95,9 +103,7 @@ def train(
                 on_batch(sum(crop.side**2 for crop in batch) / size**2)
             mean = float(total) / len(shown)
             if not math.isfinite(mean):
-                raise UserError(
-                    f"training diverged in epoch {epoch + 1}, round {round} (loss {mean}): lower --lr from {lr}"
-                )
+                raise Diverged(f"training diverged in epoch {epoch + 1} (loss {mean})")
     model.eval()
     return mean
 

@@ -9,9 +9,9 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from alges_fast.data import FrameSet
-from alges_fast.errors import UserError
-from alges_fast.experiment.training import evaluate, shuffled_batches, train
 from alges_fast.strategies import get_strategy
+from alges_fast.training.errors import Diverged, TooFewLabels
+from alges_fast.training.whole_network import evaluate, shuffled_batches, train
 
 FABRIC = Fabric(accelerator="cpu", devices=1)
 LOSS = get_strategy("random")().loss
@@ -69,12 +69,12 @@ def test_batch_normalisation_that_needs_two_images_is_a_line_not_a_traceback() -
     pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3), nn.Upsample(8), nn.Conv2d(3, 2, 1))
     options = {"epochs": 1, "batch_size": 4, "lr": 0.1, "seed": 0, "round": 0, "loss": LOSS}
     train(FABRIC, pooled, frames(5), **options)  # 4 + 1
-    with pytest.raises(UserError, match="raise --init_size"):
+    with pytest.raises(TooFewLabels, match="one image"):
         train(FABRIC, pooled, frames(1), **options)
 
 
 def test_divergence_is_said_with_its_remedy() -> None:
-    with pytest.raises(UserError, match=r"diverged in epoch \d+, round 0 .*lower --lr"):
+    with pytest.raises(Diverged, match=r"diverged in epoch \d+"):
         fit(lr=1e30, epochs=5)
 
 

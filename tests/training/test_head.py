@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from alges_fast.errors import UserError
-from alges_fast.experiment.head_training import PIXELS_A_THREAD, _AdamW, labels_on, one_cycle, train_head
 from alges_fast.labels import UNLABELLED
 from alges_fast.models.frozen import FrozenHead, Projection
 from alges_fast.strategies import get_strategy
+from alges_fast.training.errors import Diverged, TooFewLabels
+from alges_fast.training.head import PIXELS_A_THREAD, _AdamW, labels_on, one_cycle, train_head
 
 LOSS = get_strategy("random")().loss
 CPU = torch.device("cpu")
@@ -99,9 +99,9 @@ def test_fewer_labelled_pixels_than_a_step_wants_are_all_shown() -> None:
 
 def test_nothing_labelled_and_divergence_are_told() -> None:
     features, labels = maps()
-    with pytest.raises(UserError, match="no pixel of the labelled frames has a class"):
+    with pytest.raises(TooFewLabels, match="no pixel of the labelled frames has a class"):
         fit(features, np.full_like(labels, UNLABELLED))
-    with pytest.raises(UserError, match=r"training diverged in round 0 .* lower --head_lr"):
+    with pytest.raises(Diverged, match="loss nan"):
         fit(features * torch.inf, labels)
 
 

@@ -139,23 +139,34 @@ class SegmentationCounts:
                 f"{strays} pixels have a class id in prediction or mask outside 0..{self.n_classes - 1} "
                 f"(a mask may also hold {UNLABELLED}, to ignore)"
             )
-        right, truth, predicted = self.per_image.cpu().numpy().transpose(1, 0, 2)  # each (N, K)
-        total_right, total_truth, total_predicted = right.sum(0), truth.sum(0), predicted.sum(0)
-        occurs = total_truth > 0
-        dice = _ratio(2 * total_right, total_truth + total_predicted, where=occurs)
-        iou = _ratio(total_right, total_truth + total_predicted - total_right, where=occurs)
+        per_image = self.per_image.cpu().numpy()
+        right, truth, predicted = per_image.transpose(1, 0, 2)  # each (N, K)
+        total_right, total_truth, total_predicted = per_image.sum(0)
+        iou = _ratio(total_right, total_truth + total_predicted - total_right, where=total_truth > 0)
         in_either = truth + predicted > 0
         image_dice = _ratio(2 * right, truth + predicted, where=in_either)
         image_means = [_mean(row[keep]) for row, keep in zip(image_dice, in_either, strict=True) if keep.any()]
         released = (2 * right + 1) / (truth + predicted + 1)
         released_classes = [k for k in RELEASED_CLASSES if k < self.n_classes]
         return {
-            "dice": _mean(dice[occurs]),
+            "dice": mean_dice(per_image),
             "dice_image": _mean(image_means),
             "dice_released": _mean(_mean(released[:, k]) for k in released_classes),
-            "iou": _mean(iou[occurs]),
-            **{f"dice_{name}": float(value) for name, value in zip(classes, dice, strict=True)},
+            "iou": _mean(iou[~np.isnan(iou)]),
+            **{f"dice_{name}": float(value) for name, value in zip(classes, class_dice(per_image), strict=True)},
         }
+
+
+def class_dice(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """(K,) Dice of classes from `SegmentationCounts.per_image`, (N, 3, K); NaN where a class is not in the truth."""
+    right, truth, predicted = counts.sum(0)
+    return _ratio(2 * right, truth + predicted, where=truth > 0)
+
+
+def mean_dice(counts: npt.NDArray[np.int64]) -> float:
+    """Their mean over the classes that occur in the truth: the metric `dice`. NaN where none does."""
+    dice = class_dice(counts)
+    return _mean(dice[~np.isnan(dice)])
 
 
 def _ratio(

@@ -1,4 +1,4 @@
-"""The simulated annotator: which frames and windows of a pool are labelled, what they teach, and what they cost.
+"""What of a pool is labelled: which frames and windows, what they teach, and what labelling them took.
 
 Effort is counted in three measures, because pixels alone mislead: background is labelled with one click.
 
@@ -21,8 +21,7 @@ from torch import Tensor
 
 from alges_fast.data import FrameSet
 from alges_fast.labels import UNLABELLED
-from alges_fast.strategies import frame_of
-from alges_fast.windows import Window
+from alges_fast.windows import Window, frame_of
 
 Piece: TypeAlias = str | Window
 """What is labelled in one go: a whole frame, by its id, or a window of one."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from alges_fast.experiment.annotator import Box, Labelled
+from alges_fast.training.labelled import Box, Labelled
 
 STRIDE = 32
 """Crops are this many pixels or a multiple: what networks of five halvings can take."""

@@ -18,10 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from alges_fast.errors import UserError
-from alges_fast.experiment.training import MEMORY_FORMAT, LossFunction
 from alges_fast.labels import UNLABELLED
 from alges_fast.random_streams import stream_seed
+from alges_fast.training.errors import Diverged, TooFewLabels
+from alges_fast.training.whole_network import MEMORY_FORMAT, LossFunction
 
 WARM_UP = 0.3
 """Share of the steps in which the learning rate rises; then it falls, both along a cosine (one-cycle)."""
@@ -60,7 +60,8 @@ def train_head(
         on_step: called with the number of pixels after each step.
 
     Raises:
-        UserError: nothing is labelled, or the loss is not finite.
+        TooFewLabels: no pixel has a label.
+        Diverged: the loss is not finite.
     """
     model.to(device, memory_format=MEMORY_FORMAT).train()  # type: ignore[call-overload]
     optimizer = _AdamW(model, weight_decay)
@@ -80,7 +81,7 @@ def train_head(
             on_step(truth.numel())
     reached = float(total) / counted
     if not math.isfinite(reached):
-        raise UserError(f"training diverged in round {round} (loss {reached}): lower --head_lr from {lr}")
+        raise Diverged(f"training diverged (loss {reached})")
     model.eval()
     return reached
 
@@ -147,7 +148,7 @@ def _pixels(
     """Labelled pixels without end, (1, C, rows, columns) and (1, rows, columns): oneDNN likes a square best."""
     labelled = labels != UNLABELLED
     if not labelled.any():
-        raise UserError("no pixel of the labelled frames has a class: raise --init_size")
+        raise TooFewLabels("no pixel of the labelled frames has a class")
     places = torch.from_numpy(labelled).to(features.device)
     points = features.permute(0, 2, 3, 1)[places].to(device)
     classes = torch.from_numpy(labels[labelled]).to(device)

@@ -11,11 +11,11 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from alges_fast.data import FrameSet
-from alges_fast.experiment.annotator import Labelled
-from alges_fast.experiment.crops import Crop, crops_of
-from alges_fast.experiment.training import batches_of_crops, cut_out, shuffled_batches, train
 from alges_fast.labels import UNLABELLED
 from alges_fast.strategies import get_strategy
+from alges_fast.training.crops import Crop, crops_of
+from alges_fast.training.labelled import Labelled
+from alges_fast.training.whole_network import batches_of_crops, cut_out, shuffled_batches, train
 from alges_fast.windows import Window, windows_of
 
 SIZE = 96

@@ -1,0 +1,17 @@
+"""Why a network cannot be trained. The command that asked for it knows which of its flags mends that."""
+
+from __future__ import annotations
+
+__all__ = ["Diverged", "TooFewLabels", "TrainingError"]
+
+
+class TrainingError(Exception):
+    """A training that came to nothing."""
+
+
+class TooFewLabels(TrainingError):
+    """What is labelled is not enough to train on."""
+
+
+class Diverged(TrainingError):
+    """The loss is not finite: the learning rate is too high, or the inputs are not finite."""
