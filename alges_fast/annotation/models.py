@@ -6,16 +6,19 @@
     model.safetensors              saved by `alges_fast.run --keep_models`, which says what it is; or, with the
                                    architecture's name, weights saved by safetensors.torch.save_model
 
-Nothing is unpickled. But a program is a program: an exported model runs what its author put into it, like the function.
+Nothing is unpickled, not even where torch.export.load would. But a program is a program: an exported model runs what
+its author put into it, like the function.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+import pickle
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -114,12 +117,48 @@ def _from_function(name: str) -> nn.Module:
 
 
 def _from_export(path: Path) -> tuple[nn.Module, int | None]:
+    _check_export(path)
     try:
-        return _as_modules(torch.export.load(path))
+        with _plain_tensors_alone():
+            program = torch.export.load(path)
+        return _as_modules(program)
+    except pickle.UnpicklingError:
+        raise UserError(f"{path}: {_PICKLED}") from None
     except (RuntimeError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
         raise UserError(
             f"{path}: not a torch.export file of this torch ({_line(error)[:200]}): export it again"
         ) from None
+
+
+_PICKLED = "holds pickled objects, which could run anything and are not read: export the model without them"
+
+
+def _check_export(path: Path) -> None:
+    """Refuse what torch.export.load would unpickle, or load as machine code, without asking; seen with its own reader,
+    since two readers of zips may see two archives in one file. Raises UserError."""
+    try:
+        names = torch._C.PyTorchFileReader(str(path)).get_all_records()
+    except RuntimeError as error:
+        raise UserError(f"{path}: not a torch.export file ({_line(error)[:120]}): export it again") from None
+    if any(kind in name for name in names for kind in ("custom_obj_", "opaque_obj_")):
+        raise UserError(f"{path}: {_PICKLED}")
+    if any("aotinductor" in name for name in names):
+        raise UserError(f"{path}: holds compiled machine code, which is not run: give what torch.export.save writes")
+
+
+@contextmanager
+def _plain_tensors_alone() -> Iterator[None]:
+    """Every torch.load in it reads tensors and nothing else, whatever it is told."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def _from_torchscript(path: Path, image_size: int) -> tuple[nn.Module, int | None]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from alges_fast.errors import UserError
 from alges_fast.models import FROZEN, build_model
 from alges_fast.models.frozen import FrozenHead, FrozenModel, Projection, Trunk, build_trunk
+from alges_fast.models.weights import PACKAGED, is_registered
 from alges_fast.normalisation import Normalisation
 
 __all__ = ["Card", "load", "read_card", "serialized"]
@@ -67,8 +68,21 @@ class Card:
     def from_json(cls, text: str) -> Card:
         """Raises ValueError, KeyError or TypeError where the text is no card."""
         given = json.loads(text)
+        for name, kind in _KINDS.items():
+            if not isinstance(given[name], kind):
+                raise TypeError(f"{name} is {given[name]!r}")
+        if not (1 <= given["head_kernel"] <= 99 and 1 <= given["image_size"] <= 1 << 14):
+            raise ValueError("sizes of no network")
         given["normalisation"] = Normalisation(*(tuple(given["normalisation"][of]) for of in ("mean", "deviation")))
         return cls(**{**given, "classes": tuple(given["classes"])})
+
+
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("architecture", "encoder", "encoder_digest"), str),
+    "encoder_weights": (str, type(None)),
+    **dict.fromkeys(("head_kernel", "image_size"), int),
+    "classes": list,
+}
 
 
 def serialized(model: nn.Module, card: Card) -> bytes:
@@ -100,15 +114,27 @@ def load(path: Path, card: Card, encoder_weights: str | None = None) -> nn.Modul
     Args:
         path: the file.
         card: what it says.
-        encoder_weights: where a frozen encoder's weights are, if elsewhere than the card says.
+        encoder_weights: where a frozen encoder's weights are; the card's own word counts for the packaged ones alone,
+            since a file of a stranger's would else choose what is fetched or opened.
 
     Raises:
-        UserError: the weights do not fit, or a frozen encoder's are others than the head was trained on.
+        UserError: the weights do not fit, or a frozen encoder's are others than the head was trained on; an encoder
+            that is no name of segmentation-models-pytorch or timm.
     """
+    if not is_registered(card.encoder):
+        raise UserError(
+            f"{path}: its encoder {card.encoder!r} is no name of segmentation-models-pytorch or timm: take files from "
+            "whom you trust, or give the whole model (.pt2)"
+        )
     state = _of_network(safetensors.torch.load_file(path))
     try:
         if card.architecture == FROZEN:
-            return _frozen(path, card, state, encoder_weights or card.encoder_weights or "")
+            if encoder_weights is None and card.encoder_weights != PACKAGED:
+                raise UserError(
+                    f"{path}: its encoder's weights are {card.encoder_weights!r}, and what is fetched or opened is for "
+                    "you to say: give them with --encoder_weights"
+                )
+            return _frozen(path, card, state, encoder_weights or PACKAGED)
         model = build_model(
             card.architecture, card.encoder, num_classes=len(card.classes), head_kernel=card.head_kernel, seed=0
         )

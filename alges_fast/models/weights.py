@@ -27,6 +27,7 @@ __all__ = [
     "digest",
     "fetched",
     "frozen_encoder",
+    "is_registered",
     "load_weights",
     "normalisation_of",
     "read_weights",
@@ -53,6 +54,18 @@ def frozen_encoder(encoder: str, encoder_weights: str | None) -> tuple[str, str]
     if encoder_weights is None and encoder != PACKAGED_ENCODER:
         raise UserError(f"a frozen encoder is not trained: give --encoder_weights for {encoder}")
     return encoder, encoder_weights or PACKAGED
+
+
+def is_registered(encoder: str) -> bool:
+    """Whether an encoder is one that segmentation-models-pytorch or timm have a name for. timm takes places for names
+    too, a hub's (hf-hub:...) and local folders (local-dir:...), and runs or opens what is there."""
+    import segmentation_models_pytorch as smp
+
+    if not encoder.startswith("tu-"):
+        return encoder in smp.encoders.get_encoder_names()
+    import timm
+
+    return ":" not in encoder and bool(timm.is_model(encoder.removeprefix("tu-")))
 
 
 def fetched(encoder: str, encoder_weights: str | None) -> str | None:

@@ -88,18 +88,23 @@ def import_(root: str | Path, exports: Sequence[Path], settings: ImportSettings 
         return import_exports(project, exports, settings or ImportSettings())
 
 
-def send(root: str | Path, url: str, progress: Progress = silent) -> str:
+def send(root: str | Path, url: str, progress: Progress = silent, *, plain_http: bool = False) -> str:
     """See `label_studio.send_round`."""
     with opened(Path(root)) as project:
-        return send_round(project, url, progress)
+        return send_round(project, url, progress, plain_http=plain_http)
 
 
 def fetch(
-    root: str | Path, url: str, settings: ImportSettings | None = None, progress: Progress = silent
+    root: str | Path,
+    url: str,
+    settings: ImportSettings | None = None,
+    progress: Progress = silent,
+    *,
+    plain_http: bool = False,
 ) -> list[Import]:
     """See `label_studio.fetch_rounds`."""
     with opened(Path(root)) as project:
-        return fetch_rounds(project, url, settings or ImportSettings(), progress)
+        return fetch_rounds(project, url, settings or ImportSettings(), progress, plain_http=plain_http)
 
 
 def train(root: str | Path, settings: TrainSettings | None = None, progress: Progress = silent) -> TrainedModel:

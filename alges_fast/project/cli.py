@@ -152,6 +152,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _server(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--label_studio", metavar="URL", help=f"{what}; the key is read from LABEL_STUDIO_API_KEY")
+    parser.add_argument("--plain_http", action="store_true", help="let it be http, read by all on the way, not https")
 
 
 def _run(given: argparse.Namespace) -> int:
@@ -186,7 +187,7 @@ def _next(root: Path, given: argparse.Namespace, progress: project.Progress) -> 
     round = project.next_round(root, settings, progress)
     lines = [f"{len(round.picks or ())} picks: {round.folder / 'picks.csv'}"]
     if given.label_studio:
-        lines.append(project.send(root, given.label_studio, progress))
+        lines.append(project.send(root, given.label_studio, progress, plain_http=given.plain_http))
     return [*lines, *_afterwards(root)]
 
 
@@ -196,7 +197,7 @@ def _import(root: Path, given: argparse.Namespace, progress: project.Progress) -
     if given.label_studio:
         if given.exports:
             raise UserError("give exports or --label_studio, not both")
-        imports = project.fetch(root, given.label_studio, settings, progress)
+        imports = project.fetch(root, given.label_studio, settings, progress, plain_http=given.plain_http)
     else:
         imports = [taken for taken in [project.import_(root, given.exports, settings)] if taken is not None]
     with opened(root) as open_project:

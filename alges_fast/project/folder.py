@@ -124,7 +124,7 @@ class Project:
         found = []
         for number, folder in _numbered(self.root / "rounds"):
             if (folder / ROUND).exists():
-                facts = _json(folder / ROUND)
+                facts = _json(folder / ROUND, "asked", "model")
                 rows = _read_picks(folder / PICKS) if (folder / PICKS).exists() else None
                 picks = None if rows is None else [pick for pick, _ in rows]
                 outlines = {pick: outline for pick, outline in rows or () if outline is not None}
@@ -136,7 +136,7 @@ class Project:
         found = []
         for round in self.rounds:
             for number, folder in _numbered(round.folder / "returned"):
-                facts = _json(folder / IMPORT)
+                facts = _json(folder / IMPORT, "frames", "refused", "sources", "outline")
                 frames = {
                     id: None if boxes is None else [Window(id, *box) for box in boxes]
                     for id, boxes in facts["frames"].items()
@@ -149,7 +149,7 @@ class Project:
     @cached_property
     def models(self) -> list[TrainedModel]:
         return [
-            TrainedModel(number, folder, _json(folder / MODEL))
+            TrainedModel(number, folder, _json(folder / MODEL, "imports", "round"))
             for number, folder in _numbered(self.root / "models")
             if (folder / MODEL).exists()
         ]
@@ -345,12 +345,20 @@ def _read_picks(path: Path) -> list[tuple[Candidate, float | None]]:
         raise UserError(f"{path} is damaged: restore it from a backup") from None
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> Any:
+    """A file of the project's own. Raises UserError where it is damaged."""
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}): restore it from a backup") from None
-    return dict(facts)
+
+
+def _json(path: Path, *names: str) -> dict[str, Any]:
+    facts = read_json(path)
+    if not isinstance(facts, dict) or (missing := [name for name in names if name not in facts]):
+        what = "it is no mapping" if not isinstance(facts, dict) else f"no {missing[0]}"
+        raise UserError(f"{path} is damaged ({what}): restore it from a backup")
+    return facts
 
 
 def _numbered(folder: Path) -> list[tuple[int, Path]]:

@@ -8,7 +8,7 @@ that was killed goes on where it stopped.
 from __future__ import annotations
 
 import hashlib
-import json
+import ipaddress
 import mimetypes
 import os
 from collections.abc import Iterator, Mapping
@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from alges_fast import atomic
 from alges_fast.annotation.imports import read_tasks
 from alges_fast.errors import UserError
-from alges_fast.project.folder import Import, Project, Round
+from alges_fast.project.folder import Import, Project, Round, read_json
 from alges_fast.project.importing import ImportSettings, changed, reading_for, take_in
 from alges_fast.project.pool import Progress, list_pool, silent
 
@@ -30,8 +30,11 @@ TOGETHER = 20
 """Tasks of a request; those of one that was killed are sent again."""
 
 
-def send_round(project: Project, url: str, progress: Progress = silent) -> str:
+def send_round(project: Project, url: str, progress: Progress = silent, *, plain_http: bool = False) -> str:
     """Make a project on the server with the tasks of the round that is out, or add those that are missing there.
+
+    Args:
+        plain_http: whether key and frames may go to another host unencrypted.
 
     Raises:
         UserError: no round is out, no key, or a server that does not answer or refuses.
@@ -40,8 +43,8 @@ def send_round(project: Project, url: str, progress: Progress = silent) -> str:
         raise UserError(f"no round is out: {project.command('next', '-n 20')} first")
     round = project.rounds[-1]
     folder = round.folder / "label_studio"
-    tasks = json.loads((folder / "tasks.json").read_text(encoding="utf-8"))
-    with _connected(url) as client:
+    tasks = read_json(folder / "tasks.json")
+    with _connected(url, plain_http=plain_http) as client:
         number = _server_project(client, project, round, (folder / "config.xml").read_text(encoding="utf-8"))
         there = {task["data"].get("frame") for task in _tasks(client, number)}
         missing = [task for task in tasks if task["data"]["frame"] not in there]
@@ -57,7 +60,9 @@ def send_round(project: Project, url: str, progress: Progress = silent) -> str:
     return f"{len(tasks)} tasks: {url.rstrip('/')}/projects/{number}"
 
 
-def fetch_rounds(project: Project, url: str, settings: ImportSettings, progress: Progress = silent) -> list[Import]:
+def fetch_rounds(
+    project: Project, url: str, settings: ImportSettings, progress: Progress = silent, *, plain_http: bool = False
+) -> list[Import]:
     """Take in what is finished of all rounds on the server; an import for each round with news.
 
     Raises:
@@ -71,7 +76,7 @@ def fetch_rounds(project: Project, url: str, settings: ImportSettings, progress:
     pool = list_pool(project)
     reading = reading_for(project, pool, settings)
     news = []
-    with _connected(url) as client:
+    with _connected(url, plain_http=plain_http) as client:
         for done, (_, facts) in enumerate(sent):
             progress("fetching rounds", done, len(sent))
             where = f"{url}, project {facts['project']}"
@@ -86,17 +91,14 @@ def fetch_rounds(project: Project, url: str, settings: ImportSettings, progress:
 
 
 @contextmanager
-def _connected(url: str) -> Iterator[Any]:
-    """A client; what its library raises becomes one line, which never holds the key."""
-    address = urlsplit(url)
-    if address.scheme not in ("http", "https") or not address.hostname or address.username or address.password:
-        raise UserError("--label_studio: give the server's address, such as http://127.0.0.1:8080, without a password")
-    key = os.environ.get(KEY)
-    if not key:
-        raise UserError(
-            f"{KEY} is not set: make a personal access token in Label Studio (Account & Settings) and put it into that "
-            "environment variable"
-        )
+def _connected(url: str, *, plain_http: bool) -> Iterator[Any]:
+    """A client that follows no redirect, which would take key and frames to wherever a server says.
+
+    What its library raises becomes one line, which says of what kind it is and no more: the text may hold the key, as
+    it is or in any spelling.
+    """
+    _check_address(url, plain_http=plain_http)
+    key = _key()
     try:
         import httpx
         from label_studio_sdk import LabelStudio
@@ -104,14 +106,61 @@ def _connected(url: str) -> Iterator[Any]:
     except ImportError:
         raise UserError("--label_studio needs its SDK: pip install 'alges-fast[label-studio]'") from None
     try:
-        yield LabelStudio(base_url=url.rstrip("/"), api_key=key, timeout=60)
+        yield LabelStudio(base_url=url.rstrip("/"), api_key=key, timeout=60, follow_redirects=False)
+    except UserError:
+        raise
     except ApiError as error:
+        if error.status_code is not None and 300 <= error.status_code < 400:
+            raise UserError(
+                f"{url}: redirects, and nothing is sent on: give the address that it redirects to"
+            ) from None
+        if error.status_code == 200:
+            raise UserError(f"{url}: answers what no Label Studio does: check the address") from None
         why = "refuses the key" if error.status_code in (401, 403) else f"answers {error.status_code}"
-        detail = " ".join(str(error.body).replace(key, "…").split())[:200]
-        raise UserError(f"{url}: {why} ({detail}): check {KEY} and what the account may do there") from None
+        raise UserError(f"{url}: {why}: check {KEY} and what the account may do there") from None
     except httpx.HTTPError as error:
-        reason = " ".join(str(error).replace(key, "…").split()) or type(error).__name__
-        raise UserError(f"{url}: does not answer ({reason}): check the address and that the server runs") from None
+        raise UserError(
+            f"{url}: does not answer ({type(error).__name__}): check the address and that the server runs"
+        ) from None
+    except Exception as error:  # the SDK takes every page for the JSON that it expects
+        raise UserError(
+            f"{url}: answers what no Label Studio does ({type(error).__name__}): check the address"
+        ) from None
+
+
+def _check_address(url: str, *, plain_http: bool) -> None:
+    try:
+        address = urlsplit(url)
+        host = address.hostname or ""
+        _ = address.port
+    except ValueError:
+        address, host = urlsplit(""), ""
+    if address.scheme not in ("http", "https") or not host or address.username or address.password:
+        raise UserError("--label_studio: give the server's address, such as http://127.0.0.1:8080, without a password")
+    try:
+        here = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        here = False
+    if address.scheme == "http" and not here and not plain_http:
+        raise UserError(
+            f"--label_studio {url}: key and frames would go to another host for all on the way to read: give an https "
+            "address, or --plain_http if that network is yours"
+        )
+
+
+def _key() -> str:
+    key = os.environ.get(KEY)
+    if not key:
+        raise UserError(
+            f"{KEY} is not set: make a personal access token in Label Studio (Account & Settings) and put it into that "
+            "environment variable"
+        )
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise UserError(
+            f"{KEY} holds white space or another character that no key has (a line end, of a file saved on Windows?): "
+            "set it to the key alone"
+        )
+    return key
 
 
 def _server_project(client: Any, project: Project, round: Round, config: str) -> int:
@@ -159,5 +208,11 @@ def _sent(round: Round, url: str) -> dict[str, Any] | None:
     path = round.folder / "label_studio" / SERVER
     if not path.exists():
         return None
-    facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    facts = read_json(path)
+    if (
+        not isinstance(facts, dict)
+        or not isinstance(facts.get("url"), str)
+        or not isinstance(facts.get("project"), int)
+    ):
+        raise UserError(f"{path} is damaged: restore it from a backup")
     return facts if facts["url"] == url.rstrip("/") else None

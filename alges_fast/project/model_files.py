@@ -52,7 +52,7 @@ def export_model(project: Project, out: Path | None = None) -> list[Path]:
     newest = project.models[-1]
     folder = newest.folder if out is None else out
     folder.mkdir(parents=True, exist_ok=True)
-    model = Deployed(*network.load_whole(newest)).eval()
+    model = Deployed(*network.load_whole(newest, project.config.encoder_weights)).eval()
     _, images = decoded(list_pool(project), project.config.image_size)
     frames = torch.from_numpy(np.array(images[:CHECKED])).float() / 255
     with torch.no_grad():

@@ -96,10 +96,11 @@ def is_frozen(model: TrainedModel) -> bool:
     return _card(model).architecture == FROZEN
 
 
-def load_whole(model: TrainedModel) -> tuple[nn.Module, Normalisation]:
-    """Any trained model, normalised images to logits at their size, and the normalisation."""
+def load_whole(model: TrainedModel, encoder_weights: str | None = None) -> tuple[nn.Module, Normalisation]:
+    """Any trained model, normalised images to logits at their size, and the normalisation; of a frozen encoder with the
+    weights that the project names."""
     card = _card(model)
-    return load(model.folder / WEIGHTS, card).requires_grad_(False), card.normalisation
+    return load(model.folder / WEIGHTS, card, encoder_weights).requires_grad_(False), card.normalisation
 
 
 @cache

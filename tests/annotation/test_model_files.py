@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import pickle
 import sys
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -118,3 +123,71 @@ def test_what_is_no_model_is_named(tmp_path: Path, name: str, content: bytes | N
         load_model(str(path), image_size=SIZE, build=never)
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+class Planted:
+    """What a pickle can do when it is read: here, make a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def with_members(path: Path, members: dict[str, bytes]) -> None:
+    """Give the zip at path these members, by the end of their name, or new ones beside its first."""
+    with zipfile.ZipFile(path) as archive:
+        all_members = {name: archive.read(name) for name in archive.namelist()}
+    root = next(iter(all_members)).partition("/")[0]
+    for end, contents in members.items():
+        all_members[next((name for name in all_members if name.endswith(end)), f"{root}/{end}")] = contents
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, contents in all_members.items():
+            archive.writestr(name, contents)
+
+
+@pytest.mark.parametrize("where", ["sample inputs", "weight", "constant", "custom object", "opaque object", "legacy"])
+def test_nothing_in_an_exported_program_is_unpickled(model: nn.Module, tmp_path: Path, where: str) -> None:
+    path, ran = tmp_path / "model.pt2", tmp_path / "ran"
+    torch.export.save(torch.export.export(model, (torch.randn(2, 3, SIZE, SIZE),)), path)
+    saved = io.BytesIO()
+    torch.save({"a": Planted(ran)}, saved)
+    config = '{"config": {"x": {"path_name": "%s", "is_param": false, "use_pickle": true, "tensor_meta": null}}}'
+    constants = "data/constants/model_constants_config.json"
+    with_members(
+        path,
+        {
+            "sample inputs": {"data/sample_inputs/model.pt": saved.getvalue()},
+            "weight": {
+                "data/weights/model_weights_config.json": (config % "weight_9").encode(),
+                "data/weights/weight_9": saved.getvalue(),
+            },
+            "constant": {constants: (config % "tensor_9").encode(), "data/constants/tensor_9": saved.getvalue()},
+            "custom object": {
+                constants: (config % "custom_obj_9").encode(),
+                "data/constants/custom_obj_9": saved.getvalue(),
+            },
+            "opaque object": {
+                constants: (config % "opaque_obj_9").encode(),
+                "data/constants/opaque_obj_9": pickle.dumps(Planted(ran)),
+            },
+            "legacy": {"data/constants/model.pt": saved.getvalue()},
+        }[where],
+    )
+    with pytest.raises(UserError, match=r"model\.pt2: holds pickled objects") as caught:
+        load_model(str(path), image_size=SIZE, build=never)
+    assert "\n" not in str(caught.value)
+    assert not ran.exists()
+    if where != "custom object":  # torch's own reader of those knows no Python objects
+        with contextlib.suppress(Exception):
+            torch.export.load(path)
+        assert ran.exists(), "the input plants nothing, so the test shows nothing"
+
+
+def test_machine_code_in_an_exported_program_is_not_run(model: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "model.pt2"
+    torch.export.save(torch.export.export(model, (torch.randn(2, 3, SIZE, SIZE),)), path)
+    with_members(path, {"data/aotinductor/model/x.so": b"\x7fELF"})
+    with pytest.raises(UserError, match="compiled machine code"):
+        load_model(str(path), image_size=SIZE, build=never)

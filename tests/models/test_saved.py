@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def frozen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Card,
     trunk = small_trunk(seed=7)
     projection = fit_projection(torch.randn(300, sum(trunk.channels)), trunk.channels)
     model = FrozenModel(trunk, FrozenHead(projection, 3, seed=1)).eval()
-    card = replace(CARD, architecture=FROZEN, encoder="small", encoder_weights="7", encoder_digest=trunk.digest)
+    card = replace(CARD, architecture=FROZEN, encoder="tu-resnet18", encoder_weights="7", encoder_digest=trunk.digest)
     path = tmp_path / "frozen.safetensors"
     path.write_bytes(serialized(model.head, card))
     return path, card, model
@@ -56,8 +57,29 @@ def frozen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Card,
 def test_a_frozen_models_file_makes_the_whole_of_it(frozen: tuple[Path, Card, FrozenModel]) -> None:
     path, card, model = frozen
     images = torch.randn(2, 3, 32, 32)
-    again = load(path, card)
+    again = load(path, card, "7")
     assert torch.equal(again(images), model(images))
+
+
+def test_a_file_does_not_say_what_is_fetched_or_opened(frozen: tuple[Path, Card, FrozenModel]) -> None:
+    path, card, _ = frozen
+    with pytest.raises(UserError, match=r"frozen\.safetensors: its encoder's weights are '7'.*--encoder_weights"):
+        load(path, card)
+    for encoder in ("tu-hf-hub:someone/evil", "tu-local-dir:/tmp/evil", "smp-hub:x", "../x", "tu-resnet18/../x", ""):
+        for architecture in ("unet", FROZEN):
+            with pytest.raises(UserError, match=r"is no name of segmentation-models-pytorch or timm"):
+                load(path, replace(card, encoder=encoder, architecture=architecture), "7")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"encoder": 5}, {"classes": "abc"}, {"head_kernel": 10**9}, {"image_size": "224"}, {"encoder_weights": []}],
+)
+def test_a_card_of_other_kinds_is_none(tmp_path: Path, wrong: dict[str, object]) -> None:
+    path = tmp_path / "model.safetensors"
+    text = json.dumps({**json.loads(CARD.as_json()), **wrong})
+    save_file({"weight": torch.zeros(2)}, path, {"alges_fast": text})
+    assert read_card(path) is None
 
 
 def test_other_weights_are_refused_by_both_names(frozen: tuple[Path, Card, FrozenModel]) -> None:
