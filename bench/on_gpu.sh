@@ -65,7 +65,7 @@ sanitize() {  # TOOL; small calls of every kernel
   compute-sanitizer --tool "$1" --error-exitcode 1 --kernel-regex kns=alges python3 - << 'CALLS'
 import torch
 from alges_fast import kmeans_plusplus, pixel_gradients
-from alges_fast.ops.problem import OUTPUTS
+from alges_fast.ops import OUTPUTS
 
 torch.manual_seed(0)
 for dtype in (torch.float32, torch.bfloat16):

@@ -2,6 +2,7 @@
 // own; Python (ops/cpu.py, ops/cuda.py, seeding/native.py) checks shapes and types before it calls.
 #include <pybind11/pybind11.h>
 
+#include "call.h"
 #include "cpu/isa.h"
 #ifdef ALGES_FAST_WITH_CUDA
 #include "cuda/device.h"
@@ -21,6 +22,9 @@ void bind_cuda_seeding(py::module_& m);
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native kernels of alges_fast; call them through alges_fast.ops and alges_fast.seeding.";
   m.def("isa", [] { return alges::name(alges::isa()); }, "Instruction set the CPU kernels run with.");
+#define ALGES_NAME(type, name, predicts) #name,
+  m.attr("OUTPUTS") = py::make_tuple(ALGES_OUTPUTS(ALGES_NAME) "")[py::slice(0, -1, 1)];
+#undef ALGES_NAME
   alges::bind_pixel_gradients_cpu(m);
   alges::bind_seeding(m);
 #ifdef ALGES_FAST_WITH_CUDA

@@ -16,7 +16,11 @@ namespace alges {
 
 using Sizes = std::array<int64_t, 9>;                                                // B, d, K, D, H, W, kD, kH, kW
 using Given = std::optional<std::tuple<uintptr_t, int, std::array<int64_t, 5>>>;     // address, type, strides
-using Addresses = std::array<uintptr_t, 11>;                                         // in the order of OUTPUTS; 0 for none
+#define ALGES_COUNT(type, name, predicts) +1
+using Addresses = std::array<uintptr_t, 0 ALGES_OUTPUTS(ALGES_COUNT)>;               // 0 for what is not asked for
+#undef ALGES_COUNT
+// Of features, weight, bias, logits, residual, valid, hidden weight and hidden bias; 0 for what is not given.
+using Tensors = std::array<uintptr_t, 8>;
 
 // Sizes of a call that has something to do, none of whose counts overflows.
 inline void check_sizes(const Sizes& sizes) {
@@ -45,17 +49,10 @@ inline Operand operand(const Given& given) {
 }
 
 inline void set_outputs(Outputs& to, const Addresses& at) {
-  to.image = pointer<float>(at[0]);
-  to.semantic = pointer<float>(at[1]);
-  to.semantic_vector = pointer<float>(at[2]);
-  to.norm_map = pointer<float>(at[3]);
-  to.class_pixels = pointer<int64_t>(at[4]);
-  to.entropy = pointer<float>(at[5]);
-  to.margin = pointer<float>(at[6]);
-  to.confidence = pointer<float>(at[7]);
-  to.class_mass = pointer<float>(at[8]);
-  to.class_entropy = pointer<float>(at[9]);
-  to.feature_sum = pointer<float>(at[10]);
+  size_t next = 0;
+#define ALGES_SET(type, name, predicts) to.name = pointer<type>(at[next++]);
+  ALGES_OUTPUTS(ALGES_SET)
+#undef ALGES_SET
 }
 
 // What the CPU's call and the GPU's have in common.
@@ -69,6 +66,26 @@ void set_operands(Call& call, const Given& features, uintptr_t weight, uintptr_t
   call.weight = pointer<const float>(weight);
   call.bias = pointer<const float>(bias);
   set_outputs(call, outputs);
+}
+
+// The same call with other tensors of the same layout: those that are given are those that were.
+template <class Call>
+void move_operands(Call& call, const Tensors& at, const Addresses& outputs) {
+  const auto move = [](const void* was, uintptr_t now) {
+    if ((was != nullptr) != (now != 0)) throw std::invalid_argument("other tensors are given than the call was made for");
+    return pointer<const void>(now);
+  };
+  call.features.data = move(call.features.data, at[0]);
+  call.weight = static_cast<const float*>(move(call.weight, at[1]));
+  call.bias = static_cast<const float*>(move(call.bias, at[2]));
+  call.logits.data = move(call.logits.data, at[3]);
+  call.residual.data = move(call.residual.data, at[4]);
+  call.valid.data = move(call.valid.data, at[5]);
+  const Outputs before = call;
+  set_outputs(call, outputs);
+#define ALGES_SAME(type, name, predicts) move(before.name, reinterpret_cast<uintptr_t>(call.name));
+  ALGES_OUTPUTS(ALGES_SAME)
+#undef ALGES_SAME
 }
 
 }  // namespace alges

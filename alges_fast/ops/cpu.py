@@ -9,14 +9,17 @@ the reference by default): with 21 classes, from about 4000 channels on with a 1
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from alges_fast._native import cpu_kernels, native_status
-from alges_fast.ops.native import addresses, operands
-from alges_fast.ops.problem import OUTPUTS, Problem
+from alges_fast.ops.native import addresses, layout, tensors
+from alges_fast.ops.operands import Operands
+from alges_fast.ops.outputs import OUTPUTS
+from alges_fast.ops.problem import Problem
 
 
 def unavailable() -> str | None:
@@ -30,59 +33,53 @@ def unsupported(problem: Problem) -> str | None:
         return f"features are on {problem.features.device}"
     if problem.features.dtype == torch.float64:
         return "it computes in float32; float64 runs on backend 'reference'"
-    if scratch_bytes(problem) == 0:
-        channels, classes, kernel = problem.channels, problem.classes, problem.kernel
-        if problem.hidden is not None:
-            inputs = problem.features.shape[1]
-            return (
-                f"{inputs} inputs, {channels} hidden channels and {classes} classes, with a kernel of {kernel}: the "
-                "hidden layer takes more than 256 KB, or the kernel more than a pixel"
-            )
-        return (
-            f"{channels} channels and {classes} classes with a kernel of {kernel}: 32 positions of them "
-            "take more than the 768 KB of a thread's scratch memory"
-        )
-    return None
-
-
-def run(problem: Problem) -> dict[str, Tensor]:
-    """All outputs asked for, in canonical shape."""
-    found = {name: problem.empty(name) for name in problem.outputs}
-    _call(problem, addresses(found)).run()
-    return found
-
-
-def run_windows(problem: Problem, regions: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """What `hidden_windows` returns, in canonical shape."""
-    n_windows = regions[0] * regions[1]
-    image = problem.features.new_empty((problem.batch, n_windows, *problem.weight.shape[:2]), dtype=problem.accumulator)
-    outline = image.new_empty(image.shape[:2])
-    _call(problem, addresses({"image": image}), regions, outline.data_ptr()).run()
-    return image, outline
-
-
-def unsupported_windows(problem: Problem, regions: tuple[int, int]) -> str | None:
-    """Why this backend cannot run the windows of these inputs; `unsupported` has said of the images that it can."""
-    if _call(problem, addresses({"image": problem.features}), regions, 1).scratch() == 0:
+    if scratch_bytes(problem) > 0:
+        return None
+    if problem.regions is not None:
         return "a pixel's channels do not lie together, or 32 positions take more than a thread's scratch memory"
-    return None
+    channels, classes, kernel = problem.channels, problem.classes, problem.kernel
+    if problem.hidden is not None:
+        inputs = problem.features.shape[1]
+        return (
+            f"{inputs} inputs, {channels} hidden channels and {classes} classes, with a kernel of {kernel}: the "
+            "hidden layer takes more than 256 KB, or the kernel more than a pixel"
+        )
+    return (
+        f"{channels} channels and {classes} classes with a kernel of {kernel}: 32 positions of them "
+        "take more than the 768 KB of a thread's scratch memory"
+    )
+
+
+def bind(operands: Operands) -> Callable[[Operands], list[Tensor]]:
+    """What runs calls of this layout."""
+    call, shapes = _call(operands.problem()), operands.shapes()
+    places = [OUTPUTS.index(name) for name in operands.names if name in OUTPUTS]
+
+    def run(operands: Operands) -> list[Tensor]:
+        results = [operands.features.new_empty(shape, dtype=dtype) for shape, dtype in shapes]
+        given, outputs = tensors(operands), [0] * len(OUTPUTS)
+        for place, result in zip(places, results, strict=False):  # an outline is none of them
+            outputs[place] = result.data_ptr()
+        outline = results[-1].data_ptr() if operands.regions else 0
+        call.run(addresses(given), outputs, outline, torch.get_num_threads())
+        return results
+
+    return run
 
 
 def scratch_bytes(problem: Problem) -> int:
-    """Memory that `run` takes beside its outputs, for all threads together; 0 where it cannot run."""
-    size: int = _call(problem, [int(name in problem.outputs) for name in OUTPUTS]).scratch()
+    """Memory that a call takes beside its outputs, for all threads together; 0 where it cannot run."""
+    size: int = _call(problem).scratch()
     return size
 
 
-def _call(problem: Problem, outputs: list[int], regions: tuple[int, int] = (0, 0), outline: int = 0) -> Any:
+def _call(problem: Problem) -> Any:
     kernels = cpu_kernels()
     assert kernels is not None
-    more = {"threads": torch.get_num_threads()}
-    if outline:
-        more |= {"rows": regions[0], "columns": regions[1], "outline": outline}
+    more: dict[str, Any] = {"threads": torch.get_num_threads()}
+    if problem.regions is not None:
+        more |= {"rows": problem.regions[0], "columns": problem.regions[1], "outline": 1}
     if problem.hidden is not None:
         weight, bias = problem.hidden
-        more["inputs"] = weight.shape[1]
-        more["hidden_weight"] = weight.data_ptr()
-        more["hidden_bias"] = 0 if bias is None else bias.data_ptr()
-    return kernels.PixelGradientsCall(**operands(problem), outputs=outputs, **more)
+        more |= {"inputs": weight.shape[1], "hidden_weight": 1, "hidden_bias": int(bias is not None)}
+    return kernels.PixelGradientsCall(**layout(problem), **more)

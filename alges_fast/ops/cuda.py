@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from alges_fast import _native
-from alges_fast.ops.native import addresses, operands, sizes
-from alges_fast.ops.problem import Problem, tf32_allowed
+from alges_fast.ops.native import addresses, layout, sizes, tensors
+from alges_fast.ops.operands import Operands
+from alges_fast.ops.outputs import OUTPUTS
+from alges_fast.ops.problem import HIDDEN, Problem, tf32_allowed
 
 
 def unavailable() -> str | None:
@@ -26,7 +29,7 @@ def unsupported(problem: Problem) -> str | None:
     if problem.features.device.type != "cuda":
         return f"features are on {problem.features.device}, not on a CUDA device"
     if problem.hidden is not None:
-        return "a hidden layer; it runs on backends 'cpu' and 'reference'"
+        return HIDDEN
     if problem.features.dtype == torch.float64:
         return "float64 features; it computes in float32"
     reason = _native.cuda_unavailable(problem.features.device.index)
@@ -37,22 +40,33 @@ def unsupported(problem: Problem) -> str | None:
     return plan if isinstance(plan, str) else None
 
 
-def run(problem: Problem) -> dict[str, Tensor]:
-    """All outputs asked for, in canonical shape."""
-    device = problem.features.device
-    with torch.cuda.device(device):
-        return launch(_native.cuda_kernels(), problem, device.index, torch.cuda.current_stream(device).cuda_stream)
+def bind(operands: Operands) -> Callable[[Operands], list[Tensor]]:
+    """What runs calls of this layout."""
+    device = operands.features.device
+    launch = launcher(_native.cuda_kernels(), operands, device.index)
+
+    def run(operands: Operands) -> list[Tensor]:
+        with torch.cuda.device(device):
+            return launch(operands, torch.cuda.current_stream(device).cuda_stream)
+
+    return run
 
 
-def launch(native: Any, problem: Problem, device: int, stream: int) -> dict[str, Tensor]:
-    """Allocate outputs and scratch, and launch the kernels of the module `native`."""
-    outputs = {name: problem.empty(name) for name in problem.outputs}
-    call = native.CudaPixelGradientsCall(
-        **operands(problem),
-        outputs=addresses(outputs),
-        weight_is_bfloat16=problem.weight_dtype == torch.bfloat16,
-        allow_tf32=tf32_allowed(),
-    )
-    scratch = problem.features.new_empty(call.scratch_bytes(device), dtype=torch.uint8)
-    call.run(device, scratch.data_ptr(), stream)
-    return outputs
+def launcher(native: Any, operands: Operands, device: int) -> Callable[[Operands, int], list[Tensor]]:
+    """What allocates outputs and scratch, and launches the kernels of the module `native` on a stream."""
+    problem, shapes = operands.problem(), operands.shapes()
+    call = native.CudaPixelGradientsCall(**layout(problem), weight_is_bfloat16=problem.weight_dtype == torch.bfloat16)
+    scratch_bytes = call.scratch_bytes(device)
+    places = [OUTPUTS.index(name) for name in operands.names]
+
+    def launch(operands: Operands, stream: int) -> list[Tensor]:
+        new = operands.features.new_empty
+        results = [new(shape, dtype=dtype) for shape, dtype in shapes]
+        given, outputs = tensors(operands), [0] * len(OUTPUTS)
+        for place, result in zip(places, results, strict=True):
+            outputs[place] = result.data_ptr()
+        scratch = new(scratch_bytes, dtype=torch.uint8)
+        call.run(addresses(given), outputs, tf32_allowed(), device, scratch.data_ptr(), stream)
+        return results
+
+    return launch

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from alges_fast.ops.problem import OUTPUTS, Problem
+from alges_fast.ops.operands import Operands
+from alges_fast.ops.outputs import OUTPUTS
+from alges_fast.ops.problem import Problem
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.bool: 3}  # enum Type of csrc/call.h
 
@@ -18,23 +19,40 @@ def sizes(problem: Problem) -> tuple[int, ...]:
     return (problem.batch, problem.channels, problem.classes, *problem.spatial, *problem.kernel)
 
 
-def operands(problem: Problem) -> dict[str, Any]:
-    """Arguments of a native call that are the same on every device."""
+def layout(problem: Problem) -> dict[str, Any]:
+    """The arguments of a native call that are the same on every device. Outputs are only told from none."""
     return {
         "shape": sizes(problem),
-        "features": _operand(problem.features),
-        "weight": problem.weight.data_ptr(),
-        "bias": 0 if problem.bias is None else problem.bias.data_ptr(),
-        "logits": _operand(problem.logits),
-        "residual": _operand(problem.residual),
-        "valid": None if problem.valid is None else _operand(problem.valid.unsqueeze(1)),
+        "features": _map(problem.features),
+        "weight": 1,
+        "bias": int(problem.bias is not None),
+        "logits": _map(problem.logits),
+        "residual": _map(problem.residual),
+        "valid": None if problem.valid is None else _map(problem.valid.unsqueeze(1)),
+        "outputs": [int(name in problem.outputs) for name in OUTPUTS],
     }
 
 
-def addresses(outputs: Mapping[str, Tensor]) -> list[int]:
-    """Of every output there can be, 0 where it is not asked for."""
-    return [outputs[name].data_ptr() if name in outputs else 0 for name in OUTPUTS]
+def tensors(operands: Operands) -> list[Tensor | None]:
+    """What a call of this layout is given, in the order of `Tensors`; those of a layer as kernels read them."""
+    return [
+        operands.features,
+        *map(_small, (operands.weight, operands.bias)),
+        operands.logits,
+        operands.residual,
+        operands.valid,
+        *map(_small, (operands.hidden_weight, operands.hidden_bias)),
+    ]
 
 
-def _operand(tensor: Tensor | None) -> tuple[int, int, tuple[int, ...]] | None:
+def addresses(given: list[Tensor | None]) -> list[int]:
+    """0 where there is none. The tensors must outlive the call."""
+    return [0 if tensor is None else tensor.data_ptr() for tensor in given]
+
+
+def _small(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.float().contiguous()
+
+
+def _map(tensor: Tensor | None) -> tuple[int, int, tuple[int, ...]] | None:
     return None if tensor is None else (tensor.data_ptr(), TYPES[tensor.dtype], tensor.stride())

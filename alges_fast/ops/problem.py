@@ -2,39 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-OUTPUTS = (
-    "image",
-    "semantic",
-    "semantic_vector",
-    "norm_map",
-    "class_pixels",
-    "entropy",
-    "margin",
-    "confidence",
-    "class_mass",
-    "class_entropy",
-    "feature_sum",
-)
+from alges_fast.ops.outputs import TABLE
 
-
-def check_outputs(outputs: object, argument: str = "outputs") -> None:
-    """That an argument of this name is a collection of names out of `OUTPUTS`.
-
-    Raises:
-        TypeError: it is a string, or no collection.
-        ValueError: a name is unknown.
-    """
-    if isinstance(outputs, str) or not isinstance(outputs, Collection):  # an iterator could be read only once
-        raise TypeError(f"{argument} must be a sequence of names, such as ('image',), got {outputs!r}")
-    for output in outputs:
-        if output not in OUTPUTS:
-            raise ValueError(f"{argument}: unknown name {output!r}; choose from {', '.join(OUTPUTS)}")
+HIDDEN = "hidden layers run on 'cpu' and 'reference' alone"
 
 
 def tf32_allowed() -> bool:
@@ -60,6 +35,7 @@ class Problem:
         hidden: weight (d, c) and bias (d,) of a layer in front, contiguous, in `accumulator`; `features` are then its
             inputs (B, c, D, H, W), and what is written of features holds for relu(weight * inputs + bias). None: none.
         weight_dtype: the type the weight was given in, in which its values are exact.
+        regions: rows and columns of a grid of windows over images of one plane, whose `image` and outline are asked.
 
     B and the number of pixels are at least 1: empty calls never reach a backend. What an invalid pixel holds never
     matters, NaN included, save as part of a valid pixel's patch.
@@ -74,6 +50,7 @@ class Problem:
     outputs: frozenset[str]
     weight_dtype: torch.dtype = torch.float32
     hidden: tuple[Tensor, Tensor | None] | None = None
+    regions: tuple[int, int] | None = None
 
     @property
     def accumulator(self) -> torch.dtype:
@@ -103,24 +80,6 @@ class Problem:
 
     @property
     def needs_prediction(self) -> bool:
-        """Whether anything asked for depends on softmax or argmax: image and norm_map of a given residual do not, and
-        feature_sum never does.
-        """
-        independent = {"feature_sum"} if self.residual is None else {"feature_sum", "image", "norm_map"}
-        return not self.outputs <= independent
-
-    def empty(self, name: str) -> Tensor:
-        """An uninitialised tensor for one output, in canonical shape."""
-        dtype = torch.int64 if name == "class_pixels" else self.accumulator
-        return self.features.new_empty(self.shape(name), dtype=dtype)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        if name in ("image", "semantic_vector"):
-            return self.batch, *self.weight.shape
-        if name in ("semantic", "class_pixels", "class_mass", "class_entropy"):
-            return self.batch, self.classes
-        if name == "feature_sum":
-            return self.batch, self.channels
-        if name == "norm_map":
-            return self.batch, *self.spatial
-        return (self.batch,)
+        """Whether anything asked for depends on softmax or argmax."""
+        independent = {"never"} if self.residual is None else {"never", "without residual"}
+        return any(TABLE[name].predicts not in independent for name in self.outputs)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from alges_fast.ops.operands import Operands
 from alges_fast.ops.problem import Problem
 from alges_fast.windows import cell_boxes, class_changes, cut
 
@@ -30,24 +31,36 @@ def unsupported(problem: Problem) -> str | None:
     return None
 
 
-def run(problem: Problem) -> dict[str, Tensor]:
-    """All outputs asked for, in canonical shape."""
+def bind(operands: Operands) -> Callable[[Operands], list[Tensor]]:
+    """What runs calls of this layout."""
+    return run
+
+
+@torch.no_grad()  # the op's fall-through leaves autograd on
+def run(operands: Operands) -> list[Tensor]:
+    """The results, in order."""
+    problem = operands.problem()
     # An enclosing autocast would run the products below in half precision.
     with torch.autocast(problem.features.device.type, enabled=False):
-        images = [_one_image(problem, index) for index in range(problem.batch)]
-    return {name: torch.stack([image[name] for image in images]) for name in problem.outputs}
+        if problem.regions is not None:
+            results = _windows(problem, problem.regions)
+        else:
+            images = [_one_image(problem, index) for index in range(problem.batch)]
+            results = [torch.stack([image[name] for image in images]) for name in operands.names]
+    return [result.view(shape) for result, (shape, _) in zip(results, operands.shapes(), strict=True)]
 
 
-def run_windows(problem: Problem, regions: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """What `hidden_windows` returns, in canonical shape."""
+def _windows(problem: Problem, regions: tuple[int, int]) -> list[Tensor]:
+    """What `hidden_windows` returns."""
     boxes = cell_boxes(problem.spatial[1:], regions)
-    cuts = (replace(problem, features=cut(problem.features, box), outputs=frozenset({"image"})) for box in boxes)
-    image = torch.stack([run(window)["image"] for window in cuts], 1).flatten(3)
+    cuts = [replace(problem, features=cut(problem.features, box)) for box in boxes]
+    images = [[_one_image(window, index)["image"] for window in cuts] for index in range(problem.batch)]
     classes = [
         _prediction(_convolve(_features(problem, index), problem.weight, problem.bias))[0, 0]
         for index in range(problem.batch)
     ]
-    return image, class_changes(torch.stack(classes), regions).to(image)
+    image = torch.stack([torch.stack(windows) for windows in images])
+    return [image, class_changes(torch.stack(classes), regions).to(image)]
 
 
 def _features(problem: Problem, index: int) -> Tensor:
@@ -144,7 +157,7 @@ def _convolve(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     cuDNN's convolutions use TF32 by default and may differ from run to run.
     """
     kernel = weight.shape[2:]
-    windows = _windows(_pad(features, kernel), features.shape[1:], kernel)
+    windows = _taps(_pad(features, kernel), features.shape[1:], kernel)
     taps = [tap @ window.flatten(1) for tap, window in zip(weight.flatten(2).unbind(-1), windows, strict=True)]
     logits = torch.stack(taps).sum(0).view(-1, *features.shape[1:])
     return logits if bias is None else logits + bias.view(-1, 1, 1, 1)
@@ -155,7 +168,7 @@ def _outer_sum(residual: Tensor, features: Tensor, kernel: Sequence[int]) -> Ten
     # In pieces: one float32 running sum over a megapixel loses its third digit.
     flat = residual.flatten(1).split(_PIECE, 1)
     taps = []
-    for window in _windows(_pad(features, kernel), residual.shape[1:], kernel):
+    for window in _taps(_pad(features, kernel), residual.shape[1:], kernel):
         pieces = zip(flat, window.flatten(1).split(_PIECE, 1), strict=True)
         taps.append(functools.reduce(torch.add, (ours @ theirs.mT for ours, theirs in pieces)))
     return torch.stack(taps, -1).view(*taps[0].shape, *kernel)
@@ -163,12 +176,12 @@ def _outer_sum(residual: Tensor, features: Tensor, kernel: Sequence[int]) -> Ten
 
 def _patch_sum(image: Tensor, kernel: Sequence[int]) -> Tensor:
     """Zero-padded box sum of (D, H, W)."""
-    return torch.stack(_windows(_pad(image, kernel), image.shape, kernel)).sum(0)
+    return torch.stack(_taps(_pad(image, kernel), image.shape, kernel)).sum(0)
 
 
 def _reached(valid: Tensor, kernel: Sequence[int]) -> Tensor:
     """Which pixels are in some valid pixel's patch."""
-    return torch.stack(_windows(_pad(valid, kernel), valid.shape, kernel)).any(0)
+    return torch.stack(_taps(_pad(valid, kernel), valid.shape, kernel)).any(0)
 
 
 def _pad(tensor: Tensor, kernel: Sequence[int]) -> Tensor:
@@ -176,7 +189,7 @@ def _pad(tensor: Tensor, kernel: Sequence[int]) -> Tensor:
     return F.pad(tensor, margins)
 
 
-def _windows(padded: Tensor, shape: torch.Size, kernel: Sequence[int]) -> list[Tensor]:
+def _taps(padded: Tensor, shape: torch.Size, kernel: Sequence[int]) -> list[Tensor]:
     """The padded map seen from each kernel offset, in the order of the kernel's elements."""
     depth, height, width = shape
     return [

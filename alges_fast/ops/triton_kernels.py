@@ -31,7 +31,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -39,7 +40,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from alges_fast.ops.problem import OUTPUTS, Problem, tf32_allowed
+from alges_fast.ops.operands import Operands
+from alges_fast.ops.outputs import OUTPUTS
+from alges_fast.ops.problem import HIDDEN, Problem, tf32_allowed
 
 # The interpreter multiplies the raw bits of bfloat16 (triton#11584): there, halves become float32 as they are loaded.
 _INTERPRETED: tl.constexpr = tl.constexpr(triton.knobs.runtime.interpret)
@@ -65,7 +68,7 @@ def unsupported(problem: Problem) -> str | None:
     """Why this backend cannot run these inputs."""
     device = problem.features.device
     if problem.hidden is not None:
-        return "a hidden layer runs on backends 'cpu' and 'reference' alone"
+        return HIDDEN
     if problem.features.dtype == torch.float64:
         return "float64 runs on the reference backend alone"
     if problem.classes > _MOST_CLASSES:
@@ -80,25 +83,31 @@ def unsupported(problem: Problem) -> str | None:
     return None
 
 
-def run(problem: Problem) -> dict[str, Tensor]:
-    """All outputs asked for, in canonical shape."""
-    results = {name: problem.empty(name) for name in problem.outputs}
+def bind(operands: Operands) -> Callable[[Operands], list[Tensor]]:
+    """What runs calls of this layout."""
+    problem, shapes = operands.problem(), operands.shapes()
     plan = choose_plan(
         problem.batch,
         problem.classes,
-        problem.channels * problem.kernel[0] * problem.kernel[1] * problem.kernel[2],
-        problem.spatial[0] * problem.spatial[1] * problem.spatial[2],
+        problem.channels * math.prod(problem.kernel),
+        math.prod(problem.spatial),
         sums=len(problem.outputs & {"image", "semantic_vector"}),
         by_class=bool(problem.outputs & _BY_CLASS),
         features="feature_sum" in problem.outputs,
         float32=problem.features.dtype == torch.float32,
     )
-    on_device = torch.cuda.device(problem.features.device) if problem.features.is_cuda else contextlib.nullcontext()
-    with on_device:
-        launch = _Launch(problem, plan)
-        for images in _groups(problem.batch, plan.images):
-            launch(images, results)
-    return results
+
+    def run(operands: Operands) -> list[Tensor]:
+        results = [operands.features.new_empty(shape, dtype=dtype) for shape, dtype in shapes]
+        problem = operands.problem()
+        on_device = torch.cuda.device(problem.features.device) if problem.features.is_cuda else contextlib.nullcontext()
+        with on_device:
+            launch = _Launch(problem, plan)
+            for images in _groups(problem.batch, plan.images):
+                launch(images, dict(zip(operands.names, results, strict=True)))
+        return results
+
+    return run
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,19 @@ PixelGradientsCall call_of(const Sizes& shape, const Given& features, uintptr_t 
   return call;
 }
 
+// The call made again, for other tensors of the same layout and other room for its results.
+void run(PixelGradientsCall call, const Tensors& at, const Addresses& outputs, uintptr_t outline, int threads) {
+  move_operands(call, at, outputs);
+  if ((call.hidden_weight != nullptr) != (at[6] != 0) || (call.hidden_bias != nullptr) != (at[7] != 0) ||
+      (call.outline != nullptr) != (outline != 0) || threads < 1)
+    throw std::invalid_argument("other tensors are given than the call was made for");
+  call.hidden_weight = pointer<const float>(at[6]);
+  call.hidden_bias = pointer<const float>(at[7]);
+  call.outline = pointer<float>(outline);
+  call.threads = threads;
+  pixel_gradients(call);
+}
+
 }  // namespace
 
 void bind_pixel_gradients_cpu(py::module_& m) {
@@ -44,7 +57,7 @@ void bind_pixel_gradients_cpu(py::module_& m) {
            py::arg("columns") = 0, py::arg("outline") = 0,
            "As csrc/bindings.h has it: sizes, operands, and the addresses of weight, bias and outputs.")
       .def("scratch", &pixel_gradients_scratch, "Bytes of scratch; 0 where the inputs are too large to run.")
-      .def("run", &pixel_gradients, py::call_guard<py::gil_scoped_release>());
+      .def("run", &run, py::arg("tensors"), py::arg("outputs"), py::arg("outline"), py::arg("threads"), py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace alges

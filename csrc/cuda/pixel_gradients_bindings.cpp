@@ -18,14 +18,13 @@ Shape shape_of(const Sizes& sizes) {
 }
 
 Call call_of(const Sizes& shape, const Given& features, uintptr_t weight, uintptr_t bias, const Given& logits,
-             const Given& residual, const Given& valid, const Addresses& outputs, bool weight_is_bfloat16, bool allow_tf32) {
+             const Given& residual, const Given& valid, const Addresses& outputs, bool weight_is_bfloat16) {
   check_sizes(shape);
   if (!features || !weight) throw std::invalid_argument("features and weight must be given");
   Call call;
   call.shape = shape_of(shape);
   set_operands(call, features, weight, bias, logits, residual, valid, outputs);
   call.weight_is_bfloat16 = weight_is_bfloat16;
-  call.allow_tf32 = allow_tf32;
   return call;
 }
 
@@ -62,12 +61,16 @@ void bind_cuda_pixel_gradients(py::module_& m) {
   py::class_<Call>(m, "CudaPixelGradientsCall", py::module_local())
       .def(py::init(&call_of), py::arg("shape"), py::arg("features"), py::arg("weight"), py::arg("bias"), py::arg("logits"),
            py::arg("residual"), py::arg("valid"), py::arg("outputs"),
-           py::arg("weight_is_bfloat16"), py::arg("allow_tf32"))
+           py::arg("weight_is_bfloat16"))
       .def("plan_stream", &stream_plan, py::arg("shared_limit"), "The stream kernel's plan, or why the tile kernel runs.")
       .def("scratch_bytes", [](const Call& self, int device) { return scratch_bytes(self, shared_limit(device)); })
-      .def("run", [](const Call& self, int device, uintptr_t scratch, uintptr_t stream) {
-        run(self, device, pointer<void>(scratch), pointer<void>(stream));
-      }, py::call_guard<py::gil_scoped_release>());
+      .def("run", [](Call call, const Tensors& at, const Addresses& outputs, bool allow_tf32, int device, uintptr_t scratch,
+                     uintptr_t stream) {
+        move_operands(call, at, outputs);
+        call.allow_tf32 = allow_tf32;
+        run(call, device, pointer<void>(scratch), pointer<void>(stream));
+      }, py::arg("tensors"), py::arg("outputs"), py::arg("allow_tf32"), py::arg("device"), py::arg("scratch"),
+         py::arg("stream"), py::call_guard<py::gil_scoped_release>());
   m.def("cuda_tile_plan", &tile_plan, py::arg("shape"), py::arg("shared_limit"),
         "The tile kernel's plan for these sizes, or why there is none.");
   m.def("cuda_shared_limit", &shared_limit, py::arg("device"), "Bytes of shared memory one block may take.");

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from alges_fast._native import cpu_kernels
-from alges_fast.ops import cpu, hidden_pixel_gradients, hidden_windows
-from alges_fast.ops.pixel_gradients import OUTPUTS, pixel_gradients
+from alges_fast.ops import OUTPUTS, cpu, hidden_pixel_gradients, hidden_windows, pixel_gradients
 from alges_fast.ops.problem import Problem
 
 pytestmark = pytest.mark.skipif(cpu_kernels() is None, reason="no native kernels")
@@ -75,6 +74,10 @@ before = peak()
 pixel_gradients(torch.randn(1, 16, 1, 1).expand(1, 16, 2048, 2048), weight, backend="cpu")
 print((peak() - before) / 1024)
 """
+
+
+def test_the_kernels_have_the_outputs_of_the_contract_in_its_order() -> None:
+    assert cpu_kernels().OUTPUTS == OUTPUTS
 
 
 def run_program(program: str, **environment: str) -> str:

@@ -23,12 +23,12 @@ import torch
 from ops.emulation import ROOT, load
 from oracle import OUTPUTS, Inputs, draw
 
-from alges_fast.ops import cuda
-from alges_fast.ops.native import operands
+from alges_fast.ops import cuda, dispatch
+from alges_fast.ops.native import layout
+from alges_fast.ops.operands import Operands, mask_of
 from alges_fast.ops.problem import Problem
 
 SHARED_LIMITS = {"sm_80": 163 * 1024, "sm_86": 99 * 1024, "sm_90": 227 * 1024}
-_operator = sys.modules["alges_fast.ops.pixel_gradients"]  # the package exports a function of the same name
 
 if not torch.cuda.is_available():
     for _name, _test in list(vars(conformance).items()):
@@ -44,14 +44,19 @@ def emulated() -> ModuleType:
 @pytest.fixture
 def backend(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch) -> conformance.Backend:
     """backend="cuda" on CPU tensors, by the emulated kernels."""
-    unavailable = _operator._unavailable
+    unavailable = dispatch.unavailable
 
     def unsupported(problem: Problem) -> str | None:
         return "float64 features" if problem.features.dtype == torch.float64 else None
 
-    monkeypatch.setattr(_operator, "_unavailable", lambda name: None if name == "cuda" else unavailable(name))
+    def bind(operands: Operands) -> Callable[[Operands], list[torch.Tensor]]:
+        launch = cuda.launcher(emulated, operands, 0)
+        return lambda operands: launch(operands, 0)
+
+    monkeypatch.setattr(dispatch, "unavailable", lambda name: None if name == "cuda" else unavailable(name))
+    monkeypatch.setattr(dispatch, "_runners", {})
     monkeypatch.setattr(cuda, "unsupported", unsupported)
-    monkeypatch.setattr(cuda, "run", lambda problem: cuda.launch(emulated, problem, 0, 0))
+    monkeypatch.setattr(cuda, "bind", bind)
     return conformance.Backend("cuda", "cpu", most_pixels=6000)
 
 
@@ -127,15 +132,8 @@ def test_plain_tf32_runs_where_torch_allows_it(backend: conformance.Backend) -> 
 
 
 def call(emulated: ModuleType, inputs: Inputs) -> Any:
-    problem = _operator._canonical(
-        **inputs.keywords(), hidden_weight=None, hidden_bias=None, outputs=frozenset(OUTPUTS)
-    )
-    return emulated.CudaPixelGradientsCall(
-        **operands(problem),
-        outputs=[0] * len(OUTPUTS),
-        weight_is_bfloat16=problem.weight_dtype == torch.bfloat16,
-        allow_tf32=False,
-    )
+    problem = Operands(**inputs.keywords(), outputs=mask_of(OUTPUTS)).problem()
+    return emulated.CudaPixelGradientsCall(**layout(problem), weight_is_bfloat16=problem.weight_dtype == torch.bfloat16)
 
 
 @pytest.mark.parametrize("inputs", STREAMED.values(), ids=STREAMED.keys())
@@ -161,15 +159,15 @@ def test_other_calls_say_why_they_do_not_stream(emulated: ModuleType, inputs: In
     assert reason in call(emulated, inputs).plan_stream(SHARED_LIMITS["sm_90"])
 
 
-@pytest.mark.parametrize("layout", [Inputs, channels_last_inputs])
+@pytest.mark.parametrize("laid_out", [Inputs, channels_last_inputs])
 @pytest.mark.parametrize("n_classes", [13, 21])
 def test_two_blocks_of_256_channels_fit_a_multiprocessor(
-    emulated: ModuleType, layout: Callable[..., Inputs], n_classes: int
+    emulated: ModuleType, laid_out: Callable[..., Inputs], n_classes: int
 ) -> None:
     features = torch.empty(3, 256, 224, 224, dtype=torch.bfloat16, device="meta")
     of_two = SHARED_LIMITS["sm_90"] // 2 - 1024
     for weight_type, parts in ((torch.bfloat16, 1), (torch.float32, 3)):
-        plan = call(emulated, layout(features, torch.empty(n_classes, 256, dtype=weight_type))).plan_stream(
+        plan = call(emulated, laid_out(features, torch.empty(n_classes, 256, dtype=weight_type))).plan_stream(
             2 * of_two + 2048
         )
         assert plan["weight_parts"] == parts
@@ -181,10 +179,10 @@ def test_two_blocks_of_256_channels_fit_a_multiprocessor(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("limit", SHARED_LIMITS.values(), ids=SHARED_LIMITS.keys())
 def test_stream_plans_fit_the_machine(emulated: ModuleType, limit: int, dtype: torch.dtype) -> None:
-    for layout, n_classes, channels in itertools.product(
+    for laid_out, n_classes, channels in itertools.product(
         (Inputs, channels_last_inputs), range(1, 25), range(8, 513, 8)
     ):
-        inputs = layout(
+        inputs = laid_out(
             torch.empty(3, channels, 224, 224, dtype=dtype, device="meta"), torch.empty(n_classes, channels)
         )
         plan = call(emulated, inputs).plan_stream(limit)

@@ -31,8 +31,8 @@ from torch import Tensor
 
 from alges_fast import PixelGradients, pixel_gradients
 from alges_fast.backends import _say_once
-from alges_fast.ops import BACKENDS, reference
-from alges_fast.ops.pixel_gradients import _unavailable, preferred_backends
+from alges_fast.ops import BACKENDS, dispatch, reference
+from alges_fast.ops.dispatch import preferred_backends, unavailable
 
 HAS_GPU = torch.cuda.is_available()
 GOOD = draw(2, 3, 4, (5, 6))
@@ -78,7 +78,7 @@ ALL_BACKENDS = (
 def cannot_run(backend: Backend) -> str | None:
     if backend.device == "cuda" and not HAS_GPU:
         return "no CUDA device"
-    return _unavailable(backend.name)
+    return unavailable(backend.name)
 
 
 @pytest.fixture(params=[each for each in ALL_BACKENDS if cannot_run(each) is None], ids=str)
@@ -842,6 +842,7 @@ def test_only_the_default_falls_back_and_says_so_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("alges_fast.ops.cpu.unsupported", lambda problem: "this test forbids it")
+    monkeypatch.setattr(dispatch, "_runners", {})
     _say_once.cache_clear()
     with caplog.at_level(logging.WARNING, "alges_fast"):
         first, second = pixel_gradients(**GOOD.keywords()), pixel_gradients(**GOOD.keywords())

@@ -47,7 +47,8 @@ COMPILE = textwrap.dedent("""
 
     JITFunction.run = compile
     from alges_fast.ops import triton_kernels
-    from alges_fast.ops.pixel_gradients import OUTPUTS, _canonical
+    from alges_fast.ops.operands import Operands, mask_of
+    from alges_fast.ops.outputs import OUTPUTS
 
     def on_gpu(*shape, dtype=torch.float32):
         return torch.empty(shape, dtype=dtype, device="meta")
@@ -56,11 +57,11 @@ COMPILE = textwrap.dedent("""
         dtype = getattr(torch, dtype)
         maps = on_gpu(batch, n_classes, *spatial, dtype=dtype) if given else None
         valid = on_gpu(batch, *spatial, dtype=torch.bool) if given else None
-        problem = _canonical(
+        operands = Operands(
             on_gpu(batch, channels, *spatial, dtype=dtype), on_gpu(n_classes, channels, *kernel),
-            on_gpu(n_classes), maps, maps, valid, frozenset(outputs or OUTPUTS), None, None,
+            on_gpu(n_classes), maps, maps, valid, mask_of(outputs or OUTPUTS),
         )
-        triton_kernels.run(problem)
+        triton_kernels.bind(operands)(operands)
     print(json.dumps([shared, stack, text]))
 """)
 CALLS = [
