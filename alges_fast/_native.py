@@ -11,10 +11,15 @@ from typing import Any
 
 import torch  # first: the native module then shares torch's OpenMP runtime instead of bringing a second one
 
+INTERFACE = 2
+"""Of the native module, as csrc/bindings.cpp has it: raised with every change to what Python calls."""
+
 _C: ModuleType | None = None
 _import_error: str | None = None
 try:
     _C = importlib.import_module("alges_fast._C")
+    if getattr(_C, "INTERFACE", 1) != INTERFACE:
+        _C, _import_error = None, "it was built from other sources; run `python setup.py build_ext --inplace`"
 except ImportError as error:
     _import_error = str(error)
 

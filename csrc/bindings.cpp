@@ -22,6 +22,7 @@ void bind_cuda_seeding(py::module_& m);
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native kernels of alges_fast; call them through alges_fast.ops and alges_fast.seeding.";
   m.def("isa", [] { return alges::name(alges::isa()); }, "Instruction set the CPU kernels run with.");
+  m.attr("INTERFACE") = 2;  // of alges_fast/_native.py
 #define ALGES_NAME(type, name, predicts) #name,
   m.attr("OUTPUTS") = py::make_tuple(ALGES_OUTPUTS(ALGES_NAME) "")[py::slice(0, -1, 1)];
 #undef ALGES_NAME
