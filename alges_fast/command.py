@@ -14,7 +14,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,8 +22,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 import yaml
 
+from alges_fast import settings
 from alges_fast.errors import UserError
 from alges_fast.job import LostProcess, is_first_to_fail, leads_job
+from alges_fast.settings import Command, Family, as_settings, help_asked, read
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -31,12 +33,11 @@ if TYPE_CHECKING:
 __all__ = [
     "arguments_of",
     "as_settings",
-    "begun_with",
-    "check_unchanged",
     "complete",
     "expand_home",
     "help_shown",
     "keep_freed_memory",
+    "main",
     "one_line",
     "refused",
     "run_command",
@@ -45,6 +46,30 @@ __all__ = [
 Config = TypeVar("Config", bound="DataclassInstance")
 
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
+
+
+def main(command: Command | Family, argv: Sequence[str] | None = None) -> int:
+    """Answer --help and completion, or read a command's settings and do it; the exit code of `run_command`.
+
+    Args:
+        argv: what was typed after its name; by default of this process.
+    """
+    given = [*(sys.argv[1:] if argv is None else argv)]
+    settings.complete(command)
+    steps = {step.name: step for step in command.steps} if isinstance(command, Family) else {}
+    chosen = steps.get(given[0]) if given else None
+
+    def body() -> int:
+        if (text := help_asked(command, given)) is not None:
+            print(text, end="")
+            return 0
+        if isinstance(command, Command):
+            return command.body(read(command, given))
+        step = command.step(given)
+        return step.body(read(step, given[1:]))
+
+    doing = command if isinstance(command, Command) else chosen
+    return run_command(body, **({"if_out_of_memory": doing.if_out_of_memory} if doing else {}))
 
 
 def run_command(body: Callable[[], int], *, if_out_of_memory: str = "run it on smaller images") -> int:
@@ -179,49 +204,6 @@ def refused(error: Exception, config_class: type) -> UserError:
         return UserError(f"--{value[1]} {value[2]}: give {_expected(types[value[1]])}. See --help")
     unknown = re.search(r"unrecognized arguments: --(\w+)", message)
     return UserError(f"{message}{_nearest(unknown[1], types) if unknown else ''}. See --help")
-
-
-def as_settings(config: Any) -> dict[str, Any]:
-    """A configuration (a dataclass) as the keys and values of a YAML file."""
-    values = {field.name: getattr(config, field.name) for field in fields(config)}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-
-
-def begun_with(path: Path) -> dict[str, Any] | None:
-    """What a folder was begun with, from its config.yaml, `path`; None where it is not begun.
-
-    Raises:
-        UserError: a damaged file.
-    """
-    if not path.exists():
-        return None
-    try:
-        return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path} is damaged: restore it, or choose another --out") from error
-
-
-def check_unchanged(path: Path, now: Mapping[str, Any], free: Collection[str]) -> None:
-    """Refuse to continue a folder that was begun with another configuration, as its config.yaml, `path`, says.
-
-    Values named in `free` may differ.
-
-    Raises:
-        UserError: a damaged file, or the differences.
-    """
-    before = begun_with(path)
-    if before is None:
-        return
-    differences = [
-        f"{name} was {before.get(name)} and is now {now.get(name)}"
-        for name in [*now, *(name for name in before if name not in now)]
-        if name not in free and before.get(name) != now.get(name)
-    ]
-    if differences:
-        raise UserError(
-            f"{path.parent} holds a run of another configuration ({'; '.join(differences)}): choose another --out, or "
-            "the old configuration to continue it"
-        )
 
 
 def _settings_of(given: str, config_class: type) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from typing import Any
 from alges_fast.annotation.config import SelectConfig
 from alges_fast.annotation.lists import LabelledPool
 from alges_fast.annotation.sources import LeftOut
-from alges_fast.command import as_settings, check_unchanged
 from alges_fast.errors import UserError
+from alges_fast.settings import as_settings, check_unchanged
 
 FORMAT = 2
 """Raised when a folder cannot be continued by what is written here."""

@@ -14,13 +14,14 @@ from alges_fast.data import synthetic
 from alges_fast.data.cache import CacheWriter, load_or_build
 from alges_fast.data.files import SPLITS, Faults
 from alges_fast.data.frames import Dataset, FrameSet
-from alges_fast.data.loading import FILE_DATASETS, Progress, list_tree, load_listing, map_in_order
+from alges_fast.data.layouts import LAYOUTS, list_tree
+from alges_fast.data.loading import Progress, load_listing, map_in_order
 from alges_fast.errors import UserError
 from alges_fast.normalisation import IMAGENET
 
 __all__ = ["DATASETS", "Dataset", "FrameSet", "load_dataset", "to_input"]
 
-DATASETS = ("synthetic", "synthetic-full", *FILE_DATASETS)
+DATASETS = ("synthetic", "synthetic-full", *LAYOUTS)
 
 
 def load_dataset(

@@ -3,88 +3,108 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
+from alges_fast import command
 from alges_fast.cache_folder import default_cache_dir
-from alges_fast.command import complete, run_command
 from alges_fast.data.export import write_cholecseg8k
 from alges_fast.data.files import SPLITS, Faults, Listing
 from alges_fast.data.kept import clear, kept_in
-from alges_fast.data.loading import FILE_DATASETS, Survey, class_names, list_tree, read_all
+from alges_fast.data.layouts import LAYOUTS, list_tree
+from alges_fast.data.loading import Survey, class_names, read_all
 from alges_fast.errors import UserError
 from alges_fast.labels import UNLABELLED
-
-HELP = """\
-usage: python -m alges_fast.data {check,write-synthetic,cache} ...
-
-Look a data set over before a run, or write the synthetic one to disk.
-
-  check ROOT        reads every image and mask once, changes nothing, and lists
-                    the frames of each video, the share of each class in each
-                    split and every fault; exit code 0 if a run can use the
-                    tree as it is, 2 if not
-  write-synthetic ROOT --layout cholecseg8k
-                    draws seventeen videos of synthetic surgery into ROOT: 540
-                    frames, 8080 with --full
-  cache             lists what is kept between runs, and where; --clear deletes
-                    it. All of it is made again when it is needed
-
-example:
-  python -m alges_fast.data write-synthetic surgery --layout cholecseg8k
-  python -m alges_fast.data check surgery
-
-What ROOT holds: check --help. More: docs/data.md
-"""
-
-ROOT_HOLDS = """\
-What ROOT holds, by data set:
-
-  cholecseg8k   videoNN/videoNN_SSSSS/frame_<n>_endo.png
-                videoNN/videoNN_SSSSS/frame_<n>_endo_watershed_mask.png
-  m2caiseg      {train,trainval,test}/images/<stem>.jpg
-                {train,trainval,test}/groundtruth/<stem>_gt.png
-  folder        {train,val,test}/images/<stem>.png or .jpg
-                {train,val,test}/masks/<stem>.png, pixel values are class ids
-"""
+from alges_fast.settings import Command, Family, setting
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run a subcommand; the exit code: 0, or 2 for an unusable tree or a user's mistake."""
-    complete(_parser())
-    return run_command(lambda: _run(_parser().parse_args(arguments)))
+@dataclass(frozen=True)
+class CheckSettings:
+    """What to look over.
+
+    Args:
+        root: the folder of a data set. See below for what it holds.
+        dataset: how the files lie; by default told from the folders.
+        split: which videos go to which split, where a data set has several ways.
+        ignore_index: mask value that is not labelled, for folder.
+    """
+
+    root: Path = setting(value="ROOT", positional=True, first=True)
+    dataset: str | None = setting(None, "NAME", among=lambda: LAYOUTS)
+    split: str | None = setting(None, "NAME")
+    ignore_index: int | None = None
 
 
-def _run(options: argparse.Namespace) -> int:
+@dataclass(frozen=True)
+class CacheSettings:
+    """What of the cache to list or delete.
+
+    Args:
+        names: with --clear: only these.
+        clear: delete instead of listing.
+    """
+
+    names: tuple[str, ...] = setting((), "NAME", positional=True)
+    clear: bool = setting(False, first=True)
+
+
+@dataclass(frozen=True)
+class WriteSettings:
+    """What to draw, and where to.
+
+    Args:
+        root: a new or empty folder.
+        layout: whose folders and masks it has.
+        full: all 8080 frames instead of the demonstration's 540.
+        seed: fixes what is drawn.
+        height: of the frames, 16:9.
+    """
+
+    root: Path = setting(value="ROOT", positional=True, first=True)
+    layout: Literal["cholecseg8k"] = "cholecseg8k"
+    full: bool = False
+    seed: int = 0
+    height: int = 480
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a step; the exit code: 0, or 2 for an unusable tree or a user's mistake."""
+    return command.main(DATA, argv)
+
+
+def write_synthetic(settings: WriteSettings) -> int:
+    """Draw synthetic video into a folder."""
     console = Console()
-    if options.command == "check":
-        return check(options.root, options.dataset, options.split, options.ignore_index, console)
-    if options.command == "cache":
-        return show_cache(options.names, options.clear, console)
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task("drawing")
         written = write_cholecseg8k(
-            options.root,
-            full=options.full,
-            seed=options.seed,
-            height=options.height,
+            settings.root,
+            full=settings.full,
+            seed=settings.seed,
+            height=settings.height,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    console.print(f"{written} frames written to {escape(str(options.root))}; next:", highlight=False)
-    console.print(f"  python -m alges_fast.data check {escape(str(options.root))}", highlight=False)
+    console.print(f"{written} frames written to {escape(str(settings.root))}; next:", highlight=False)
+    console.print(f"  python -m alges_fast.data check {escape(str(settings.root))}", highlight=False)
     return 0
 
 
-def check(root: Path, dataset: str | None, split: str | None, ignore_index: int | None, console: Console) -> int:
+def check(settings: CheckSettings) -> int:
     """Read a whole tree and report on it; 0 if it is usable as it is, 2 if not. Raises UserError if there is none."""
-    name = dataset or guess_dataset(root)
+    console, root = Console(), settings.root
+    split, ignore_index = settings.split, settings.ignore_index
+    name = settings.dataset or guess_dataset(root)
+    if name not in LAYOUTS:
+        raise UserError(f"--dataset {name}: no layout of files: use one of {', '.join(LAYOUTS)}")
     faults = Faults("skip")
     listing = list_tree(name, root, split, ignore_index, faults)
     with Progress(console=console, transient=True) as bar:
@@ -99,7 +119,7 @@ def check(root: Path, dataset: str | None, split: str | None, ignore_index: int 
         beyond_skipping.append(str(error))
         classes = {value: "?" for value in range(UNLABELLED) if any(survey.pixels[part][value] for part in SPLITS)}
 
-    console.print(name if dataset else f"{name} (by its folders; --dataset says otherwise)", highlight=False)
+    console.print(name if settings.dataset else f"{name} (by its folders; --dataset says otherwise)", highlight=False)
     console.print(_videos_table(listing))
     console.print(_shares_table(classes, survey))
     for note in (*listing.notes, *survey.notes()):
@@ -119,9 +139,10 @@ def check(root: Path, dataset: str | None, split: str | None, ignore_index: int 
     return 2 if beyond_skipping or survey.faults else 0
 
 
-def show_cache(names: list[str], clearing: bool, console: Console) -> int:
+def show_cache(settings: CacheSettings) -> int:
     """List what the cache holds, or delete it. Raises UserError where a name is of nothing."""
-    folder = default_cache_dir()
+    console, folder = Console(), default_cache_dir()
+    names, clearing = settings.names, settings.clear
     if names and not clearing:
         raise UserError(f"{names[0]}: names are for --clear")
     entries = clear(folder, names or None) if clearing else kept_in(folder)
@@ -138,19 +159,18 @@ def show_cache(names: list[str], clearing: bool, console: Console) -> int:
 
 
 def guess_dataset(root: Path) -> str:
-    """Which of FILE_DATASETS a tree looks like. Raises UserError where it looks like none."""
+    """Which of LAYOUTS a tree looks like. Raises UserError where it looks like none."""
     if not root.is_dir():
         raise UserError(f"{root}: no such folder: give the folder of a data set")
     if name := _looks_like(root):
         return name
     below = next((path for path in sorted(root.iterdir()) if path.is_dir() and _looks_like(path)), None)
     remedy = f"give {below}, which does" if below else "see check --help for what their folders hold"
-    raise UserError(f"{root}: looks like none of {', '.join(FILE_DATASETS)}: {remedy}")
+    raise UserError(f"{root}: looks like none of {', '.join(LAYOUTS)}: {remedy}")
 
 
 def _looks_like(root: Path) -> str | None:
-    signs = {"cholecseg8k": "video[0-9][0-9]/", "m2caiseg": "*/groundtruth/", "folder": "*/masks/"}
-    return next((name for name, sign in signs.items() if any(root.glob(sign))), None)
+    return next((name for name, layout in LAYOUTS.items() if any(root.glob(layout.sign))), None)
 
 
 def _videos_table(listing: Listing) -> Table:
@@ -178,30 +198,50 @@ def _shares_table(classes: dict[int, str], survey: Survey) -> Table:
     return table
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m alges_fast.data")
-    parser.format_help = lambda: HELP  # type: ignore[method-assign]
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{check,write-synthetic,cache}")
-    looking = commands.add_parser(
-        "check",
-        help="report on a tree: frames, class shares, faults, whether it is usable",
-        epilog=ROOT_HOLDS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    looking.add_argument("root", type=Path, metavar="ROOT")
-    looking.add_argument("--dataset", choices=FILE_DATASETS, help="default: told from the folders")
-    looking.add_argument("--split", help="cholecseg8k only: alges (default) or endovit")
-    looking.add_argument("--ignore_index", type=int, help="folder only: mask value that is not labelled")
-    caching = commands.add_parser("cache", help="what is kept between runs; --clear deletes it")
-    caching.add_argument("names", nargs="*", metavar="NAME", help="with --clear: only these")
-    caching.add_argument("--clear", action="store_true", help="delete instead of listing")
-    writing = commands.add_parser("write-synthetic", help="write synthetic video in a real data set's layout")
-    writing.add_argument("root", type=Path, metavar="ROOT", help="a new or empty folder")
-    writing.add_argument("--layout", choices=("cholecseg8k",), required=True)
-    writing.add_argument("--full", action="store_true", help="all 8080 frames instead of the demonstration's 540")
-    writing.add_argument("--seed", type=int, default=0)
-    writing.add_argument("--height", type=int, default=480, help="of the frames, 16:9 (default: 480, so 854 wide)")
-    return parser
+def _layouts() -> str:
+    """What each kind of root holds."""
+    lines = [f"  {(name, '')[i > 0]:13} {line}" for name, of in LAYOUTS.items() for i, line in enumerate(of.holds)]
+    return "\n".join(["What ROOT holds, by data set:", "", *lines])
+
+
+DATA = Family(
+    name="python -m alges_fast.data",
+    about="Look a data set over before a run, or write the synthetic one to disk.",
+    steps=(
+        Command(
+            name="check",
+            config=CheckSettings,
+            body=check,
+            about=(
+                "reads every image and mask once, changes nothing, and lists the frames of each video, the share of "
+                "each class in each split and every fault; exit code 0 if a run can use the tree as it is, 2 if not"
+            ),
+            example="check surgery",
+            notes=_layouts(),
+        ),
+        Command(
+            name="write-synthetic",
+            config=WriteSettings,
+            body=write_synthetic,
+            about="draws seventeen videos of synthetic surgery: 540 frames, 8080 with --full",
+            example="write-synthetic surgery --height 240",
+        ),
+        Command(
+            name="cache",
+            config=CacheSettings,
+            body=show_cache,
+            about=(
+                "lists what is kept between runs, and where; --clear deletes it. All of it is made again when it is "
+                "needed"
+            ),
+            example="cache --clear",
+        ),
+    ),
+    example="""\
+python -m alges_fast.data write-synthetic surgery
+python -m alges_fast.data check surgery""",
+    more="docs/data.md",
+)
 
 
 if __name__ == "__main__":

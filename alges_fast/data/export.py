@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from alges_fast.data import synthetic
-from alges_fast.data.cholecseg8k import PALETTE, SYNTHETIC_MARK, SYNTHETIC_NOTE, WATERSHED_CODES
+from alges_fast.data.layouts.cholecseg8k import PALETTE, SYNTHETIC_MARK, SYNTHETIC_NOTE, WATERSHED_CODES
 from alges_fast.data.loading import map_in_order
 from alges_fast.errors import UserError
 

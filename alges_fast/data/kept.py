@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def kept_in(folder: Path) -> list[Kept]:
     return sorted(found, key=lambda kept: (-kept.n_bytes, kept.path.name))
 
 
-def clear(folder: Path, names: list[str] | None = None) -> list[Kept]:
+def clear(folder: Path, names: Sequence[str] | None = None) -> list[Kept]:
     """Delete entries, all or those of these names, and give them back; none that a process is making now.
 
     Raises:

@@ -14,17 +14,13 @@ from typing import Any, TypeVar
 import numpy as np
 
 from alges_fast.data.cache import CacheWriter, content_key, load_or_build
-from alges_fast.data.cholecseg8k import list_cholecseg8k
 from alges_fast.data.files import SPLITS, Decoded, Faults, FaultyFile, FrameFile, Listing, decode
-from alges_fast.data.folder import classes_of_masks, list_folder
 from alges_fast.data.frames import Dataset
-from alges_fast.data.m2caiseg import list_m2caiseg
+from alges_fast.data.layouts.folder import classes_of_masks
 from alges_fast.errors import UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-FILE_DATASETS = ("cholecseg8k", "m2caiseg", "folder")
 
 Progress = Callable[[int, int], None]
 """Called with (frames done, frames in all) while frames are decoded or drawn; not called where the cache has them."""
@@ -55,22 +51,6 @@ class Survey:
         for remark, frames in sorted(self.oddities.items()):
             notes.append(f"{frames} {'frame' if frames == 1 else 'frames'}: {remark}")
         return notes
-
-
-def list_tree(name: str, root: Path, split: str | None, ignore_index: int | None, faults: Faults) -> Listing:
-    """The frames of one of FILE_DATASETS under root, before any is decoded. Raises UserError."""
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder: give the folder of the {name} data set")
-    if name != "cholecseg8k" and split is not None:
-        raise UserError(f"split {split!r} does not apply to {name}: its folders are its splits; leave it out")
-    if name != "folder" and ignore_index is not None:
-        raise UserError(f"ignore_index does not apply to {name}, whose masks say what is not labelled: leave it out")
-    try:
-        if name == "cholecseg8k":
-            return list_cholecseg8k(root, split or "alges", faults)
-        return list_m2caiseg(root, faults) if name == "m2caiseg" else list_folder(root, ignore_index, faults)
-    except OSError as error:
-        raise UserError(f"{error.filename}: cannot be listed ({error.strerror}): check its permissions") from None
 
 
 def load_listing(

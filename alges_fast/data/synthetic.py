@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alges_fast.data import scene
-from alges_fast.data.cholecseg8k import CLASSES, FRAMES_PER_VIDEO, PALETTE, VIDEO_SPLITS
 from alges_fast.data.files import SPLITS
+from alges_fast.data.layouts.cholecseg8k import CLASSES, FRAMES_PER_VIDEO, PALETTE, VIDEO_SPLITS
 from alges_fast.errors import UserError
 
 __all__ = ["CLASSES", "PALETTE", "SyntheticFrame", "draw", "drawing_key", "plan"]

@@ -9,97 +9,71 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from alges_fast import windows
+from alges_fast.data import DATASETS
 from alges_fast.errors import UserError
 from alges_fast.models import FROZEN
+from alges_fast.settings import setting
+from alges_fast.strategies import strategy_names
 from alges_fast.training.config import TrainConfig
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(TrainConfig):
     """What to run. Every field is a flag of the same name and a key of a YAML file given by --config.
 
     Args:
-        preset: defaults for all other flags, which flags and --config override: demo (minutes on two cores), camvid (a
+        preset: defaults for all others; flags and --config override them. demo (minutes on two cores), camvid (a
             grid for CamVid that two cores finish), paper (the protocol of ALGES, exactly), none (those listed here).
             Left out it is demo; or none where --dataset, --architecture, --encoder, --encoder_weights, --head_kernel,
             --epochs, --batch_size or --lr is given. --print_config shows what comes of it.
-        dataset: synthetic (drawn surgical video, needs no files), synthetic-full (the same at CholecSeg8k's size),
-            cholecseg8k, m2caiseg, or folder ({train,val,test}/{images,masks} with the same file stems in both).
-        data_root: folder that holds the data set's files.
-        split: which videos go to which split, for cholecseg8k: alges (the paper's, reconstructed) or endovit.
+        dataset: drawn surgical video, or how the files lie. synthetic-full is at CholecSeg8k's size; folder is
+            {train,val,test}/{images,masks} with the same file stems in both.
+        data_root: where its files are.
+        split: which videos go to which split, where a data set has several ways, as cholecseg8k has alges (the
+            paper's, reconstructed) and endovit.
         ignore_index: mask value that is not labelled, for folder; such pixels count in no loss and no metric.
         on_bad_image: stop at a file that cannot be used, or skip the frame and list it.
-        image_size: side in pixels that frames are resized to; some architectures want a multiple of 32.
-        strategies: how to choose frames, comma separated: random, stratified-random, entropy, margin,
-            least-confidence, coreset, deal, deal-score, alges-img, alges-sem, alges-sem-vector, alges-img-released,
-            alges-sem-released, full (the whole pool, trained once), power-entropy, balanced-entropy, claspe,
-            foreground-random, alges-img-balanced, alges-effort, alges-frugal, alges-class, herding, uherding, typical,
-            strided, bait, or your own as path/to/file.py:Class.
-        regions: rows x columns of windows, comma separated: with 8x8 every query chooses windows of frames instead of
-            frames, worth as many pixels; with none whole frames. Every strategy runs with each of them; to give one
-            strategy its own, write it behind its name: none,8x8 or alges-effort@8x8.
-        seeds: repetitions, comma separated; a seed fixes the initial pool, weights, shuffling and picks.
-        rounds: trainings per strategy and seed; training r has init_size + r x query_size labelled images.
-        init_size: images labelled at the start, drawn at random from the seed alone.
+        strategies: how to choose, or your own: path/to/file.py:Class. full is the whole pool, trained once.
+        regions: whole frames, windows of frames, or both. With 8x8, rows x columns, every query chooses windows, worth
+            as many pixels; with none whole frames. Every strategy runs with each of them; to give one strategy its own,
+            write it behind its name: none,8x8 or alges-effort@8x8.
+        seeds: repetitions; a seed fixes the initial pool, weights, shuffling and picks.
+        rounds: trainings for each strategy and seed; training r has init_size + r x query_size labelled images.
+        init_size: images labelled at the start; drawn at random from the seed alone.
         query_size: images chosen after each training but the last; with windows, as many images' pixels.
         random_rounds: trainings of random, frames and windows, where they should be more than rounds: what a strategy
             saves is read off these curves, and cannot be larger than they are long.
         random_query_size: images that random, frames and windows, draws after each training, a multiple of query_size:
             it learns nothing from a training, so larger steps give the same curve with fewer of them.
-        epochs: passes over the labelled images in each training, which starts from scratch.
-        batch_size: images per optimiser step.
-        lr: learning rate of Adam.
-        architecture: network, by its name in segmentation-models-pytorch, such as unet, fpn or deeplabv3plus; or
-            frozen: a small head over a pretrained encoder that is not trained, so that a round takes seconds.
-        encoder: encoder of the network, such as resnet18 (the default) or mit_b0; of timm with the prefix tu-.
-        encoder_weights: pretrained weights of the encoder: packaged (EfficientNet-Lite0 without a network, the default
-            of frozen, of encoder tu-tf_efficientnet_lite0), a name such as imagenet, or a file; otherwise none.
-        head_kernel: size of the last convolution, odd; the paper's is 1.
-        head_steps: optimiser steps of each training of a frozen encoder's head; epochs, batch_size and lr are not its.
-        head_pixels: labelled pixels in each of them.
-        head_lr: their highest learning rate.
-        head_weight_decay: of AdamW.
-        device: auto, cpu or cuda.
+        device: where networks run.
         precision: 32-true, bf16-mixed or 16-mixed.
-        out: folder for results; the same command again continues what is in it.
+        out: folder for results, one for each configuration; the same command again continues what is in it.
         keep_models: keep every round's model.safetensors instead of removing it when the round is finished.
     """
 
-    preset: Literal["none", "demo", "camvid", "paper"] = "none"
-    dataset: str = "synthetic"
-    data_root: str | None = None
+    preset: str = setting("none", "NAME", first=True, among=lambda: PRESETS)
+    dataset: str = setting("synthetic", "NAME", first=True, among=lambda: DATASETS)
+    data_root: str | None = setting(None, "DIR", first=True)
     split: str | None = None
     ignore_index: int | None = None
     on_bad_image: Literal["stop", "skip"] = "stop"
-    image_size: int = TrainConfig.image_size
-    strategies: tuple[str, ...] = ("random", "alges-img", "alges-sem")
-    regions: tuple[str, ...] = ("none",)
-    seeds: tuple[int, ...] = (0,)
-    rounds: int = 4
-    init_size: int = 10
-    query_size: int = 10
+    strategies: tuple[str, ...] = setting(
+        ("random", "alges-img", "alges-sem"), "A,B,..", first=True, among=strategy_names
+    )
+    regions: tuple[str, ...] = setting(("none",), "none,4x4", first=True)
+    seeds: tuple[int, ...] = setting((0,), "0,1,2", first=True)
+    rounds: int = setting(4, first=True)
+    init_size: int = setting(10, first=True)
+    query_size: int = setting(10, first=True)
     random_rounds: int | None = None
     random_query_size: int | None = None
-    epochs: int = TrainConfig.epochs
-    batch_size: int = TrainConfig.batch_size
-    lr: float = TrainConfig.lr
-    architecture: str = TrainConfig.architecture
-    encoder: str = TrainConfig.encoder
-    encoder_weights: str | None = None
-    head_kernel: int = TrainConfig.head_kernel
-    head_steps: int = TrainConfig.head_steps
-    head_pixels: int = TrainConfig.head_pixels
-    head_lr: float = TrainConfig.head_lr
-    head_weight_decay: float = TrainConfig.head_weight_decay
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = setting("auto", first=True)
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
-    out: str = "alges_fast_run"
+    out: str = setting("alges_fast_run", "DIR", first=True)
     keep_models: bool = False
 
     def __post_init__(self) -> None:
-        training = self.training  # it says what is wrong with its own settings
-        object.__setattr__(self, "encoder", training.encoder)
-        object.__setattr__(self, "encoder_weights", training.encoder_weights)
+        super().__post_init__()
         for name in ("rounds", "init_size", "query_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} is {getattr(self, name)}: give at least 1")
@@ -130,11 +104,6 @@ class RunConfig:
         if min(self.seeds) < 0:
             raise UserError(f"--seeds has {min(self.seeds)}: give numbers from 0 on")
 
-    @property
-    def training(self) -> TrainConfig:
-        """Those settings that say what is trained, and how."""
-        return TrainConfig(**{field.name: getattr(self, field.name) for field in fields(TrainConfig)})
-
 
 def grid_of(text: str) -> tuple[int, int] | None:
     """Rows and columns of windows as `--regions` names them, None for whole frames.
@@ -150,7 +119,7 @@ def grid_of(text: str) -> tuple[int, int] | None:
         raise UserError(f"--regions {error}, or none for whole frames") from error
 
 
-def preset_values(given: Mapping[str, str]) -> dict[str, Any]:
+def preset_values(given: Mapping[str, Any]) -> dict[str, Any]:
     """What a preset sets, which is "preset" itself among the rest, where the user has given these settings.
 
     The demo is one experiment, data and network: it is the preset where none is named, unless the user brings one of

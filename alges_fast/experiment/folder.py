@@ -12,11 +12,11 @@ import yaml
 
 import alges_fast
 from alges_fast import atomic
-from alges_fast.command import as_settings, begun_with, check_unchanged
 from alges_fast.errors import UserError
 from alges_fast.experiment.config import RunConfig
 from alges_fast.experiment.setting import Setting
 from alges_fast.report import artefacts
+from alges_fast.settings import as_settings, begun_with, check_unchanged
 
 FREE_FIELDS = frozenset({"preset", "out", "keep_models"})
 """Fields of RunConfig that may differ when a run is resumed: no result depends on them."""

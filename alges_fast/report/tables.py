@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from alges_fast.data.cholecseg8k import SYNTHETIC_NOTE
+from alges_fast.data.layouts.cholecseg8k import SYNTHETIC_NOTE
 from alges_fast.report.findings import CurveSavings, Findings, at_half
 from alges_fast.report.run_folder import RunFolder
 from alges_fast.report.statistics import Comparison, Row, Spread, learning_curves, spread

@@ -8,26 +8,36 @@ from dataclasses import dataclass
 from alges_fast.errors import UserError
 from alges_fast.models import FROZEN
 from alges_fast.models.weights import frozen_encoder
+from alges_fast.settings import setting
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """A network and its training; every field is a flag of the same name.
 
-    Attributes:
-        image_size: side of the square of an image, in pixels.
-        architecture: a name of segmentation-models-pytorch, or `FROZEN`.
-        encoder, encoder_weights: of the network; "" and None become the architecture's own.
-        head_kernel: side of a whole network's last convolution.
-        epochs, batch_size, lr: of a whole network.
-        head_steps, head_pixels, head_lr, head_weight_decay: of a frozen encoder's head, see `head.train_head`.
+    Args:
+        image_size: side in pixels that frames are resized to; some architectures want a multiple of 32.
+        architecture: a network of smp's, or frozen, which trains in seconds. Names are those of
+            segmentation-models-pytorch, such as unet, fpn or deeplabv3plus; frozen is a small head over a pretrained
+            encoder that is not trained.
+        encoder: encoder of the network, such as resnet18 (the default) or mit_b0; of timm with the prefix tu-.
+        encoder_weights: pretrained weights of the encoder: packaged (EfficientNet-Lite0 without a network, the default
+            of frozen, of encoder tu-tf_efficientnet_lite0), a name such as imagenet, or a file; otherwise none.
+        head_kernel: size of the last convolution, odd; the paper's is 1.
+        epochs: passes over the labelled images in each training, which starts from scratch.
+        batch_size: images per optimiser step.
+        lr: learning rate of Adam.
+        head_steps: optimiser steps of each training of a frozen encoder's head; epochs, batch_size and lr are not its.
+        head_pixels: labelled pixels in each of them.
+        head_lr: their highest learning rate.
+        head_weight_decay: of AdamW.
 
     Raises:
         UserError: a value out of range, or a frozen encoder without weights.
     """
 
     image_size: int = 64
-    architecture: str = "unet"
+    architecture: str = setting("unet", "NAME", first=True)
     encoder: str = ""
     encoder_weights: str | None = None
     head_kernel: int = 1

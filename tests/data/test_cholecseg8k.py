@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from alges_fast.data import load_dataset, synthetic
-from alges_fast.data.cholecseg8k import CLASSES, PALETTE, WATERSHED_CODES, list_cholecseg8k, read_watershed
 from alges_fast.data.export import write_cholecseg8k
 from alges_fast.data.files import Faults
+from alges_fast.data.layouts.cholecseg8k import CLASSES, PALETTE, WATERSHED_CODES, CholecSeg8k, read_watershed
 from alges_fast.errors import UserError
 from alges_fast.labels import UNLABELLED
 
@@ -160,7 +160,7 @@ def test_splits_of_the_published_tree_have_the_published_sizes(
     published: Path, split: str, frames: dict[str, int]
 ) -> None:
     faults = Faults("skip")
-    listing = list_cholecseg8k(published, split, faults)
+    listing = CholecSeg8k().listing(published, split, None, faults)
     assert {part: len(files) for part, files in listing.splits.items()} == frames
     assert (faults.messages, listing.notes) == ([], ())
     files = [file for part in listing.splits.values() for file in part]
@@ -175,9 +175,11 @@ def test_splits_of_the_published_tree_have_the_published_sizes(
 
 
 def test_what_was_written_by_us_says_that_it_is_not_cholecseg8k(written: Path, published: Path) -> None:
-    notes = list_cholecseg8k(written, "alges", Faults("stop")).notes
+    notes = CholecSeg8k().listing(written, "alges", None, Faults("stop")).notes
     assert "synthetic video in CholecSeg8k's layout, not CholecSeg8k" in notes[0]
-    assert not any("synthetic" in note for note in list_cholecseg8k(published, "alges", Faults("stop")).notes)
+    assert not any(
+        "synthetic" in note for note in CholecSeg8k().listing(published, "alges", None, Faults("stop")).notes
+    )
 
 
 def test_a_mask_of_another_size_than_its_image_is_a_fault(tree: Path, tmp_path: Path) -> None:

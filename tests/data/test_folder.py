@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from alges_fast.data import Dataset, load_dataset
-from alges_fast.data.folder import video_of
+from alges_fast.data.layouts.folder import video_of
 from alges_fast.errors import UserError
 from alges_fast.labels import UNLABELLED
 

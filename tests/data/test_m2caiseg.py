@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from alges_fast.data import load_dataset
-from alges_fast.data.m2caiseg import COLOURS
+from alges_fast.data.layouts.m2caiseg import COLOURS
 from alges_fast.errors import UserError
 from alges_fast.labels import UNLABELLED
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from alges_fast.data import Dataset, load_dataset, synthetic
-from alges_fast.data.cholecseg8k import FRAMES_PER_VIDEO
+from alges_fast.data.layouts.cholecseg8k import FRAMES_PER_VIDEO
 
 # Percent of pixels per class id: counted over CholecSeg8k (Hong et al. 2020, arXiv 2012.12453) with the "alges" split;
 # the paper draws them in its Fig. 3.

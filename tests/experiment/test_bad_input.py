@@ -162,7 +162,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     "encoder weights in a pickle": (nothing, ["--encoder_weights", "weights.pth"], "weights.pth"),
     "image size of a fraction": (nothing, ["--image_size", "3.5"], "image_size"),
     "negative seed": (nothing, ["--seeds", "-1"], "--seeds has -1"),
-    "learning rate of nan": (nothing, ["--lr", ".nan"], "--lr is nan"),
+    "learning rate of nan": (nothing, ["--lr", "nan"], "--lr is nan"),
     "learning rate that diverges": (nothing, ["--lr", "1e30", "--epochs", "3"], "lower --lr"),
     "even head": (nothing, ["--head_kernel", "2"], "head_kernel"),
 }

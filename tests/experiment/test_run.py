@@ -159,7 +159,7 @@ def test_two_processes_give_the_picks_and_the_dice_of_one(root: Path, tmp_path: 
         (["--bogus", "1"], "--bogus"),
         (["--seed", "3"], "--seed 3 (nearest: --seeds)"),
         (["--pres", "paper"], "(nearest: --preset)"),
-        (["--lr", ".inf"], "--lr is inf"),
+        (["--lr", "inf"], "--lr is inf"),
         (["--preset", "papper"], "--preset papper is unknown: use none, demo, camvid, paper"),
         (["--config", "/no/such.yaml"], "/no/such.yaml: No such file"),
         (["--seeds", "0,0"], "names one twice"),
@@ -372,7 +372,7 @@ def test_a_yaml_file_writes_lists_as_flags_do_or_as_yaml_does(text: str, tmp_pat
         ("- 1", "holds no settings: give lines like 'epochs: 8'"),
         ("epoch: 3", "epoch is no setting (nearest: --epochs)"),
         ("seeds: one,two", "--seeds one: give whole numbers"),
-        ("epochs: {a: 1}", "--epochs {'a': 1}: give a whole number"),
+        ("epochs: {a: 1}", '--epochs {"a": 1}: give a whole number'),
         ("a: b: c", "is not a YAML file"),
     ],
 )

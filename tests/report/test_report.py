@@ -19,7 +19,7 @@ from PIL import Image
 from rich.console import Console
 from scipy import stats
 
-from alges_fast.data.cholecseg8k import SYNTHETIC_NOTE
+from alges_fast.data.layouts.cholecseg8k import SYNTHETIC_NOTE
 from alges_fast.errors import UserError
 from alges_fast.report import figures, write_report
 from alges_fast.report.__main__ import main

@@ -17,41 +17,56 @@ from alges_fast.data.files import (
     pairs,
 )
 from alges_fast.data.frames import TAKEN_NAMES
+from alges_fast.data.layouts import Layout, register_layout
 from alges_fast.errors import UserError
 
 
-def list_folder(root: Path, ignore_index: int | None, faults: Faults) -> Listing:
-    """List a folder data set.
+@register_layout
+class Folder(Layout):
+    """The folders' names are the splits', and those of a mask and of its image are the same."""
 
-    The validation split's folder is called val or validation. An optional ROOT/classes.txt names the classes, one a
-    line; without it the masks tell how many there are. ignore_index and 255 are not labelled. Raises UserError.
-    """
-    names = _class_names(root)
-    splits = {}
-    for split in SPLITS:
-        folder = _split_folder(root, split)
-        images = list_pictures(folder / "images", faults)
-        masks = list_pictures(folder / "masks", faults)
-        splits[split] = tuple(
-            FrameFile(f"{folder.name}/{stem}", video_of(stem), video_of(stem), image, mask)
-            for stem, image, mask in pairs(images, masks, lambda stem: stem, faults)
+    name = "folder"
+    holds = (
+        "{train,val,test}/images/<stem>.png or .jpg",
+        "{train,val,test}/masks/<stem>.png, pixel values are class ids",
+    )
+    sign = "*/masks/"
+    names_unlabelled = True
+
+    def listing(self, root: Path, split: str, ignore_index: int | None, faults: Faults) -> Listing:
+        """List a folder data set.
+
+        The validation split's folder is called val or validation. An optional ROOT/classes.txt names the classes, one a
+        line; without it the masks tell how many there are. ignore_index and 255 are not labelled. Raises UserError.
+        """
+        names = _class_names(root)
+        splits = {}
+        for split in SPLITS:
+            folder = _split_folder(root, split)
+            images = list_pictures(folder / "images", faults)
+            masks = list_pictures(folder / "masks", faults)
+            splits[split] = tuple(
+                FrameFile(f"{folder.name}/{stem}", video_of(stem), video_of(stem), image, mask)
+                for stem, image, mask in pairs(images, masks, lambda stem: stem, faults)
+            )
+        seen = Counter(video for files in splits.values() for video in {file.video for file in files})
+        shared = sorted(video for video, times in seen.items() if times > 1)
+        notes = (
+            (f"videos in more than one split, whose frames may be near-duplicates: {', '.join(shared)}",)
+            if shared
+            else ()
         )
-    seen = Counter(video for files in splits.values() for video in {file.video for file in files})
-    shared = sorted(video for video, times in seen.items() if times > 1)
-    notes = (
-        (f"videos in more than one split, whose frames may be near-duplicates: {', '.join(shared)}",) if shared else ()
-    )
-    return Listing(
-        name="folder",
-        root=root,
-        classes=names,
-        palette=None,
-        splits=splits,
-        read_mask=class_ids(ignore_index, len(names) if names else None),
-        mask_key=f"ids, ignore {ignore_index}, {len(names) if names else 'any'} classes",
-        faults=tuple(faults.messages),
-        notes=notes,
-    )
+        return Listing(
+            name="folder",
+            root=root,
+            classes=names,
+            palette=None,
+            splits=splits,
+            read_mask=class_ids(ignore_index, len(names) if names else None),
+            mask_key=f"ids, ignore {ignore_index}, {len(names) if names else 'any'} classes",
+            faults=tuple(faults.messages),
+            notes=notes,
+        )
 
 
 def video_of(stem: str) -> str:

@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 from alges_fast.data.files import Faults, FaultyFile, FrameFile, Listing, MaskReading, list_pictures, pairs
-from alges_fast.data.folder import video_of
+from alges_fast.data.layouts import Layout, register_layout
+from alges_fast.data.layouts.folder import video_of
 from alges_fast.errors import UserError
 from alges_fast.labels import UNLABELLED
 
@@ -40,38 +41,46 @@ COLOURS = {
 """Colour of each class, in the order of the class ids."""
 
 
-def list_m2caiseg(root: Path, faults: Faults) -> Listing:
-    """List the data set. Raises UserError.
+@register_layout
+class M2caiSeg(Layout):
+    """The data set as its authors give it out."""
 
-    Test is the test folder and train the train folder; validation is what trainval holds beyond train. Where that is
-    nothing, validation is the last fifth of each video of train: neighbouring frames look alike.
-    """
-    if not (root / "train").is_dir() or not (root / "test").is_dir():
-        raise UserError(f"{root}: no folders train and test: give the folder of m2caiSeg that holds them")
-    train = _list_part(root / "train", faults)
-    both = _list_part(root / "trainval", faults) if (root / "trainval").is_dir() else {}
-    validation = {stem: file for stem, file in both.items() if stem not in train}
-    notes = []
-    if not validation:
-        held_out = _last_fifths(train)
-        validation = {stem: train.pop(stem) for stem in held_out}
-        notes.append(f"trainval holds nothing beyond train: validation is {len(held_out)} frames held out of train")
-    return Listing(
-        name="m2caiseg",
-        root=root,
-        classes=tuple(COLOURS),
-        palette=tuple(COLOURS.values()),
-        splits={
-            "train": tuple(train.values()),
-            "validation": tuple(validation.values()),
-            "test": tuple(_list_part(root / "test", faults).values()),
-        },
-        read_mask=read_colours,
-        mask_key="m2caiseg colours",
-        same_size=False,
-        faults=tuple(faults.messages),
-        notes=tuple(notes),
-    )
+    name = "m2caiseg"
+    holds = ("{train,trainval,test}/images/<stem>.jpg", "{train,trainval,test}/groundtruth/<stem>_gt.png")
+    sign = "*/groundtruth/"
+
+    def listing(self, root: Path, split: str, ignore_index: int | None, faults: Faults) -> Listing:
+        """List the data set. Raises UserError.
+
+        Test is the test folder and train the train folder; validation is what trainval holds beyond train. Where that
+        is nothing, validation is the last fifth of each video of train: neighbouring frames look alike.
+        """
+        if not (root / "train").is_dir() or not (root / "test").is_dir():
+            raise UserError(f"{root}: no folders train and test: give the folder of m2caiSeg that holds them")
+        train = _list_part(root / "train", faults)
+        both = _list_part(root / "trainval", faults) if (root / "trainval").is_dir() else {}
+        validation = {stem: file for stem, file in both.items() if stem not in train}
+        notes = []
+        if not validation:
+            held_out = _last_fifths(train)
+            validation = {stem: train.pop(stem) for stem in held_out}
+            notes.append(f"trainval holds nothing beyond train: validation is {len(held_out)} frames held out of train")
+        return Listing(
+            name="m2caiseg",
+            root=root,
+            classes=tuple(COLOURS),
+            palette=tuple(COLOURS.values()),
+            splits={
+                "train": tuple(train.values()),
+                "validation": tuple(validation.values()),
+                "test": tuple(_list_part(root / "test", faults).values()),
+            },
+            read_mask=read_colours,
+            mask_key="m2caiseg colours",
+            same_size=False,
+            faults=tuple(faults.messages),
+            notes=tuple(notes),
+        )
 
 
 def read_colours(picture: Image.Image, path: Path) -> MaskReading:

@@ -24,6 +24,7 @@ from alges_fast.data.files import (
     one_channel,
     pairs,
 )
+from alges_fast.data.layouts import Layout, register_layout
 from alges_fast.errors import UserError
 from alges_fast.labels import UNLABELLED
 
@@ -90,43 +91,53 @@ _CLASS_OF = np.full(256, UNLABELLED, np.uint8)
 _CLASS_OF[list(WATERSHED_CODES)] = range(len(CLASSES))
 
 
-def list_cholecseg8k(root: Path, split: str, faults: Faults) -> Listing:
-    """List the videos of a split, frames in the order of their numbers. Raises UserError."""
-    if split not in VIDEO_SPLITS:
-        raise UserError(f"split {split!r} is unknown: use one of {', '.join(VIDEO_SPLITS)}")
-    present = {path.name[5:]: path for path in root.iterdir() if re.fullmatch(r"video[0-9]{2}", path.name)}
-    if not present:
-        raise UserError(f"{root}: no folder video01, video09, ...: give the folder of CholecSeg8k that holds them")
-    splits = {}
-    for part in SPLITS:
-        files = []
-        for name in VIDEO_SPLITS[split][part]:
-            if name in present:
-                files += _list_video(present[name], faults)
-            else:
-                faults.add(FaultyFile(f"{root / f'video{name}'}: no such folder: split {split} has it in {part}"))
-        splits[part] = tuple(files)
-    notes = [SYNTHETIC_NOTE] if (root / SYNTHETIC_MARK).exists() else []
-    listed = Counter(file.video.removeprefix("video") for files in splits.values() for file in files)
-    if listed != FRAMES_PER_VIDEO:
-        videos = [f"{name} {listed[name]} of {n}" for name, n in FRAMES_PER_VIDEO.items() if listed[name] != n]
-        notes.append(
-            f"{listed.total()} frames, where the published CholecSeg8k has {sum(FRAMES_PER_VIDEO.values())}; by video: "
-            + ", ".join(videos)
-        )
-    if extra := sorted(set(present) - set(FRAMES_PER_VIDEO)):
-        notes.append(f"videos that no split has are not used: {', '.join(extra)}")
-    return Listing(
-        name="cholecseg8k",
-        root=root,
-        classes=CLASSES,
-        palette=PALETTE,
-        splits=splits,
-        read_mask=read_watershed,
-        mask_key=f"watershed, split {split}",
-        faults=tuple(faults.messages),
-        notes=tuple(notes),
+@register_layout
+class CholecSeg8k(Layout):
+    """The data set as its authors give it out, or the synthetic one written so."""
+
+    name = "cholecseg8k"
+    holds = (
+        "videoNN/videoNN_SSSSS/frame_<n>_endo.png",
+        "videoNN/videoNN_SSSSS/frame_<n>_endo_watershed_mask.png",
     )
+    sign = "video[0-9][0-9]/"
+    ways_to_split = tuple(VIDEO_SPLITS)
+
+    def listing(self, root: Path, split: str, ignore_index: int | None, faults: Faults) -> Listing:
+        """List the videos of a split, frames in the order of their numbers. Raises UserError."""
+        present = {path.name[5:]: path for path in root.iterdir() if re.fullmatch(r"video[0-9]{2}", path.name)}
+        if not present:
+            raise UserError(f"{root}: no folder video01, video09, ...: give the folder of CholecSeg8k that holds them")
+        splits = {}
+        for part in SPLITS:
+            files = []
+            for name in VIDEO_SPLITS[split][part]:
+                if name in present:
+                    files += _list_video(present[name], faults)
+                else:
+                    faults.add(FaultyFile(f"{root / f'video{name}'}: no such folder: split {split} has it in {part}"))
+            splits[part] = tuple(files)
+        notes = [SYNTHETIC_NOTE] if (root / SYNTHETIC_MARK).exists() else []
+        listed = Counter(file.video.removeprefix("video") for files in splits.values() for file in files)
+        if listed != FRAMES_PER_VIDEO:
+            videos = [f"{name} {listed[name]} of {n}" for name, n in FRAMES_PER_VIDEO.items() if listed[name] != n]
+            notes.append(
+                f"{listed.total()} frames, where the published CholecSeg8k has {sum(FRAMES_PER_VIDEO.values())}; by "
+                f"video: {', '.join(videos)}"
+            )
+        if extra := sorted(set(present) - set(FRAMES_PER_VIDEO)):
+            notes.append(f"videos that no split has are not used: {', '.join(extra)}")
+        return Listing(
+            name="cholecseg8k",
+            root=root,
+            classes=CLASSES,
+            palette=PALETTE,
+            splits=splits,
+            read_mask=read_watershed,
+            mask_key=f"watershed, split {split}",
+            faults=tuple(faults.messages),
+            notes=tuple(notes),
+        )
 
 
 def read_watershed(picture: Image.Image, path: Path) -> MaskReading:

@@ -1,0 +1,499 @@
+"""From a dataclass to a command's settings: flags, help, YAML files and completion, in one way for every command.
+
+A field is a flag of the same name and a key of the file that `--config` names. Its help is its entry under `Args:` in
+the class's docstring; the first sentence alone stands on the first screen, for fields made by `setting(first=True)`. A
+field that is a dataclass lends its own fields, so that a configuration may be made of parts and flags stay flat.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import inspect
+import json
+import os
+import re
+import sys
+import textwrap
+import typing
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, NoReturn
+
+import yaml
+
+from alges_fast.errors import UserError
+
+COLUMNS, TEXT_AT = 79, 24  # of a screen, and where what flags mean begins on it
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
+_VALUES = {int: "N", float: "X", bool: "true|false", str: "TEXT", Path: "PATH"}
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command, or one of the steps of a `Family`.
+
+    Attributes:
+        name: what is typed, such as `python -m alges_fast.run`; of a step its own word alone.
+        config: a dataclass, its settings.
+        body: what it does with one; the exit code.
+        about: what it does, in a sentence or three.
+        example: what is typed for it; of a step without the family's words.
+        more: pages that say more.
+        notes: what else its help says, after all settings.
+        defaults: of settings, where they depend on those that are given: name -> value to name -> value.
+        if_out_of_memory: what the user can do where there is too little memory.
+    """
+
+    name: str
+    config: type
+    body: Callable[[Any], int]
+    about: str
+    example: str
+    more: str = ""
+    notes: str = ""
+    defaults: Callable[[Mapping[str, Any]], Mapping[str, Any]] = field(default=lambda given: {})
+    if_out_of_memory: str = "run it on smaller images"
+
+
+@dataclass(frozen=True)
+class Family:
+    """A command of several steps, of which one is named first. Attributes as those of a `Command`."""
+
+    name: str
+    steps: Sequence[Command]
+    about: str
+    example: str
+    more: str
+
+    def step(self, given: Sequence[str]) -> Command:
+        """The step that is named. Raises UserError where none is."""
+        names = [step.name for step in self.steps]
+        word = given[0] if given else ""
+        if word not in names:
+            what = f"{word}: no step of {self.name}" if word else "no step is named"
+            raise UserError(f"{what}: give {_listed(names)}{_nearest(word, names, '')}. See --help")
+        return self.steps[names.index(word)]
+
+
+def setting(
+    default: Any = MISSING,
+    value: str = "",
+    *,
+    first: bool = False,
+    positional: bool = False,
+    among: Callable[[], Iterable[str]] | None = None,
+) -> Any:
+    """A field of a configuration that has more to say than its default.
+
+    Args:
+        default: left out where the setting has to be given.
+        value: what stands for its value in the help, such as `DIR`; by default its type's letter.
+        first: whether it is on the first screen of the help.
+        positional: whether it is given by its place instead of by a flag.
+        among: the names that it is one of, or a list of; help lists them and completion offers them. Whether a name is
+            known is for the configuration to check.
+    """
+    return field(default=default, metadata={"value": value, "first": first, "positional": positional, "among": among})
+
+
+def read(command: Command, given: Sequence[str]) -> Any:
+    """The configuration of a command from flags, over the files of `--config`, over its defaults.
+
+    With `--print_config` it is printed as such a file instead, and the program ends.
+
+    Raises:
+        UserError: a flag, key or value that does not exist, or a needed one left out; one line.
+    """
+    known = {each.name: each for each in _settings(command.config)}
+    parsed, unknown = _parser(command).parse_known_intermixed_args(_flags(given, known))
+    if unknown:
+        flag = unknown[0].partition("=")[0]
+        raise UserError(f"unrecognized arguments: {' '.join(unknown)}{_nearest(flag.strip('-'), known)}. See --help")
+    values = {name: value for name, value in vars(parsed).items() if name in known}
+    values = {**command.defaults(values), **values}
+    for name, each in known.items():
+        if each.needed and values.get(name) in (None, ()):
+            raise UserError(f"{each.title} is missing: give it. See --help")
+    config = _made(command.config, values)
+    if "print_config" in parsed:
+        print(yaml.safe_dump(as_settings(config), sort_keys=False, allow_unicode=True), end="")
+        sys.exit(0)
+    return config
+
+
+def as_settings(config: Any) -> dict[str, Any]:
+    """A configuration as the keys and values of a YAML file."""
+    values: dict[str, Any] = {}
+    for each in fields(config):
+        value = getattr(config, each.name)
+        if is_dataclass(value):
+            values |= as_settings(value)
+        else:
+            values[each.name] = (
+                [*value] if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
+            )
+    return values
+
+
+def from_settings(config_class: type, values: Mapping[str, Any], where: str) -> Any:
+    """The configuration of which these are the keys and values, as `where` holds them.
+
+    Raises:
+        UserError: one that is no setting, or no value for it.
+    """
+    known = {each.name: each for each in _settings(config_class)}
+    for name in values:
+        if name not in known:
+            raise UserError(f"{where}: {name} is no setting{_nearest(str(name), known)}. See --help")
+    return _made(config_class, {name: known[name].read(_text(value)) for name, value in values.items()})
+
+
+def begun_with(path: Path) -> dict[str, Any] | None:
+    """What a folder was begun with, from its config.yaml, `path`; None where it is not begun.
+
+    Raises:
+        UserError: a damaged file.
+    """
+    if not path.exists():
+        return None
+    try:
+        return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path} is damaged: restore it, or choose another --out") from error
+
+
+def check_unchanged(path: Path, now: Mapping[str, Any], free: Collection[str]) -> None:
+    """Refuse to continue a folder that was begun with another configuration, as its config.yaml, `path`, says.
+
+    Values named in `free` may differ.
+
+    Raises:
+        UserError: a damaged file, or the differences.
+    """
+    before = begun_with(path)
+    if before is None:
+        return
+    differences = [
+        f"{name} was {before.get(name)} and is now {now.get(name)}"
+        for name in [*now, *(name for name in before if name not in now)]
+        if name not in free and before.get(name) != now.get(name)
+    ]
+    if differences:
+        raise UserError(
+            f"{path.parent} holds a run of another configuration ({'; '.join(differences)}): choose another --out, or "
+            "the old configuration to continue it"
+        )
+
+
+def help_asked(command: Command | Family, given: Sequence[str]) -> str | None:
+    """What `--help` says: a screen of what matters, all settings with `--help all` or of a step. None where it is not
+    asked for."""
+    asked = next((position for position, word in enumerate(given) if word in ("-h", "--help")), None)
+    if asked is None:
+        return None
+    if isinstance(command, Command):
+        return _parser(command).format_help() if [*given[asked + 1 : asked + 2]] == ["all"] else _screen(command)
+    if asked == 0:
+        return _screen(command)
+    return _parser(command.step(given), family=command.name).format_help()
+
+
+def complete(command: Command | Family) -> None:
+    """Answer a shell that asks for completions, where argcomplete is installed."""
+    if "_ARGCOMPLETE" not in os.environ:
+        return
+    try:
+        import argcomplete
+    except ImportError:
+        return
+    if isinstance(command, Command):
+        parser = _parser(command)
+    else:
+        parser = argparse.ArgumentParser(prog=command.name)
+        steps = parser.add_subparsers()
+        for step in command.steps:
+            _add_settings(steps.add_parser(step.name), step.config)
+    argcomplete.autocomplete(parser)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}. See --help")
+
+
+class _WholeNames(argparse.RawDescriptionHelpFormatter):
+    """Leaves names such as alges-img on one line."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(text, width, break_on_hyphens=False)
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """A field of a configuration: its type without None, whether it may be None, and what is said of it."""
+
+    name: str
+    kind: Any
+    optional: bool
+    default: Any
+    doc: str
+    value: str = ""
+    first: bool = False
+    positional: bool = False
+    among: Callable[[], Iterable[str]] | None = None
+
+    @property
+    def needed(self) -> bool:
+        return self.default is MISSING
+
+    @property
+    def element(self) -> Any:
+        """The type of a list's elements; None where this is no list."""
+        return typing.get_args(self.kind)[0] if typing.get_origin(self.kind) is tuple else None
+
+    @property
+    def title(self) -> str:
+        """As it is typed."""
+        return self.value if self.positional else f"--{self.name}"
+
+    @property
+    def flags(self) -> list[str]:
+        return [f"-{self.name}", f"--{self.name}"] if len(self.name) == 1 else [f"--{self.name}"]
+
+    @property
+    def stand_in(self) -> str:
+        """What stands for its value in help."""
+        if self.value:
+            return self.value
+        letter = _VALUES.get(self.element or self.kind) or "|".join(typing.get_args(self.kind))
+        return f"{letter},{letter}" if self.element else letter
+
+    def read(self, text: str) -> Any:
+        """The value that people, and files, write so. Raises UserError where it is none."""
+        if self.optional and text == "null":
+            return None
+        if self.element is None or self.positional:
+            return self._read_one(text, self.element or self.kind)
+        inside = text.strip()
+        inside = inside[1:-1] if inside.startswith("[") and inside.endswith("]") else inside
+        return tuple(self._read_one(part.strip(), self.element) for part in inside.split(",")) if inside else ()
+
+    def _read_one(self, text: str, kind: Any) -> Any:
+        try:
+            if kind in (str, Path):
+                return kind(_expanded(text, self.title))
+            if kind in (int, float):
+                return kind(text)
+            return {_text(value): value for value in ((True, False) if kind is bool else typing.get_args(kind))}[text]
+        except (KeyError, ValueError):
+            raise UserError(f"{self.title} {text}: give {self._expected()}. See --help") from None
+
+    def _expected(self) -> str:
+        if typing.get_origin(self.kind) is Literal:
+            return f"one of {', '.join(typing.get_args(self.kind))}"
+        if self.element is not None:
+            return "whole numbers with commas between, such as 0,1,2" if self.element is int else "names with commas"
+        return _KINDS[self.kind]
+
+    def full_help(self) -> str:
+        names = f" Known: {', '.join(self.among())}." if self.among else ""
+        default = (
+            f" (default: {_text(self.default)})"
+            if self.default not in (MISSING, None, "", ()) and self.default is not False
+            else ""
+        )
+        return f"{self.doc}{names}{default}".replace("%", "%%")
+
+    def first_sentence(self) -> str:
+        said = re.split(r"[.;](?: |$)", self.doc)[0]
+        named = f"{said}: {', '.join(self.among())}" if self.among else said
+        return named if len(named) <= COLUMNS - TEXT_AT else said
+
+
+def _settings(config_class: type) -> Iterator[_Setting]:
+    """The settings of a configuration, those of its parts among them."""
+    hints, docs = typing.get_type_hints(config_class), _docs(config_class)
+    own_first = sorted(fields(config_class), key=lambda each: each.name not in vars(config_class)["__annotations__"])
+    for each in own_first:
+        kind = hints[each.name]
+        if is_dataclass(kind):
+            yield from _settings(typing.cast(type, kind))
+            continue
+        options = [option for option in typing.get_args(kind) if option is not NoneType]
+        optional = NoneType in typing.get_args(kind)
+        of_field = {name: value for name, value in each.metadata.items() if name in _Setting.__dataclass_fields__}
+        default = each.default if each.default_factory is MISSING else each.default_factory()
+        yield _Setting(
+            each.name, options[0] if optional else kind, optional, default, docs.get(each.name, ""), **of_field
+        )
+
+
+def _docs(config_class: type) -> dict[str, str]:
+    """What the `Args:` of a class's docstring, and of its bases', say of each."""
+    docs: dict[str, str] = {}
+    for base in reversed(config_class.__mro__):
+        text = inspect.cleandoc(base.__doc__ or "").partition("Args:\n")[2]
+        text = re.split(r"^(?=\S)", text, maxsplit=1, flags=re.MULTILINE)[0]  # another section may follow
+        for entry in re.split(r"^ {4}(?=\w)", text, flags=re.MULTILINE):
+            names, _, said = entry.partition(":")
+            docs |= {name.strip(): " ".join(said.split()) for name in names.split(",")}
+    return docs
+
+
+def _made(config_class: type, values: Mapping[str, Any]) -> Any:
+    """A configuration of flat values, its parts made of theirs."""
+    hints, own = typing.get_type_hints(config_class), {}
+    for each in fields(config_class):
+        if is_dataclass(hints[each.name]):
+            own[each.name] = _made(hints[each.name], values)
+        elif each.name in values:
+            own[each.name] = values[each.name]
+    return config_class(**own)
+
+
+def _flags(given: Sequence[str], known: Mapping[str, _Setting]) -> list[str]:
+    """The arguments to parse: those of every `--config` first, then those given, each flag with its value as one word.
+
+    So a value may begin with a dash, a flag for true or false may stand alone, and flags override files.
+    """
+    of_files: list[str] = []
+    arguments: list[str] = []
+    words = [*given]
+    while words:
+        word = words.pop(0)
+        flag, equals, value = word.partition("=")
+        each = known.get(flag.lstrip("-")) if flag.startswith("-") else None
+        if flag != "--config" and (each is None or each.positional):
+            arguments.append(word)
+            continue
+        if not equals and each is not None and each.kind is bool and words[:1] not in (["true"], ["false"]):
+            value = "true"
+        elif not equals:
+            value = words.pop(0) if words else ""
+        if each is None:
+            of_files += [
+                _text(setting) if known[name].positional else f"--{name}={_text(setting)}"
+                for name, setting in _settings_in(value, known).items()
+            ]
+        else:
+            arguments.append(f"--{each.name}={value}")
+    return of_files + arguments
+
+
+def _settings_in(given: str, known: Mapping[str, _Setting]) -> dict[str, Any]:
+    """The settings of a YAML file."""
+    if not given:
+        raise UserError("--config is empty: give a YAML file")
+    path = Path(_expanded(given, "--config"))
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--config {path}: {error.strerror}; give a YAML file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path} is not a YAML file: {' '.join(str(error).split())}") from error
+    settings = {} if settings is None else settings
+    if not isinstance(settings, dict):
+        raise UserError(f"--config {path}: holds no settings: give lines like 'epochs: 8'. See --help")
+    for name in settings:
+        if name not in known:
+            raise UserError(f"--config {path}: {name} is no setting{_nearest(str(name), known)}. See --help")
+    return settings
+
+
+def _text(value: Any) -> str:
+    """A value of a file as it is written behind a flag."""
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(_text, value))
+    return str(value) if isinstance(value, (str, Path, float)) else json.dumps(value, default=str)
+
+
+def _expanded(path: str, flag: str) -> str:
+    """With a home folder for `~` or `~user`, which the shell leaves alone in quotes, after `=` and in a file."""
+    try:
+        return str(Path(path).expanduser()) if path.startswith("~") else path
+    except RuntimeError:
+        raise UserError(f"{flag} {path}: no such home folder: write the path out, or ./{path} for that name") from None
+
+
+def _parser(command: Command, family: str = "") -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=f"{family} {command.name}".strip(),
+        usage=_usage_of(command, family),
+        formatter_class=_WholeNames,
+        description=textwrap.fill(command.about[0].upper() + command.about[1:], COLUMNS),
+        epilog="\n\n".join(filter(None, [f"example: {f'{family} {command.example}'.strip()}", command.notes])),
+        allow_abbrev=False,
+    )
+    _add_settings(parser, command.config)
+    return parser
+
+
+def _add_settings(parser: argparse.ArgumentParser, config_class: type) -> None:
+    for each in _settings(config_class):
+        how: dict[str, Any] = {
+            "type": each.read,
+            "default": argparse.SUPPRESS,
+            "help": each.full_help(),
+            "metavar": each.stand_in,
+        }
+        if each.positional:
+            action = parser.add_argument(each.name, nargs="?" if each.element is None else "*", **how)
+        else:
+            if each.kind is bool:
+                how["nargs"] = "?"
+            action = parser.add_argument(*each.flags, dest=each.name, **how)
+        names = tuple(each.among()) if each.among else typing.get_args(each.kind) if each.element is None else ()
+        if names:
+            action.completer = lambda names=names, **_: names  # type: ignore[attr-defined]
+    parser.add_argument("--config", metavar="FILE", help="YAML file with any of these settings; flags override it")
+    printing = "show the settings as such a file, and do nothing else"
+    parser.add_argument("--print_config", action="store_true", default=argparse.SUPPRESS, help=printing)
+
+
+def _screen(command: Command | Family) -> str:
+    """What fits a screen: usage, what it is, the settings or steps that matter, an example, where to read on."""
+    if isinstance(command, Command):
+        settings = [*_settings(command.config)]
+        usage = _usage_of(command)
+        rows = [(_usage(each), each.first_sentence()) for each in settings if each.first]
+        all_settings = "--help all"
+    else:
+        usage = f"{command.name} STEP [--SETTING VALUE ...]"
+        rows = [
+            (" ".join([step.name, *(_usage(each) for each in _settings(step.config) if each.first)]), step.about)
+            for step in command.steps
+        ]
+        all_settings = "STEP --help"
+    lines = [f"usage: {usage}", "", *textwrap.wrap(command.about, COLUMNS), ""]
+    for left, right in rows:
+        wrapped = textwrap.wrap(right, COLUMNS - TEXT_AT, break_on_hyphens=False)
+        if len(left) > TEXT_AT - 4:
+            lines.append(f"  {left}")
+            left = ""
+        lines.append(f"  {left}".ljust(TEXT_AT) + wrapped[0])
+        lines += [" " * TEXT_AT + line for line in wrapped[1:]]
+    lines += ["", "example:", textwrap.indent(command.example, "  "), ""]
+    return "\n".join([*lines, f"All settings: {all_settings}. More: {command.more}", ""])
+
+
+def _usage_of(command: Command, family: str = "") -> str:
+    needed = [_usage(each) for each in _settings(command.config) if each.needed or each.positional]
+    return " ".join([family, command.name, *needed, "[--SETTING VALUE ...]"]).strip()
+
+
+def _usage(each: _Setting) -> str:
+    if each.positional:
+        return each.stand_in
+    return each.flags[0] if each.kind is bool else f"{each.flags[0]} {each.stand_in}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+def _nearest(name: str, names: Iterable[str], dashes: str = "--") -> str:
+    nearest = difflib.get_close_matches(name, list(names), n=1)
+    return f" (nearest: {dashes}{nearest[0]})" if nearest else ""
