@@ -45,7 +45,7 @@ class RunConfig(TrainConfig):
             saves is read off these curves, and cannot be larger than they are long.
         random_query_size: images that random, frames and windows, draws after each training, a multiple of query_size:
             it learns nothing from a training, so larger steps give the same curve with fewer of them.
-        device: where networks run.
+        device: auto, cpu or cuda.
         precision: 32-true, bf16-mixed or 16-mixed.
         out: folder for results, one for each configuration; the same command again continues what is in it.
         keep_models: keep every round's model.safetensors instead of removing it when the round is finished.
@@ -67,7 +67,7 @@ class RunConfig(TrainConfig):
     query_size: int = setting(10, first=True)
     random_rounds: int | None = None
     random_query_size: int | None = None
-    device: Literal["auto", "cpu", "cuda"] = setting("auto", first=True)
+    device: Literal["auto", "cpu", "cuda"] = setting("auto", "NAME", first=True)
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     out: str = setting("alges_fast_run", "DIR", first=True)
     keep_models: bool = False
