@@ -97,9 +97,7 @@ def _prepare(config: RunConfig, monitor: Monitor) -> Setting:
     )
     check_budget(config, curves, len(dataset.train))
     check_windows(config, curves)
-    learner = make_learner(
-        config, len(dataset.classes), dataset.train.images, processes.device, monitor.preparing
-    )
+    learner = make_learner(config, len(dataset.classes), dataset.train.images, processes.device, monitor.preparing)
     pool_inputs = on_device_if_small(learner.inputs(dataset.train.images), processes.device)
     test_inputs = learner.inputs(dataset.test.images)
     return Setting(config, curves, dataset, processes, monitor, learner, pool_inputs, test_inputs)
