@@ -21,6 +21,7 @@ from alges_fast.seeding.native import NativePool
 from alges_fast.seeding.pools import Draw, FaissGpuPool, FaissPool, Picked, Pool, TorchPool, faiss_has_gpu
 from alges_fast.seeding.race import uniforms
 from alges_fast.seeding.shards import Candidates, Shards, Winners
+from alges_fast.seeding.sketched import SketchedPool, SketchedRows
 
 Backend = Literal["faiss", "cpu", "cuda", "torch"]
 POOLS: dict[str, type[Pool]] = {"faiss": FaissPool, "cpu": NativePool, "cuda": CudaPool, "torch": TorchPool}
@@ -43,7 +44,7 @@ class Seeding:
 
 
 def kmeans_plusplus(
-    points: Tensor | np.ndarray[Any, Any],
+    points: Tensor | np.ndarray[Any, Any] | SketchedRows,
     n_clusters: int,
     *,
     seed: int = 0,
@@ -62,7 +63,9 @@ def kmeans_plusplus(
 
     Args:
         points: (N, D) float32, bfloat16, float16 or float64; a tensor or an array. A memory-mapped one is read as it
-            comes and never held whole; the 8-bit codes that spare later reads are, where they fit.
+            comes and never held whole; the 8-bit codes that spare later reads are, where they fit. Or `SketchedRows`,
+            which are never held at all and picked as if they were; for these `first` is "uniform" and `trials` 1, the
+            native kernels are needed, and of D² upper bounds are known.
         n_clusters: how many to pick, at most the points of all shards.
         seed: 0 to 2^64 - 1.
         first: the first pick is any point alike ("uniform") or the one of largest norm ("largest", as in BADGE). With
@@ -88,6 +91,10 @@ def kmeans_plusplus(
         Arthur & Vassilvitskii 2007, "k-means++: the advantages of careful seeding", section 2.2; Ash et al. 2020
         (BADGE).
     """
+    if isinstance(points, SketchedRows):
+        if (first, trials, backend) not in (("uniform", 1, None), ("uniform", 1, "cpu")):
+            raise ValueError("points: of sketched rows the first pick is uniform, trials 1 and the backend cpu")
+        return _seed_sketched(points, n_clusters, seed, existing, group, global_index)
     return _seed(points, n_clusters, "race", seed, first, trials, existing, backend, group, global_index)
 
 
@@ -218,6 +225,41 @@ def _seed(
         raise ValueError("global_index must not hold an index on two ranks")
     indices = torch.tensor(picks, dtype=torch.int64, device=points.device)
     return Seeding(indices, pool.min_sq_distance)
+
+
+def _seed_sketched(
+    points: SketchedRows,
+    n_clusters: int,
+    seed: int,
+    existing: Any,
+    group: dist.ProcessGroup | None,
+    global_index: Any,
+) -> Seeding:
+    """As `_seed` over the rows themselves."""
+    shards = Shards(group, points.device)
+    if wants_rounds(n_clusters, sum(shards.gather(len(points))), 4 * points.shape[1]):
+        raise ValueError(f"n_clusters must be at most {ROUNDS_ABOVE} of sketched rows, got {n_clusters}")
+    error: Exception | None = None
+    facts: dict[str, Any] = {}
+    try:
+        _check_count("n_clusters", n_clusters, 1)
+        _check_count("seed", seed, 0)
+        centres = _existing_centres(existing, torch.empty(0, points.shape[1]))
+        index = _check_index(global_index, points.codes)
+        facts = {"D": points.shape[1], "n_clusters": n_clusters, "seed": seed, "existing": _hash(centres)}
+    except (TypeError, ValueError) as problem:
+        error = problem
+    shards.agree(error, facts)
+    sizes: list[int] = shards.gather(len(points))
+    total = sum(shards.gather(points.n_open))
+    if n_clusters > total:
+        raise ValueError(f"n_clusters must be at most the number of points, {total}, got {n_clusters}")
+    start = sum(sizes[: shards.rank])
+    pool = SketchedPool(points, torch.arange(start, start + len(points)) if index is None else index)
+    draw = Draw("race", int(seed), 0, 1)
+    candidates = _first_draw(pool, shards, centres, "uniform", draw)
+    picks = _picks(pool, shards, total, n_clusters, draw, candidates, [])
+    return Seeding(torch.tensor(picks, dtype=torch.int64), pool.min_sq_distance)
 
 
 def _first_draw(pool: Pool, shards: Shards, existing: Tensor, first: str, draw: Draw) -> Candidates:

@@ -60,7 +60,62 @@ struct Pass {
   int64_t measured;       // rows measured in full, over all centres
 };
 
-#define DECLARE(isa) namespace isa { void seeding_pass(Pass& pass); }
+// Rows in a few bytes each, of a pool too large to keep (alges_fast/seeding/sketched.py). A row is û = scale * codes in few
+// dimensions but for at most `error`, and a rest outside of them of norm rest_share * rest - rest_slop * |row| to rest.
+struct SketchedRows {
+  int64_t width;  // bytes of codes, a multiple of 16
+  const int8_t* codes;
+  const float *scale, *norm, *error, *rest;  // norm: |û|
+  float rest_share, rest_slop;
+  float code_norm_share;  // |scale * codes| <= norm / code_norm_share, where û weighs its coordinates
+  float *upper, *lower;   // bounds of D²; a row whose upper bound is 0 is never drawn
+  int32_t* nearest;       // number of the centre that gave `upper`
+};
+
+// Centres of sketched rows: û = step * codes but for what moves a dot product with a row by at most dot_error * |row|.
+struct SketchedCentres {
+  int count, first_number;
+  const int16_t* codes;                              // (count, width)
+  const float *step, *norm, *error, *rest, *dot_error;  // (count,)
+  const float* apart;                                // (count, apart_stride): at least how far each is from the centres by number
+  int64_t apart_stride;
+};
+
+struct Contender {
+  double key;  // at least so small
+  int64_t position;
+};
+
+struct SketchedPass {
+  const Shard* shard;  // of which `rows` and the indices count
+  SketchedRows rows;
+  SketchedCentres centres;
+  Draw draw;
+  int threads;
+  Contender* contenders;  // new[]: the rows whose key may be the smallest
+  int64_t n_contenders;
+  double largest;  // upper bound of D²
+  int64_t read;    // rows whose codes were read, over all centres
+};
+
+// Sketches of rows (rows, blocks, columns): each block's coordinates in `basis` (columns, kept), times the block's factor.
+struct Sketching {
+  const float* points;
+  int64_t rows, blocks, columns, kept;  // kept: a multiple of 8
+  const float *basis, *factors;
+  double rounding;  // of a squared norm, relative: what float32 sums of so many columns may lose
+  int64_t width;
+  int8_t* codes;
+  float *scale, *error, *rest;
+  double* norms;  // (rows, blocks): the norm of each block; or null
+};
+
+#define DECLARE(isa)                             \
+  namespace isa {                                \
+  void seeding_pass(Pass& pass);                 \
+  void sketched_pass(SketchedPass& pass);        \
+  void sketch_rows(const Sketching& sketching);  \
+  }
 ALGES_FOR_EACH_ISA(DECLARE)
 #undef DECLARE
 

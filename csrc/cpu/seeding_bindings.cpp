@@ -22,6 +22,11 @@ py::tuple result(const SeedingPool& pool, const Pass& pass) {
   return py::make_tuple(keys, indices, positions, pass.largest, pass.measured);
 }
 
+template <class T>
+T* at(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
 }  // namespace
 
 void bind_seeding(py::module_& m) {
@@ -74,6 +79,51 @@ void bind_seeding(py::module_& m) {
           pass = pool.accept(trial, draw, threads);
         }
         return result(pool, pass);
+      });
+  // Addresses and sizes in the order of csrc/cpu/seeding.h; alges_fast/seeding/sketched.py keeps the tensors alive.
+  m.def("sketch_rows", [](uintptr_t points, int64_t rows, int64_t blocks, int64_t columns, int64_t kept, uintptr_t basis,
+                          uintptr_t factors, double rounding, int64_t width, uintptr_t codes, uintptr_t scale,
+                          uintptr_t error, uintptr_t rest, uintptr_t norms) {
+    py::gil_scoped_release release;
+    const Sketching sketching{at<const float>(points), rows, blocks, columns, kept, at<const float>(basis),
+                              at<const float>(factors), rounding, width, at<int8_t>(codes), at<float>(scale),
+                              at<float>(error), at<float>(rest), at<double>(norms)};
+    ALGES_DISPATCH(sketch_rows(sketching));
+  });
+  py::class_<SketchedRows>(m, "SketchedRows")
+      .def(py::init([](int64_t width, uintptr_t codes, uintptr_t scale, uintptr_t norm, uintptr_t error, uintptr_t rest,
+                       float rest_share, float rest_slop, float code_norm_share, uintptr_t upper, uintptr_t lower,
+                       uintptr_t nearest) {
+        return SketchedRows{width, at<const int8_t>(codes), at<const float>(scale), at<const float>(norm),
+                            at<const float>(error), at<const float>(rest), rest_share, rest_slop, code_norm_share,
+                            at<float>(upper), at<float>(lower), at<int32_t>(nearest)};
+      }))
+      // (keys, positions, largest upper bound, rows whose codes were read); centres as eight addresses and sizes.
+      .def("absorb", [](const SketchedRows& rows, int64_t count, uintptr_t index, int n_centres, int first_number,
+                        uintptr_t codes, uintptr_t step, uintptr_t norm, uintptr_t error, uintptr_t rest,
+                        uintptr_t dot_error, uintptr_t apart, int64_t apart_stride, const Draw& draw, int threads) {
+        Shard shard{};
+        shard.rows = count;
+        shard.index = at<const int64_t>(index);
+        SketchedPass pass{};
+        pass.shard = &shard;
+        pass.rows = rows;
+        pass.centres = {n_centres, first_number, at<const int16_t>(codes), at<const float>(step), at<const float>(norm),
+                        at<const float>(error), at<const float>(rest), at<const float>(dot_error), at<const float>(apart),
+                        apart_stride};
+        pass.draw = draw;
+        pass.threads = threads;
+        {
+          py::gil_scoped_release release;
+          ALGES_DISPATCH(sketched_pass(pass));
+        }
+        py::list keys, positions;
+        for (int64_t i = 0; i < pass.n_contenders; ++i) {
+          keys.append(pass.contenders[i].key);
+          positions.append(pass.contenders[i].position);
+        }
+        delete[] pass.contenders;
+        return py::make_tuple(keys, positions, pass.largest, pass.read);
       });
 }
 

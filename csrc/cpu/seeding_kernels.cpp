@@ -552,7 +552,200 @@ void run(Pass& pass) {
   pass.measured = measured;
 }
 
+// A growing list without the standard library, whose inlined functions must not be compiled for one instruction set and
+// linked for all.
+struct Contenders {
+  Contender* items = nullptr;
+  int64_t count = 0, room = 0;
+
+  void add(Contender contender) {
+    if (count == room) {
+      room = room ? 2 * room : 256;
+      Contender* larger = new Contender[room];
+      for (int64_t i = 0; i < count; ++i) larger[i] = items[i];
+      delete[] items;
+      items = larger;
+    }
+    items[count++] = contender;
+  }
+  void keep_up_to(double key) {
+    int64_t kept = 0;
+    for (int64_t i = 0; i < count; ++i)
+      if (items[i].key <= key) items[kept++] = items[i];
+    count = kept;
+  }
+};
+
+// Lower the bounds of a block's rows by one centre.
+//   1. a row is passed over if the centre is so far from its own nearest centre, or its norm so different, that its distance
+//      cannot lie below the upper bound: what is lower bounded so far stays right;
+//   2. of the others the codes are read.
+// Bounds are widened by 1e-5, some fifty times what float32 rounds in them and in the measured distances of exact rows.
+int64_t lower_sketched(const SketchedPass& pass, int64_t first, int count, int c) {
+  const SketchedRows& rows = pass.rows;
+  const SketchedCentres& centres = pass.centres;
+  const float *norms = rows.norm + first, *errors = rows.error + first, *rests = rows.rest + first;
+  float *upper = rows.upper + first, *lower = rows.lower + first;
+  int32_t* nearest = rows.nearest + first;
+  const float norm = centres.norm[c], error = centres.error[c], rest = centres.rest[c];
+  const float* apart = centres.apart + c * centres.apart_stride;
+  float gaps[kBlock];  // at least how far the rests are apart
+  char near[kBlock];
+  for (int i = 0; i < count; ++i) {
+    const float below = rows.rest_share * rests[i] - rows.rest_slop * (norms[i] + errors[i] + rests[i]) - rest;
+    const float above = rest - rests[i];
+    const float gap = below > above ? below : above, between = gap > 0 ? gap : 0.0f;
+    const float difference = norms[i] - norm;
+    const float least = (difference < 0 ? -difference : difference) - errors[i] - error - 1e-6f * (norms[i] + norm);
+    const float inside = least > 0 ? least : 0.0f;
+    gaps[i] = between;
+    near[i] = !((inside * inside + between * between) * 0.99999f >= upper[i]);
+  }
+  int list[kBlock], left = 0;
+  for (int i = 0; i < count; ++i) {
+    list[left] = i;
+    left += near[i] && !(nearest[i] >= 0 && apart[nearest[i]] >= 2.00002f * sqrtf(upper[i]));
+  }
+  for (int n = 0; n < left; ++n) {
+    const int i = list[n];
+    const int32_t dot = dot_codes(rows.codes + (first + i) * rows.width, centres.codes + c * rows.width, rows.width);
+    const float apart_sq = norms[i] * norms[i] + norm * norm - 2 * rows.scale[first + i] * centres.step[c] * static_cast<float>(dot);
+    const float slack = 1e-6f * (norms[i] * norms[i] + norm * norm) + 2 * centres.dot_error[c] * norms[i] / rows.code_norm_share;
+    const float off = errors[i] + error;
+    const float from = apart_sq > slack ? sqrtf(apart_sq - slack) - off : 0.0f, at_least = from > 0 ? from : 0.0f;
+    const float up_to = sqrtf(apart_sq + slack > 0 ? apart_sq + slack : 0.0f) + off, outside = rests[i] + rest;
+    const float low = (at_least * at_least + gaps[i] * gaps[i]) * 0.99999f;
+    const float high = (up_to * up_to + outside * outside) * 1.00001f;
+    if (low < lower[i]) lower[i] = low;
+    if (high < upper[i]) {
+      upper[i] = high;
+      nearest[i] = centres.first_number + c;
+    }
+  }
+  return left;
+}
+
+// Which rows of a block may have the smallest key: E / upper is at most the smallest E / lower so far.
+void race_sketched(const SketchedPass& pass, int64_t first, int count, double& least, Contenders& contenders) {
+  const Shard& shard = *pass.shard;
+  const float *upper = pass.rows.upper + first, *lower = pass.rows.lower + first;
+  Randoms randoms;
+  const int offset = fill(randoms, shard, first, count, pass.draw, 0);
+  const uint32_t *high = randoms.high + offset, *low = randoms.low + offset;
+  if (least < __builtin_inf() && !any_may_win(high, count, least, upper)) return;
+  for (int i = 0; i < count; ++i) {
+    if (!(upper[i] > 0) || !may_win(high[i], least, upper[i])) continue;
+    const uint64_t bits = uint64_t{high[i]} << 20 | low[i] >> 12;
+    const double exponential = -log1p(-((static_cast<double>(bits) + 0.5) * 0x1p-52));
+    const double key = exponential / static_cast<double>(upper[i]);
+    if (key > least) continue;
+    contenders.add({key, first + i});
+    const double surely = exponential / static_cast<double>(lower[i]);
+    least = surely < least ? surely : least;
+  }
+  if (contenders.count > 4096) contenders.keep_up_to(least);
+}
+
 }  // namespace
+
+void sketched_pass(SketchedPass& pass) {
+  const int64_t total = pass.shard->rows, blocks = (total + kBlock - 1) / kBlock;
+  const bool draws = pass.draw.rule == DrawRule::race;
+  Contenders all;
+  double least = __builtin_inf(), largest = 0;
+  int64_t read = 0;
+#pragma omp parallel num_threads(pass.threads) if (pass.threads > 1 && blocks > 1)
+  {
+    Contenders own;
+    double own_least = __builtin_inf(), own_largest = 0;
+    int64_t own_read = 0;
+#pragma omp for schedule(static, 1) nowait
+    for (int64_t block = 0; block < blocks; ++block) {
+      const int64_t first = block * kBlock;
+      const int count = static_cast<int>(total - first < kBlock ? total - first : kBlock);
+      for (int c = 0; c < pass.centres.count; ++c) own_read += lower_sketched(pass, first, count, c);
+      own_largest = larger(own_largest, largest_of(pass.rows.upper + first, count));
+      if (draws) race_sketched(pass, first, count, own_least, own);
+    }
+#pragma omp critical(alges_seeding)
+    {
+      read += own_read;
+      largest = larger(largest, own_largest);
+      least = own_least < least ? own_least : least;
+      for (int64_t i = 0; i < own.count; ++i) all.add(own.items[i]);
+    }
+    delete[] own.items;
+  }
+  all.keep_up_to(least);
+  pass.contenders = all.items;
+  pass.n_contenders = all.count;
+  pass.largest = largest;
+  pass.read = read;
+}
+
+void sketch_rows(const Sketching& s) {
+  typedef float Eight __attribute__((vector_size(32)));
+  const int64_t parts = s.kept / 8;
+  Eight* sums = static_cast<Eight*>(__builtin_alloca_with_align(parts * sizeof(Eight), 256));
+  float* kept = static_cast<float*>(__builtin_alloca_with_align(s.width * sizeof(float), 512));
+  for (int64_t i = 0; i < s.rows; ++i) {
+    double rest_sq = 0, all_sq = 0;
+    float most = 0;
+    memset(kept, 0, s.width * sizeof(float));
+    for (int64_t b = 0; b < s.blocks; ++b) {
+      const float* x = s.points + (i * s.blocks + b) * s.columns;
+      for (int64_t p = 0; p < parts; ++p) sums[p] = Eight{};
+      double lanes[8] = {};
+      int64_t k = 0;
+      for (; k + 8 <= s.columns; k += 8)
+        for (int l = 0; l < 8; ++l) lanes[l] += static_cast<double>(x[k + l]) * static_cast<double>(x[k + l]);
+      for (; k < s.columns; ++k) lanes[0] += static_cast<double>(x[k]) * static_cast<double>(x[k]);
+      double norm_sq = 0, kept_sq = 0;
+      for (int l = 0; l < 8; ++l) norm_sq += lanes[l];
+      for (k = 0; k < s.columns; ++k) {
+        const float* basis = s.basis + k * s.kept;
+        for (int64_t p = 0; p < parts; ++p) {
+          Eight direction;
+          memcpy(&direction, basis + 8 * p, sizeof direction);
+          sums[p] += x[k] * direction;
+        }
+      }
+      const float factor = s.factors[b];
+      for (int64_t p = 0; p < parts; ++p)
+        for (int l = 0; l < 8; ++l) {
+          const float coordinate = sums[p][l];
+          kept_sq += static_cast<double>(coordinate) * coordinate;
+          const float scaled = coordinate * factor;
+          kept[b * s.kept + 8 * p + l] = scaled;
+          const float size = scaled < 0 ? -scaled : scaled;
+          most = size <= most ? most : size;  // a NaN becomes the most
+        }
+      const double factor_sq = static_cast<double>(factor) * factor, lost = norm_sq - kept_sq;
+      rest_sq += factor_sq * (lost > 0 ? lost : 0);
+      all_sq += factor_sq * norm_sq;
+      if (s.norms) s.norms[i * s.blocks + b] = ::sqrt(norm_sq);
+    }
+    const float scale = most * (1.0f / 127.0f);
+    const bool usable = most > 1e-15f && most < 1e18f;  // squares of what codes leave neither vanish nor overflow
+    const float inverse = usable ? 1.0f / scale : 0.0f;
+    int8_t* codes = s.codes + i * s.width;
+    double error_sq = 0;
+    for (int64_t k = 0; k < s.width; k += kLanes) {
+      const Vec v = load(kept + k);
+      const Vec scaled = usable ? v * inverse : Vec{};
+      const Vec rounded = (scaled + 12582912.0f) - 12582912.0f;  // 1.5 * 2^23: to the nearest whole number
+      const Bytes bytes = __builtin_convertvector(__builtin_convertvector(rounded, Int), Bytes);
+      memcpy(codes + k, &bytes, sizeof bytes);
+      const Vec off = v - rounded * scale;
+      error_sq += static_cast<double>(sum(off * off));
+    }
+    const double size = ::sqrt(all_sq);
+    s.scale[i] = usable ? scale : 0.0f;
+    s.error[i] = static_cast<float>((usable ? ::sqrt(error_sq) : size) + s.rounding * size);
+    s.rest[i] = static_cast<float>(::sqrt(rest_sq + s.rounding * all_sq));
+    if (!(all_sq < 1e36)) s.scale[i] = s.error[i] = s.rest[i] = __builtin_nanf("");
+  }
+}
 
 void seeding_pass(Pass& pass) {
   switch (pass.shard->type) {

@@ -1,0 +1,299 @@
+"""k-means++ over a pool too large to keep: rows known by sketches of some hundred bytes, and in full where a draw asks.
+
+1. A sketch is a row's coordinates along a few directions, in 8 bits, and the norm of what they leave. With it any
+   distance lies between two bounds.
+2. Every row keeps bounds of its D². A new centre passes over a row where norms, or the distance between the centre and
+   the row's own (Raff 2021, "Exact acceleration of k-means++ and k-means‖"), show that it is not nearer.
+3. The key E / D² of the race (race.py) lies between E / upper and E / lower. Only rows whose key may be the smallest
+   contend: as many, on average, as Σ upper / Σ lower. They are made again in full, measured by the kernel that measures
+   a pool in memory, and the smallest key wins.
+
+So picks are those of `kmeans_plusplus` over the rows themselves, bit for bit, whatever a sketch leaves out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from alges_fast._native import cpu_kernels
+from alges_fast.seeding.native import NativePool
+from alges_fast.seeding.pools import Draw, Pool
+from alges_fast.seeding.race import exponentials
+from alges_fast.seeding.shards import Candidates
+
+CODES = 112
+"""Bytes of codes that a row's blocks share: eight directions for each of up to 14 classes."""
+LEAST = 1e-3
+"""Of the largest block's mean norm: blocks that are smaller in the sample are not enlarged beyond that."""
+ABSORBED = 256
+"""Centres absorbed at a time, between which distances are held."""
+TRIED = 16
+"""Contenders made in full at a time, at first."""
+
+
+@dataclass(frozen=True)
+class Basis:
+    """How rows of blocks (n, K, columns) are sketched.
+
+    Attributes:
+        directions: (columns, kept) float32, orthonormal: those in which the blocks of a sample are largest.
+        factors: (K,) float32, 1 over the blocks' mean norms in the sample, so that no block's codes are lost.
+    """
+
+    directions: Tensor
+    factors: Tensor
+
+    @classmethod
+    def of(cls, sample: Tensor) -> Basis:
+        """For rows like these (n, K, columns), one at least."""
+        blocks, columns = sample.shape[1:]
+        rows = sample.double()
+        norms = rows.norm(dim=2).mean(0)
+        factors = 1 / norms.clamp(min=LEAST * float(norms.max())) if norms.any() else torch.ones_like(norms)
+        scaled = (rows * factors[:, None]).flatten(0, 1)
+        _, vectors = torch.linalg.eigh(scaled.T @ scaled)
+        kept = min(max(CODES // blocks // 8, 1), -(-columns // 8)) * 8
+        directions = torch.zeros(columns, kept)
+        directions[:, : min(kept, columns)] = vectors.flip(1)[:, :kept].float()
+        return cls(directions, factors.float())
+
+    @property
+    def rounding(self) -> float:
+        """What float32 loses in sums over a block's columns, of a row's norm or, relative to it, squared."""
+        columns, kept = self.directions.shape
+        return 1.2e-7 * columns * math.sqrt(kept) + 2e-7
+
+    def sketch(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of rows (n, K, columns) float32: codes (n, width) int8, measures (n, 3) as `SketchedRows` has them, and the
+        blocks' norms (n, K) float64. Of a row that is not finite the measures are NaN."""
+        rows = rows.contiguous()
+        n, blocks, columns = rows.shape
+        kept = self.directions.shape[1]
+        codes = torch.empty(n, -(-blocks * kept // 16) * 16, dtype=torch.int8)
+        measures = torch.empty(3, n)
+        norms = torch.empty(n, blocks, dtype=torch.float64)
+        cpu_kernels().sketch_rows(  # type: ignore[union-attr]
+            rows.data_ptr(),
+            *(n, blocks, columns, kept),
+            self.directions.data_ptr(),
+            self.factors.data_ptr(),
+            self.rounding,
+            codes.shape[1],
+            codes.data_ptr(),
+            *(measure.data_ptr() for measure in measures),
+            norms.data_ptr(),
+        )
+        return codes, measures.T, norms
+
+
+@dataclass
+class SketchedRows:
+    """(N, D) float32 points, D = K columns, that are not kept.
+
+    Attributes:
+        basis: that they were sketched by, as rows x of blocks.
+        factors: (K,) float64, what a point's blocks are multiples of those of x by.
+        codes: (N, width) int8, and with the codes' scale the coordinates of x along the basis, in its factors.
+        measures: (N, 3) float32, already times what each point is a multiple of x by: scale of the codes, norm of what
+            rounding them left, and norm of what lies outside the basis.
+        make: positions -> (n, D), these points in full.
+        open: (N,) bool, which of them may be picked; None for all.
+    """
+
+    basis: Basis
+    factors: Tensor
+    codes: Tensor
+    measures: Tensor
+    make: Callable[[Sequence[int]], Tensor]
+    open: Tensor | None = None
+    made: dict[int, Tensor] = field(default_factory=dict)
+    """Points made so far."""
+
+    dtype: ClassVar[torch.dtype] = torch.float32
+    device: ClassVar[torch.device] = torch.device("cpu")
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self), len(self.factors) * len(self.basis.directions)
+
+    @property
+    def n_open(self) -> int:
+        return len(self) if self.open is None else int(self.open.sum())
+
+    def __getitem__(self, positions: Sequence[int]) -> Tensor:
+        """(n, D), in full."""
+        missing = [at for at in dict.fromkeys(positions) if at not in self.made]
+        if missing:
+            self.made.update(zip(missing, self.make(missing), strict=True))
+        return torch.stack([self.made[at] for at in positions]) if len(positions) else torch.empty(0, self.shape[1])
+
+    def only(self, open: Tensor) -> SketchedRows:
+        """The same points, of which these alone may be picked."""
+        return replace(self, open=open)
+
+
+class SketchedPool(Pool):
+    """Bounds of D² over sketched rows; draws as `NativePool` does over the rows themselves."""
+
+    name = "sketched"
+    read = 0
+    """Rows whose codes the passes so far have read, over all centres; the others were passed over."""
+    contended = 0
+    """Rows made in full for draws."""
+
+    def __init__(self, points: SketchedRows, index: Tensor) -> None:
+        self.sketched = points
+        self.index = self._index = index.contiguous()
+        self.dtype = torch.float32
+        self.weights = self.nearest = None
+        self._centres = torch.empty(0, points.shape[1])
+        shares = points.factors.double() / points.basis.factors.double()
+        most, positive = float(shares.max()), shares[shares > 0]
+        self._shares = shares.repeat_interleave(points.basis.directions.shape[1])
+        rest_share = float(shares.min()) / most if most else 1.0
+        self._rounding = points.basis.rounding
+        self._measures = points.measures.T.contiguous()
+        self._measures[1:] *= most
+        norm = _norms(points.codes, self._shares) * self._measures[0]
+        upper = torch.full((len(points),), torch.inf)
+        if points.open is not None:
+            upper.masked_fill_(~points.open, 0)
+        self.min_sq_distance = upper  # at most
+        self._kept = norm, upper.clone(), torch.full((len(points),), -1, dtype=torch.int32)
+        kernels = cpu_kernels()
+        assert kernels is not None
+        self._draw_type = kernels.SeedingDraw
+        scale, error, rest = self._measures
+        self._native = kernels.SketchedRows(
+            points.codes.shape[1],
+            *(tensor.data_ptr() for tensor in (points.codes, scale, norm, error, rest)),
+            *(rest_share, math.sqrt(2 * self._rounding), float(positive.min()) if len(positive) else 1.0),
+            *(tensor.data_ptr() for tensor in (upper, self._kept[1], self._kept[2])),
+        )
+
+    def draw(self, draw: Draw | None) -> Candidates:
+        if draw is not None and draw.rule == "uniform":
+            order = self.uniform_order(draw, (), 1)
+            if not order:
+                return Candidates((math.inf,), (-1,), (-1,), 0.0)
+            key, index = order[0]
+            return Candidates((key,), (index,), tuple(self.positions([index])), 0.0)
+        return self.absorb(self._centres[:0], draw)
+
+    def absorb(self, centres: Tensor, draw: Draw | None) -> Candidates:
+        parts = centres.split(ABSORBED) if len(centres) else (centres,)
+        for part in parts[:-1]:
+            self._lower(part, None)
+        keys, positions, largest = self._lower(parts[-1], draw)
+        if draw is None:
+            return Candidates((), (), (), largest)
+        key, index, position = self._smallest(keys, positions, draw)
+        return Candidates((key,), (index,), (position,), largest)
+
+    def potentials(self, centres: Tensor, scale: float) -> Tensor:
+        raise NotImplementedError("sketched rows know no sums of D²")
+
+    def accept(self, trial: int, draw: Draw | None) -> Candidates:
+        raise NotImplementedError("sketched rows know no sums of D²")
+
+    def uniform_order(self, draw: Draw, without: Sequence[int], count: int) -> list[tuple[float, int]]:
+        best: list[tuple[float, int]] = []
+        for start in range(0, len(self.index), _PIECE):
+            index = self._index[start : start + _PIECE]
+            keys = exponentials(index, draw.seed, draw.round, 0, index.device)
+            if self.sketched.open is not None:
+                keys.masked_fill_(~self.sketched.open[start : start + _PIECE], torch.inf)
+            keys[[row - start for row in without if 0 <= row - start < len(keys)]] = torch.inf
+            some = keys.topk(min(count, len(keys)), largest=False)
+            best += [
+                (key, int(index[row])) for key, row in zip(*map(Tensor.tolist, some), strict=True) if key < math.inf
+            ]
+            best = sorted(best)[:count]
+        return best
+
+    def chunks(self) -> Iterator[tuple[slice, Tensor]]:
+        """None: whether rows are finite was looked at when they were sketched."""
+        return iter(())
+
+    def rows(self, positions: Sequence[int]) -> Tensor:
+        held = [position for position in positions if position >= 0]
+        rows = torch.zeros(len(positions), self.sketched.shape[1])
+        rows[[at for at, position in enumerate(positions) if position >= 0]] = self.sketched[held]
+        return rows
+
+    def _lower(self, centres: Tensor, draw: Draw | None) -> tuple[list[float], list[int], float]:
+        """Lower the bounds by centres (M, D), then find the contenders: their least keys and positions; largest D²."""
+        first = len(self._centres)
+        self._centres = torch.cat([self._centres, centres])
+        codes, measures = self._coded(centres)
+        apart = torch.cdist(centres.double(), self._centres.double(), compute_mode="donot_use_mm_for_euclid_dist")
+        apart = (apart * (1 - 1e-6)).float() if len(centres) else torch.zeros(1, 1)
+        keys, positions, largest, read = self._native.absorb(
+            len(self.index),
+            self._index.data_ptr(),
+            *(len(centres), first),
+            codes.data_ptr(),
+            *(measure.data_ptr() for measure in measures),
+            *(apart.data_ptr(), apart.shape[1]),
+            self._draw_type("none", 0, 0, 0) if draw is None else self._draw_type(draw.rule, draw.seed, draw.round, 1),
+            torch.get_num_threads(),
+        )
+        self.read += read
+        return keys, positions, largest
+
+    def _coded(self, centres: Tensor) -> tuple[Tensor, Tensor]:
+        """Centres as the kernel reads them: codes, and (5, M) step, norm, error, rest, error of a dot product."""
+        width, directions = self.sketched.codes.shape[1], self.sketched.basis.directions.double()
+        blocks = centres.double().view(len(centres), -1, len(directions))
+        inside = (blocks @ directions).flatten(1)
+        all_sq, inside_sq = blocks.square().sum((1, 2)), inside.square().sum(1)
+        weighted = torch.zeros(len(centres), width, dtype=torch.float64)
+        weighted[:, : inside.shape[1]] = inside * self._shares
+        most = min(32767, (2**31 - 1) // (127 * width))
+        step = (weighted.abs().amax(1) / most).float() if len(centres) else torch.empty(0)
+        codes = (weighted / step.double().clamp(min=1e-300)[:, None]).round().clamp(-most, most).to(torch.int16)
+        rest = ((all_sq - inside_sq).clamp(min=0) + self._rounding * all_sq).sqrt()
+        of_dot = step.double() * (math.sqrt(width) / 2 * (1 + 1e-4))
+        measures = [step, inside_sq.sqrt(), self._rounding * all_sq.sqrt(), rest, of_dot]
+        return codes, torch.stack([measure.float() for measure in measures])
+
+    def _smallest(self, keys: list[float], positions: list[int], draw: Draw) -> tuple[float, int, int]:
+        """The smallest key of all rows, with its global index and position: the contenders' own are asked, from the
+        least that they may be on, until no other can be smaller."""
+        best = math.inf, -1, -1
+        order = sorted(range(len(keys)), key=keys.__getitem__)
+        tried = TRIED
+        while order and keys[order[0]] <= best[0]:
+            some, order = [positions[at] for at in order[:tried]], order[tried:]
+            tried *= 2
+            self.contended += len(some)
+            exact = NativePool(self.sketched[some], self._index[some], len(self._centres))
+            found = exact.absorb(self._centres, draw)
+            upper, (_, lower, nearest) = self.min_sq_distance, self._kept
+            upper[some] = lower[some] = exact.min_sq_distance
+            nearest[some] = -1  # it need not be the one that gave the bound
+            if found.keys[0] < math.inf:
+                best = min(best, (found.keys[0], found.indices[0], some[found.positions[0]]))
+        return best
+
+
+_PIECE = 1 << 16
+
+
+def _norms(codes: Tensor, shares: Tensor) -> Tensor:
+    """(N,) float32: the norm of each row's codes, column by column times a share."""
+    squares = torch.zeros(codes.shape[1])
+    squares[: len(shares)] = shares.square().float()
+    norms = torch.empty(len(codes))
+    for start in range(0, len(codes), _PIECE):
+        norms[start : start + _PIECE] = codes[start : start + _PIECE].float().square_().mv(squares).sqrt_()
+    return norms
