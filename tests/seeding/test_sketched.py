@@ -145,7 +145,7 @@ def test_closed_rows_are_never_picked_and_the_others_as_if_they_were_alone() -> 
 
 
 def test_points_that_are_all_one_are_filled_up_uniformly() -> None:
-    rows = embeddings(1, 13, 32)[:1].repeat(60, 1, 1) + 1
+    rows = embeddings(9, 13, 32)[:1].repeat(60, 1, 1) + 1
     codes, measures, _ = Basis.of(rows).sketch(rows)
     known = SketchedRows(Basis.of(rows), torch.ones(13), codes, measures, lambda at: rows.flatten(1)[list(at)])
     assert torch.equal(kmeans_plusplus(known, 20, seed=1).indices, kmeans_plusplus(rows.flatten(1), 20, seed=1).indices)
