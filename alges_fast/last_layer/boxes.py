@@ -1,16 +1,19 @@
 """Outputs of boxes of a batch's logits, from one pass of the model: a whole image is one box, its windows are many.
 
 `OnOwnGrid` is for convolutions and linear layers whose output is the logits, or is summed with something: the op reads
-views of features and logits, cut to the box and what patches reach beyond it. `ThroughTail` is for all others: a box's
-residual is pulled back through the tail to the layer's output first.
+views of features and logits, cut to the box and what patches reach beyond it. `BehindHidden` is for heads of which not
+even the features are stored. `ThroughTail` is for all others: a box's residual is pulled back through the tail to the
+layer's output first.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,102 +31,157 @@ from alges_fast.last_layer.tail import Tail, resize_matrices, resize_transposed
 from alges_fast.last_layer.transposed import transposed_patch_norms, transposed_weight_sum
 from alges_fast.last_layer.upsampled_norms import upsampled_patch_norms
 from alges_fast.losses import Loss, loss_residual
-from alges_fast.ops import hidden_pixel_gradients, hidden_windows, pixel_gradients
-from alges_fast.windows import Box, cut, inside, padded, rim, whole_box
+from alges_fast.ops import PixelGradients, hidden_pixel_gradients, hidden_windows, pixel_gradients
+from alges_fast.ops.outputs import TABLE
+from alges_fast.windows import Box, cell_boxes, class_changes, cut, inside, padded, rim, whole_box
 
-__all__ = ["OnOwnGrid", "Request", "ThroughTail"]
+__all__ = ["OUTLINE", "BehindHidden", "Boxes", "OnOwnGrid", "Request", "ThroughTail"]
+
+OUTLINE = "outline"
+"""An output beside those of the op: what an annotator would draw if the model were right."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of a batch; fields as the arguments of `LastLayer.pixel_gradients`."""
+    """What is asked of a batch; fields as the arguments of `LastLayer.pixel_gradients` and `window_gradients`."""
 
     outputs: Sequence[str]
+    """Of the op."""
+    outline: bool
+    regions: tuple[int, int] | None
     loss: Loss | None
     valid: Tensor | None
     backend: str | None
 
+
+class Boxes(ABC):
+    """What a batch is measured by, box by box of its logits' grid.
+
+    Attributes:
+        request: what is asked.
+        size: of that grid.
+    """
+
+    def __init__(self, request: Request, size: Sequence[int]) -> None:
+        self.request = request
+        self.size = tuple(size)
+
+    @abstractmethod
+    def outputs_of(self, box: Box, outputs: Sequence[str]) -> dict[str, Tensor]:
+        """Outputs of the op for a box, (B, ...)."""
+
+    @abstractmethod
+    def logits_for_outline(self) -> Tensor:
+        """The model's logits (B, K, *size)."""
+
+    def measure(self) -> dict[str, Tensor]:
+        """All that is asked, (B, boxes, ...): of every window of the grid of regions, or of the whole image."""
+        regions = self.request.regions
+        cells = [whole_box(self.size)] if regions is None else cell_boxes(self.size, regions)
+        results = self.measure_cells(cells, regions or (1, 1))
+        if self.request.outline:
+            changes = results[OUTLINE]
+            sides = changes.new_tensor([sum(map(len, cell)) / 2 for cell in cells])
+            results[OUTLINE] = torch.stack([changes, sides.expand_as(changes)], 2)
+        return results
+
+    def measure_cells(self, cells: Sequence[Box], regions: tuple[int, int]) -> dict[str, Tensor]:
+        """The same, of the outline the changes of class alone."""
+        results = self.op_in_cells(cells, self.request.outputs)
+        if self.request.outline:
+            results[OUTLINE] = class_changes(self.logits_for_outline().argmax(1), regions)
+        return results
+
+    def op_in_cells(self, cells: Sequence[Box], outputs: Sequence[str]) -> dict[str, Tensor]:
+        """Outputs of the op, (B, cells, ...)."""
+        each = [self.outputs_of(cell, outputs) for cell in cells] if outputs else []
+        if len(each) == 1:
+            return {name: values.unsqueeze(1) for name, values in each[0].items()}
+        return {name: torch.stack([one[name] for one in each], 1) for name in outputs}
+
     def valid_in(self, box: Box) -> Tensor | None:
-        return None if self.valid is None else cut(self.valid, box)
+        valid = self.request.valid
+        return None if valid is None else cut(valid, box)
 
 
-class OnOwnGrid:
+class OnOwnGrid(Boxes):
     """Boxes of a batch whose logits lie on the layer's own grid.
 
     Args:
         layer: a convolution or a linear layer.
         features: its input (B, d, *size).
-        logits: (B, K, *size); None where the layer's output is the logits, which the op then makes itself.
         request: what is asked.
-        hidden: a layer of single pixels, whose ReLU is the layer's input; `features` are then its own. None: none.
+        logits: (B, K, *size); where the layer's output is the logits and no loss is given, the op makes them itself.
+        own: whether it is.
     """
 
     def __init__(
-        self,
-        layer: nn.Module,
-        features: Tensor,
-        logits: Tensor | None,
-        request: Request,
-        hidden: nn.Module | None = None,
+        self, layer: nn.Module, features: Tensor, request: Request, logits: Tensor | None, *, own: bool = False
     ) -> None:
-        assert logits is not None or request.loss is None
-        assert logits is None or hidden is None
-        self.size = tuple(features.shape[2:])
+        super().__init__(request, features.shape[2:])
         self.features = features
-        self.logits = None if logits is None else to_compute_dtype(logits, features)
         self.weight, bias = _parameters(layer)
-        self.bias = bias if logits is None else None
-        self.hidden = None if hidden is None else _parameters(hidden)
-        self.request = request
+        self.whole_logits = logits
+        self.logits = None if own or logits is None else to_compute_dtype(logits, features)
+        self.bias = bias if self.logits is None else None
 
-    def outputs_of(self, box: Box) -> dict[str, Tensor]:
-        request = self.request
+    def logits_for_outline(self) -> Tensor:
+        assert self.whole_logits is not None
+        return self.whole_logits.detach()
+
+    def outputs_of(self, box: Box, outputs: Sequence[str]) -> dict[str, Tensor]:
         around = rim(box, kernel_of(self.weight, self.size), self.size)
-        valid, residual = request.valid_in(box), None
-        if request.loss is not None:
-            assert self.logits is not None
-            residual = loss_residual(cut(self.logits, box), loss=request.loss, valid=valid)
-            residual = to_compute_dtype(padded(residual, box, around), self.features)
-        valid = (
-            inside(box, around, len(self.features), self.features.device)
-            if valid is None
-            else padded(valid, box, around)
-        )
-        features = cut(self.features, around)
-        if self.hidden is not None:
-            found = hidden_pixel_gradients(
-                features,
-                *self.hidden,
-                self.weight,
-                self.bias,
-                outputs=request.outputs,
-                valid=valid,
-                backend=request.backend,
-            )
+        valid = self.valid_in(box)
+        given: dict[str, Tensor] = {}
+        if self.logits is not None:
+            given["logits"] = cut(self.logits, around)
+            if self.request.loss is not None:
+                residual = loss_residual(cut(self.logits, box), loss=self.request.loss, valid=valid)
+                given["residual"] = to_compute_dtype(padded(residual, box, around), self.features)
+        if valid is None:
+            valid = inside(box, around, len(self.features), self.features.device)
         else:
-            found = pixel_gradients(
-                features,
-                self.weight,
-                self.bias,
-                outputs=request.outputs,
-                logits=None if self.logits is None else cut(self.logits, around),
-                residual=residual,
-                valid=valid,
-                backend=request.backend,
-            )
-        return {name: getattr(found, name) for name in request.outputs}
+            valid = padded(valid, box, around)
+        results = self.run_op(
+            cut(self.features, around), outputs=outputs, valid=valid, backend=self.request.backend, **given
+        )
+        return {name: getattr(results, name) for name in outputs}
 
-    def sums_of_windows(self, regions: tuple[int, int]) -> dict[str, Tensor]:
-        """`image`, and by the name "outline" the changes of predicted class, of every window of a grid, by
-        `hidden_windows`; of images behind a hidden layer."""
-        assert self.hidden is not None
+    def run_op(self, features: Tensor, **how: Any) -> PixelGradients:
+        return pixel_gradients(features, self.weight, self.bias, **how)
+
+
+class BehindHidden(OnOwnGrid):
+    """Boxes of a batch on which a head of single pixels, two layers and a ReLU, is all that the model does.
+
+    Args:
+        layer: the head's last layer.
+        hidden: its first.
+        inputs: (B, c, *size), read as they are kept.
+        request: what is asked, without a loss.
+        windows: whether `hidden_windows` reads these inputs; asked for an outline, it must.
+    """
+
+    def __init__(self, layer: nn.Module, hidden: nn.Module, inputs: Tensor, request: Request, *, windows: bool) -> None:
+        super().__init__(layer, inputs, request, None)
+        self.hidden = _parameters(hidden)
+        self.windows = windows and request.valid is None and (request.regions is not None or request.outline)
+
+    def measure_cells(self, cells: Sequence[Box], regions: tuple[int, int]) -> dict[str, Tensor]:
+        if not self.windows:
+            return super().measure_cells(cells, regions)
         image, outline = hidden_windows(
             self.features, *self.hidden, self.weight, self.bias, regions=regions, backend=self.request.backend
         )
-        return {"image": image.view(*image.shape[:2], *self.weight.shape), "outline": outline}
+        others = [name for name in self.request.outputs if name != "image"]
+        results = self.op_in_cells(cells, others)
+        return {**results, "image": image.view(*image.shape[:2], *self.weight.shape), OUTLINE: outline}
+
+    def run_op(self, features: Tensor, **how: Any) -> PixelGradients:
+        return hidden_pixel_gradients(features, *self.hidden, self.weight, self.bias, **how)
 
 
-class ThroughTail:
+class ThroughTail(Boxes):
     """Boxes of a batch whose logits are made from the layer's output by a tail, or by a transposed convolution.
 
     Args:
@@ -135,30 +193,38 @@ class ThroughTail:
 
     def __init__(self, layer: nn.Module, run: Pass, tail: Tail, request: Request) -> None:
         logits = run.logits.detach()
+        super().__init__(request, logits.shape[2:])
         self.logits = logits if logits.dtype == torch.float64 else logits.float()
-        self.size = tuple(logits.shape[2:])
         self.features = on_grid(run.features, layer, tail.grid)
         self.layer = layer
         self.run = run
         self.tail = tail
-        self.request = request
 
-    def outputs_of(self, box: Box) -> dict[str, Tensor]:
+    def logits_for_outline(self) -> Tensor:
+        return self.run.logits.detach()
+
+    def outputs_of(self, box: Box, outputs: Sequence[str]) -> dict[str, Tensor]:
         request = self.request
-        logits, valid = cut(self.logits, box), request.valid_in(box)
+        logits, valid = cut(self.logits, box), self.valid_in(box)
         residual = loss_residual(logits, loss=request.loss, valid=valid)
-        found: dict[str, Tensor] = {}
-        if "image" in request.outputs:
+
+        def gradient() -> Tensor:
             n_pixels = math.prod(logits.shape[2:]) if valid is None else valid.flatten(1).sum(1)
-            gradient = self._weight_sum(residual, box)
-            scale = torch.as_tensor(n_pixels, dtype=gradient.dtype, device=gradient.device).clamp(min=1)
-            found["image"] = gradient / scale.view(-1, *[1] * (gradient.ndim - 1))
-        if "semantic_vector" in request.outputs:
-            found["semantic_vector"] = self._weight_sum(_own_class(residual, logits), box)
-        if "feature_sum" in request.outputs:
+            total = self._weight_sum(residual, box)
+            scale = torch.as_tensor(n_pixels, dtype=total.dtype, device=total.device).clamp(min=1)
+            return total / scale.view(-1, *[1] * (total.ndim - 1))
+
+        def middle() -> Tensor:
             counted = torch.ones_like(logits[:, :1]) if valid is None else valid.unsqueeze(1).to(logits.dtype)
-            found["feature_sum"] = self._feature_sum(counted, box)
-        if others := [name for name in request.outputs if name not in found]:
+            return self._feature_sum(counted, box)
+
+        of_patches: dict[str | None, Callable[[], Tensor]] = {
+            "gradient": gradient,
+            "own row": lambda: self._weight_sum(_own_class(residual, logits), box),
+            "middle": middle,
+        }
+        results = {name: of_patches[patch]() for name in outputs if (patch := TABLE[name].patch) in of_patches}
+        if others := [name for name in outputs if name not in results]:
             # They need no more of a patch than its norm: ‖r ⊗ z̃‖ = ‖r‖ ‖z̃‖. So one channel that holds ‖z̃‖ stands for
             # all d of them.
             norms = cut(self._patch_norms, box)
@@ -171,8 +237,8 @@ class ThroughTail:
                 valid=valid,
                 backend=request.backend,
             )
-            found.update({name: getattr(rest, name) for name in others})
-        return found
+            results |= {name: getattr(rest, name) for name in others}
+        return results
 
     def _weight_sum(self, residual: Tensor, box: Box) -> Tensor:
         """Σ over pixels of δ ⊗ z̃, δ the tail's vector-Jacobian product with a residual (B, K, *box) that is zero
@@ -193,9 +259,9 @@ class ThroughTail:
         around = rim(where, kernel_of(weight, grid), grid)
         crop = cut(self.features, around)
         residual = to_compute_dtype(padded(delta, where, around), crop)
-        found = pixel_gradients(crop, weight, outputs=("image",), residual=residual, backend=self.request.backend).image
-        assert found is not None
-        return found * math.prod(crop.shape[2:])  # the op returns the mean over the crop
+        mean = pixel_gradients(crop, weight, outputs=("image",), residual=residual, backend=self.request.backend).image
+        assert mean is not None
+        return mean * math.prod(crop.shape[2:])  # over the crop
 
     def _pull_back(self, values: Tensor, box: Box) -> tuple[Tensor, Box]:
         """The tail's vector-Jacobian product with values (B, C, *box), and the box of the layer's output it lies in."""
@@ -219,7 +285,7 @@ class ThroughTail:
     @functools.cached_property
     def _patch_norms(self) -> Tensor:
         """(B, 1, *size): ‖z̃‖ of every pixel, or zeros where no output needs it."""
-        if not {"semantic", "norm_map"} & set(self.request.outputs):
+        if not any(TABLE[name].patch == "norm" for name in self.request.outputs):
             return torch.zeros_like(self.logits[:, :1])
         if isinstance(self.layer, TRANSPOSED):
             return transposed_patch_norms(self.features, self.size, self.layer).unsqueeze(1)

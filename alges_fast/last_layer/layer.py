@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alges_fast.last_layer.boxes import OnOwnGrid, Request, ThroughTail
+from alges_fast.last_layer.boxes import OUTLINE, BehindHidden, Boxes, OnOwnGrid, Request, ThroughTail
 from alges_fast.last_layer.finding import (
     batch_norm_without_statistics,
     choose,
@@ -40,15 +40,9 @@ from alges_fast.last_layer.running import (
 from alges_fast.last_layer.tail import Tail, describe_tail
 from alges_fast.losses import Loss
 from alges_fast.ops import PixelGradients, check_outputs, one_pass_with_hidden
-from alges_fast.windows import cell_boxes, class_changes, whole_box
+from alges_fast.ops.outputs import TABLE
 
 __all__ = ["OUTLINE", "LastLayer"]
-
-OUTLINE = "outline"
-"""An output beside those of the op: what an annotator would draw if the model were right."""
-
-_PER_PATCH = ("semantic", "semantic_vector", "norm_map", "feature_sum")
-"""Outputs that need every pixel's own features, so the logits' grid must be the layer's own, or a resize of it."""
 
 
 @dataclass(frozen=True)
@@ -249,66 +243,42 @@ class LastLayer:
         """
         of_op = outputs if isinstance(outputs, str) else [name for name in outputs if name != OUTLINE]
         check_outputs(of_op)
-        if regions is not None and "norm_map" in outputs:
-            raise ValueError("outputs: norm_map has a number per pixel and none per window; ask pixel_gradients for it")
+        if regions is not None and (maps := [name for name in of_op if "spatial" in TABLE[name].axes]):
+            raise ValueError(
+                f"outputs: {maps[0]} has a number per pixel and none per window; ask pixel_gradients for it"
+            )
+        request = Request(of_op, OUTLINE in outputs, regions, loss, valid, backend)
         with torch.inference_mode(False), torch.no_grad(), evaluating(self.model):
             images = outside_inference_mode(images)
-            in_one_pass = (
-                loss is None
-                and backend in (None, "cpu")
-                and (valid is None or OUTLINE not in outputs)
-                and self.reads_as_kept(images, outputs)
-            )
-            if not in_one_pass:
-                images = self._of_the_models_type(images)
-            tail = self._tail_for(images, loss)
-            if (reason := self._why_undefined(of_op, tail)) is not None:
-                raise ValueError(reason)
-            in_windows = (
-                in_one_pass
-                and valid is None
-                and (regions is not None or OUTLINE in outputs)
-                and self.reads_as_kept(images, (OUTLINE,))
-            )
-            request = Request([name for name in of_op if not in_windows or name != "image"], loss, valid, backend)
-            found: dict[str, Tensor] = {}
-            boxes: OnOwnGrid | ThroughTail
-            run: Pass | None = None
-            if not tail.keeps_grid or isinstance(self.module, TRANSPOSED):
-                run = self._run(images, record_tail=tail.resize is None)
-                boxes = ThroughTail(self.module, run, tail, request)
-            elif tail.absent and in_one_pass:
-                boxes = OnOwnGrid(self.module, images, None, request, self._hidden)
-                if in_windows:
-                    with full_precision(images):
-                        found = boxes.sums_of_windows(regions or (1, 1))
-            elif tail.absent and loss is None:
-                # The op makes the logits itself; only the boundaries between classes need the whole map.
-                run = self._run(images, record_tail=False) if OUTLINE in outputs else None
-                features = self._input(images) if run is None else run.features
-                boxes = OnOwnGrid(self.module, on_grid(features, self.module, tail.grid), None, request)
-            else:
-                run = self._run(images, record_tail=False)
-                boxes = OnOwnGrid(self.module, on_grid(run.features, self.module, tail.grid), run.logits, request)
+            boxes = self._boxes(images, request)
             _check_valid(valid, (len(images), *boxes.size))
-            cells = [whole_box(boxes.size)] if regions is None else cell_boxes(boxes.size, regions)
             with full_precision(images):
-                if OUTLINE in outputs and OUTLINE not in found:
-                    assert run is not None
-                    found[OUTLINE] = class_changes(run.logits.detach().argmax(1), regions or (1, 1))
-                each = [boxes.outputs_of(cell) for cell in cells] if request.outputs else []
-            if OUTLINE in found:
-                changes = found[OUTLINE]
-                sides = changes.new_tensor([sum(map(len, cell)) / 2 for cell in cells])
-                found[OUTLINE] = torch.stack([changes, sides.expand_as(changes)], 2)
-        if regions is None:
-            found = {name: values[:, 0] for name, values in found.items()} | (each[0] if each else {})
-        else:
-            found |= {name: torch.stack([one[name] for one in each], 1) for name in request.outputs}
-        return {name: found[name] for name in outputs}
+                results = boxes.measure()
+        return {name: results[name] if regions is not None else results[name][:, 0] for name in outputs}
+
+    def _boxes(self, images: Tensor, request: Request) -> Boxes:
+        """The one plan of four by which these images are measured."""
+        tail = self._tail_for(images, request.loss)
+        if (reason := self._why_undefined(request.outputs, tail)) is not None:
+            raise ValueError(reason)
+        asked = (*request.outputs, *[OUTLINE] * request.outline)
+        if tail.absent and _by_default(request) and self.reads_as_kept(images, asked):
+            assert self._hidden is not None
+            windows = self.reads_as_kept(images, (OUTLINE,))
+            return BehindHidden(self.module, self._hidden, images, request, windows=windows)
+        images = self._of_the_models_type(images)
+        if not tail.keeps_grid or isinstance(self.module, TRANSPOSED):
+            return ThroughTail(self.module, self._run(images, record_tail=tail.resize is None), tail, request)
+        # Where the op makes the logits itself, only the boundaries between classes need the whole map.
+        own = tail.absent and request.loss is None
+        if own and not request.outline:
+            return OnOwnGrid(self.module, on_grid(self._input(images), self.module, tail.grid), request, None)
+        run = self._run(images, record_tail=False)
+        return OnOwnGrid(self.module, on_grid(run.features, self.module, tail.grid), request, run.logits, own=own)
 
     def _of_the_models_type(self, images: Tensor) -> Tensor:
-        """Images that `reads_as_kept` invites to leave in a narrower type, for where the model runs all the same."""
+        """Images in the type of the model's weights. A caller may leave them narrower where `reads_as_kept`; the model
+        itself, where it has to run after all, does not take them so."""
         if self._hidden is None or torch.is_autocast_enabled(images.device.type):
             return images
         weight: Any = self._hidden.weight
@@ -321,7 +291,8 @@ class LastLayer:
         return run_through(self.model, self.name, self.module, images, record_tail=record_tail)
 
     def _why_undefined(self, outputs: Sequence[str], tail: Tail) -> str | None:
-        refused = [name for name in outputs if name in _PER_PATCH]
+        # A pixel's own features: the logits' grid must then be the layer's, or a resize of it.
+        refused = [name for name in outputs if TABLE[name].patch not in ("gradient", None)]
         if refused and tail.resize is None:
             return (
                 f"outputs: {', '.join(refused)} not defined for this model: between {self.name!r} and the logits it "
@@ -329,8 +300,8 @@ class LastLayer:
             )
         if not isinstance(self.module, TRANSPOSED):
             return None
-        no_norms = () if tail.keeps_grid else ("semantic", "norm_map")
-        refused = [name for name in outputs if name in ("feature_sum", *no_norms)]
+        impossible = ("middle",) if tail.keeps_grid else ("middle", "norm")
+        refused = [name for name in outputs if TABLE[name].patch in impossible]
         if not refused:
             return None
         what = "transposed convolution, whose input has a grid of its own"
@@ -373,6 +344,12 @@ class LastLayer:
                 run = self._run(without_nan(example), record_tail=True)
                 self._tails[key] = describe_tail(run, self.module)
         return self._tails[key]
+
+
+def _by_default(request: Request) -> bool:
+    """Whether the op may make all of it by itself on the CPU; an outline counts all pixels, so not beside `valid`."""
+    chosen = request.loss is None and request.backend in (None, "cpu")
+    return chosen and (request.valid is None or not request.outline)
 
 
 def _check_valid(valid: Tensor | None, shape: tuple[int, ...]) -> None:

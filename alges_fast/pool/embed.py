@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from alges_fast.last_layer import OUTLINE, LastLayer, evaluating, unwrapped
 from alges_fast.losses import Loss
 from alges_fast.ops import check_outputs
+from alges_fast.ops.outputs import TABLE
 from alges_fast.pool.row_file import RowFile, fingerprint, signature
 from alges_fast.pool.rows import PoolEmbeddings, Rows, Scored, finite_rows
 from alges_fast.pool.source import Batch, Pool, Source, checksums, digest_of_ids, known_ids
@@ -179,7 +180,7 @@ def validate(batch_size: int, precision: str | None, resume: bool, out: object) 
         raise ValueError("resume needs out, the file to continue")
 
 
-_COUNTS = frozenset({"class_pixels", OUTLINE})
+_COUNTS = frozenset({OUTLINE, *(name for name, output in TABLE.items() if output.counts)})
 """Outputs in which a NaN or infinity does not show."""
 
 

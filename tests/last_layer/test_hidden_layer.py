@@ -106,6 +106,14 @@ def test_halves_are_welcome_where_the_model_must_run(images: Tensor) -> None:
         layer.pixel_gradients(images)
 
 
+def test_a_head_that_is_resized_runs_as_a_model(images: Tensor) -> None:
+    model = nn.Sequential(head(), nn.Upsample(scale_factor=2, mode="bilinear")).eval()
+    layer = LastLayer.find(model, images)
+    expected = layer.measure(images, ("image", "outline"))
+    for name, values in layer.measure(images.half(), ("image", "outline")).items():
+        torch.testing.assert_close(values, expected[name])
+
+
 def test_trained_on_after_it_was_found(images: Tensor) -> None:
     model = head()
     layer = LastLayer.find(model, images)
