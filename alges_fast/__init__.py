@@ -5,14 +5,13 @@ from alges_fast.last_layer import LastLayer
 from alges_fast.ops import PixelGradients, pixel_gradients
 from alges_fast.pool import PoolEmbeddings, embed_pool, frozen_features
 from alges_fast.seeding import Seeding, k_center_greedy, kmeans_plusplus
-from alges_fast.selection import RegionSelection, Selection, select, select_regions
+from alges_fast.selection import Selection, select
 from alges_fast.windows import Window
 
 __all__ = [
     "LastLayer",
     "PixelGradients",
     "PoolEmbeddings",
-    "RegionSelection",
     "Seeding",
     "Selection",
     "Window",
@@ -23,6 +22,5 @@ __all__ = [
     "native_status",
     "pixel_gradients",
     "select",
-    "select_regions",
 ]
 __version__ = "0.1.0"

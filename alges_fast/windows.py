@@ -48,6 +48,12 @@ class Window(NamedTuple):
     def pixels(self) -> int:
         return self.width * self.height
 
+    def overlaps(self, other: Window) -> bool:
+        """Whether they share a pixel of one image."""
+        across = self.x < other.x + other.width and other.x < self.x + self.width
+        down = self.y < other.y + other.height and other.y < self.y + self.height
+        return across and down and self.id == other.id
+
     def __str__(self) -> str:
         """The image and the window as a media fragment has it (https://www.w3.org/TR/media-frags/#naming-space)."""
         return f"{self.id}#xywh={self.x},{self.y},{self.width},{self.height}"

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from alges_fast import select_regions
+from alges_fast import select
 from alges_fast.data import synthetic, to_input
 
 SIZE = (64, 112)
@@ -40,6 +40,6 @@ print(f"loss on {len(labelled)} labelled frames: {loss.item():.2f}")
 # As many pixels as two frames have, in windows of a 4 x 4 grid; nothing like what is labelled already.
 model.eval()
 budget = 2 * SIZE[0] * SIZE[1]
-chosen = select_regions(model, list(images.items()), budget, regions=(4, 4), labelled=labelled, seed=0)
-for window in chosen.windows[:8]:
+chosen = select(model, list(images.items()), pixels=budget, regions=(4, 4), labelled=labelled, seed=0)
+for window in chosen.ids[:8]:
     print(f"{window.id}: {window.width} x {window.height} pixels at ({window.x}, {window.y})")

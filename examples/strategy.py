@@ -7,7 +7,7 @@ python -m alges_fast.run --strategies random,examples/strategy.py:Unsure --seeds
 import torch
 from torch import nn
 
-from alges_fast import select, select_regions
+from alges_fast import select
 from alges_fast.strategies import Query, Rating, Strategy, by_score
 from alges_fast.strategies.embedding import embed
 
@@ -31,5 +31,5 @@ if __name__ == "__main__":
     mine = f"{__file__}:Unsure"
     pool = [(f"video{i // 10}_{i:02d}", torch.rand(3, 32, 32)) for i in range(30)]
     print("frames: ", select(model, pool, 5, strategy=mine).ids)
-    for window in select_regions(model, pool, 4 * 8 * 8, regions=(4, 4), strategy=mine).windows:
+    for window in select(model, pool, pixels=4 * 8 * 8, regions=(4, 4), strategy=mine).ids:
         print("window: ", window)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -69,8 +69,8 @@ from alges_fast.models.frozen import Trunk, build_trunk
 from alges_fast.normalisation import HALF, IMAGENET, UNIT, Normalisation
 from alges_fast.pool.errors import CannotContinue, RowsNotWritten
 from alges_fast.pool.row_file import fingerprint
-from alges_fast.selection import select, select_regions
-from alges_fast.strategies import get_strategy
+from alges_fast.selection import select
+from alges_fast.strategies import frame_of, get_strategy
 from alges_fast.windows import Window
 
 HELP = """\
@@ -186,7 +186,7 @@ def _run(config: SelectConfig, job: Job, console: Console) -> int:
             shown = show_picked(
                 scorer.model,
                 picks,
-                strategy=config.strategy,
+                output=get_strategy(config.strategy).embedding,
                 class_weights=scorer.class_weights,
                 regions=config.grid,
                 inputs_of=lambda _, image: scorer.inputs(resized(image, config.image_size)[None]),
@@ -357,22 +357,19 @@ def _draw(asked: _Choice) -> tuple[list[Pick], int | None]:
         "group": asked.job.group,
     }
     try:
-        if config.grid is None:
-            selection = select(scorer.model, images, config.n, **how)
-            while again := [id for id in asked.refused if id in selection.ids][:1]:
-                selection = selection.reject(again)
-            return [
-                Pick(by_id[str(id)], None, selection.scores.get(id), selection.cost(id), selection.outlines.get(id))
-                for id in selection.ids
-            ], None
-        budget = config.budget_pixels or _pixels_of_frames(config.n, sizes, usable.labelled)
-        chosen = select_regions(scorer.model, images, budget, regions=config.grid, **how)
-        while (item := _still_picked(asked.refused, chosen.windows)) is not None:
-            chosen = chosen.reject([item])
-        return [
-            Pick(by_id[str(w.id)], w, chosen.scores.get(w), chosen.cost(w), chosen.outlines.get(w))
-            for w in chosen.windows
-        ], chosen.budget
+        n, pixels = (None, config.budget_pixels) if config.budget_pixels else (config.n, None)
+        chosen = select(scorer.model, images, n, regions=config.grid, pixels=pixels, **how).without(asked.refused)
+        picks = [
+            Pick(
+                by_id[str(frame_of(item))],
+                item if isinstance(item, Window) else None,
+                chosen.scores.get(item),
+                chosen.cost(item),
+                chosen.outlines.get(item),
+            )
+            for item in chosen.ids
+        ]
+        return picks, None if config.grid is None else chosen.budget
     except CannotContinue as error:
         raise UserError(f"{one_line(error.reason)}: choose another --out") from error
     except ValueError as error:
@@ -398,18 +395,6 @@ def _never_read(position: int) -> Tensor:
     raise AssertionError("a strategy whose reads_images is False has asked for an image")
 
 
-def _still_picked(refused: Sequence[str | Window], windows: Sequence[Window]) -> str | Window | None:
-    """The first refused window, or frame with such windows, that is among the picks."""
-    picked = {*windows, *(window.id for window in windows)}
-    return next((item for item in refused if item in picked), None)
-
-
-def _pixels_of_frames(n: int, sizes: Mapping[str, tuple[int, int]], labelled: Collection[str | Window]) -> int:
-    """What n whole frames have, on average over those that are not labelled."""
-    free = [height * width for id, (height, width) in sizes.items() if id not in labelled]
-    return n * sum(free) // len(free)
-
-
 def _scorer(config: SelectConfig) -> _Scorer:
     device = device_of(config.device)
     if config.model is None:
@@ -425,7 +410,7 @@ def _scorer(config: SelectConfig) -> _Scorer:
     )
     if fixed not in (None, 1):
         raise UserError(f"{config.model}: takes {fixed} frames at a time: export it for one, or for any number")
-    model.to(device)
+    model.to(device).eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     try:

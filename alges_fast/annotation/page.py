@@ -12,7 +12,7 @@ from PIL import Image
 
 from alges_fast.annotation.pictures import encoded
 from alges_fast.pages import render
-from alges_fast.selection import Budget
+from alges_fast.selection import Unit
 from alges_fast.windows import Window
 
 
@@ -50,7 +50,7 @@ class Asked:
     model: str | None
     regions: str | None
     refusing: str | None = None
-    budget: Budget = "pixels"
+    budget: Unit = "pixels"
 
 
 def selection_page(

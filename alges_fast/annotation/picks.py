@@ -16,7 +16,6 @@ from alges_fast.data.frame_pool import FramePool
 from alges_fast.labels import UNLABELLED
 from alges_fast.last_layer import LastLayer, logits_of
 from alges_fast.pool import PRECISIONS
-from alges_fast.strategies import get_strategy
 from alges_fast.strategies.alges import weighted
 from alges_fast.windows import Window, cell_boxes, cut, windows_of
 
@@ -79,7 +78,7 @@ def show_picked(
     model: nn.Module,
     picks: Sequence[Pick],
     *,
-    strategy: str,
+    output: str,
     class_weights: Sequence[float] | None,
     regions: tuple[int, int] | None,
     inputs_of: Callable[[PoolFrame, NDArray[np.uint8]], Tensor],
@@ -88,10 +87,10 @@ def show_picked(
 ) -> Iterator[PickedFrame]:
     """The picked frames one by one, in order of their first pick; only one is in memory at its own size.
 
-    `inputs_of` makes of a frame and its picture (H, W, 3) what the model takes, a batch of one.
+    `output` is the embedding that shows why they were picked; `inputs_of` makes of a frame and its picture (H, W, 3)
+    what the model takes, a batch of one.
     """
     reader = FrameReader()
-    output = get_strategy(strategy).embedding
     dtype = PRECISIONS[precision]
     layer: LastLayer | None = None
     maps = True

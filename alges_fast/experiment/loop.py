@@ -41,13 +41,13 @@ from alges_fast.experiment.setting import (
 from alges_fast.experiment.state import STEPS, RoundFolder
 from alges_fast.job import naming_lost_processes
 from alges_fast.report import write_report
-from alges_fast.selection.candidates import BrokenPromise, Candidates
-from alges_fast.strategies import Candidate, Query, Rating, scores_of
+from alges_fast.selection import BrokenPromise, choose
+from alges_fast.strategies import Query, scores_of
 from alges_fast.training.errors import Diverged, TooFewLabels
-from alges_fast.training.labelled import Labelled, Piece, unlabelled
+from alges_fast.training.labelled import Labelled, unlabelled
 from alges_fast.training.learner import Training, make_learner
 from alges_fast.training.whole_network import MEMORY_FORMAT, evaluate
-from alges_fast.windows import Window, named
+from alges_fast.windows import named
 
 
 def run_experiment(config: RunConfig, monitor: Monitor | None = None) -> list[dict[str, Any]]:
@@ -241,15 +241,20 @@ def _evaluate(round: Round, model: nn.Module) -> None:
 
 
 def _query(round: Round, model: nn.Module) -> dict[str, Any]:
-    """What picks.json holds."""
+    """What picks.json holds.
+
+    Raises:
+        UserError: the strategy drew what it must not.
+    """
     setting, config, pool = round.setting, round.setting.config, round.setting.pool
-    candidates = unlabelled(setting.pieces(round.curve), round.labelled.pieces)
+    regions, side = round.curve.regions, config.image_size
     query = Query(
-        candidates=candidates,
+        candidates=pool.ids,
         pool=setting.frames,
         model=model,
         labelled=round.labelled.pieces,
-        regions=round.curve.regions,
+        regions=regions,
+        sizes=dict.fromkeys(pool.ids, (side, side)),
         class_shares=round.labelled.class_shares(len(setting.dataset.classes)),
         videos=dict(zip(pool.ids, pool.videos, strict=True)),
         features=setting.frames if setting.learner.is_frozen else None,
@@ -262,48 +267,21 @@ def _query(round: Round, model: nn.Module) -> dict[str, Any]:
         transform=None if setting.learner.is_frozen else setting.learner.transform,  # features are scored as kept
         group=setting.processes.group,
     )
-    start = time.perf_counter()
-    rating = round.strategy.rate(query)
-    rated = time.perf_counter()
-    picked = _draw(round, rating, candidates)
-    drawn = time.perf_counter()
-    # Of windows, of which a pool has very many, the scores of those picked alone.
-    scored = rating.scores if round.curve.regions is None else scores_of(rating, picked)
-    return {
-        "ids": [str(candidate) for candidate in picked],
-        "scores": {str(candidate): score for candidate, score in scored.items()},
-        "embed_seconds": rated - start,
-        "seeding_seconds": drawn - rated,
-    }
-
-
-def _draw(round: Round, rating: Rating, candidates: Sequence[Piece]) -> list[Candidate]:
-    """Frames, or windows that are worth as many pixels but for the rest of one; what an earlier query left over, too.
-
-    Raises:
-        UserError: the strategy drew something else.
-    """
-    config = round.setting.config
-    if round.curve.regions is None:
-        budget, what = round.curve.query_size, f"{round.curve.query_size} different ids of the unlabelled pool"
-    else:
-        n_frames, side = round.curve.n_labelled(config, len(round.setting.pool), round.number + 1), config.image_size
-        budget = n_frames * side**2 - round.labelled.n_pixels
-        what = f"different windows of the unlabelled pool worth {budget} pixels"
-    left = Candidates[Candidate](rating, frozenset(), {}, 0.0, ("query_size", "pool"))
+    pixels = None
+    if regions is not None:  # what an earlier query left over, too
+        pixels = round.curve.n_labelled(config, len(pool), round.number + 1) * side**2 - round.labelled.n_pixels
     try:
-        picked = left.fill([], budget, ())
+        chosen = choose(round.strategy, query, round.curve.query_size, pixels=pixels)
     except BrokenPromise as error:
-        raise UserError(f"strategy {round.strategy.name!r} {error.rule}") from error
-    spent = sum(candidate.pixels if isinstance(candidate, Window) else 1 for candidate in picked)
-    largest = max(candidate.pixels if isinstance(candidate, Window) else 1 for candidate in candidates)
-    fits = budget - largest < spent <= budget
-    if not fits or len(set(picked)) != len(picked) or not set(candidates).issuperset(picked):
-        raise UserError(
-            f"strategy {round.strategy.name!r} must pick {what}; it gave {len(picked)}, "
-            f"{len(set(candidates).intersection(picked))} of them different and unlabelled"
-        )
-    return picked
+        raise UserError(str(error)) from error
+    # Of windows, of which a pool has very many, the scores of those picked alone.
+    scored = chosen.rating.scores if regions is None else scores_of(chosen.rating, chosen.ids)
+    return {
+        "ids": [str(candidate) for candidate in chosen.ids],
+        "scores": {str(candidate): score for candidate, score in scored.items()},
+        "embed_seconds": chosen.seconds[0],
+        "seeding_seconds": chosen.seconds[1],
+    }
 
 
 def _finish(round: Round, picks: dict[str, Any] | None) -> None:

@@ -27,12 +27,14 @@ from alges_fast.project.folder import Project, Round, TrainedModel
 from alges_fast.project.label_studio import SERVER
 from alges_fast.project.labels import read_labels
 from alges_fast.project.pool import Progress, ProjectPool, decoded, list_pool, silent
-from alges_fast.selection import Budget
-from alges_fast.selection.candidates import Candidates
+from alges_fast.selection import BrokenPromise, NotEnough, Selection, Unit, choose
 from alges_fast.selection.defaults import COLD_START, default_strategy
-from alges_fast.selection.effort import predict_effort
-from alges_fast.strategies import Candidate, Query, frame_of, get_strategy
-from alges_fast.windows import Window, grid_of, windows_of
+from alges_fast.strategies import Candidate, Query, Strategy, frame_of, get_strategy, scores_of
+from alges_fast.windows import Window, grid_of
+
+PLANNED_ROUNDS = 6
+"""A project has no last round. Strategies with a schedule, as claspe, are told that the fifth query is their last: from
+then on they do what they do last."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class NextSettings:
     strategy: str | None = None
     model: str | None = None
     min_gap: float | None = None
-    budget: Budget = "pixels"
+    budget: Unit = "pixels"
     reject: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -112,10 +114,10 @@ def choose_round(project: Project, settings: NextSettings, progress: Progress = 
     if out is not None and asked == {**_asked(NextSettings()), **out.asked}:
         return out
     own = _newest_model(project, settings)
-    strategy = strategy_of(asked, None if own is None else own.number)
-    if get_strategy(strategy).needs_model and own is None and settings.model is None:
+    strategy = get_strategy(strategy_of(asked, None if own is None else own.number))()
+    if strategy.needs_model and own is None and settings.model is None:
         raise UserError(
-            f"--strategy {strategy} needs a trained model: annotate a first round by another, such as {COLD_START}"
+            f"--strategy {strategy.name} needs a trained model: annotate a first round by another, such as {COLD_START}"
         )
     if settings.budget == "outline" and own is None and settings.model is None:
         raise UserError("--budget outline is predicted by a trained model: leave it out of the first round")
@@ -128,7 +130,7 @@ def choose_round(project: Project, settings: NextSettings, progress: Progress = 
     frozen = network.frozen(project, [frame.id for frame in pool.frames], images, progress)
     scorer = _scorer(project, pool, images, frozen, own, settings)
     query = _query(project, pool, scorer, settings, number)
-    picks = _picks(project, pool, query, strategy, settings, refused)
+    picks = _picks(pool, _chosen(project, pool, query, strategy, settings, number, refused))
     if out is not None:
         _check_others_stay(project, out, model, picks, {*refused})
         project.withdraw(out, asked)
@@ -231,110 +233,68 @@ def _scorer(
 
 
 def _query(project: Project, pool: ProjectPool, scorer: _Scorer, settings: NextSettings, number: int) -> Query:
-    """Candidates are what is neither labelled nor refused nor out with an annotator."""
-    labelled, refused = project.labelled, project.refused_before(number)
-    ids = [frame.id for frame in pool.frames]
-    grid = settings.grid
-    candidates: list[Candidate] = []
-    known: list[Candidate] = []
-    out = {id: set(windows or ()) for id, windows in project.out_before(number).items()}
-    for id in ids:
-        windows = labelled.get(id, ())
-        if grid is None:
-            if id in labelled:
-                known.append(id)
-            elif id not in refused and id not in out:
-                candidates.append(id)
-            continue
-        cells = windows_of(id, pool.sizes[id], grid)
-        taken = set(cells) if windows is None else {cell for cell in cells if any(_overlap(cell, w) for w in windows)}
-        known += [cell for cell in cells if cell in taken]
-        whole_out = id in out and not out[id]
-        if id not in refused and not whole_out:
-            unwanted = [w for w in refused if isinstance(w, Window) and w.id == id]
-            away = {cell for cell in cells if any(_overlap(cell, w) for w in (*out.get(id, ()), *unwanted))}
-            candidates += [cell for cell in cells if cell not in taken and cell not in away]
+    labelled = project.labelled
     return Query(
-        candidates=[*candidates, *known],
+        candidates=[frame.id for frame in pool.frames],
         pool=scorer.pool,
         model=scorer.model,
-        labelled=known,
-        regions=grid,
+        labelled=[piece for id, windows in labelled.items() if id in pool.by_id for piece in (windows or [id])],
+        regions=settings.grid,
+        sizes=pool.sizes if settings.grid or settings.budget == "outline" else {},
         class_shares=read_labels(project).shares() if labelled else None,
         videos={frame.id: frame.video for frame in pool.frames},
-        features=scorer.maps,
+        features=scorer.maps if scorer.model is None or scorer.pool is scorer.maps else None,
         seed=project.config.seed,
-        round=number,
-        n_rounds=number + 1,
+        round=sum(1 for round in project.rounds if round.asked and round.number < number),
+        n_rounds=PLANNED_ROUNDS,
         transform=scorer.transform,
     )
 
 
-def _overlap(one: Window, other: Window) -> bool:
-    return (
-        one.x < other.x + other.width
-        and other.x < one.x + one.width
-        and one.y < other.y + other.height
-        and other.y < one.y + one.height
-    )
-
-
-def _picks(
+def _chosen(
     project: Project,
     pool: ProjectPool,
     query: Query,
-    strategy: str,
+    strategy: Strategy,
     settings: NextSettings,
+    number: int,
     refused: Sequence[Candidate],
-) -> list[Pick]:
-    """Picks, and then others in the place of those that are refused, as `Selection.reject` has them."""
-    rating = get_strategy(strategy)().rate(query)
-    known = frozenset(query.labelled)
-    free = [item for item in rating.ids if item not in known]
-    budget, unit = settings.n, "frames"
-    if settings.grid is not None:
-        sizes = [pool.sizes[frame.id] for frame in pool.frames]
-        budget, unit = settings.n * sum(height * width for height, width in sizes) // len(sizes), "pixels"
-    effort = predict_effort(query, pool.sizes) if settings.budget == "outline" else None
-    if effort is not None:
-        budget, unit = effort.of_frames(settings.n), "pixels of predicted outline"
+) -> Selection:
+    """What is neither labelled nor refused nor out with an annotator; others in the place of what is refused now."""
+    out = project.out_before(number)
+    away = [*project.refused_before(number)]
+    for id, windows in out.items():
+        away += [id] if windows is None or settings.grid is None else windows
     gap = GAP_SECONDS if settings.min_gap is None else settings.min_gap
-    candidates: Candidates[Candidate] = Candidates(
-        rating,
-        known,
-        places(pool.frames, settings.min_gap),
-        gap,
-        ("-n", unit),
-        None if effort is None else effort.costs,
-    )
-    left = sum(map(candidates.cost, free))
-    if budget > left:
-        away = sum(1 for _ in project.missing)
+    apart = places(pool.frames, settings.min_gap)
+    try:
+        chosen = choose(strategy, query, settings.n, budget=settings.budget, places=apart, min_gap=gap, away=away)
+    except NotEnough as error:
+        what = "frames" if settings.grid is None else "windows"
         raise UserError(
-            f"-n {settings.n}: the pool has {len(free)} {'frames' if settings.grid is None else 'windows'} left to "
-            f"choose from, and {away} are out with annotators: ask for fewer"
-        )
-    chosen, gone = candidates.fill([], budget, []), []
-    while again := _first_of(refused, {*chosen, *map(frame_of, chosen)}):
-        gone += [item for item in candidates.ids if again in (item, frame_of(item))]
-        try:
-            chosen = candidates.fill([item for item in chosen if item not in gone], budget, gone)
-        except ValueError:
-            raise UserError(f"--reject: nothing is left that could take the place of {again}: ask for fewer") from None
+            f"-n {settings.n}: the pool has {error.n_left} {what} left to choose from, and {len(project.missing)} are "
+            "out with annotators: ask for fewer"
+        ) from None
+    except BrokenPromise as error:
+        raise UserError(str(error)) from None
+    try:
+        return chosen.without(refused)
+    except NotEnough:
+        raise UserError("--reject: nothing is left that could take the place of all: ask for fewer") from None
+
+
+def _picks(pool: ProjectPool, chosen: Selection) -> list[Pick]:
+    scores = scores_of(chosen.rating, chosen.ids)
     return [
         Pick(
-            pool.by_id[str(item.id if isinstance(item, Window) else item)],
+            pool.by_id[str(frame_of(item))],
             item if isinstance(item, Window) else None,
-            rating.scores.get(item),
-            candidates.cost(item),
-            None if effort is None else effort.outlines[item],
+            scores.get(item),
+            chosen.cost(item),
+            chosen.outlines.get(item),
         )
-        for item in chosen
+        for item in chosen.ids
     ]
-
-
-def _first_of(refused: Sequence[Candidate], picked: Collection[object]) -> Candidate | None:
-    return next((item for item in refused if item in picked), None)
 
 
 def _write(
@@ -343,13 +303,13 @@ def _write(
     pool: ProjectPool,
     picks: Sequence[Pick],
     scorer: _Scorer,
-    strategy: str,
+    strategy: Strategy,
     settings: NextSettings,
     progress: Progress,
 ) -> None:
     config = project.config
     asked = Asked(
-        strategy=strategy,
+        strategy=strategy.name,
         seed=config.seed,
         images=config.images,
         model=scorer.name,
@@ -378,13 +338,13 @@ def _write(
 
 
 def _picked_frames(
-    picks: Sequence[Pick], scorer: _Scorer, pool: ProjectPool, strategy: str, settings: NextSettings
+    picks: Sequence[Pick], scorer: _Scorer, pool: ProjectPool, strategy: Strategy, settings: NextSettings
 ) -> Iterator[PickedFrame]:
     if scorer.model is not None:
         yield from show_picked(
             scorer.model,
             picks,
-            strategy=strategy,
+            output=strategy.embedding,
             class_weights=None,
             regions=settings.grid,
             inputs_of=scorer.inputs_of,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ class PredictedEffort:
     Attributes:
         outlines: candidate -> how long the boundaries between predicted classes are in it.
         costs: candidate -> that and a quarter of its side, which a look at it takes, rounded up.
-        average_frame: cost of a whole frame, on average over those that are not labelled.
+        average_frame: cost of a whole frame, on average over the candidates'.
     """
 
     outlines: Mapping[Candidate, float]
@@ -34,14 +34,13 @@ class PredictedEffort:
         return math.floor(n * self.average_frame)
 
 
-def predict_effort(query: Query, sizes: Mapping[Any, tuple[int, int]]) -> PredictedEffort:
+def predict_effort(query: Query) -> PredictedEffort:
     """Of every process's candidates, the same on every process.
 
     Where the query keeps its scores and its strategy has predicted the outlines, they are read and not predicted again.
 
     Args:
-        query: with a model.
-        sizes: id -> (height, width) of the candidates' frames.
+        query: with a model, and the sizes of the candidates' frames.
 
     Raises:
         ValueError: no model, or what `embed_pool` raises.
@@ -51,17 +50,16 @@ def predict_effort(query: Query, sizes: Mapping[Any, tuple[int, int]]) -> Predic
     found = embed(query, (OUTLINE,))
     positions, measured = gathered(query, found.positions, predicted_outlines(query, found))
     candidates = [query.candidates[at] for at in positions.tolist()]
-    labelled = frozenset(query.labelled)
-    free = torch.tensor([item not in labelled and frame_of(item) not in labelled for item in candidates])
+    sizes: Mapping[Any, Sequence[int]] = query.sizes
     outlines, sides = measured.unbind(1)
     if query.regions is None:  # in pixels of the logits so far
         image_sides = torch.tensor([sum(sizes[candidate]) / 2 for candidate in candidates]).double()
         outlines, sides = outlines * image_sides / sides, image_sides
     costs = (outlines + IDLE * sides).ceil().clamp(min=1).long().tolist()
-    frames = {frame_of(candidate) for candidate, is_free in zip(candidates, free.tolist(), strict=True) if is_free}
+    frames = {frame_of(candidate) for candidate in candidates}
     side = sum(sum(sizes[frame]) / 2 for frame in frames) / max(len(frames), 1)
     in_frame = 1 if query.regions is None else query.regions[0] * query.regions[1]
-    average = float(outlines[free].mean()) if frames else 0.0
+    average = float(outlines.mean()) if frames else 0.0
     return PredictedEffort(
         outlines=dict(zip(candidates, outlines.tolist(), strict=True)),
         costs=dict(zip(candidates, costs, strict=True)),

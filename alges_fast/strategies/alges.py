@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from alges_fast.seeding import kmeans_plusplus
 from alges_fast.strategies.base import Query, Rating, Strategy
-from alges_fast.strategies.embedding import embed
+from alges_fast.strategies.embedding import embed, on_every_process
 from alges_fast.strategies.rating import by_seeding
 from alges_fast.strategies.registry import register_strategy
 
@@ -19,9 +20,15 @@ class _Alges(Strategy):
     weighs_classes: ClassVar[bool] = True
 
     def rate(self, query: Query) -> Rating:
+        positions, points = self.points(query)
+        centres = on_every_process(query, query.centres, self.points) if query.centres else None
+        scores = partial(points.norm, dim=1)
+        return by_seeding(query, points, positions, kmeans_plusplus, existing=centres, scores=scores)
+
+    def points(self, query: Query) -> tuple[Tensor, Tensor]:
+        """Positions and rows (N, ...) of this process's candidates."""
         found = embed(query, (self.embedding,))
-        points = weighted(found.outputs[self.embedding], query.class_weights).flatten(1)
-        return by_seeding(query, points, found.positions, kmeans_plusplus, scores=lambda: points.norm(dim=1))
+        return found.positions, weighted(found.outputs[self.embedding], query.class_weights).flatten(1)
 
 
 @register_strategy

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
@@ -33,7 +33,10 @@ class Query:
             item is decoded when it is indexed. The image is what `model` takes: pixels, or a frozen encoder's map.
         model: trained, in eval mode, on `device`; None before anything is labelled.
         labelled: frames or windows that are annotated already, whether they are among the candidates or not.
+        centres: those of them that a seeding by k-means++ starts from; none is a candidate.
+        in_norms: those of them that count in the mean norms of classes' rows, beside the candidates.
         regions: rows and columns of the grid that every frame is cut into; None where candidates are whole frames.
+        sizes: id -> (height, width) that windows are given in; without it the largest window of a frame tells.
         class_shares: (K,) shares of the classes among labelled pixels, where masks are known; they sum to 1.
         class_weights: (K,) factors for the rows of gradient embeddings, where a user aims at classes.
         videos: id -> video, of some or all frames; a video's frames are in pool order.
@@ -54,7 +57,10 @@ class Query:
     pool: Pool
     model: nn.Module | None = None
     labelled: Sequence[Candidate] = ()
+    centres: Sequence[Candidate] = ()
+    in_norms: Sequence[Candidate] = ()
     regions: tuple[int, int] | None = None
+    sizes: Mapping[Any, Sequence[int]] = field(default_factory=dict)
     class_shares: Tensor | None = None
     class_weights: Sequence[float] | None = None
     videos: Mapping[Id, str] = field(default_factory=dict)
@@ -84,11 +90,9 @@ class Query:
 class Taken(frozenset[Candidate]):
     """Candidates that must not be drawn.
 
-    Those that count as picked are centres of a seeding: what is labelled, what this query picked before. A plain set
-    holds nothing else.
-
     Attributes:
-        closed: the others, which an annotator refused or a driver does not want now.
+        closed: those that an annotator refused or a driver does not want now. The others count as picked, and are
+            centres of a seeding.
     """
 
     closed: frozenset[Candidate]
@@ -100,7 +104,7 @@ class Taken(frozenset[Candidate]):
         return made
 
 
-Draw: TypeAlias = Callable[[int, Collection[Candidate]], Sequence[Candidate]]
+Draw: TypeAlias = Callable[[int, Taken], Sequence[Candidate]]
 """(n, taken) -> the next n candidates in order of picking, none of them in `taken`; fewer only where no more are left.
 
 It answers equal questions alike, whatever was asked before. Every process of the query's group makes the call.
@@ -125,7 +129,7 @@ class Rating:
 
 class Strategy(ABC):
     """A way to choose. A subclass names itself and its paper, and rates queries; one body serves frames and windows,
-    `run` and `select`, one process and many.
+    every command, one process and many.
 
     To use one of your own, write a class like this in any file and name it by `package.module:Class` or
     `path/to/file.py:Class`:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -18,7 +19,7 @@ from alges_fast.seeding.native import NativePool
 from alges_fast.seeding.pools import Draw, Pool, TorchPool
 from alges_fast.seeding.shards import Candidates, Shards
 from alges_fast.strategies.alges import weighted
-from alges_fast.strategies.base import Candidate, Query, Rating, Strategy
+from alges_fast.strategies.base import Candidate, Query, Rating, Strategy, Taken
 from alges_fast.strategies.effort import predicted_costs
 from alges_fast.strategies.embedding import Embedded, embed, gathered, on_every_process
 from alges_fast.strategies.power import predicted_shares
@@ -42,13 +43,20 @@ class AlgesImageBalanced(Strategy):
 
     def rate(self, query: Query) -> Rating:
         found = embed(query, self.outputs)
-        points = self.points(query, found).flatten(1)
-        return by_seeding(query, points, found.positions, kmeans_plusplus, scores=lambda: points.norm(dim=1))
+        norms = mean_norms(query, found.positions, found.outputs["image"])
+        points = self.points(query, found, norms).flatten(1)
 
-    def points(self, query: Query, found: Embedded) -> Tensor:
-        """(N, K, ...) of this process's candidates."""
-        rows = found.outputs["image"]
-        return weighted(balanced(rows, mean_norms(query, found.positions, rows)), query.class_weights)
+        def of_centres(asked: Query) -> tuple[Tensor, Tensor]:
+            known = embed(asked, self.outputs)
+            return known.positions, self.points(asked, known, norms).flatten(1)
+
+        centres = on_every_process(query, query.centres, of_centres) if query.centres else None
+        scores = partial(points.norm, dim=1)
+        return by_seeding(query, points, found.positions, kmeans_plusplus, existing=centres, scores=scores)
+
+    def points(self, query: Query, found: Embedded, norms: Tensor) -> Tensor:
+        """(N, K, ...) of this process's candidates, of classes with these mean norms (K,)."""
+        return weighted(balanced(found.outputs["image"], norms), query.class_weights)
 
 
 @register_strategy
@@ -69,8 +77,8 @@ class AlgesEffort(AlgesImageBalanced):
     power: ClassVar[float] = 0.5
     """Of the cost that an embedding is divided by."""
 
-    def points(self, query: Query, found: Embedded) -> Tensor:
-        rows = super().points(query, found)  # made there, so that they may be changed here
+    def points(self, query: Query, found: Embedded, norms: Tensor) -> Tensor:
+        rows = super().points(query, found, norms)  # made there, so that they may be changed here
         cost = predicted_costs(query, found).pow(self.power)
         return rows.div_(cost.to(rows).view(-1, *[1] * (rows.ndim - 1)))
 
@@ -107,8 +115,7 @@ class AlgesClass(Strategy):
         norms = mean_norms(query, positions, image)
         rows = balanced(image, norms).flatten(2).to(query.device)
         turns = predicted_shares(query, found.outputs["class_mass"]).sort(stable=True).indices.tolist()
-        rated = frozenset(query.candidates)
-        others = [item for item in query.labelled if item not in rated]  # the rated ones are centres by being taken
+        others = query.labelled_elsewhere()
         known = balanced(on_every_process(query, others, _images), norms).flatten(2) if others else rows[:0].cpu()
         return by_shards(query, positions, rows, known, turns)
 
@@ -119,13 +126,19 @@ def _images(query: Query) -> tuple[Tensor, Tensor]:
 
 
 def mean_norms(query: Query, positions: Tensor, rows: Tensor) -> Tensor:
-    """(K,) float64: the mean norm of each class's row over all candidates of all processes.
+    """(K,) float64: the mean norm of each class's row over all candidates of all processes, and the query's `in_norms`.
 
     Summed in the query's order on every process: the same bit for bit however the pool is cut.
     """
-    # Piece by piece: windows of a pool take gigabytes, and twice as much in float64.
-    norms = [part.flatten(2).double().norm(dim=2) for part in rows.split(_PIECE)]
-    return gathered(query, positions, torch.cat(norms))[1].mean(0)
+    norms = gathered(query, positions, _norms(rows))[1]
+    if query.in_norms:
+        norms = torch.cat([norms, _norms(on_every_process(query, query.in_norms, _images))])
+    return norms.mean(0)
+
+
+def _norms(rows: Tensor) -> Tensor:
+    """(N, K) float64 of (N, K, ...), piece by piece: windows of a pool take gigabytes, and twice as much in float64."""
+    return torch.cat([part.flatten(2).double().norm(dim=2) for part in rows.split(_PIECE)])
 
 
 _PIECE = 256
@@ -149,11 +162,10 @@ def by_shards(query: Query, positions: Tensor, rows: Tensor, existing: Tensor, c
     everywhere, _ = gathered(query, positions, positions)
     ids = [query.candidates[at] for at in everywhere.tolist()]
 
-    def draw(n: int, taken: Collection[Candidate]) -> list[Candidate]:
-        closed: Collection[Candidate] = getattr(taken, "closed", ())
+    def draw(n: int, taken: Taken) -> list[Candidate]:
         own = [query.candidates[at] for at in positions.tolist()]
         free = torch.tensor([item not in taken for item in own], dtype=torch.bool)
-        picked = torch.tensor([item in taken and item not in closed for item in own], dtype=torch.bool)
+        picked = torch.tensor([item in taken and item not in taken.closed for item in own], dtype=torch.bool)
         _, centres = gathered(query, positions[picked], rows[picked].cpu())
         n = min(n, sum(item not in taken for item in ids))
         if n <= 0:

@@ -62,6 +62,7 @@ def embed(query: Query, outputs: Sequence[str]) -> Embedded:
             "progress": query.progress,
             "group": query.group,
             **query.embedding,
+            **({"resume": False} if out is None else {}),
         },
     )
     return _by_candidate(query, query.candidates, found.ids, found.outputs)
@@ -291,8 +292,9 @@ class _Places:
         self.sizes: dict[Id, tuple[int, int]] = {}
         self.cells: dict[tuple[int, int], dict[tuple[int, ...], int]] = {}
         if query.regions is not None:
+            self.sizes.update((id, (size[0], size[1])) for id, size in query.sizes.items())
             for item in (*query.candidates, *query.labelled):
-                if isinstance(item, Window):
+                if isinstance(item, Window) and item.id not in query.sizes:
                     height, width = self.sizes.get(item.id, (0, 0))
                     self.sizes[item.id] = max(height, item.y + item.height), max(width, item.x + item.width)
 

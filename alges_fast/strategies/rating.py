@@ -12,7 +12,7 @@ from torch import Tensor
 from alges_fast.errors import UserError
 from alges_fast.random_streams import stream_seed
 from alges_fast.seeding import Seeding
-from alges_fast.strategies.base import Candidate, Query, Rating, frame_of
+from alges_fast.strategies.base import Candidate, Query, Rating, Taken, frame_of
 from alges_fast.strategies.embedding import gather
 
 
@@ -42,7 +42,7 @@ def by_score(query: Query, scores: Mapping[Candidate, float]) -> Rating:
     own, places = torch.tensor(values, dtype=torch.float64), torch.tensor(positions, dtype=torch.int64)
     order = own.argsort(descending=True, stable=True).tolist()
 
-    def draw(n: int, taken: Collection[Candidate]) -> list[Candidate]:
+    def draw(n: int, taken: Taken) -> list[Candidate]:
         """From the n best of every process."""
         best: list[tuple[float, int]] = []
         for row in order:
@@ -81,13 +81,12 @@ def by_seeding(
     labelled = frozenset(query.labelled)
     places: list[int] = positions.tolist()
 
-    def draw(n: int, taken: Collection[Candidate]) -> list[Candidate]:
-        closed: Collection[Candidate] = getattr(taken, "closed", ())
+    def draw(n: int, taken: Taken) -> list[Candidate]:
         free, picked = [], []
         for row, at in enumerate(places):
             if query.candidates[at] not in taken:
                 free.append(row)
-            elif query.candidates[at] not in closed:
+            elif query.candidates[at] not in taken.closed:
                 picked.append(row)
         parts = gather(query, (len(free), [places[row] for row in picked], points[picked].cpu()))
         n = min(n, sum(n_free for n_free, _, _ in parts))
@@ -117,7 +116,7 @@ def by_seeding(
 def by_order(query: Query, order: Sequence[Candidate]) -> Rating:
     """In an order that does not depend on what is taken; the same on every process."""
 
-    def draw(n: int, taken: Collection[Candidate]) -> list[Candidate]:
+    def draw(n: int, taken: Taken) -> list[Candidate]:
         found: list[Candidate] = []
         for candidate in order:
             if len(found) == n:
@@ -146,10 +145,9 @@ def by_choosing(
     """
     ids = [query.candidates[at] for at in positions.tolist()]
 
-    def draw(n: int, taken: Collection[Candidate]) -> list[Candidate]:
-        closed: Collection[Candidate] = getattr(taken, "closed", ())
+    def draw(n: int, taken: Taken) -> list[Candidate]:
         gone = torch.tensor([item in taken for item in ids], dtype=torch.bool)
-        picked = [row for row in gone.nonzero()[:, 0].tolist() if ids[row] not in closed]
+        picked = [row for row in gone.nonzero()[:, 0].tolist() if ids[row] not in taken.closed]
         n = min(n, len(ids) - int(gone.sum()))
         return [ids[row] for row in choose(n, picked, gone)] if n > 0 else []
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from typing import ClassVar
 
 from alges_fast.pool import Id, pool_ids
-from alges_fast.strategies.base import Candidate, Query, Rating, Strategy, frame_of
+from alges_fast.strategies.base import Candidate, Query, Rating, Strategy, Taken, frame_of
 from alges_fast.strategies.registry import register_strategy
 
 
@@ -35,9 +35,8 @@ class Strided(Strategy):
         for id in pool_ids(query.pool):
             videos.setdefault(query.videos.get(id, ""), []).append(id)
 
-        def draw(n: int, taken: Collection[Candidate]) -> list[Candidate]:
-            closed: Collection[Candidate] = getattr(taken, "closed", ())
-            begun = {frame_of(item) for item in (*query.labelled, *taken) if item not in closed}
+        def draw(n: int, taken: Taken) -> list[Candidate]:
+            begun = {frame_of(item) for item in (*query.labelled, *taken) if item not in taken.closed}
             gone = {*taken, *query.labelled}
             free = {id: [item for item in items if item not in gone] for id, items in frames.items()}
             free = {id: items for id, items in free.items() if items}

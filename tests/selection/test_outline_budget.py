@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from alges_fast import select, select_regions
+from alges_fast import select
 from alges_fast.windows import class_changes, windows_of
 
 SIZE, SHOWN, REGIONS = (12, 16), (24, 32), (3, 4)
@@ -54,18 +54,19 @@ def test_windows_cost_what_as_many_pixels_of_frames_do_on_average(
     sizes = {id: SHOWN for id, _ in pool}
     budget, labelled = 3 * SHOWN[0] * SHOWN[1], ["frame00", "frame19"]
     options = {"regions": REGIONS, "strategy": strategy, "labelled": labelled, "sizes": sizes, "progress": False}
-    found = select_regions(model, pool, budget, budget="outline", **options)  # type: ignore[arg-type]
+    found = select(model, pool, pixels=budget, budget="outline", **options)  # type: ignore[arg-type]
     measured = outlines(model, pool, REGIONS)
     windows = {id: windows_of(id, SHOWN, REGIONS) for id, _ in pool}
-    at = {window: (i, cell) for i, (id, _) in enumerate(pool) for cell, window in enumerate(windows[id])}
+    free = list(enumerate(pool))[1:-1]
+    at = {window: (i, cell) for i, (id, _) in free for cell, window in enumerate(windows[id])}
     assert found.outlines == {window: pytest.approx(float(measured[place])) for window, place in at.items()}
-    spent = sum(float(measured[at[window]]) + 8 / 4 for window in found.windows)  # windows are 8 x 8
+    spent = sum(float(measured[at[window]]) + 8 / 4 for window in found.ids)  # windows are 8 x 8
     average = float(measured[1:-1].sum(1).mean()) + (24 + 32) / 2 / 4
     assert spent <= 3 * average
     assert spent > 3 * average - float(measured.max()) - 8 / 4 - 1
-    in_pixels = select_regions(model, pool, budget, **options)  # type: ignore[arg-type]
-    both = min(len(found.windows), len(in_pixels.windows))
-    assert found.windows[:both] == in_pixels.windows[:both]
+    in_pixels = select(model, pool, pixels=budget, **options)  # type: ignore[arg-type]
+    both = min(len(found.ids), len(in_pixels.ids))
+    assert found.ids[:both] == in_pixels.ids[:both]
     assert in_pixels.outlines == {}
 
 
@@ -93,10 +94,10 @@ def test_what_a_strategy_predicted_is_not_predicted_again(
     seen: list[int] = []
     model.body.register_forward_hook(lambda _, images, output: seen.append(len(images[0])))
     options = {"regions": REGIONS, "strategy": "alges-effort", "progress": False, "resume": True}
-    select_regions(model, pool, 400, out=tmp_path / "pixels", **options)  # type: ignore[arg-type]
+    select(model, pool, pixels=400, out=tmp_path / "pixels", **options)  # type: ignore[arg-type]
     once = sum(seen)
     seen.clear()
-    select_regions(model, pool, 400, budget="outline", out=tmp_path / "outline", **options)  # type: ignore[arg-type]
+    select(model, pool, pixels=400, budget="outline", out=tmp_path / "outline", **options)  # type: ignore[arg-type]
     assert sum(seen) == once
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from alges_fast import Selection, embed_pool, select
 from alges_fast.strategies import Query, Taken, get_strategy, strategy_names
 
+choosing = importlib.import_module("alges_fast.selection.choose")  # the name in the package is the function
 ROOT = Path(__file__).resolve().parents[2]
 N_CLASSES = 3
 STRATEGIES = [name for name in strategy_names() if not name.startswith(("deal", "full"))]
@@ -55,13 +57,32 @@ def test_labelled_images_are_never_picked(strategy: str, model: nn.Module, pool:
     assert sorted(found.ids) == [name for name, _ in pool[1::2]]
 
 
-def test_labelled_images_are_centres_from_the_start(model: nn.Module, pool: list[tuple[str, Tensor]]) -> None:
+@pytest.mark.parametrize("centres", [False, True])
+def test_labelled_images_are_centres_where_they_should_be(
+    model: nn.Module, pool: list[tuple[str, Tensor]], centres: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A copy of a labelled image is at distance 0 of a centre, so it is picked only after all others."""
+    monkeypatch.setattr(choosing, "LABELLED_ARE_CENTRES", centres)
     copies = [(f"copy{i}", image) for i, (_, image) in enumerate(pool[:5])]
     labelled = [name for name, _ in pool[:5]]
     for strategy in ("alges-img", "alges-sem", "alges-sem-vector", "coreset"):
         found = choose(model, [*pool, *copies], 40, strategy=strategy, labelled=labelled)
-        assert set(found.ids[-5:]) == {name for name, _ in copies}, strategy
+        last = set(found.ids[-5:]) == {name for name, _ in copies}
+        assert last == (centres or strategy == "coreset"), strategy
+
+
+def test_what_is_labelled_counts_in_norms_where_it_should(
+    model: nn.Module, pool: list[tuple[str, Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A class's row counts for less where labelled images have much of it."""
+    rows = embed_pool(model, pool, output="image", progress=False).values
+    assert rows is not None
+    norms = rows.flatten(2).norm(dim=2)
+    for known, over in ((False, norms[20:]), (True, norms)):
+        monkeypatch.setattr(choosing, "LABELLED_COUNT_IN_NORMS", known)
+        found = choose(model, pool, strategy="alges-img-balanced", labelled=[name for name, _ in pool[:20]])
+        expected = (norms[20:] / over.mean(0)).norm(dim=1)
+        assert list(found.scores.values()) == pytest.approx(expected.tolist(), rel=1e-5)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -163,8 +184,8 @@ def test_a_pool_of_arrays_is_named_by_position(model: nn.Module) -> None:
     [
         ({"strategy": "deal"}, "'deal' needs a model"),
         ({"strategy": "algesimg"}, "'algesimg' is unknown"),
-        ({"n": 41}, "n must be between 1 and 40"),
-        ({"n": 0}, "n must be between 1 and 40"),
+        ({"n": 41}, "n: the budget must be between 1 and 40"),
+        ({"n": 0}, "n: the budget must be between 1 and 40"),
         ({"labelled": ["nowhere"]}, "labelled: 'nowhere' is not in the pool"),
         ({"class_weights": [1.0]}, "class_weights: expected 3, one per class, got 1"),
         ({"class_weights": [1.0, -1.0, 0.0]}, "not negative"),

@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from torch import nn
 
-from alges_fast import Window, select, select_regions
+from alges_fast import Window, select
 
 N, SIZE, REGIONS = 17, (8, 9), (2, 3)
 STRATEGIES = ("random", "stratified-random", "entropy", "coreset", "alges-img", "alges-img-released", "own")
@@ -44,7 +44,7 @@ def choose_all(folder: Path, group: dist.ProcessGroup | None) -> dict[str, Any]:
         apart = select(model, pool, 5, labelled=["frame01"], min_gap=2.0, out=folder / "scores" / name, **options)
         again = apart.reject(apart.ids[1:3])
         windows: list[str | Window] = ["frame02", Window("frame03", 3, 0, 3, 4)]
-        regions = select_regions(model, pool, 7 * 12, regions=REGIONS, labelled=windows, min_gap=2.0, **options)
+        regions = select(model, pool, pixels=7 * 12, regions=REGIONS, labelled=windows, min_gap=2.0, **options)
         found[name] = {
             "frames": select(model, pool, 6, **options).ids,
             "frames apart": apart.ids,
@@ -53,9 +53,9 @@ def choose_all(folder: Path, group: dist.ProcessGroup | None) -> dict[str, Any]:
             "refused frames' scores": {id: again.scores[id] for id in again.ids if again.scores},
             "scores of others": 0 if group is None else len(set(again.scores) - set(again.ids)),
             "all frames": select(model, pool, N - 1, labelled=["frame01"], **options).ids,
-            "windows": regions.windows,
-            "windows refused": regions.reject([regions.windows[2]]).windows,
-            "windows' scores": {w: regions.scores[w] for w in regions.windows if regions.scores},
+            "windows": regions.ids,
+            "windows refused": regions.reject([regions.ids[2]]).ids,
+            "windows' scores": {w: regions.scores[w] for w in regions.ids if regions.scores},
         }
         few = select(model, pool[:1], 1, **options)  # of two processes one has no frame
         found[name]["one frame"] = few.ids

@@ -1,7 +1,8 @@
-"""`alges_fast.select_regions`: windows where gradient mass is, within a budget of pixels."""
+"""`alges_fast.select` with regions: windows where gradient mass is, within a budget of pixels."""
 
 from __future__ import annotations
 
+import importlib
 import itertools
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from alges_fast import LastLayer, RegionSelection, Window, kmeans_plusplus, select_regions
+from alges_fast import LastLayer, Selection, Window, kmeans_plusplus, select
 from alges_fast.random_streams import stream_seed
 from alges_fast.strategies import strategy_names
 from alges_fast.windows import windows_of
 
+choosing = importlib.import_module("alges_fast.selection.choose")
 SIZE, REGIONS = (13, 10), (3, 2)  # neither side divides evenly
 PIXELS = SIZE[0] * SIZE[1]
 STRATEGIES = [name for name in strategy_names() if not name.startswith(("deal", "full"))]
@@ -36,10 +38,8 @@ PLACES = {f"frame{i:02d}": (f"video{i // 10}", float(i % 10)) for i in range(30)
 WINDOWS = [window for name in PLACES for window in windows_of(name, SIZE, REGIONS)]
 
 
-def choose(
-    model: nn.Module, pool: list[tuple[str, Tensor]], budget: int = 4 * PIXELS, **options: Any
-) -> RegionSelection:
-    return select_regions(model, pool, budget, regions=REGIONS, progress=False, **options)
+def choose(model: nn.Module, pool: list[tuple[str, Tensor]], budget: int = 4 * PIXELS, **options: Any) -> Selection:
+    return select(model, pool, pixels=budget, regions=REGIONS, progress=False, **options)
 
 
 def cost(windows: tuple[Window, ...]) -> int:
@@ -52,10 +52,10 @@ def test_the_budget_is_spent_to_less_than_a_window_and_never_exceeded(
 ) -> None:
     for budget in (2 * PIXELS, 2 * PIXELS + 3, 30 * PIXELS):
         found = choose(model, pool, budget, strategy=strategy, places=PLACES)
-        assert len(set(found.windows)) == len(found.windows)
-        assert set(found.windows) <= set(WINDOWS)
-        assert budget - max(window.pixels for window in WINDOWS) < cost(found.windows) <= budget
-    assert set(found.windows) == set(WINDOWS)
+        assert len(set(found.ids)) == len(found.ids)
+        assert set(found.ids) <= set(WINDOWS)
+        assert budget - max(window.pixels for window in WINDOWS) < cost(found.ids) <= budget
+    assert set(found.ids) == set(WINDOWS)
 
 
 def test_picks_are_seeded_from_the_windows_embeddings(model: nn.Module, pool: list[tuple[str, Tensor]]) -> None:
@@ -64,18 +64,18 @@ def test_picks_are_seeded_from_the_windows_embeddings(model: nn.Module, pool: li
     assert rows is not None
     points = rows.flatten(0, 1).flatten(1)
     found = choose(model, pool, seed=3, strategy="alges-img")
-    expected = kmeans_plusplus(points, len(found.windows), seed=stream_seed("seeding", 3, 0)).indices
-    assert found.windows == tuple(WINDOWS[at] for at in expected.tolist())
+    expected = kmeans_plusplus(points, len(found.ids), seed=stream_seed("seeding", 3, 0)).indices
+    assert found.ids == tuple(WINDOWS[at] for at in expected.tolist())
     assert [found.scores[window] for window in WINDOWS] == pytest.approx(points.norm(dim=1).tolist(), rel=1e-4)
 
 
 def test_alges_effort_is_the_default(model: nn.Module, pool: list[tuple[str, Tensor]]) -> None:
-    assert choose(model, pool).windows == choose(model, pool, strategy="alges-effort").windows
-    assert choose(model, pool).windows != choose(model, pool, strategy="alges-img").windows
+    assert choose(model, pool).ids == choose(model, pool, strategy="alges-effort").ids
+    assert choose(model, pool).ids != choose(model, pool, strategy="alges-img").ids
 
 
 def test_a_larger_budget_goes_on_from_the_smaller_ones_picks(model: nn.Module, pool: list[tuple[str, Tensor]]) -> None:
-    few, many = choose(model, pool, 3 * PIXELS).windows, choose(model, pool, 6 * PIXELS).windows
+    few, many = choose(model, pool, 3 * PIXELS).ids, choose(model, pool, 6 * PIXELS).ids
     assert many[: len(few)] == few
 
 
@@ -86,9 +86,9 @@ def test_windows_with_gradient_are_picked_over_windows_without(model: nn.Module)
         head.weight.zero_()
     pool = torch.zeros(12, 3, 12, 12)  # z = 0: no gradient
     pool[:, :, :4, 8:] = torch.rand(12, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    found = select_regions(head, pool, 12 * 16, regions=(3, 3), progress=False, seed=1)
-    assert {window for window in found.windows[1:] if (window.x, window.y) != (8, 0)} == set()
-    assert len(found.windows) == 12
+    found = select(head, pool, pixels=12 * 16, regions=(3, 3), progress=False, seed=1)
+    assert {window for window in found.ids[1:] if (window.x, window.y) != (8, 0)} == set()
+    assert len(found.ids) == 12
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -99,16 +99,26 @@ def test_labelled_images_and_windows_are_never_picked(
     gone = {*windows_of("frame03", SIZE, REGIONS), *windows_of("frame17", SIZE, REGIONS), WINDOWS[0], WINDOWS[7]}
     budget = 30 * PIXELS - cost(tuple(gone))
     found = choose(model, pool, budget, strategy=strategy, labelled=labelled, places=PLACES)
-    assert set(found.windows) == set(WINDOWS) - gone
+    assert set(found.ids) == set(WINDOWS) - gone
 
 
-def test_labelled_windows_are_centres_from_the_start(model: nn.Module, pool: list[tuple[str, Tensor]]) -> None:
+def test_a_labelled_window_of_another_grid_takes_those_that_it_shares_a_pixel_with(
+    model: nn.Module, pool: list[tuple[str, Tensor]]
+) -> None:
+    found = choose(model, pool, 29 * PIXELS, labelled=[Window("frame00", 1, 4, 2, 3)], strategy="coreset")
+    assert {window for window in WINDOWS[:6] if window in found.ids} == set(WINDOWS[:6]) - {WINDOWS[2]}
+
+
+def test_labelled_windows_are_centres_where_they_should_be(
+    model: nn.Module, pool: list[tuple[str, Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Copies of labelled windows lie on a centre, so they come after all others."""
+    monkeypatch.setattr(choosing, "LABELLED_ARE_CENTRES", True)
     copies = [("copy0", pool[0][1]), ("copy1", pool[1][1])]
-    labelled: list[str | Window] = ["frame00", *windows_of("frame01", SIZE, REGIONS)]
+    labelled = WINDOWS[:12]
     for strategy in ("alges-img", "alges-sem", "alges-sem-vector", "coreset"):
         found = choose(model, [*pool, *copies], 30 * PIXELS, strategy=strategy, labelled=labelled)
-        assert {window.id for window in found.windows[-12:]} == {"copy0", "copy1"}, strategy
+        assert {window.id for window in found.ids[-12:]} == {"copy0", "copy1"}, strategy
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -117,11 +127,11 @@ def test_images_that_are_neighbours_are_not_both_cut_up_but_one_may_give_many_wi
 ) -> None:
     options = {"strategy": strategy, "places": PLACES, "min_gap": 3.0, "labelled": ["frame00", WINDOWS[15 * 6]]}
     found = choose(model, pool, 5 * PIXELS, **options)
-    touched = {window.id for window in found.windows} | {"frame00", "frame15"}
+    touched = {window.id for window in found.ids} | {"frame00", "frame15"}
     places = sorted(PLACES[str(id)] for id in touched)
     for (video, time), (next_video, next_time) in itertools.pairwise(places):
         assert video != next_video or next_time - time >= 3
-    assert len(found.windows) > len(touched)  # some image gave several
+    assert len(found.ids) > len(touched)  # some image gave several
     assert found == choose(model, pool, 5 * PIXELS, **options)
 
 
@@ -129,7 +139,7 @@ def test_a_gap_that_leaves_too_little_is_halved_and_said(
     model: nn.Module, pool: list[tuple[str, Tensor]], caplog: pytest.LogCaptureFixture
 ) -> None:
     found = choose(model, pool, 28 * PIXELS, places=PLACES, min_gap=8.0)
-    assert cost(found.windows) > 27 * PIXELS
+    assert cost(found.ids) > 27 * PIXELS
     assert "min_gap is now 4" in caplog.text
 
 
@@ -138,13 +148,13 @@ def test_refused_windows_and_images_are_replaced_for_their_pixels(
     strategy: str, model: nn.Module, pool: list[tuple[str, Tensor]]
 ) -> None:
     first = choose(model, pool, strategy=strategy, places=PLACES, min_gap=2.0)
-    window, image = first.windows[1], first.windows[-1].id
+    window, image = first.ids[1], first.ids[-1].id
     second = first.reject([window, image])
-    kept = [one for one in first.windows if one != window and one.id != image]
-    assert list(second.windows[: len(kept)]) == kept
-    assert window not in second.windows
-    assert image not in {one.id for one in second.windows}
-    assert second.budget_pixels - max(one.pixels for one in WINDOWS) < cost(second.windows) <= second.budget_pixels
+    kept = [one for one in first.ids if one != window and one.id != image]
+    assert list(second.ids[: len(kept)]) == kept
+    assert window not in second.ids
+    assert image not in {one.id for one in second.ids}
+    assert second.budget - max(one.pixels for one in WINDOWS) < cost(second.ids) <= second.budget
     assert second == first.reject([window]).reject([image])
     with pytest.raises(ValueError, match="is not among the picks"):
         second.reject([window])
@@ -160,12 +170,12 @@ def test_killed_scoring_is_continued(
 
     options = {"strategy": strategy, "batch_size": 4}
     with pytest.raises(KeyboardInterrupt):
-        select_regions(model, pool, PIXELS, regions=REGIONS, progress=stop, out=tmp_path, **options)
+        select(model, pool, pixels=PIXELS, regions=REGIONS, progress=stop, out=tmp_path, **options)
     seen: list[int] = []
-    found = select_regions(
+    found = select(
         model,
         pool,
-        PIXELS,
+        pixels=PIXELS,
         regions=REGIONS,
         progress=lambda done, total: seen.append(done),
         out=tmp_path,
@@ -175,25 +185,24 @@ def test_killed_scoring_is_continued(
     assert seen[0] >= 8
     assert found == choose(model, pool, PIXELS, **options)
     with pytest.raises(ValueError, match="of another model or other arguments"):
-        select_regions(model, pool, PIXELS, regions=(2, 2), out=tmp_path, resume=True, progress=False, **options)
+        select(model, pool, pixels=PIXELS, regions=(2, 2), out=tmp_path, resume=True, progress=False, **options)
 
 
 def test_windows_are_in_the_sizes_given(model: nn.Module, pool: list[tuple[str, Tensor]]) -> None:
     """The pool holds frames as the model wants them; windows and budget are of the frames as the annotator has them."""
     sizes = {name: (130 + 10 * (at % 2), 100) for at, (name, _) in enumerate(pool)}
     found = choose(model, pool, 40_000, sizes=sizes)
-    assert all(window in windows_of(window.id, sizes[str(window.id)], REGIONS) for window in found.windows)
-    assert 40_000 - 50 * 47 < cost(found.windows) <= 40_000
+    assert all(window in windows_of(window.id, sizes[str(window.id)], REGIONS) for window in found.ids)
+    assert 40_000 - 50 * 47 < cost(found.ids) <= 40_000
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"strategy": "deal"}, "'deal' needs a model that was trained for it"),
-        ({"budget": 3}, "budget_pixels must be between 20 and 3900"),
-        ({"budget": 3901}, "budget_pixels must be between 20 and 3900"),
+        ({"budget": 3}, "pixels: the budget must be between 20 and 3900"),
+        ({"budget": 3901}, "pixels: the budget must be between 20 and 3900"),
         ({"labelled": ["nowhere"]}, "labelled: 'nowhere' is not in the pool"),
-        ({"labelled": [Window("frame00", 0, 0, 3, 3)]}, "'frame00#xywh=0,0,3,3' is no window of a grid of 3 x 2"),
         ({"sizes": {"frame00": SIZE}}, "sizes: has no size of image 'frame01'"),
         ({"class_weights": [1.0]}, "class_weights: expected 3, one per class, got 1"),
     ],

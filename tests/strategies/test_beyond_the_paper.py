@@ -145,27 +145,27 @@ def own_mass(features: Tensor, logits: Tensor) -> Tensor:
 def test_power_entropy_draws_in_proportion_to_summed_entropy(query: Query) -> None:
     keys = each(query, entropy_by_class).sum(1).log() + gumbels(query)
     found = rate("power-entropy", query)
-    assert found.draw(8, ()) == best(query, keys, 8)
+    assert found.draw(8, Taken()) == best(query, keys, 8)
     assert list(found.scores.values()) == pytest.approx(keys.tolist(), abs=1e-4)
 
 
 def test_balanced_entropy_counts_a_class_the_more_the_less_of_it_is_labelled(query: Query) -> None:
     weights = 1 / (query.class_shares.double() + 0.01)
     keys = (each(query, entropy_by_class) * weights).sum(1).log() + gumbels(query)
-    assert rate("balanced-entropy", query).draw(8, ()) == best(query, keys, 8)
+    assert rate("balanced-entropy", query).draw(8, Taken()) == best(query, keys, 8)
 
 
 def test_balanced_entropy_takes_the_predicted_shares_where_those_of_labels_are_unknown(query: Query) -> None:
     mass = each(query, own_mass).sum(0)
     keys = (each(query, entropy_by_class) / (mass / mass.sum() + 0.01)).sum(1).log() + gumbels(query)
-    assert rate("balanced-entropy", replace(query, class_shares=None)).draw(8, ()) == best(query, keys, 8)
+    assert rate("balanced-entropy", replace(query, class_shares=None)).draw(8, Taken()) == best(query, keys, 8)
 
 
 def test_foreground_random_draws_in_proportion_to_all_but_the_largest_class(query: Query) -> None:
     mass = each(query, own_mass)
     background = mass.sum(0).argmax()
     keys = (mass.sum(1) - mass[:, background]).log() + gumbels(query)
-    assert rate("foreground-random", query).draw(8, ()) == best(query, keys, 8)
+    assert rate("foreground-random", query).draw(8, Taken()) == best(query, keys, 8)
 
 
 def test_claspe_takes_turns_from_the_rarest_class_on(query: Query) -> None:
@@ -174,7 +174,7 @@ def test_claspe_takes_turns_from_the_rarest_class_on(query: Query) -> None:
     keys = [entropy[:, k].log() + noise for k in turns]
     nothing = torch.zeros(len(query.candidates), dtype=torch.bool)
     expected = stratified(keys, entropy.sum(1).log() + noise, 9, nothing, 0)
-    assert rate("claspe", query).draw(9, ()) == [query.candidates[at] for at in expected]
+    assert rate("claspe", query).draw(9, Taken()) == [query.candidates[at] for at in expected]
 
 
 def balanced_rows(query: Query, candidates: Sequence[Candidate] | None = None) -> Tensor:
@@ -192,10 +192,10 @@ def test_alges_img_balanced_seeds_rows_of_mean_norm_one(query: Query) -> None:
     points = balanced_rows(query)
     assert points.norm(dim=2).mean(0).tolist() == pytest.approx([1] * K)
     found = rate("alges-img-balanced", query)
-    assert found.draw(8, ()) == seeded(query, points, 8)
+    assert found.draw(8, Taken()) == seeded(query, points, 8)
     weights = torch.tensor([1.0, 10, 0, 2])
     weighted = rate("alges-img-balanced", replace(query, class_weights=weights.tolist()))
-    assert weighted.draw(8, ()) == seeded(query, points * weights[:, None], 8)
+    assert weighted.draw(8, Taken()) == seeded(query, points * weights[:, None], 8)
 
 
 @pytest.mark.parametrize(("name", "power"), [("alges-effort", 0.5), ("alges-frugal", 1.0)])
@@ -212,7 +212,7 @@ def test_embeddings_are_divided_by_a_power_of_predicted_outline_and_a_quarter_of
     cost = each(query, outline)
     points = balanced_rows(query) / cost.pow(power)[:, None, None]
     found = rate(name, query)
-    assert found.draw(8, ()) == seeded(query, points, 8)
+    assert found.draw(8, Taken()) == seeded(query, points, 8)
     scale = 2 if query.regions is not None else 1  # windows are paid for in pixels of the image
     expected = points.flatten(1).norm(dim=1) / scale**power
     assert list(found.scores.values()) == pytest.approx(expected.tolist(), rel=1e-4)
@@ -242,7 +242,7 @@ def test_alges_class_seeds_every_classs_row_around_what_is_labelled(query: Query
         seed=stream_seed("seeding", query.seed, query.round),
         group=None,
     )
-    assert rate("alges-class", query).draw(9, ()) == [query.candidates[at] for at in expected]
+    assert rate("alges-class", query).draw(9, Taken()) == [query.candidates[at] for at in expected]
 
 
 @pytest.mark.parametrize("over", ["model", "features"])
@@ -268,7 +268,7 @@ def test_herding_and_typical_look_at_mean_features(name: str, over: str, query: 
     else:
         seed = stream_seed("k-means", query.seed, query.round)
         expected = typical(points.float(), 7, known.float(), closed, seed)
-    assert rate(name, query).draw(7, ()) == [query.candidates[at] for at in expected]
+    assert rate(name, query).draw(7, Taken()) == [query.candidates[at] for at in expected]
 
 
 def windowed(query: Query, candidates: Sequence[Candidate]) -> list[Tensor]:
@@ -289,7 +289,7 @@ def test_uherding_weighs_what_is_covered_by_its_entropy(query: Query) -> None:
     points, known = each(query, mean), each(query, mean, query.labelled)
     coverage = Coverage(points, each(query, entropy_by_class).sum(1), typical_width(points), known)
     expected = coverage.pick(7, [], torch.zeros(len(points), dtype=torch.bool))
-    assert rate("uherding", query).draw(7, ()) == [query.candidates[at] for at in expected]
+    assert rate("uherding", query).draw(7, Taken()) == [query.candidates[at] for at in expected]
 
 
 def test_bait_reduces_the_pools_variance(query: Query) -> None:
@@ -302,7 +302,7 @@ def test_bait_reduces_the_pools_variance(query: Query) -> None:
     closed = torch.zeros(len(candidates), dtype=torch.bool)
     start = known + ridge * torch.eye(6).double()
     expected = greedy(candidates, start, candidates.sum(0) + known, 7, closed)
-    assert rate("bait", query).draw(7, ()) == [query.candidates[at] for at in expected]
+    assert rate("bait", query).draw(7, Taken()) == [query.candidates[at] for at in expected]
 
 
 def test_strided_takes_videos_in_turn_and_frames_far_from_labelled_ones(query: Query) -> None:
@@ -311,26 +311,26 @@ def test_strided_takes_videos_in_turn_and_frames_far_from_labelled_ones(query: Q
         query, candidates=[f"frame{i:02d}" for i in range(N)], labelled=["frame12", "frame13"], regions=None, model=None
     )
     # video2 is behind by one; then each in turn. Of five frames with the last labelled the first is farthest.
-    assert rate("strided", whole).draw(1, ()) == ["frame08"]
-    assert rate("strided", whole).draw(3, {"frame08"}) == ["frame00", "frame01", "frame02"]
+    assert rate("strided", whole).draw(1, Taken()) == ["frame08"]
+    assert rate("strided", whole).draw(3, Taken(["frame08"])) == ["frame00", "frame01", "frame02"]
     windows = replace(
         whole, regions=REGIONS, candidates=[w for id in whole.candidates for w in windows_of(id, (SIZE, SIZE), REGIONS)]
     )
-    found = rate("strided", windows).draw(8, ())
+    found = rate("strided", windows).draw(8, Taken())
     assert found == [*windows_of("frame08", (SIZE, SIZE), REGIONS), *windows_of("frame00", (SIZE, SIZE), REGIONS)[:2]]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_draw_keeps_to_what_is_open_and_repeats(name: str, query: Query) -> None:
     found = rate(name, query)
-    first = found.draw(5, ())
+    first = found.draw(5, Taken())
     assert len(set(first)) == 5
-    assert rate(name, query).draw(5, ()) == first
-    assert found.draw(5, ()) == first
+    assert rate(name, query).draw(5, Taken()) == first
+    assert found.draw(5, Taken()) == first
     taken = Taken(first[:3], closed=first[3:])
     rest = found.draw(10**6, taken)
     assert sorted(map(str, rest)) == sorted(str(item) for item in query.candidates if item not in taken)
-    assert list(found.draw(3, set(query.candidates))) == []
+    assert list(found.draw(3, Taken(query.candidates))) == []
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -339,14 +339,14 @@ def test_what_is_closed_is_no_centre(name: str, query: Query) -> None:
     found = rate(name, query)
     refused = query.candidates[3]
     first = found.draw(4, Taken(closed=[refused]))
-    if refused not in (plain := found.draw(4, ())) and name != "typical":
+    if refused not in (plain := found.draw(4, Taken())) and name != "typical":
         assert first == plain
     assert refused not in first
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_another_seed_draws_otherwise_where_chance_is_in_it(name: str, query: Query) -> None:
-    draws = {tuple(rate(name, replace(query, seed=seed)).draw(4, ())) for seed in range(4)}
+    draws = {tuple(rate(name, replace(query, seed=seed)).draw(4, Taken())) for seed in range(4)}
     assert (len(draws) == 1) == (name in ("herding", "uherding", "strided", "bait"))
 
 
@@ -366,7 +366,7 @@ def draws_of_all(group: dist.ProcessGroup | None = None) -> dict[str, list[Any]]
     for kind, name in itertools.product(("frames", "windows"), NAMES):
         query = replace(make_query(kind), group=group)
         rating = rate(name, query)
-        first = list(rating.draw(4, ()))
+        first = list(rating.draw(4, Taken()))
         scores = dict(rating.scores)
         found[f"{name} {kind}"] = [first, list(rating.draw(3, Taken(first[1:], closed=first[:1]))), sorted(scores)]
     return found

@@ -11,7 +11,7 @@ from commands import SMALL
 from data.trees import folder_tree
 from torch import Tensor, nn
 
-from alges_fast import Window, select, select_regions
+from alges_fast import Window, select
 from alges_fast.run import main
 from alges_fast.strategies import Query, Taken, get_strategy
 from alges_fast.windows import named, windows_of
@@ -74,9 +74,9 @@ def test_it_picks_frames_in_select_with_no_model(own: str, pool: list[tuple[str,
 
 
 def test_it_picks_windows_in_select_with_no_model(own: str, pool: list[tuple[str, Tensor]]) -> None:
-    found = select_regions(None, pool, 5 * 12, regions=REGIONS, strategy=f"{own}:Brightest")
+    found = select(None, pool, pixels=5 * 12, regions=REGIONS, strategy=f"{own}:Brightest")
     scores = brightness(pool)
-    assert list(found.windows) == sorted(scores, key=lambda window: -scores[window])[:5]
+    assert list(found.ids) == sorted(scores, key=lambda window: -scores[window])[:5]
 
 
 def test_it_asks_the_model_for_frames_and_for_windows(
@@ -84,8 +84,8 @@ def test_it_asks_the_model_for_frames_and_for_windows(
 ) -> None:
     frames = select(model, pool, 12, strategy=f"{own}:Spread", progress=False)
     assert set(frames.ids) == {name for name, _ in pool}
-    windows = select_regions(model, pool, 12 * 72, regions=REGIONS, strategy=f"{own}:Spread", progress=False)
-    assert set(windows.windows) == set(brightness(pool))
+    windows = select(model, pool, pixels=12 * 72, regions=REGIONS, strategy=f"{own}:Spread", progress=False)
+    assert set(windows.ids) == set(brightness(pool))
 
 
 def test_a_query_may_hold_some_windows_of_a_frame_and_others_labelled(own: str, pool: list[tuple[str, Tensor]]) -> None:
@@ -129,4 +129,4 @@ def test_a_strategy_that_needs_a_model_says_so(own: str, pool: list[tuple[str, T
 def test_strategies_that_need_no_model_pick_before_there_is_one(pool: list[tuple[str, Tensor]]) -> None:
     for strategy in ("random", "stratified-random"):
         assert len(select(None, pool, 5, strategy=strategy).ids) == 5
-        assert len(select_regions(None, pool, 60, regions=REGIONS, strategy=strategy).windows) == 5
+        assert len(select(None, pool, pixels=60, regions=REGIONS, strategy=strategy).ids) == 5

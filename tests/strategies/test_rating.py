@@ -57,8 +57,6 @@ def test_what_is_taken_is_a_centre_of_the_seeding_and_what_is_closed_is_not() ->
     assert torch.equal(calls[0]["points"], POINTS[free])
     assert calls[0]["global_index"].tolist() == free
     assert set(drawn) <= {NAMES[i] for i in free}
-    rating.draw(5, {NAMES[3]})  # of a plain set everything counts
-    assert torch.equal(calls[1]["existing"], POINTS[[3]])
 
 
 def test_the_first_draw_has_the_querys_own_seed_and_later_ones_that_of_how_many_were_drawn() -> None:

@@ -1,0 +1,325 @@
+"""The one way from a pool to picks, for `run`, `select` and `project` alike: which frames or windows are candidates,
+what is a centre, budgets and costs, gaps in time, what is refused and what takes its place."""
+
+from __future__ import annotations
+
+import logging
+import time
+from bisect import bisect_left
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeAlias
+
+from alges_fast.pool import Id, pool_ids
+from alges_fast.selection.effort import predict_effort
+from alges_fast.strategies import Candidate, Query, Rating, Strategy, Taken, frame_of, scores_of
+from alges_fast.windows import Window, windows_of
+
+logger = logging.getLogger(__name__)
+
+LABELLED_ARE_CENTRES = False
+"""Whether seedings by k-means++ start from what is labelled; those for coverage (coreset, alges-class) always do."""
+LABELLED_COUNT_IN_NORMS = False
+"""Whether classes' mean norms are over what is labelled too."""
+
+Place: TypeAlias = tuple[str, float]
+"""A frame's video, and its time in it."""
+
+Unit: TypeAlias = Literal["pixels", "outline"]
+"""What a budget is counted in."""
+
+
+class NotEnough(ValueError):
+    """A budget below the least that a pick costs, or above what all candidates do.
+
+    Attributes:
+        n_left: candidates that could be picked.
+    """
+
+    def __init__(self, budget: int, costs: Sequence[int]) -> None:
+        most = f"what the {len(costs)} that can be picked cost together"
+        super().__init__(f"must be between {min(costs, default=1)} and {sum(costs)}, {most}, got {budget}")
+        self.n_left = len(costs)
+
+
+class BrokenPromise(ValueError):
+    """A strategy drew what it must not: a candidate twice, one that is taken, or nothing."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What was chosen.
+
+    Attributes:
+        ids: ids of images, or windows of images, in order of picking.
+        scores: a number per candidate, higher is more wanted: the norm of an ALGES embedding, or the mean uncertainty
+            of a pixel; where processes share the pool, of the picks alone. Empty for strategies that rate nothing by
+            itself, such as coreset and the random ones.
+        outlines: the predicted outline of every candidate, in pixels of its image, where the budget is counted in it;
+            else empty.
+        budget: what there was to spend: images, pixels of windows, or pixels of outline.
+        rating: what the strategy said of all candidates.
+        seconds: that rating and drawing took.
+    """
+
+    ids: tuple[Candidate, ...]
+    scores: Mapping[Any, float]
+    outlines: Mapping[Any, float]
+    budget: int
+    rating: Rating = field(repr=False, compare=False)
+    seconds: tuple[float, float] = field(repr=False, compare=False)
+    _pool: _RatedPool = field(repr=False, compare=False)
+    _refused: tuple[Candidate, ...] = field(default=(), repr=False)
+
+    def cost(self, candidate: Candidate) -> int:
+        """What a candidate takes of the budget."""
+        return self._pool.cost(candidate)
+
+    def reject(self, refused: Iterable[Candidate]) -> Selection:
+        """The same selection with these picks, or all windows of an image, replaced for what they cost.
+
+        The other picks stay, as centres, and the new ones come last. Each is replaced in turn, so rejecting [a, b] is
+        rejecting [a] and then [b], and what is refused never comes back: of an image no window does, picked or not.
+
+        Raises:
+            ValueError: what is not among the picks, an image that is not in the pool, or too little left.
+        """
+        kept, gone = list(self.ids), list(self._refused)
+        for item in refused:
+            these = [pick for pick in kept if pick == item]
+            if self._pool.windows and not isinstance(item, Window):
+                already = frozenset(gone)
+                these = [window for window in self.rating.ids if frame_of(window) == item and window not in already]
+            if not these:
+                raise ValueError(f"refused: {str(item)!r} is not among the picks, or refused already")
+            gone += these
+            left = [pick for pick in kept if pick not in these]
+            if len(left) < len(kept):
+                kept = self._pool.fill(left, self.budget, gone)
+        return replace(self, ids=tuple(kept), scores=self._pool.scores(kept), _refused=tuple(gone))
+
+    def without(self, refused: Sequence[Candidate]) -> Selection:
+        """The same with every pick replaced that is refused, or is a window of an image that is, until none is."""
+        selection = self
+        while (again := selection._first_of(refused)) is not None:
+            selection = selection.reject([again])
+        return selection
+
+    def _first_of(self, items: Sequence[Candidate]) -> Candidate | None:
+        picked = {*self.ids, *map(frame_of, self.ids)}
+        return next((item for item in items if item in picked), None)
+
+
+def choose(
+    strategy: Strategy,
+    query: Query,
+    n: int | None = None,
+    *,
+    pixels: int | None = None,
+    budget: Unit = "pixels",
+    places: Mapping[Id, Place] | None = None,
+    min_gap: float = 0.0,
+    away: Iterable[Candidate] = (),
+) -> Selection:
+    """Ask a strategy which frames, or windows of frames, to annotate next.
+
+    Args:
+        strategy: it.
+        query: over whole frames: `candidates` are ids of the pool, whatever of them is labelled, and with `regions`
+            they are cut into windows of `sizes`. What is labelled may be frames, or windows of any grid. A frame of
+            which a part is labelled is no candidate as a whole; a window is none that shares a pixel with what is
+            labelled.
+        n: how many frames; with windows, how many frames' pixels: of those that are not labelled, on average.
+        pixels: how many pixels of windows, in the place of n.
+        budget: "outline": as many as cost together what so many frames do on average; see `predict_effort`.
+        places: frame -> its video and time, for min_gap.
+        min_gap: frames of one video are picked at least this far apart in time, and from labelled ones. Halved where
+            too few are left, with a warning.
+        away: frames and windows that are no candidates, such as those that an annotator has now.
+
+    Raises:
+        NotEnough: a budget out of range. BrokenPromise: what the strategy drew. ValueError: what is labelled is not of
+            the pool, or what the strategy or `embed_pool` raises.
+    """
+    frames, query = _open_frames(query), _over_candidates(query, frozenset(away))
+    start = time.perf_counter()
+    rating = strategy.rate(query)
+    rated = time.perf_counter()
+    effort = predict_effort(query) if budget == "outline" else None
+    pool = _RatedPool(
+        rating,
+        strategy=strategy.name,
+        windows=query.regions is not None,
+        known=tuple(map(frame_of, query.labelled)),
+        places=places or {},
+        min_gap=min_gap,
+        costs=None if effort is None else effort.costs,
+        shared=query.group is not None,
+    )
+    spend = _pixels(query, frames, n or 0) if pixels is None and query.regions is not None else pixels or n or 0
+    if effort is not None:
+        spend = effort.of_frames(n or 0 if pixels is None else pixels / _pixels(query, frames, 1))
+    ids = tuple(pool.fill([], spend, ()))
+    seconds = rated - start, time.perf_counter() - rated
+    return Selection(ids, pool.scores(ids), {} if effort is None else effort.outlines, spend, rating, seconds, pool)
+
+
+def _open_frames(query: Query) -> list[Id]:
+    """Those frames of the candidates' that are not labelled as a whole."""
+    whole = {item for item in query.labelled if not isinstance(item, Window)}
+    return [id for id in map(frame_of, query.candidates) if id not in whole]
+
+
+def _pixels(query: Query, frames: Sequence[Id], n: int) -> int:
+    """Of n of these frames, on average."""
+    sizes = [query.sizes[id] for id in frames]
+    return n * sum(height * width for height, width in sizes) // max(len(sizes), 1)
+
+
+def _over_candidates(query: Query, away: frozenset[Candidate]) -> Query:
+    """A query over frames as one over what of them, or of their windows, may be picked."""
+    ids, frames = frozenset(pool_ids(query.pool)), _open_frames(query)
+    if unknown := [frame for frame in map(frame_of, query.labelled) if frame not in ids]:
+        raise ValueError(f"labelled: {str(unknown[0])!r} is not in the pool ({len(unknown)} such ids)")
+    labelled: tuple[Candidate, ...]
+    known: tuple[Candidate, ...]
+    candidates: list[Candidate]
+    if query.regions is None:
+        labelled = known = tuple(dict.fromkeys(map(frame_of, query.labelled)))
+        candidates = [id for id in frames if id not in away.union(known)]
+    else:
+        grid = _Grid(query)
+        whole = {item for item in query.labelled if not isinstance(item, Window)}
+        pieces = (item for item in query.labelled if item in whole or frame_of(item) not in whole)
+        labelled = tuple(dict.fromkeys(piece for item in pieces for piece in grid.pieces(item)))
+        known = tuple(cell for piece in labelled for cell in grid.cells(piece))
+        shut = {*known, *(cell for item in away if frame_of(item) in ids for cell in grid.cells(item))}
+        candidates = [cell for id in frames for cell in grid.cells(id) if cell not in shut]
+    centres = known if LABELLED_ARE_CENTRES else ()
+    in_norms = known if LABELLED_COUNT_IN_NORMS else ()
+    return replace(query, candidates=candidates, labelled=labelled, centres=centres, in_norms=in_norms)
+
+
+class _Grid:
+    """The windows of a query's frames."""
+
+    def __init__(self, query: Query) -> None:
+        self.sizes = query.sizes
+        self.regions = query.regions
+        self.known: dict[Id, list[Window]] = {}
+
+    def cells(self, item: Candidate) -> list[Window]:
+        """All of a frame; those that share a pixel with a window, which may be one of another grid."""
+        id = frame_of(item)
+        if id not in self.known:
+            assert self.regions is not None
+            self.known[id] = windows_of(id, self.sizes[id], self.regions)
+        cells = self.known[id]
+        return [cell for cell in cells if cell.overlaps(item)] if isinstance(item, Window) else cells
+
+    def pieces(self, item: Candidate) -> Sequence[Candidate]:
+        """A frame as it is, a window as windows of this grid."""
+        return self.cells(item) if isinstance(item, Window) else [item]
+
+
+@dataclass(frozen=True)
+class _RatedPool:
+    """Rated frames or windows as picks are drawn from them, each at its cost.
+
+    Attributes:
+        rating: the strategy's.
+        strategy: its name.
+        windows: whether they are windows.
+        known: frames of which something is labelled.
+        places: frame -> its place.
+        min_gap: frames of one video are picked at least this far apart in time, and from known ones.
+        costs: what each costs; None for 1 a frame and the pixels of a window.
+        shared: whether processes share the query.
+    """
+
+    rating: Rating
+    strategy: str
+    windows: bool
+    known: tuple[Id, ...]
+    places: Mapping[Id, Place]
+    min_gap: float
+    costs: Mapping[Candidate, int] | None
+    shared: bool
+
+    def cost(self, candidate: Candidate) -> int:
+        if self.costs is not None:
+            return self.costs[candidate]
+        return candidate.pixels if isinstance(candidate, Window) else 1
+
+    def scores(self, picks: Sequence[Candidate]) -> Mapping[Any, float]:
+        """Of all candidates; where processes share the query of the picks alone, so that a pool's are not sent."""
+        return scores_of(self.rating, picks) if self.shared else self.rating.scores
+
+    def fill(self, picks: Sequence[Candidate], budget: int, refused: Collection[Candidate]) -> list[Candidate]:
+        """Add picks until the next would exceed the budget.
+
+        As many as may be missing are drawn and taken in order, but for those too near an earlier one in its video; what
+        is then missing is drawn again from what is far enough from all of them.
+        """
+        refused = frozenset(refused)
+        costs = [self.cost(item) for item in self.rating.ids if item not in refused]
+        if not (costs and min(costs) <= budget <= sum(costs)):
+            raise NotEnough(budget, costs)
+        chosen, gap, left = list(picks), self.min_gap, budget - sum(map(self.cost, picks))
+        frames = dict.fromkeys(map(frame_of, self.rating.ids))
+        while left > 0:
+            out = refused.union(chosen)
+            min_gap = _MinGap((*self.known, *map(frame_of, chosen)), self.places, gap)
+            near = {frame for frame in frames if min_gap.forbids(frame)}
+            open = [item for item in self.rating.ids if item not in out and frame_of(item) not in near]
+            if not open:
+                gap = gap / 2 if gap > 1e-3 else 0.0
+                logger.warning("too few images lie that far apart: min_gap is now %g", gap)
+                continue
+            missing = min(left // min(map(self.cost, open)), len(open))
+            if not missing:
+                break
+            too_near = [item for item in self.rating.ids if item not in out and frame_of(item) in near] if near else []
+            drawn = self.rating.draw(missing, Taken(chosen, (*refused, *too_near)))
+            if not drawn or len(set(drawn)) < len(drawn) or not set(open).issuperset(drawn):
+                raise BrokenPromise(
+                    f"strategy {self.strategy!r} must draw up to {missing} different candidates, none of them taken; "
+                    f"it gave {len(drawn)}, {len(set(open).intersection(drawn))} of them different and free"
+                )
+            for pick in drawn:
+                if min_gap.forbids(frame_of(pick)):
+                    continue
+                if self.cost(pick) > left:
+                    return chosen
+                chosen.append(pick)
+                left -= self.cost(pick)
+                min_gap.add(frame_of(pick))
+        return chosen
+
+
+class _MinGap:
+    """Images, and how far apart in time others of their video must be."""
+
+    def __init__(self, images: Iterable[Id], places: Mapping[Id, Place], gap: float) -> None:
+        self.places = places
+        self.gap = gap
+        self.images: set[Id] = set()
+        self.times: dict[str, list[float]] = {}
+        for image in images:
+            self.add(image)
+
+    def add(self, image: Id) -> None:
+        if image not in self.images and image in self.places:
+            video, time = self.places[image]
+            times = self.times.setdefault(video, [])
+            times.insert(bisect_left(times, time), time)
+        self.images.add(image)
+
+    def forbids(self, image: Id) -> bool:
+        """Whether the image is none of them, and too near to one."""
+        if image in self.images or image not in self.places:
+            return False
+        video, time = self.places[image]
+        times = self.times.get(video, [])
+        after = bisect_left(times, time)
+        return any(abs(other - time) < self.gap for other in times[max(after - 1, 0) : after + 1])
