@@ -57,7 +57,7 @@ def package(tmp_path: Path) -> Path:
         elif path.suffix != ".pyc":
             link.symlink_to(path)
     example = (ROOT / "examples" / "strategy.py").read_text().partition('\n\nif __name__ == "__main__"')[0]
-    example = example.replace("from alges_fast import select, select_regions\n", "")
+    example = example.replace("from alges_fast import select\n", "")
     example = example.replace("\n\nclass Unsure", "\n\n@register_strategy\nclass Unsure")
     example = example.replace("Strategy, by_score", "Strategy, by_score, register_strategy")
     (tmp_path / "alges_fast/strategies/unsure.py").write_text(example)
