@@ -29,7 +29,7 @@ from alges_fast.annotation.page import Asked, Card, selection_page
 from alges_fast.annotation.picks import Pick, PickedFrame, reasons
 from alges_fast.annotation.pictures import contact_sheet, encoded, outlined, thumbnail, with_mask, with_norm_map
 from alges_fast.annotation.sources import LeftOut, PoolFrame
-from alges_fast.data.files import natural_key, open_picture
+from alges_fast.data.files import natural_key, read_ids
 from alges_fast.data.loading import palette
 from alges_fast.errors import UserError
 from alges_fast.labels import UNLABELLED
@@ -195,8 +195,7 @@ def _write_windows(path: Path, mask: NDArray[np.uint8], windows: Sequence[Window
     """A mask of a frame's windows; those that an earlier selection put there stay as they were corrected."""
     before = None
     if path.exists():
-        with open_picture(path) as picture:
-            before = np.asarray(picture)
+        before = read_ids(path)
     if before is None or before.shape != mask.shape:
         atomic.write_bytes(path, encoded(Image.fromarray(mask), "png"))
         return

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +21,13 @@ from alges_fast.labels import UNLABELLED
 
 SPLITS = ("train", "validation", "test")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+FORMATS = ("PNG", "BMP", "TIFF", "WEBP", "JPEG")
+"""What Pillow may take a file for, whatever its name says: of an EPS it would start Ghostscript."""
 MAX_PIXELS = 64_000_000
 """Nearly twice an 8K frame. A larger picture is refused from its header alone: it may be a decompression bomb."""
+
+
+_MEND = "restore it or remove it with its pair"
 
 
 class FaultyFile(UserError):
@@ -113,9 +118,7 @@ def decode(file: FrameFile, listing: Listing, size: int) -> Decoded:
         square = as_rgb(picture, file.image).resize((size, size), Image.Resampling.BILINEAR)
         image = np.asarray(square).transpose(2, 0, 1)
 
-    with open_picture(file.mask) as picture:
-        if picture.format == "JPEG":
-            raise FaultyFile(f"{file.mask}: JPEG data, and class ids do not survive JPEG: save the mask as PNG")
+    with open_picture(file.mask, mask=True) as picture:
         if picture.size != original:
             sizes = "{} x {}, its image {} x {}".format(*picture.size, *original)
             if listing.same_size:
@@ -123,11 +126,7 @@ def decode(file: FrameFile, listing: Listing, size: int) -> Decoded:
             oddities.append("mask of another size than its image; both are stretched to the run's size")
         if picture.mode == "RGBA":
             oddities.append("mask is RGBA; its alpha channel is not used")
-        step = grey_step(picture)
-        loaded = _load(picture, file.mask)
-        reading = listing.read_mask(
-            loaded.point([value // step for value in range(256)]) if step > 1 else loaded, file.mask
-        )
+        reading = listing.read_mask(load_mask(picture, file.mask), file.mask)
         if sum(reading.unknown.values()) > 0.01 * reading.ids.size:
             oddities.append("over 1 % of the mask's pixels carry no class")
     mask = Image.fromarray(reading.ids).resize((size, size), Image.Resampling.NEAREST)
@@ -140,24 +139,56 @@ def decode(file: FrameFile, listing: Listing, size: int) -> Decoded:
     )
 
 
-def open_picture(path: Path) -> Image.Image:
-    """Open a picture and read its header only. Raises FaultyFile where it is empty, unreadable or far too large."""
+def open_picture(
+    path: Path | str, contents: IO[bytes] | None = None, *, mask: bool = False, mend: str = _MEND
+) -> Image.Image:
+    """Open a picture and read its header only: a PNG, BMP, TIFF, WEBP or, where it is no mask, JPEG.
+
+    Args:
+        path: its file, or how messages call it where its contents are given.
+        contents: open, of what lies in no file of its own.
+        mask: whether its values are class ids, which do not survive JPEG.
+        mend: what messages advise.
+
+    Raises:
+        FaultyFile: it is empty, unreadable, none of these or far too large.
+    """
     try:
-        if path.stat().st_size == 0:
-            raise FaultyFile(f"{path}: empty (0 bytes): restore it from the source or remove it with its pair")
-        picture = Image.open(path)
+        if contents is None and Path(path).stat().st_size == 0:
+            raise FaultyFile(f"{path}: empty (0 bytes): {mend}")
+        picture = Image.open(Path(path) if contents is None else contents, formats=FORMATS)
+    except (FaultyFile, MemoryError):
+        raise
     except Image.DecompressionBombError:
         raise _too_large(path, "far too many") from None
     except UnidentifiedImageError:
-        raise FaultyFile(
-            f"{path}: not a picture, whatever its name says: restore it or remove it with its pair"
-        ) from None
+        raise FaultyFile(f"{path}: not a picture, whatever its name says: {mend}") from None
     except OSError as error:
         raise FaultyFile(f"{path}: {error.strerror or error}: check the file, its link and its permissions") from None
-    if picture.width * picture.height > MAX_PIXELS:
+    except Exception as error:  # a plugin that is not asked to load yet, on a damaged header
+        raise _damaged(path, error, mend) from None
+    fault = None
+    if mask and picture.format in ("JPEG", "MPO"):
+        fault = FaultyFile(f"{path}: JPEG data, and class ids do not survive JPEG: save the mask as PNG")
+    elif picture.width * picture.height > MAX_PIXELS:
+        fault = _too_large(path, f"{picture.width} x {picture.height}")
+    if fault is not None:
         picture.close()
-        raise _too_large(path, f"{picture.width} x {picture.height}")
+        raise fault
     return picture
+
+
+def load_mask(picture: Image.Image, path: Path | str, mend: str = _MEND) -> Image.Image:
+    """An opened mask's pixels, with the values that its file has. Raises FaultyFile."""
+    step = _grey_step(picture)
+    loaded = _load(picture, path, mend)
+    return loaded.point([value // step for value in range(256)]) if step > 1 else loaded
+
+
+def read_ids(path: Path) -> NDArray[np.uint8]:
+    """(H, W) class ids of a mask that was written here. Raises FaultyFile."""
+    with open_picture(path, mask=True) as picture:
+        return one_channel(load_mask(picture, path), path).astype(np.uint8)
 
 
 def as_rgb(picture: Image.Image, path: Path) -> Image.Image:
@@ -189,13 +220,13 @@ def class_ids(ignore_index: int | None, n_classes: int | None) -> Callable[[Imag
     return read
 
 
-def grey_step(picture: Image.Image) -> int:
+def _grey_step(picture: Image.Image) -> int:
     """What Pillow multiplies the values of a grey picture of 2 or 4 bits by when it loads it; to be asked before."""
     raw_mode = picture.tile[0][3] if isinstance(picture, ImageFile.ImageFile) and picture.tile else None
     return {"L;2": 85, "L;4": 17}.get(raw_mode if isinstance(raw_mode, str) else "", 1)
 
 
-def one_channel(picture: Image.Image, path: Path) -> NDArray[Any]:
+def one_channel(picture: Image.Image, path: Path | str) -> NDArray[Any]:
     """The mask's values (H, W): its only channel, its palette's indices, or its equal channels; alpha is not used."""
     values = np.asarray(picture)
     if picture.mode in ("1", "L", "P") or picture.mode.startswith("I"):
@@ -245,15 +276,21 @@ def pairs(
             faults.add(FaultyFile(f"{mask}: mask without an image: add the image or remove the mask"))
 
 
-def _load(picture: Image.Image, path: Path) -> Image.Image:
+def _load(picture: Image.Image, path: Path | str, mend: str = _MEND) -> Image.Image:
     try:
         picture.load()
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error, zlib.error ...
-        raise FaultyFile(f"{path}: damaged or cut short ({error}): restore it or remove it with its pair") from None
+        raise _damaged(path, error, mend) from None
     return picture
 
 
-def _too_large(path: Path, pixels: str) -> FaultyFile:
+def _damaged(path: Path | str, error: Exception, mend: str) -> FaultyFile:
+    return FaultyFile(f"{path}: damaged or cut short ({error}): {mend}")
+
+
+def _too_large(path: Path | str, pixels: str) -> FaultyFile:
     return FaultyFile(f"{path}: {pixels} pixels, over the limit of {MAX_PIXELS // 1_000_000} million: scale it down")
 
 

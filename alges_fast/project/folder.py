@@ -21,9 +21,9 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,14 +34,14 @@ from PIL import Image
 
 from alges_fast import atomic
 from alges_fast.annotation.pictures import encoded
-from alges_fast.data.files import open_picture
+from alges_fast.data.files import read_ids
 from alges_fast.errors import UserError
 from alges_fast.project.config import ProjectConfig
 from alges_fast.strategies import Candidate
 from alges_fast.windows import Window, named
 
 COMMAND = "python -m alges_fast.project"
-LOCK = ".lock"
+LOCK, DRAFTS = ".lock", ".imports.draft"
 PICKS, ROUND, IMPORT, MODEL, HISTORY = "picks.csv", "round.json", "import.json", "model.json", "history.csv"
 
 
@@ -238,8 +238,7 @@ class Project:
 
     def label(self, name: str) -> NDArray[np.uint8]:
         """(H, W) class ids of a labelled frame, by its name in files. Raises UserError."""
-        with open_picture(self.label_path(name)) as picture:
-            return np.asarray(picture)
+        return read_ids(self.label_path(name))
 
     def begin_round(self, asked: Mapping[str, Any], model: int | None) -> Round:
         """A new round that is not out yet; one that was begun last and never went out makes room."""
@@ -259,35 +258,36 @@ class Project:
         atomic.write_json(round.folder / ROUND, {"asked": dict(asked), "model": round.model})
         self.forget()
 
-    def add_import(
-        self,
-        frames: Mapping[str, Sequence[Window] | None],
-        masks: Mapping[str, tuple[str, NDArray[np.uint8]]],
-        refused: Collection[str],
-        sources: Sequence[str],
-        outline: int,
-    ) -> Import:
-        """Take in what came back: id -> windows; id -> (name in files, the label as it is from now on)."""
+    @contextmanager
+    def drafting(self) -> Iterator[Path]:
+        """A folder for imports that are not whole yet; gone afterwards."""
+        folder = self.root / DRAFTS
+        atomic.remove_draft(folder)
+        try:
+            yield folder
+        finally:
+            atomic.remove_draft(folder)
+
+    def add_import(self, draft: ImportDraft, sources: Sequence[str]) -> Import:
+        """Take in what came back."""
         if not any(map(_begun, self.rounds)):
             self.begin_round({}, None)
         round = [round for round in self.rounds if _begun(round)][-1]
         known = [import_.number for import_ in self.imports]
         number = max([*known, *(number for model in self.models for number in model.imports)], default=-1) + 1
-        folder = round.folder / "returned" / f"{number:03d}"
-        draft = folder.with_name(f".{folder.name}.draft")
-        atomic.remove_draft(draft)
-        for name, mask in masks.values():
+        for name in draft.names.values():
             if (old := self.label_path(name)).exists():
-                atomic.write_bytes(draft / "replaced" / f"{name}.png", old.read_bytes())
-            atomic.write_bytes(draft / "labels" / f"{name}.png", encoded(Image.fromarray(mask), "png"))
+                atomic.write_bytes(draft.folder / "replaced" / f"{name}.png", old.read_bytes())
         facts = {
-            "frames": {id: None if boxes is None else [list(box[1:]) for box in boxes] for id, boxes in frames.items()},
-            "refused": sorted(refused),
+            "frames": {
+                id: None if boxes is None else [list(box[1:]) for box in boxes] for id, boxes in draft.frames.items()
+            },
+            "refused": sorted(draft.refused),
             "sources": list(sources),
-            "outline": outline,
+            "outline": draft.outline,
         }
-        atomic.write_text(draft / IMPORT, json.dumps(facts, indent=1) + "\n")  # in the order of the frames
-        atomic.move_folder(draft, folder)
+        atomic.write_text(draft.folder / IMPORT, json.dumps(facts, indent=1) + "\n")  # in the order of the frames
+        atomic.move_folder(draft.folder, round.folder / "returned" / f"{number:03d}")
         self.forget()
         self.finish_import()
         return self.imports[-1]
@@ -307,6 +307,32 @@ class Project:
             self.__dict__.pop(name, None)
 
 
+@dataclass
+class ImportDraft:
+    """What came back, mask by mask, in a folder that becomes an import when all of it is there.
+
+    frames: id -> windows that were labelled, None for the whole frame. names: id -> its name in files.
+    """
+
+    folder: Path
+    frames: dict[str, Sequence[Window] | None] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+    refused: list[str] = field(default_factory=list)
+    outline: int = 0
+
+    def add(self, id: str, windows: Sequence[Window] | None, name: str, mask: NDArray[np.uint8]) -> None:
+        """Take in a frame: its windows, None for all of it, and its label as it is from now on."""
+        atomic.write_bytes(self._path(name), encoded(Image.fromarray(mask), "png"))
+        self.frames[id], self.names[id] = windows, name
+
+    def label(self, id: str) -> NDArray[np.uint8] | None:
+        """The label of a frame that is in it."""
+        return read_ids(self._path(self.names[id])) if id in self.names else None
+
+    def _path(self, name: str) -> Path:
+        return self.folder / "labels" / f"{name}.png"
+
+
 @contextmanager
 def opened(root: Path) -> Iterator[Project]:
     """The project in this folder, to this process alone, with what a killed one left finished.
@@ -319,6 +345,7 @@ def opened(root: Path) -> Iterator[Project]:
         if not alone:
             raise UserError(f"{root}: another process works there: wait until it is done")
         project = Project(root, config)
+        atomic.remove_draft(root / DRAFTS)
         project.finish_import()
         yield project
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,12 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alges_fast.annotation.imports import ExpectedFrame, Reading, ReturnedFrame, read_export, reading_of
-from alges_fast.data.files import open_picture
+from alges_fast.data.files import read_ids
 from alges_fast.errors import UserError
-from alges_fast.project.folder import Import, Project
+from alges_fast.project.folder import Import, ImportDraft, Project
 from alges_fast.project.pool import ProjectPool, list_pool
 from alges_fast.training.labelled import box_of, outline
-from alges_fast.windows import Window
 
 Untouched = Literal["ask", "accept", "leave"]
 """What to do with masks that came back as the model predicted them."""
@@ -52,14 +51,20 @@ def import_exports(project: Project, exports: Sequence[Path], settings: ImportSe
         )
     pool = list_pool(project)
     reading = reading_for(project, pool, settings)
-    returned: dict[str, ReturnedFrame] = {}
+    with project.drafting() as folder:
+        draft = ImportDraft(folder / "0")
+        fill(draft, project, pool, _frames_of(exports, reading), settings.untouched)
+        return take_in(project, [draft], [[path.name for path in exports]])[0]
+
+
+def _frames_of(exports: Sequence[Path], reading: Reading) -> Iterator[ReturnedFrame]:
+    seen: set[str] = set()
     for path in exports:
         for frame in read_export(path, reading):
-            if frame.id in returned:
+            if frame.id in seen:
                 raise UserError(f"{path}: {frame.id} is in another export too: give one of them")
-            returned[frame.id] = frame
-    news = changed(project, pool, list(returned.values()))
-    return take_in(project, pool, news, [path.name for path in exports], settings.untouched)
+            seen.add(frame.id)
+            yield frame
 
 
 def reading_for(project: Project, pool: ProjectPool, settings: ImportSettings) -> Reading:
@@ -87,44 +92,51 @@ def reading_for(project: Project, pool: ProjectPool, settings: ImportSettings) -
     )
 
 
-def changed(project: Project, pool: ProjectPool, returned: Sequence[ReturnedFrame]) -> list[ReturnedFrame]:
-    """Those that say something else than the project knows: an export has all that is finished, old and new."""
-    return [frame for frame in returned if not _known(project, pool, frame)]
-
-
-def take_in(
+def fill(
+    draft: ImportDraft,
     project: Project,
     pool: ProjectPool,
-    returned: Sequence[ReturnedFrame],
-    sources: Sequence[str],
+    returned: Iterable[ReturnedFrame],
     untouched: Untouched,
-) -> Import | None:
-    """Returned frames into the project; None for none. Raises UserError for masks that nobody touched, unless told
-    what to do with them."""
-    same = [frame for frame in returned if not frame.refused and _untouched(project, pool, frame)]
+    earlier: Sequence[ImportDraft] = (),
+) -> None:
+    """Put the returned frames that say something new into a draft, one by one: an export has all that is finished.
+
+    Args:
+        earlier: drafts that will be taken in before this one.
+
+    Raises:
+        UserError: masks that nobody touched, unless told what to do with them.
+    """
+    same: list[str] = []
+    for frame in returned:
+        if _known(project, pool, frame):
+            continue
+        if not frame.refused and untouched != "accept" and _untouched(project, pool, frame):
+            same.append(frame.id)
+        elif frame.refused:
+            draft.refused.append(frame.id)
+        else:
+            name = pool.names[frame.id]
+            draft.add(frame.id, list(frame.windows) or None, name, _merged(project, frame, name, earlier))
+            parts = [box_of(window) for window in frame.windows] or [np.s_[:, :]]
+            draft.outline += sum(outline(frame.mask[part]) for part in parts)
     if same and untouched == "ask":
         others = f" and {len(same) - 1} more" if len(same) > 1 else ""
         raise UserError(
-            f"{same[0].id}{others} came back exactly as the model predicted: give --accept_untouched if they were "
+            f"{same[0]}{others} came back exactly as the model predicted: give --accept_untouched if they were "
             "looked at and are right, or --leave_untouched to import the others alone"
         )
-    if untouched == "leave":
-        returned = [frame for frame in returned if frame not in same]
-    if not returned:
-        return None
-    frames: dict[str, Sequence[Window] | None] = {}
-    masks: dict[str, tuple[str, NDArray[np.uint8]]] = {}
-    drawn = 0
-    for frame in returned:
-        if frame.refused:
-            continue
-        name = pool.names[frame.id]
-        frames[frame.id] = list(frame.windows) or None
-        masks[frame.id] = name, _merged(project, frame, name)
-        parts = [box_of(window) for window in frame.windows] or [np.s_[:, :]]
-        drawn += sum(outline(frame.mask[part]) for part in parts)
-    refused = [frame.id for frame in returned if frame.refused]
-    return project.add_import(frames, masks, refused, sources, drawn)
+    order = {frame.id: number for number, frame in enumerate(pool.frames)}
+    draft.frames = {id: draft.frames[id] for id in sorted(draft.frames, key=order.__getitem__)}
+
+
+def take_in(project: Project, drafts: Sequence[ImportDraft], sources: Sequence[Sequence[str]]) -> list[Import | None]:
+    """Drafts into the project, in their order; None for one that has nothing."""
+    return [
+        project.add_import(draft, of) if draft.frames or draft.refused else None
+        for draft, of in zip(drafts, sources, strict=True)
+    ]
 
 
 def _known(project: Project, pool: ProjectPool, frame: ReturnedFrame) -> bool:
@@ -138,11 +150,14 @@ def _known(project: Project, pool: ProjectPool, frame: ReturnedFrame) -> bool:
     return all(np.array_equal(label[part], frame.mask[part]) for part in parts)
 
 
-def _merged(project: Project, frame: ReturnedFrame, name: str) -> NDArray[np.uint8]:
+def _merged(project: Project, frame: ReturnedFrame, name: str, earlier: Sequence[ImportDraft]) -> NDArray[np.uint8]:
     """The label of a frame from now on: returned windows in what there is of it."""
-    if not frame.windows or frame.id not in project.labelled:
+    if not frame.windows:
         return frame.mask
-    merged = project.label(name).copy()
+    labels = [label for draft in reversed(earlier) if (label := draft.label(frame.id)) is not None]
+    if not labels and frame.id not in project.labelled:
+        return frame.mask
+    merged = (labels[0] if labels else project.label(name)).copy()
     for window in frame.windows:
         merged[box_of(window)] = frame.mask[box_of(window)]
     return merged
@@ -153,8 +168,7 @@ def _untouched(project: Project, pool: ProjectPool, frame: ReturnedFrame) -> boo
     for round in reversed(project.rounds):
         path = round.folder / "masks" / f"{pool.names[frame.id]}.png"
         if path.exists():
-            with open_picture(path) as picture:
-                sent = np.asarray(picture)
+            sent = read_ids(path)
             parts = [box_of(window) for window in frame.windows] or [np.s_[:, :]]
             return sent.shape == frame.mask.shape and all(
                 np.array_equal(sent[part], frame.mask[part]) for part in parts

@@ -20,8 +20,8 @@ from urllib.parse import urlsplit
 from alges_fast import atomic
 from alges_fast.annotation.imports import read_tasks
 from alges_fast.errors import UserError
-from alges_fast.project.folder import Import, Project, Round, read_json
-from alges_fast.project.importing import ImportSettings, changed, reading_for, take_in
+from alges_fast.project.folder import Import, ImportDraft, Project, Round, read_json
+from alges_fast.project.importing import ImportSettings, fill, reading_for, take_in
 from alges_fast.project.pool import Progress, list_pool, silent
 
 KEY = "LABEL_STUDIO_API_KEY"
@@ -75,19 +75,17 @@ def fetch_rounds(
         )
     pool = list_pool(project)
     reading = reading_for(project, pool, settings)
-    news = []
-    with _connected(url, plain_http=plain_http) as client:
-        for done, (_, facts) in enumerate(sent):
-            progress("fetching rounds", done, len(sent))
-            where = f"{url}, project {facts['project']}"
-            returned = changed(project, pool, read_tasks(_tasks(client, facts["project"]), where, reading))
-            if returned:
-                news.append((where, returned))
-    return [
-        taken
-        for where, returned in news
-        if (taken := take_in(project, pool, returned, [where], settings.untouched)) is not None
-    ]
+    drafts: list[ImportDraft] = []
+    sources = [[f"{url}, project {facts['project']}"] for _, facts in sent]
+    with project.drafting() as folder:
+        with _connected(url, plain_http=plain_http) as client:
+            for done, (_, facts) in enumerate(sent):
+                progress("fetching rounds", done, len(sent))
+                draft = ImportDraft(folder / str(done))
+                returned = read_tasks(_tasks(client, facts["project"]), sources[done][0], reading)
+                fill(draft, project, pool, returned, settings.untouched, drafts)
+                drafts.append(draft)
+        return [taken for taken in take_in(project, drafts, sources) if taken is not None]
 
 
 @contextmanager
@@ -175,12 +173,10 @@ def _server_project(client: Any, project: Project, round: Round, config: str) ->
     return int(made.id)
 
 
-def _tasks(client: Any, number: int) -> list[dict[str, Any]]:
-    """Tasks with their annotations, as a JSON export has them."""
-    return [
-        {"data": task.data, "annotations": [_plain(annotation) for annotation in task.annotations or ()]}
-        for task in client.tasks.list(project=number, fields="all")
-    ]
+def _tasks(client: Any, number: int) -> Iterator[dict[str, Any]]:
+    """Tasks with their annotations, as a JSON export has them, page by page."""
+    for task in client.tasks.list(project=number, fields="all"):
+        yield {"data": task.data, "annotations": [_plain(annotation) for annotation in task.annotations or ()]}
 
 
 def _plain(annotation: Any) -> dict[str, Any]:

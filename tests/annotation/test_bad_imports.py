@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import struct
 import zipfile
 import zlib
@@ -47,11 +48,22 @@ def region(kind: str = "rectanglelabels", **changes: Any) -> dict[str, Any]:
     return {"type": kind, "original_width": 4, "original_height": 2, "value": value}
 
 
-def zipped(members: dict[str, bytes]) -> bytes:
+def zipped(members: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> bytes:
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(buffer, "w", compression) as archive:
         for name, contents in members.items():
             archive.writestr(name, contents)
+    return buffer.getvalue()
+
+
+def long_list() -> bytes:
+    """A zip whose list of members takes 17 MB."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for number in range(270):
+            member = zipfile.ZipInfo(f"{number}.png")
+            member.comment = bytes(65_000)
+            archive.writestr(member, b"")
     return buffer.getvalue()
 
 
@@ -113,7 +125,30 @@ BAD: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "mask out of the frame": ("a.xml", lambda: xml(mask(left="3")), "leaves the frame"),
     "mask of minus one": ("a.xml", lambda: xml(mask(top="-1")), "leaves the frame"),
     "runs too short": ("a.xml", lambda: xml(mask(rle="0, 3")), "runs of 3 pixels for a box of 2 x 2"),
-    "runs backwards": ("a.xml", lambda: xml(mask(rle="8, -4")), "runs of 4 pixels"),
+    "runs backwards": ("a.xml", lambda: xml(mask(rle="8, -4")), "or backwards, in a box of 2 x 2"),
+    "runs of more than there is": (
+        "a.xml",
+        lambda: xml(mask(rle=f"0, {2**62}, {2**62}, 4")),
+        "a run of 46116860184273",
+    ),
+    "runs of no number": ("a.xml", lambda: xml(mask(rle="9" * 5000)), "a damaged mask"),
+    "point of far away": (
+        "a.xml",
+        lambda: xml('<polygon label="liver" points="-1e308,0;1e308,1;0,-1e308"/>'),
+        "a point of a polygon is no number, or far outside",
+    ),
+    "turned without end": (
+        "a.xml",
+        lambda: xml(box(corners='xtl="0" ytl="0" xbr="2" ybr="2" rotation="1e999"')),
+        "no number",
+    ),
+    "attributes without end": (
+        "a.xml",
+        lambda: xml("<box " + " ".join(f'a{i}=""' for i in range(2000)) + "/>"),
+        "an element of more than 1000 attributes",
+    ),
+    "shapes without end": ("a.xml", lambda: xml("<box/>" * 500_001), "more than 500000 shapes"),
+    "another encoding": ("a.xml", lambda: xml(box()).decode().encode("utf-16"), "no XML of UTF-8"),
     "runs of letters": ("a.xml", lambda: xml(mask(rle="a")), "damaged mask"),
     "two points": ("a.xml", lambda: xml('<polygon label="liver" points="0,0;1,1"/>'), "three points or more"),
     "point of nan": ("a.xml", lambda: xml('<polygon label="liver" points="0,0;1,1;nan,0"/>'), "damaged polygon"),
@@ -124,10 +159,55 @@ BAD: dict[str, tuple[str, Callable[[], bytes], str]] = {
         "'annotate' leaves the frame",
     ),
     "nothing annotated": ("a.xml", lambda: xml(), "nothing is annotated"),
-    "no JSON": ("a.json", lambda: tasks(region())[:-5], "no JSON, or cut short"),
+    "no JSON": ("a.json", lambda: tasks(region())[:-5], "no JSON list of tasks, or cut short"),
+    "lists without end": ("a.json", lambda: b'[{"data": [' + b"[]," * 500_001 + b"1]}]", "more than 500000 lists"),
+    "one frame without end": (
+        "a.json",
+        lambda: b'[{"data": "' + b"a" * (17 << 20) + b'"}]',
+        "more than 16 MB of one frame",
+    ),
+    "image of a query alone": (
+        "a.json",
+        lambda: tasks(region(), data={"image": "?id=5"}),
+        " is no frame that went out",
+    ),
+    "image of half an address": ("a.json", lambda: tasks(region(), data={"image": "http://["}), "http://[ is no frame"),
+    "rotation that formats": ("a.json", lambda: tasks(region(rotation="%50000000d")), "where a number should be"),
+    "picture's rotation that formats": (
+        "a.json",
+        lambda: tasks(region() | {"image_rotation": "%50000000d"}),
+        "where a number should be",
+    ),
+    "corner that repeats": ("a.json", lambda: tasks(region(x="aaaa")), "'aaaa' where a number should be"),
+    "corner of yes": ("a.json", lambda: tasks(region(x=True)), "'True' where a number should be"),
+    "corner of nan": ("a.json", lambda: tasks(region(x=float("nan"))), "where a number should be"),
+    "brush of so many zeros": (
+        "a.json",
+        lambda: tasks(region("brushlabels", format="rle", rle=20_000_000)),
+        "its head",
+    ),
+    "brush of large numbers": (
+        "a.json",
+        lambda: tasks(region("brushlabels", format="rle", rle=[0, 0, 0, 32, 999, 0, 0])),
+        "damaged",
+    ),
+    "points that are text": ("a.json", lambda: tasks(region("polygonlabels", points="abc")), "no list of two numbers"),
+    "class that is none": ("a.json", lambda: tasks(region(rectanglelabels=[["liver"]])), "a region with 1 classes"),
+    "classes that are a number": ("a.json", lambda: tasks(region(rectanglelabels=5)), "no list of classes"),
+    "kind that is a list": ("a.json", lambda: tasks(region() | {"type": []}), "damaged annotation"),
+    "annotation that is none": ("a.json", lambda: tasks(annotations=[5]), "damaged annotation"),
+    "ids of two kinds": (
+        "a.json",
+        lambda: tasks(annotations=[{"id": 1, "result": []}, {"id": "a", "result": []}]),
+        "damaged",
+    ),
     "nested without end": ("a.json", lambda: b"[" * 100_000, "no JSON"),
     "JSON-MIN": ("a.json", lambda: b'[{"image": "one/frame_1.png"}]', "not JSON-MIN"),
-    "no list": ("a.json", lambda: b"{}", "no tasks"),
+    "no list": ("a.json", lambda: b"{}", "no JSON list of tasks"),
+    "mappings nested without end": ("a.json", lambda: b"[" + b'{"a":' * 100_000, "no JSON list of tasks"),
+    "a list of lists": ("a.json", lambda: b"[[]]", "no mapping at byte 1"),
+    "more after the end": ("a.json", lambda: tasks(region()) + b"]", "more after its end"),
+    "text that is no UTF-8": ("a.json", lambda: b'[{"data": "\xff"}]', "no JSON list of tasks"),
     "task of no image": ("a.json", lambda: tasks(region(), data={"text": "x"}), "data has no image"),
     "task of an unknown frame": ("a.json", lambda: tasks(region(), data={"image": "x.png"}), "x.png is no frame"),
     "task twice": ("a.json", lambda: json.dumps(json.loads(tasks(region())) * 2).encode(), "there twice"),
@@ -162,10 +242,31 @@ BAD: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "path from the root": ("a.zip", lambda: zipped({"/etc/annotations.xml": xml(box())}), "leaves the folder"),
     "path on a drive": ("a.zip", lambda: zipped({"c:\\annotations.xml": xml(box())}), "leaves the folder"),
     "two exports": ("a.zip", lambda: zipped({"a.xml": xml(box()), "b.xml": xml(box())}), "one export at a time"),
+    "bzip2": (
+        "a.zip",
+        lambda: zipped({"a.xml": xml(box())}, zipfile.ZIP_BZIP2),
+        "compressed as no annotation tool does",
+    ),
+    "LZMA": ("a.zip", lambda: zipped({"a.xml": xml(box())}, zipfile.ZIP_LZMA), "compressed as no annotation tool does"),
+    "member of a dot": ("a.zip", lambda: zipped({".": b"x"}), "nothing is annotated"),
+    "name that is no UTF-8": (
+        "a.zip",
+        lambda: zipped({"é.xml": xml(box())}).replace("é".encode(), b"\xff\xfe"),
+        "a damaged zip ('utf-8' codec can't decode",
+    ),
+    "mask too large for its frame": (
+        "a.zip",
+        lambda: zipped({"one/frame_1.png": png(ID_MASK) + bytes(2 << 20)}),
+        "over the limit of 1,048,640 bytes",
+    ),
+    "members too many": ("a.zip", long_list, "damaged zip (its list of members is too long)"),
+    "PostScript": ("a.zip", lambda: zipped({"one/frame_1.png": png(np.zeros((2, 4, 3)), "eps")}), "not a picture"),
+    "PDF, GIF, PPM": ("a.zip", lambda: zipped({"one/frame_1.png": png(ID_MASK, "ppm")}), "not a picture"),
     "empty zip": ("a.zip", lambda: zipped({}), "nothing is annotated"),
     "zip bomb": ("a.zip", lambda: zipped({"one/frame_1.png": huge_png()}), "too many pixels"),
     "no label map": ("a.zip", lambda: zipped({"SegmentationClass/x.png": b""}), "without labelmap.txt"),
     "label map of nothing": ("a.zip", lambda: segmentation("liver\n"), "'liver' is no label"),
+    "label map of long numbers": ("a.zip", lambda: segmentation(f"liver:{'1' * 5000},2,3::\n"), "is no label"),
     "two labels of one colour": ("a.zip", lambda: segmentation("liver:1,2,3::\npolyp:1,2,3::\n"), "one colour"),
     "colour of no label": ("a.zip", lambda: segmentation(pixels=(1, 2, 3)), "colour (1, 2, 3) is not in labelmap.txt"),
     "label of no class": ("a.zip", lambda: segmentation("spleen:10,20,30::\n"), "class 'spleen' is unknown"),
@@ -192,7 +293,7 @@ def test_one_line_names_it(tmp_path: Path, name: str) -> None:
     path.write_bytes(contents())
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UserError) as caught:
-        read_export(path, reading_of(FRAMES, CLASSES))
+        list(read_export(path, reading_of(FRAMES, CLASSES)))
     assert says in str(caught.value)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -201,7 +302,7 @@ def test_one_line_names_it(tmp_path: Path, name: str) -> None:
 
 def test_arguments_are_checked(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
-        read_export(tmp_path / "a.zip", reading_of(FRAMES, CLASSES))
+        list(read_export(tmp_path / "a.zip", reading_of(FRAMES, CLASSES)))
     with pytest.raises(UserError, match=r"--background: class 'nothing' is unknown"):
         reading_of(FRAMES, CLASSES, background="nothing")
     with pytest.raises(UserError, match=r"x\.png is no frame"):
@@ -220,4 +321,33 @@ def test_arguments_are_checked(tmp_path: Path) -> None:
     (tmp_path / "one" / "frame_1.png").write_bytes(png([[[1, 2, 4]] * 4] * 2))
     palette.rename(tmp_path / ".palette.txt")
     with pytest.raises(UserError, match=r"colour \(1, 2, 4\) is not in the palette"):
-        read_export(tmp_path, reading_of(FRAMES, CLASSES, palette=tmp_path / ".palette.txt"))
+        list(read_export(tmp_path, reading_of(FRAMES, CLASSES, palette=tmp_path / ".palette.txt")))
+
+
+def test_a_clock_in_a_name_is_no_drive(tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_bytes(zipped({"10:30:01.png": png(ID_MASK)}))
+    (frame,) = read_export(tmp_path / "a.zip", reading_of([ExpectedFrame("a", "10:30:01.png", (2, 4))], CLASSES))
+    assert frame.id == "a"
+
+
+def test_what_no_reader_foresaw_is_one_line_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.xml"
+    path.write_bytes(xml(box()))
+    for error, says in (
+        (ZeroDivisionError(), r"could not be understood \(ZeroDivisionError\)"),
+        (MemoryError(), "more memory"),
+    ):
+
+        def fail(*_: Any, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr("alges_fast.annotation.imports.read_cvat_images", fail)
+        with pytest.raises(UserError, match=says) as caught:
+            list(read_export(path, reading_of(FRAMES, CLASSES)))
+        assert str(path) in str(caught.value)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.xml")
+    with pytest.raises(UserError, match="neither a file nor a folder"):
+        list(read_export(tmp_path / "a.xml", reading_of(FRAMES, CLASSES)))

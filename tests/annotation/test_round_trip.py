@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import unicodedata
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -79,8 +79,10 @@ def reading(classes: Sequence[str], sent: Sequence[AnnotatedFrame], *, with_wind
     return reading_of(expected, classes)
 
 
-def check(returned: Sequence[Any], sent: Sequence[AnnotatedFrame], *, windows: bool = True) -> None:
-    assert [frame.id for frame in returned] == [frame.name for frame in sent]
+def check(found: Iterable[Any], sent: Sequence[AnnotatedFrame], *, windows: bool = True) -> None:
+    names = [frame.name for frame in sent]
+    returned = sorted(found, key=lambda frame: names.index(frame.id))
+    assert [frame.id for frame in returned] == names
     for frame, original in zip(returned, sent, strict=True):
         np.testing.assert_array_equal(frame.mask, original.mask)
         assert not frame.refused
@@ -163,13 +165,28 @@ def test_datumaro_converts_to_segmentation_masks(export: tuple[list[str], list[A
         check(read_export(root / "job.zip", reading(classes, sent, with_windows=True)), sent)
 
 
+@given(st.lists(st.tuples(st.floats(-5, 15), st.floats(-5, 15)), min_size=3, max_size=6))
+@settings(max_examples=50, deadline=None)
+def test_a_polygon_is_cut_to_what_holds_it(points: list[tuple[float, float]]) -> None:
+    """Pixel by pixel: inside if a ray from its centre to the left crosses the outline an odd number of times."""
+    size = (9, 11)
+    edges = list(zip(points, [*points[1:], points[0]], strict=True))
+    expected = np.zeros(size, np.uint8)
+    for row, column in np.ndindex(*size):
+        for (x0, y0), (x1, y1) in edges:
+            if (y0 <= row + 0.5) != (y1 <= row + 0.5):
+                at = x0 + (row + 0.5 - y0) * ((x1 - x0) / (y1 - y0))
+                expected[row, column] ^= at <= column + 0.5
+    np.testing.assert_array_equal(whole(shapes.polygon(points, size), size), expected)
+
+
 @given(st.integers(0, 2**32), st.integers(1, 30), st.integers(1, 30))
 @settings(max_examples=20, deadline=None)
 def test_brush_of_label_studios_own_encoder(seed: int, height: int, width: int) -> None:
     brush = pytest.importorskip("label_studio_sdk.converter.brush", reason="label-studio-sdk is not installed")
     where = np.random.default_rng(seed).random((height, width)) < 0.4
     code = brush.mask2rle(where.astype(np.uint8) * 255)
-    np.testing.assert_array_equal(shapes.brush(code, (height, width)), where)
+    np.testing.assert_array_equal(whole(shapes.brush(code, (height, width)), (height, width)), where)
 
 
 @given(st.lists(st.tuples(st.floats(-5, 45), st.floats(-5, 35)), min_size=3, max_size=7))
@@ -180,7 +197,7 @@ def test_polygon_is_that_of_cvats_library_off_its_outline(points: list[tuple[flo
     size = (30, 40)
     flat = [value for point in points for value in point]
     theirs = mask_utils.decode(mask_utils.frPyObjects([flat], *size))[..., 0].astype(bool)
-    ours = shapes.polygon(points, size)
+    ours = whole(shapes.polygon(points, size), size)
     rows, columns = np.mgrid[: size[0], : size[1]] + 0.5
     near = np.zeros(size, bool)
     for (x0, y0), (x1, y1) in zip(points, [*points[1:], points[0]], strict=True):
@@ -190,8 +207,14 @@ def test_polygon_is_that_of_cvats_library_off_its_outline(points: list[tuple[flo
     np.testing.assert_array_equal(ours[~near], theirs[~near])
 
 
-def centres_inside(shape: NDArray[np.bool_]) -> list[tuple[int, int]]:
-    return [(int(x), int(y)) for y, x in np.argwhere(shape)]
+def whole(patch: shapes.Patch, size: tuple[int, int]) -> NDArray[np.uint8]:
+    mask = np.zeros(size, np.uint8)
+    shapes.paint(mask, patch, 1)
+    return mask
+
+
+def centres_inside(patch: shapes.Patch) -> list[tuple[int, int]]:
+    return [(int(x), int(y)) for y, x in np.argwhere(whole(patch, (9, 9)))]
 
 
 def test_shapes_by_their_pixels_centres() -> None:

@@ -13,7 +13,7 @@ from alges_fast import atomic
 from alges_fast.errors import UserError
 from alges_fast.project.cli import main
 from alges_fast.project.config import ProjectConfig
-from alges_fast.project.folder import Project, opened
+from alges_fast.project.folder import ImportDraft, Project, opened
 from tests.project.annotators import CLASSES, contents, small_pool
 
 
@@ -92,19 +92,24 @@ def project(tmp_path: Path) -> Project:
     return Project(tmp_path / "p", ProjectConfig.read(tmp_path / "p"))
 
 
+def import_one(project: Project, id: str) -> None:
+    with project.drafting() as folder:
+        draft = ImportDraft(folder / "0")
+        draft.add(id, None, f"{id}.png", np.zeros((4, 4), np.uint8))
+        project.add_import(draft, ["x"])
+
+
 def test_a_project_of_an_older_version_knows_its_models(project: Project) -> None:
-    mask = np.zeros((4, 4), np.uint8)
-    project.add_import({"a": None}, {"a": ("a.png", mask)}, [], ["x"], 0)
+    import_one(project, "a")
     atomic.write_json(project.root / "models" / "000" / "model.json", {"imports": 1, "round": 0})
     project.forget()
     assert project.known_to(project.models[0])
-    project.add_import({"b": None}, {"b": ("b.png", mask)}, [], ["x"], 0)
+    import_one(project, "b")
     assert not project.known_to(project.models[0])
 
 
 def test_what_holds_picks_or_labels_is_never_cleared(project: Project) -> None:
-    mask = np.zeros((4, 4), np.uint8)
-    project.add_import({"a": None}, {"a": ("a.png", mask)}, [], ["x"], 0)
+    import_one(project, "a")
     (project.root / "rounds" / "001" / "returned" / "007").mkdir(parents=True)  # its round.json is gone
     (project.root / "rounds" / "002").mkdir()
     (project.root / "rounds" / "002" / "picks.csv").write_text("rank\n")
@@ -130,11 +135,11 @@ def test_an_imports_name_is_on_the_disk(project: Project, monkeypatch: pytest.Mo
         fsync(descriptor)
 
     monkeypatch.setattr(atomic.os, "fsync", recorded)
-    project.add_import({"a/b": None}, {"a/b": ("a/b.png", np.zeros((4, 4), np.uint8))}, [], ["x"], 0)
+    import_one(project, "a/b")
     made = [path for path in project.root.rglob("*") if "draft" not in path.name]
     for path in made:
         # A draft's folder goes by its own name until it is renamed.
-        places = {path.parent, Path(str(path.parent).replace("/returned/000", "/returned/.000.draft"))}
+        places = {path.parent, Path(str(path.parent).replace("/rounds/000/returned/000", "/.imports.draft/0"))}
         assert any(folder in places and path.name in names for folder, names in synced), path
 
 

@@ -1,17 +1,21 @@
 """What annotation tools give back, as one mask of class ids a frame.
 
 Read are CVAT for images 1.1, CVAT's Segmentation mask 1.1, Label Studio's JSON, and masks in a folder or a zip; a file
-says by its contents which it is. Anything that cannot be read whole is one line that names it, and nothing is returned.
+says by its contents which it is. Anything that cannot be read whole is one line that names it.
+
+Exports are not trusted. They are read frame by frame, so that no more than a frame of them is in memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from alges_fast.annotation.imports.cvat_images import read_cvat_images
 from alges_fast.annotation.imports.cvat_masks import FOLDER, LABEL_MAP, read_cvat_masks
+from alges_fast.annotation.imports.documents import MAX_DOCUMENT
 from alges_fast.annotation.imports.files import ExportFiles
 from alges_fast.annotation.imports.frames import ExpectedFrame, Reading, ReturnedFrame
 from alges_fast.annotation.imports.label_studio import read_label_studio, read_tasks
@@ -54,20 +58,38 @@ def reading_of(
     )
 
 
-def read_export(path: Path, reading: Reading) -> list[ReturnedFrame]:
-    """The annotated and refused frames of what a tool exported, in the order of `reading.frames`.
+def read_export(path: Path, reading: Reading) -> Iterator[ReturnedFrame]:
+    """The annotated and refused frames of what a tool exported, in its order, as they are read.
 
     Raises:
         UserError: what cannot be read whole: a damaged file, an unknown class or frame, another size; an empty export.
+            It may come after frames, which count for nothing then.
     """
-    found = _read(path, reading)
-    if not found:
+    empty = True
+    with _understood(path):
+        for frame in _read(path, reading):
+            empty = False
+            yield frame
+    if empty:
         raise UserError(f"{path}: nothing is annotated in it: annotate a frame, or export the right task")
-    order = {frame.id: number for number, frame in enumerate(reading.frames)}
-    return sorted(found, key=lambda frame: order[frame.id])
 
 
-def _read(path: Path, reading: Reading) -> list[ReturnedFrame]:
+@contextmanager
+def _understood(path: Path) -> Iterator[None]:
+    """The border to what strangers wrote: whatever no reader foresaw is one line too."""
+    try:
+        yield
+    except UserError:
+        raise
+    except MemoryError:
+        raise UserError(f"{path}: takes more memory than there is: export less at once") from None
+    except Exception as error:
+        raise UserError(
+            f"{path}: could not be understood ({type(error).__name__}): export it anew, or report it with the file"
+        ) from error
+
+
+def _read(path: Path, reading: Reading) -> Iterator[ReturnedFrame]:
     files = ExportFiles(path)
     names = {PurePosixPath(name).name: name for name in files.names}
     if LABEL_MAP in names or any(f"{FOLDER}/" in name for name in files.names):
@@ -79,7 +101,7 @@ def _read(path: Path, reading: Reading) -> list[ReturnedFrame]:
         if len(of_kind) > 1:
             raise UserError(f"{path}: {of_kind[0]} and {of_kind[1]} in one: give one export at a time")
         if of_kind:
-            return read(files.read(of_kind[0]), files.where(of_kind[0]), reading)
+            return read(files.read(of_kind[0], MAX_DOCUMENT), files.where(of_kind[0]), reading)
     return read_masks(files, reading)
 
 

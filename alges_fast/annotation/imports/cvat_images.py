@@ -7,35 +7,38 @@ nothing is drawn are taken for not annotated yet.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from xml.etree.ElementTree import Element
 
 import numpy as np
-from numpy.typing import NDArray
 
 from alges_fast.annotation.exports import ANNOTATE, REFUSED
 from alges_fast.annotation.imports import shapes
-from alges_fast.annotation.imports.files import parse_xml
+from alges_fast.annotation.imports.documents import xml_children
 from alges_fast.annotation.imports.frames import ExpectedFrame, Reading, ReturnedFrame, check_size, refused
 from alges_fast.errors import UserError
 from alges_fast.labels import UNLABELLED
 from alges_fast.windows import Window
 
 
-def read_cvat_images(contents: bytes, where: str, reading: Reading) -> list[ReturnedFrame]:
+def read_cvat_images(contents: bytes, where: str, reading: Reading) -> Iterator[ReturnedFrame]:
     """The annotated and refused frames of an annotations.xml. Raises UserError."""
-    root = parse_xml(contents, where)
+    children = xml_children(contents, where, "image")
+    root = next(children)
     if root.tag != "annotations":
         raise UserError(f"{where}: no annotations of CVAT (its root is {root.tag}): export as CVAT for images 1.1")
-    if root.find("track") is not None:
-        raise UserError(f"{where}: CVAT for video: export as CVAT for images 1.1")
-    found: dict[str, ReturnedFrame | None] = {}
-    for image in root.iter("image"):
-        frame = reading.frame(_text(image, "name", where), where)
-        if frame.id in found:
+    seen: set[str] = set()
+    for child in children:
+        if child.tag == "track":
+            raise UserError(f"{where}: CVAT for video: export as CVAT for images 1.1")
+        if child.tag != "image":
+            continue
+        frame = reading.frame(_text(child, "name", where), where)
+        if frame.id in seen:
             raise UserError(f"{where}: {frame.name} is there twice: export the tasks one by one")
-        found[frame.id] = _read_image(image, frame, where, reading)
-    return [frame for frame in found.values() if frame is not None]
+        seen.add(frame.id)
+        if (returned := _read_image(child, frame, where, reading)) is not None:
+            yield returned
 
 
 def _read_image(image: Element, frame: ExpectedFrame, where: str, reading: Reading) -> ReturnedFrame | None:
@@ -43,7 +46,7 @@ def _read_image(image: Element, frame: ExpectedFrame, where: str, reading: Readi
     check_size(frame, int(_number(image, "width", at)), int(_number(image, "height", at)), at)
     mask = np.full(frame.size, UNLABELLED, np.uint8)
     windows: list[Window] = []
-    drawn: list[tuple[float, int, NDArray[np.bool_]]] = []
+    drawn: list[tuple[float, int, Element]] = []
     for shape in image:
         label = _text(shape, "label", at)
         if shape.tag == "tag" and label == REFUSED and REFUSED not in reading.classes:
@@ -56,45 +59,54 @@ def _read_image(image: Element, frame: ExpectedFrame, where: str, reading: Readi
             continue
         if shape.tag not in _PIXELS:
             raise UserError(f"{at}: a {shape.tag} {label!r} has no pixels: draw a mask or a polygon instead")
-        class_id = reading.class_id(label, at)
+        drawn.append((_number(shape, "z_order", at, "0"), reading.class_id(label, at), shape))
+    for _, class_id, shape in sorted(drawn, key=lambda shape: shape[0]):
         try:
-            pixels = _PIXELS[shape.tag](shape, frame.size, at)
+            shapes.paint(mask, _PIXELS[shape.tag](shape, frame.size, at), class_id)
         except (ValueError, OverflowError) as error:
+            label = _text(shape, "label", at)
             raise UserError(f"{at}: a damaged {shape.tag} {label!r} ({error}): export it anew") from None
-        drawn.append((_number(shape, "z_order", at, "0"), class_id, pixels))
-    for _, class_id, pixels in sorted(drawn, key=lambda shape: shape[0]):
-        mask[pixels] = class_id
     return reading.returned(frame, mask, windows)
 
 
-def _mask(shape: Element, size: tuple[int, int], at: str) -> NDArray[np.bool_]:
+def _mask(shape: Element, size: tuple[int, int], at: str) -> shapes.Patch:
     left, top, width, height = (int(_text(shape, name, at)) for name in ("left", "top", "width", "height"))
     if left < 0 or top < 0 or width < 1 or height < 1 or left + width > size[1] or top + height > size[0]:
         raise ValueError("it leaves the frame")
-    lengths = [int(length) for length in _text(shape, "rle", at).split(",")]
-    pixels = np.zeros(size, bool)
-    pixels[top : top + height, left : left + width] = shapes.run_lengths(lengths, height, width)
-    return pixels
+    return shapes.run_lengths(_whole_numbers(_text(shape, "rle", at)), left, top, width, height)
 
 
-def _polygon(shape: Element, size: tuple[int, int], at: str) -> NDArray[np.bool_]:
-    points = [point.split(",") for point in _text(shape, "points", at).split(";")]
+def _whole_numbers(text: str) -> Iterator[int]:
+    """Those with commas between, piece by piece: as words they would take 25 times the text."""
+    at = 0
+    while at <= len(text):
+        end = text.find(",", at + 10_000)
+        end = len(text) if end < 0 else end
+        yield from map(int, text[at:end].split(","))
+        at = end + 1
+
+
+def _polygon(shape: Element, size: tuple[int, int], at: str) -> shapes.Patch:
+    text = _text(shape, "points", at)
+    if text.count(";") > shapes.MAX_POINTS:
+        raise ValueError(f"more than {shapes.MAX_POINTS} points")
+    points = [point.split(",") for point in text.split(";")]
     return shapes.polygon([(float(x), float(y)) for x, y in points], size)
 
 
-def _box(shape: Element, size: tuple[int, int], at: str) -> NDArray[np.bool_]:
+def _box(shape: Element, size: tuple[int, int], at: str) -> shapes.Patch:
     left, top, right, bottom = (_number(shape, side, at) for side in ("xtl", "ytl", "xbr", "ybr"))
     return shapes.rectangle(
         left, top, right - left, bottom - top, size, degrees=_number(shape, "rotation", at, "0"), about="centre"
     )
 
 
-def _ellipse(shape: Element, size: tuple[int, int], at: str) -> NDArray[np.bool_]:
+def _ellipse(shape: Element, size: tuple[int, int], at: str) -> shapes.Patch:
     x, y, radius_x, radius_y = (_number(shape, name, at) for name in ("cx", "cy", "rx", "ry"))
     return shapes.ellipse(x, y, radius_x, radius_y, size, degrees=_number(shape, "rotation", at, "0"))
 
 
-_PIXELS: dict[str, Callable[[Element, tuple[int, int], str], NDArray[np.bool_]]] = {
+_PIXELS: dict[str, Callable[[Element, tuple[int, int], str], shapes.Patch]] = {
     "mask": _mask,
     "polygon": _polygon,
     "box": _box,

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import io
+import re
 import zipfile
-import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
-from xml.etree.ElementTree import Element, TreeBuilder
-from xml.parsers import expat
+from typing import BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from alges_fast.data.files import MAX_PIXELS, grey_step
+from alges_fast.annotation.imports.frames import ExpectedFrame, check_size
+from alges_fast.data.files import load_mask, open_picture
 from alges_fast.errors import UserError
 
-MAX_BYTES = 1 << 30
-"""Of one member, unpacked: ten times what thousand densely annotated frames take. More may be a decompression bomb."""
+MAX_TOTAL = 4 << 30
+"""Bytes of all members, unpacked: ten thousand masks of full HD as tools compress them."""
+MAX_LIST = 16 << 20
+"""Bytes of a zip's list of its members: some 100 000 names."""
+_PIECE = 1 << 20
+_BAND = 1 << 20
+"""Pixels whose colours are looked up at a time."""
 
 
 class ExportFiles:
@@ -34,20 +38,23 @@ class ExportFiles:
         self.path = path
         self._root = path
         self._archive: zipfile.ZipFile | None = None
+        self._left = MAX_TOTAL
         if not path.exists():
             raise UserError(f"{path}: no such file or folder: give what the annotation tool exported")
         if path.is_dir():
             found = sorted(item for item in path.rglob("*") if item.is_file() and not item.is_symlink())
             self.names = [item.relative_to(path).as_posix() for item in found]
+        elif not path.is_file():
+            raise UserError(f"{path}: neither a file nor a folder: give what the annotation tool exported")
         elif path.suffix.lower() != ".zip" and not zipfile.is_zipfile(path):
             self._root, self.names = path.parent, [path.name]
         else:
             with self._undamaged():
-                self._archive = zipfile.ZipFile(path)
+                self._archive = zipfile.ZipFile(_ShortReads(path))
                 self.names = [info.filename for info in self._archive.infolist() if not info.is_dir()]
             for name in self.names:
                 parts = PurePosixPath(name.replace("\\", "/"))
-                if parts.is_absolute() or ".." in parts.parts or ":" in parts.parts[0]:
+                if parts.is_absolute() or ".." in parts.parts or re.match("[A-Za-z]:", name):
                     raise UserError(f"{path}: holds {name}, a path that leaves the folder: export it anew")
         self.names = [name for name in self.names if not _hidden(name)]
 
@@ -55,82 +62,74 @@ class ExportFiles:
         """What a message calls a member."""
         return f"{self.path}: {name}" if self._archive is not None else str(self._root / name)
 
-    def read(self, name: str) -> bytes:
-        """The bytes of a member. Raises UserError where it is damaged or far too large."""
-        with self._undamaged():
-            if self._archive is None:
-                size = (self._root / name).stat().st_size
-            else:
-                size = self._archive.getinfo(name).file_size
-            if size > MAX_BYTES:
-                raise UserError(f"{self.where(name)}: {size} bytes, over the limit of {MAX_BYTES}: export less at once")
-            if self._archive is None:
-                return (self._root / name).read_bytes()
-            return self._archive.read(name)
+    def read(self, name: str, most: int) -> bytes:
+        """The bytes of a member, whatever its header says of them. Raises UserError: damaged, or more than `most`."""
+        pieces: list[bytes] = []
+        size = 0
+        with self._undamaged(), self._open(name) as file:
+            while piece := file.read(_PIECE):
+                pieces.append(piece)
+                size += len(piece)
+                self._left -= len(piece)
+                if size > most:
+                    raise UserError(f"{self.where(name)}: over the limit of {most:,} bytes: export less at once")
+                if self._left < 0:
+                    raise UserError(f"{self.path}: over the limit of {MAX_TOTAL:,} bytes in all: export less at once")
+        return b"".join(pieces)
 
-    def picture(self, name: str) -> Image.Image:
-        """A loaded picture. Raises UserError: damaged, far too large, or JPEG, which class ids do not survive."""
-        try:
-            picture = Image.open(io.BytesIO(self.read(name)))
-            if picture.width * picture.height > MAX_PIXELS:
-                raise UserError(
-                    f"{self.where(name)}: {picture.width} x {picture.height} pixels, over the limit of "
-                    f"{MAX_PIXELS // 1_000_000} million: annotate smaller frames"
-                )
-            if picture.format == "JPEG":
-                raise UserError(f"{self.where(name)}: JPEG data, and class ids do not survive JPEG: save it as PNG")
-            step = grey_step(picture)
-            picture.load()
-        except UserError:
-            raise
-        except Image.DecompressionBombError:
-            raise UserError(f"{self.where(name)}: far too many pixels: annotate smaller frames") from None
-        except UnidentifiedImageError:
-            raise UserError(f"{self.where(name)}: not a picture, whatever its name says: export it anew") from None
-        except Exception as error:  # Pillow's plugins raise SyntaxError, ValueError, struct.error, zlib.error ...
-            raise UserError(f"{self.where(name)}: damaged or cut short ({error}): export it anew") from None
-        return picture.point([value // step for value in range(256)]) if step > 1 else picture
+    def mask(self, name: str, frame: ExpectedFrame) -> Image.Image:
+        """A mask of a frame, loaded. Raises UserError: damaged, of another size, or JPEG."""
+        height, width = frame.size
+        contents = self.read(name, 8 * height * width + _PIECE)  # no more than pixels of 64 bits take, and their header
+        where, mend = self.where(name), "export it anew"
+        picture = open_picture(where, io.BytesIO(contents), mask=True, mend=mend)
+        check_size(frame, *picture.size, where)  # before it is decoded
+        return load_mask(picture, where, mend)
+
+    def _open(self, name: str) -> BinaryIO:
+        if self._archive is None:
+            return (self._root / name).open("rb")
+        if self._archive.getinfo(name).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise UserError(f"{self.where(name)}: compressed as no annotation tool does it: export it anew")
+        return cast(BinaryIO, self._archive.open(name))
 
     @contextmanager
     def _undamaged(self) -> Iterator[None]:
         try:
             yield
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-            raise UserError(f"{self.path}: a damaged zip ({error}): export it anew") from None
+        except (UserError, MemoryError):
+            raise
         except OSError as error:
             raise UserError(f"{self.path}: cannot be read ({error.strerror or error}): check the file") from None
+        except Exception as error:  # BadZipFile, zlib.error, EOFError, RuntimeError, UnicodeDecodeError of a name ...
+            raise UserError(f"{self.path}: a damaged zip ({error}): export it anew") from None
 
 
-def parse_xml(contents: bytes, where: str) -> Element:
-    """The root of an XML document that declares no entities: one may name files, or grow without end.
+class _ShortReads(io.FileIO):
+    """A zip whose list of members is not read where it is huge: zipfile reads that in one piece."""
 
-    Raises UserError where it is not such a document.
-    """
-    parser, builder = expat.ParserCreate(), TreeBuilder()
-    parser.buffer_text = True
-    parser.StartElementHandler = builder.start
-    parser.EndElementHandler = builder.end
-    parser.CharacterDataHandler = builder.data
-
-    def refuse(*_: Any) -> None:
-        raise UserError(f"{where}: declares a document type or entities, which no annotation tool writes: export anew")
-
-    parser.StartDoctypeDeclHandler = refuse
-    parser.EntityDeclHandler = refuse
-    try:
-        parser.Parse(contents, True)
-        return builder.close()
-    except (expat.ExpatError, ValueError, LookupError, AssertionError) as error:
-        raise UserError(f"{where}: no XML, or cut short ({error}): export it anew") from None
+    def read(self, size: int | None = -1) -> bytes:  # type: ignore[override]
+        if size is not None and size > MAX_LIST:
+            raise zipfile.BadZipFile("its list of members is too long")
+        return super().read(-1 if size is None else size)
 
 
-def colours(picture: Image.Image) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """The different colours of a picture, (n, 3), and which of them each pixel has, (H, W)."""
-    rgb = np.asarray(picture.convert("RGB"), np.uint32)
-    packed = (rgb[..., 0] << 16) | (rgb[..., 1] << 8) | rgb[..., 2]
-    values, which = np.unique(packed, return_inverse=True)
-    table = np.stack([values >> 16, values >> 8 & 255, values & 255], 1).astype(np.uint8)
-    return table, which.reshape(packed.shape)
+def ids_by_colour(picture: Image.Image, id_of: Callable[[tuple[int, int, int]], int]) -> NDArray[np.uint8]:
+    """(H, W) class ids of a picture whose colours stand for them; each colour is asked for once."""
+    rgb = picture.convert("RGB")
+    ids = np.empty((rgb.height, rgb.width), np.uint8)
+    known: dict[int, int] = {}
+    rows = max(1, _BAND // rgb.width)
+    for top in range(0, rgb.height, rows):
+        bottom = min(top + rows, rgb.height)
+        band = np.asarray(rgb.crop((0, top, rgb.width, bottom)), np.uint32)
+        values, which = np.unique(band[..., 0] << 16 | band[..., 1] << 8 | band[..., 2], return_inverse=True)
+        for value in values.tolist():
+            if value not in known:
+                known[value] = id_of((value >> 16, value >> 8 & 255, value & 255))
+        table = np.array([known[value] for value in values.tolist()], np.uint8)
+        ids[top:bottom] = table[which.reshape(bottom - top, rgb.width)]
+    return ids
 
 
 def _hidden(name: str) -> bool:

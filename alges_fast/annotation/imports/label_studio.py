@@ -7,50 +7,46 @@ a task with cancelled ones alone is refused, one with none is not annotated yet.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
-from numpy.typing import NDArray
 
 from alges_fast.annotation.exports import ANNOTATE
 from alges_fast.annotation.imports import shapes
+from alges_fast.annotation.imports.documents import json_mappings
 from alges_fast.annotation.imports.frames import ExpectedFrame, Reading, ReturnedFrame, check_size, refused
 from alges_fast.errors import UserError
 from alges_fast.labels import UNLABELLED
 from alges_fast.windows import Window
 
 
-def read_label_studio(contents: bytes, where: str, reading: Reading) -> list[ReturnedFrame]:
+def read_label_studio(contents: bytes, where: str, reading: Reading) -> Iterator[ReturnedFrame]:
     """The annotated and refused frames of a JSON export. Raises UserError."""
-    try:
-        tasks = json.loads(contents)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: no JSON, or cut short ({error}): export it anew") from None
-    return read_tasks(tasks, where, reading)
+    return read_tasks(json_mappings(contents, where), where, reading)
 
 
-def read_tasks(tasks: Any, where: str, reading: Reading) -> list[ReturnedFrame]:
+def read_tasks(tasks: Iterable[Mapping[str, Any]], where: str, reading: Reading) -> Iterator[ReturnedFrame]:
     """`read_label_studio` of parsed tasks, as its server's API gives them too."""
-    if not isinstance(tasks, list) or not all(
-        isinstance(task, dict) and isinstance(task.get("data"), dict) and isinstance(task.get("annotations"), list)
-        for task in tasks
-    ):
-        raise UserError(f"{where}: no tasks with data and annotations: export from Label Studio as JSON (not JSON-MIN)")
-    found: dict[str, ReturnedFrame | None] = {}
+    seen: set[str] = set()
     for task in tasks:
+        if not isinstance(task.get("data"), dict) or not isinstance(task.get("annotations"), list):
+            raise UserError(
+                f"{where}: no tasks with data and annotations: export from Label Studio as JSON (not JSON-MIN)"
+            )
         frame = _frame(task["data"], where, reading)
-        if frame.id in found:
+        if frame.id in seen:
             raise UserError(f"{where}: {frame.name} is there twice: delete one of its tasks")
+        seen.add(frame.id)
         try:
-            found[frame.id] = _read_task(task["annotations"], frame, f"{where}: {frame.name}", reading)
+            returned = _read_task(task["annotations"], frame, f"{where}: {frame.name}", reading)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             what = f"no {error}" if isinstance(error, KeyError) else error
             raise UserError(f"{where}: {frame.name}: a damaged annotation ({what}): export it anew") from None
-    return [frame for frame in found.values() if frame is not None]
+        if returned is not None:
+            yield returned
 
 
 def _frame(data: Mapping[str, Any], where: str, reading: Reading) -> ExpectedFrame:
@@ -60,8 +56,11 @@ def _frame(data: Mapping[str, Any], where: str, reading: Reading) -> ExpectedFra
     source = data.get("image")
     if not isinstance(source, str):
         raise UserError(f"{where}: a task whose data has no image: export the project that the tasks went to")
-    address = urlsplit(source)
-    name = parse_qs(address.query)["d"][0] if "d=" in address.query else unquote(address.path)
+    try:
+        address = urlsplit(source)
+        name = parse_qs(address.query).get("d", [unquote(address.path)])[0]
+    except ValueError:  # "http://[", or far too many fields
+        name = source
     try:
         return reading.frame(name, where)
     except UserError:
@@ -87,49 +86,69 @@ def _read_task(
             continue
         if kind not in _PIXELS:
             raise UserError(f"{at}: a region of type {kind} has no class or no pixels: use brush or polygon labels")
-        check_size(frame, int(result["original_width"]), int(result["original_height"]), at)
-        if result.get("image_rotation", 0) % 360:
+        width, height = (int(_number(result, f"original_{side}")) for side in ("width", "height"))
+        check_size(frame, width, height, at)
+        if _number(result, "image_rotation", 0) % 360:
             raise UserError(f"{at}: annotated on a turned picture: turn it back")
         labels = value[kind]
-        if len(labels) != 1:
-            raise UserError(f"{at}: a region with {len(labels)} classes: give it one")
+        if not isinstance(labels, list) or len(labels) != 1 or not isinstance(labels[0], str):
+            raise UserError(f"{at}: a region with {_n_classes(labels)} classes: give it one")
         if labels[0] == ANNOTATE and kind == "rectanglelabels":
             windows.append(_window(value, frame, at))
             continue
         class_id = reading.class_id(labels[0], at)
-        mask[_PIXELS[kind](value, frame.size)] = class_id
+        shapes.paint(mask, _PIXELS[kind](value, frame.size), class_id)
     return reading.returned(frame, mask, windows, submitted=True)
 
 
 def _window(value: Mapping[str, Any], frame: ExpectedFrame, at: str) -> Window:
     height, width = frame.size
-    left, right = (round(edge * width / 100) for edge in (value["x"], value["x"] + value["width"]))
-    top, bottom = (round(edge * height / 100) for edge in (value["y"], value["y"] + value["height"]))
+    x, y, across, down = (_number(value, name) for name in ("x", "y", "width", "height"))
+    left, right = (round(edge * width / 100) for edge in (x, x + across))
+    top, bottom = (round(edge * height / 100) for edge in (y, y + down))
     if not (0 <= left < right <= width and 0 <= top < bottom <= height):
         raise UserError(f"{at}: the rectangle {ANNOTATE!r} leaves the frame: draw it inside")
     return Window(frame.id, left, top, right - left, bottom - top)
 
 
-def _brush(value: Mapping[str, Any], size: tuple[int, int]) -> NDArray[np.bool_]:
+def _brush(value: Mapping[str, Any], size: tuple[int, int]) -> shapes.Patch:
     if value["format"] != "rle":
-        raise ValueError(f"a brush of format {value['format']}")
+        raise ValueError("a brush of another format than rle")
     return shapes.brush(value["rle"], size)
 
 
-def _polygon(value: Mapping[str, Any], size: tuple[int, int]) -> NDArray[np.bool_]:
-    return shapes.polygon([(x * size[1] / 100, y * size[0] / 100) for x, y in value["points"]], size)
+def _polygon(value: Mapping[str, Any], size: tuple[int, int]) -> shapes.Patch:
+    points = value["points"]
+    if not isinstance(points, list) or not all(isinstance(point, list) and len(point) == 2 for point in points):
+        raise ValueError("points that are no list of two numbers each")
+    return shapes.polygon([(_checked(x) * size[1] / 100, _checked(y) * size[0] / 100) for x, y in points], size)
 
 
-def _rectangle(value: Mapping[str, Any], size: tuple[int, int]) -> NDArray[np.bool_]:
-    x, width = (value[name] * size[1] / 100 for name in ("x", "width"))
-    y, height = (value[name] * size[0] / 100 for name in ("y", "height"))
-    return shapes.rectangle(x, y, width, height, size, degrees=value.get("rotation", 0), about="corner")
+def _rectangle(value: Mapping[str, Any], size: tuple[int, int]) -> shapes.Patch:
+    x, width = (_number(value, name) * size[1] / 100 for name in ("x", "width"))
+    y, height = (_number(value, name) * size[0] / 100 for name in ("y", "height"))
+    return shapes.rectangle(x, y, width, height, size, degrees=_number(value, "rotation", 0), about="corner")
 
 
-def _ellipse(value: Mapping[str, Any], size: tuple[int, int]) -> NDArray[np.bool_]:
-    x, radius_x = (value[name] * size[1] / 100 for name in ("x", "radiusX"))
-    y, radius_y = (value[name] * size[0] / 100 for name in ("y", "radiusY"))
-    return shapes.ellipse(x, y, radius_x, radius_y, size, degrees=value.get("rotation", 0))
+def _ellipse(value: Mapping[str, Any], size: tuple[int, int]) -> shapes.Patch:
+    x, radius_x = (_number(value, name) * size[1] / 100 for name in ("x", "radiusX"))
+    y, radius_y = (_number(value, name) * size[0] / 100 for name in ("y", "radiusY"))
+    return shapes.ellipse(x, y, radius_x, radius_y, size, degrees=_number(value, "rotation", 0))
+
+
+def _number(fields: Mapping[str, Any], name: str, default: float | None = None) -> float:
+    """A field that must be a number: of text, % would format and * repeat."""
+    return _checked(fields[name] if default is None else fields.get(name, default))
+
+
+def _checked(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= shapes.FAR:
+        raise ValueError(f"{str(value)[:40]!r} where a number should be")
+    return float(value)
+
+
+def _n_classes(labels: Any) -> str:
+    return str(len(labels)) if isinstance(labels, list) else "no list of"
 
 
 _PIXELS = {

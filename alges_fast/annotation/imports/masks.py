@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from alges_fast.annotation.imports.files import ExportFiles, colours
-from alges_fast.annotation.imports.frames import ExpectedFrame, Reading, ReturnedFrame, check_size
+from alges_fast.annotation.imports.files import ExportFiles, ids_by_colour
+from alges_fast.annotation.imports.frames import ExpectedFrame, Reading, ReturnedFrame
 from alges_fast.data.files import IMAGE_SUFFIXES, one_channel
 from alges_fast.errors import UserError
 from alges_fast.labels import UNLABELLED
@@ -18,24 +19,24 @@ NOTHING = "unlabelled"
 """What a palette calls colours that stand for no class."""
 
 
-def read_masks(files: ExportFiles, reading: Reading) -> list[ReturnedFrame]:
+def read_masks(files: ExportFiles, reading: Reading) -> Iterator[ReturnedFrame]:
     """The frames that have masks: "frame_1.png" or "frame_1.jpg.png" for frame_1.jpg. Raises UserError.
 
     With a palette a mask's colours count, without one its values: grey levels, or the indices of a palette of its own.
     """
-    found: dict[str, ReturnedFrame | None] = {}
+    seen: set[str] = set()
     for name in files.names:
         where = files.where(name)
         if PurePosixPath(name).suffix.lower() not in IMAGE_SUFFIXES:
             raise UserError(f"{where}: not a picture by its extension: give a folder of masks alone")
         frame = _frame(name, str(files.path), reading)
-        if frame.id in found:
+        if frame.id in seen:
             raise UserError(f"{where}: {frame.name} has two masks: remove one")
-        picture = files.picture(name)
-        check_size(frame, *picture.size, where)
+        seen.add(frame.id)
+        picture = files.mask(name, frame)
         mask = _ids(picture, where, reading) if reading.palette is None else _of_colours(picture, where, reading)
-        found[frame.id] = reading.returned(frame, mask)
-    return [frame for frame in found.values() if frame is not None]
+        if (returned := reading.returned(frame, mask)) is not None:
+            yield returned
 
 
 def read_palette(path: Path, reading: Reading) -> dict[tuple[int, int, int], int]:
@@ -67,7 +68,7 @@ def _frame(name: str, where: str, reading: Reading) -> ExpectedFrame:
 
 
 def _ids(picture: Image.Image, where: str, reading: Reading) -> NDArray[np.uint8]:
-    values = one_channel(picture, Path(where)).astype(np.int64)
+    values = one_channel(picture, where)
     wrong = values[(values != UNLABELLED) & ((values < 0) | (values >= len(reading.classes)))]
     if wrong.size:
         raise UserError(
@@ -78,14 +79,12 @@ def _ids(picture: Image.Image, where: str, reading: Reading) -> NDArray[np.uint8
 
 
 def _of_colours(picture: Image.Image, where: str, reading: Reading) -> NDArray[np.uint8]:
-    assert reading.palette is not None
-    table, which = colours(picture)
-    ids = np.empty(len(table), np.uint8)
-    for number, (red, green, blue) in enumerate(table.tolist()):
-        if (red, green, blue) in reading.palette:
-            ids[number] = reading.palette[red, green, blue]
-        else:
-            raise UserError(
-                f"{where}: colour {(red, green, blue)} is not in the palette: add it, as a class or as {NOTHING!r}"
-            )
-    return ids[which]
+    palette = reading.palette
+    assert palette is not None
+
+    def id_of(colour: tuple[int, int, int]) -> int:
+        if colour not in palette:
+            raise UserError(f"{where}: colour {colour} is not in the palette: add it, as a class or as {NOTHING!r}")
+        return palette[colour]
+
+    return ids_by_colour(picture, id_of)
