@@ -23,7 +23,7 @@ from torch import Tensor
 
 from alges_fast._native import native_status
 from alges_fast.seeding import kmeans_plusplus, native
-from alges_fast.seeding.pools import faiss_has_gpu
+from alges_fast.seeding.shard import faiss_has_gpu
 
 POINTS, COLUMNS, PICKS = 100_000, 208, 100
 

@@ -1,4 +1,4 @@
-// How Python hands over a shard and a rule: addresses as integers, types and rules by name. alges_fast/seeding/pools.py has
+// How Python hands over a shard and a rule: addresses as integers, types and rules by name. alges_fast/seeding/shard.py has
 // the same order of arguments, and keeps the tensors alive.
 #pragma once
 

@@ -192,17 +192,17 @@ def _unservable_kind(module: nn.Module) -> str | None:
 
 def _functional(module: nn.Module, features: Tensor, output: Tensor) -> Tensor:
     """What the layer's parameters make of its input, whatever its own forward does."""
-    found: Tensor
+    output_again: Tensor
     if isinstance(module, nn.Linear):
         return F.linear(features, module.weight, module.bias)
     if isinstance(module, CONVOLUTIONS):
         same = [size // 2 for size in module.kernel_size]
-        found = getattr(F, f"conv{features.ndim - 2}d")(features, module.weight, module.bias, padding=same)
-        return found
+        output_again = getattr(F, f"conv{features.ndim - 2}d")(features, module.weight, module.bias, padding=same)
+        return output_again
     kind: Any = next(kind for kind in TRANSPOSED if isinstance(module, kind))
     # The output's size is the module's choice, or its caller's.
-    found = kind.forward(module, features, output_size=list(output.shape[2:]))
-    return found
+    output_again = kind.forward(module, features, output_size=list(output.shape[2:]))
+    return output_again
 
 
 def _candidates(trace: Trace) -> str:

@@ -44,10 +44,10 @@ class Pass:
 
 def run_up_to(model: nn.Module, name: str, layer: nn.Module, images: Tensor) -> Tensor:
     """The layer's input. The model stops there, so that an op which does the layer's work is the only one to do it."""
-    found: list[Tensor] = []
+    inputs: list[Tensor] = []
 
     def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        found.append(layer_input(args, kwargs))
+        inputs.append(layer_input(args, kwargs))
         raise _Stop
 
     handle = layer.register_forward_pre_hook(stop, with_kwargs=True)
@@ -57,10 +57,10 @@ def run_up_to(model: nn.Module, name: str, layer: nn.Module, images: Tensor) -> 
         pass
     finally:
         handle.remove()
-    if not found:
+    if not inputs:
         raise ValueError(f"layer {name!r} is not called for images of shape {tuple(images.shape)}")
-    _check_batch(name, found[0], images)
-    return found[0]
+    _check_batch(name, inputs[0], images)
+    return inputs[0]
 
 
 def run_through(model: nn.Module, name: str, layer: nn.Module, images: Tensor, *, record_tail: bool) -> Pass:
@@ -119,24 +119,24 @@ class _Stop(BaseException):
 
 def logits_of(output: object) -> Tensor:
     """The logits in what a model returns."""
-    found: object = output
+    logits: object = output
     if isinstance(output, Mapping):
-        found = next((output[key] for key in ("out", "logits") if key in output), None)
+        logits = next((output[key] for key in ("out", "logits") if key in output), None)
     elif hasattr(output, "logits"):
-        found = output.logits
+        logits = output.logits
     elif isinstance(output, (tuple, list)) and output:
-        found = output[0]
-    if not isinstance(found, Tensor) or found.ndim < 3 or not found.is_floating_point():
+        logits = output[0]
+    if not isinstance(logits, Tensor) or logits.ndim < 3 or not logits.is_floating_point():
         what = f"a {type(output).__name__}"
-        if isinstance(found, Tensor):
-            what = f"{found.dtype} values of shape {tuple(found.shape)}"
+        if isinstance(logits, Tensor):
+            what = f"{logits.dtype} values of shape {tuple(logits.shape)}"
         elif isinstance(output, Mapping):
             what += f" of {', '.join(map(repr, output)) or 'nothing'}"
         raise ValueError(
             "the model must return logits (B, K, *spatial), a mapping with them under 'out' or 'logits', an object "
             f"with .logits, or a sequence that starts with them; it returned {what}"
         )
-    return found
+    return logits
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -156,8 +156,8 @@ def call_uncompiled(model: nn.Module, images: Tensor) -> Any:
 
 def layer_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """The input among the arguments of a layer's call."""
-    found: Tensor = args[0] if args else kwargs["input"]
-    return found
+    given: Tensor = args[0] if args else kwargs["input"]
+    return given
 
 
 def outside_inference_mode(tensor: Tensor) -> Tensor:

@@ -130,12 +130,12 @@ def resize_transposed(values: Tensor, box: Box, matrices: Sequence[Tensor]) -> t
             sources = range(int(used[0]), int(used[-1]) + 1)
         under.append(sources)
         parts.append(matrix[sources.start : sources.stop, side.start : side.stop])
-    found = values.new_empty(*values.shape[:2], *map(len, under))
+    pulled_back = values.new_empty(*values.shape[:2], *map(len, under))
     for index, one in enumerate(values):
         for axis, weights in enumerate(parts, start=1):
             one = (one.movedim(axis, -1) @ weights.mT).movedim(-1, axis)
-        found[index] = one
-    return found, tuple(under)
+        pulled_back[index] = one
+    return pulled_back, tuple(under)
 
 
 def _are_probabilities(logits: Tensor, description: str) -> bool:

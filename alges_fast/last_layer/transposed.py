@@ -54,11 +54,11 @@ def transposed_weight_sum(
     like_weight = crop.new_zeros(residual.shape[1], crop.shape[1])  # of a residual that is given no value of it is read
     taps = []
     for view in _taps(around, axes, starts, [len(side) for side in under]):
-        found = pixel_gradients(
+        mean = pixel_gradients(
             crop, like_weight, outputs=("image",), residual=to_compute_dtype(view, crop), backend=backend
         ).image
-        assert found is not None
-        taps.append(found)
+        assert mean is not None
+        taps.append(mean)
     n_pixels = math.prod(crop.shape[2:])  # the op returns the mean over them
     return torch.stack(taps, -1).view(*taps[0].shape, *[axis.kernel for axis in axes]) * n_pixels
 

@@ -34,6 +34,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -41,7 +42,7 @@ import triton.language as tl
 from torch import Tensor
 
 from alges_fast.ops.operands import Operands
-from alges_fast.ops.outputs import OUTPUTS
+from alges_fast.ops.outputs import TABLE, PixelGradients
 from alges_fast.ops.problem import HIDDEN, Problem, tf32_allowed
 
 # The interpreter multiplies the raw bits of bfloat16 (triton#11584): there, halves become float32 as they are loaded.
@@ -85,7 +86,7 @@ def unsupported(problem: Problem) -> str | None:
 
 def bind(operands: Operands) -> Callable[[Operands], list[Tensor]]:
     """What runs calls of this layout."""
-    problem, shapes = operands.problem(), operands.shapes()
+    problem, shapes, names = operands.problem(), operands.shapes(), operands.names
     plan = choose_plan(
         problem.batch,
         problem.classes,
@@ -96,15 +97,13 @@ def bind(operands: Operands) -> Callable[[Operands], list[Tensor]]:
         features="feature_sum" in problem.outputs,
         float32=problem.features.dtype == torch.float32,
     )
+    launch = _Launch(problem, plan)
 
     def run(operands: Operands) -> list[Tensor]:
-        results = [operands.features.new_empty(shape, dtype=dtype) for shape, dtype in shapes]
-        problem = operands.problem()
-        on_device = torch.cuda.device(problem.features.device) if problem.features.is_cuda else contextlib.nullcontext()
-        with on_device:
-            launch = _Launch(problem, plan)
-            for images in _groups(problem.batch, plan.images):
-                launch(images, dict(zip(operands.names, results, strict=True)))
+        features = operands.features
+        results = [features.new_empty(shape, dtype=dtype) for shape, dtype in shapes]
+        with torch.cuda.device(features.device) if features.is_cuda else contextlib.nullcontext():
+            launch(operands.problem(), dict(zip(names, results, strict=True)))
         return results
 
     return run
@@ -204,108 +203,148 @@ def _groups(batch: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, batch)) for start in range(0, batch, size))
 
 
+class Given(NamedTuple):
+    """What a call is given: maps as (tensor, strides of image, channel, z, y, x), the rest contiguous; or None."""
+
+    features: Any
+    weight: Any
+    bias: Any
+    logits: Any
+    residual: Any
+    valid: Any
+
+
+class Sums(NamedTuple):
+    """Partial sums of every chunk of every image; None where they are not asked for.
+
+    image, vector: (images, chunks, K * C), Σ r ⊗ z̃, of all pixels and of each class's own row.
+    features: (images, chunks, d), Σ z.
+    scores: (images, chunks, K + 3 [+ 2 K]), semantic, entropy, margin, confidence, class_mass, class_entropy.
+    counts: (images, chunks, K + 1), pixels of each class, valid pixels.
+    """
+
+    image: Any
+    vector: Any
+    features: Any
+    scores: Any
+    counts: Any
+
+
+class Head(NamedTuple):
+    """Sizes the kernels are compiled for: of the model, and of its tiles; never of the map or the batch."""
+
+    K: int
+    C: int
+    KERNEL: tuple[int, int, int]
+    FLAT: bool
+    """Whether the map is one long row."""
+    TILE_P: int
+    TILE_C: int
+    TILE_K: int
+
+
+class Asked(NamedTuple):
+    """What the kernels are compiled to do for each pixel."""
+
+    WEIGHT_PRODUCT: str
+    SUM_PRODUCT: str
+    PATCHES: bool
+    PREDICTION: bool
+    NORMS: bool
+    SEMANTIC: bool
+    UNCERTAINTY: bool
+    BY_CLASS: bool
+    COUNTS: bool
+    IMAGE: bool
+    VECTOR: bool
+
+
 class _Launch:
-    """Launches the kernels of a plan for groups of images."""
+    """Launches the kernels of a plan for groups of images. Holds the layout of calls, and no tensor."""
 
     def __init__(self, problem: Problem, plan: Plan) -> None:
-        self.problem, self.plan = problem, plan
-        outputs = problem.outputs
+        self.plan, self.outputs = plan, problem.outputs
         depth, self.height, self.width = problem.spatial
         self.pixels = depth * self.height * self.width
-        per_pixel = [(problem.features, 2), (problem.logits, 2), (problem.residual, 2), (problem.valid, 1)]
-        steps = [None if tensor is None else _flat_step(tensor, axis) for tensor, axis in per_pixel]
+        maps = [(problem.features, 2), (problem.logits, 2), (problem.residual, 2), (problem.valid, 1)]
+        steps = [None if tensor is None else _flat_step(tensor, axis) for tensor, axis in maps]
         flat = problem.kernel == (1, 1, 1) and all(
-            step is not None for (tensor, _), step in zip(per_pixel, steps, strict=True) if tensor is not None
+            step is not None for (tensor, _), step in zip(maps, steps, strict=True) if tensor is not None
         )
         self.strides = [
-            None if tensor is None else _strides(tensor, axis, step if flat else None)
-            for (tensor, axis), step in zip(per_pixel, steps, strict=True)
+            () if tensor is None else _strides(tensor, axis, step if flat else None)
+            for (tensor, axis), step in zip(maps, steps, strict=True)
         ]
-        # Constants the kernels are compiled for: of the model and the call, never of the map or the batch.
-        given_dtype, exact = problem.weight_dtype, problem.features.dtype
-        relaxed = tf32_allowed()
-        self.constants = {
-            "K": problem.classes,
-            "C": problem.weight[0].numel(),
-            "KERNEL": problem.kernel,
-            "FLAT": flat,
-            "TILE_P": plan.tile_pixels,
-            "TILE_C": plan.tile_channels,
-            "TILE_K": plan.tile_classes,
-        }
-        self.product = _product_mode(exact, relaxed)
-        self.constants_of_pixels = {
-            "WEIGHT_PRODUCT": "exact" if given_dtype == exact and exact != torch.float32 else self.product,
-            "PREDICTION": problem.needs_prediction,
-            "NORMS": bool(outputs & {"semantic", "norm_map"}),
-            "SEMANTIC": "semantic" in outputs,
-            "UNCERTAINTY": bool(outputs & {"entropy", "margin", "confidence"}),
-            "BY_CLASS": bool(outputs & _BY_CLASS),
-            "COUNTS": "class_pixels" in outputs or ("image" in outputs and problem.valid is not None),
-        }
-        self.columns = _score_columns(problem.classes, bool(outputs & _BY_CLASS))
-        self.sums = {"IMAGE": "image" in outputs, "VECTOR": "semantic_vector" in outputs}
+        tiles = plan.tile_pixels, plan.tile_channels, plan.tile_classes
+        self.head = Head(problem.classes, problem.weight[0].numel(), problem.kernel, flat, *tiles)
+        self.columns = _score_columns(problem.classes, bool(problem.outputs & _BY_CLASS))
 
-    def __call__(self, images: slice, results: dict[str, Tensor]) -> None:
-        problem, plan = self.problem, self.plan
+    def asked(self, problem: Problem) -> Asked:
+        outputs, exact = problem.outputs, problem.features.dtype
+        of_logits = problem.needs_prediction and problem.logits is None
+        product = _product_mode(exact, tf32_allowed())
+        return Asked(
+            WEIGHT_PRODUCT="exact" if problem.weight_dtype == exact and exact != torch.float32 else product,
+            SUM_PRODUCT=product,
+            PATCHES=of_logits or any(TABLE[name].patch is not None for name in outputs),
+            PREDICTION=problem.needs_prediction,
+            NORMS=bool(outputs & {"semantic", "norm_map"}),
+            SEMANTIC="semantic" in outputs,
+            UNCERTAINTY=bool(outputs & {"entropy", "margin", "confidence"}),
+            BY_CLASS=bool(outputs & _BY_CLASS),
+            COUNTS="class_pixels" in outputs or ("image" in outputs and problem.valid is not None),
+            IMAGE="image" in outputs,
+            VECTOR="semantic_vector" in outputs,
+        )
+
+    def __call__(self, problem: Problem, results: dict[str, Tensor]) -> None:
+        asked = self.asked(problem)
+        for images in _groups(problem.batch, self.plan.images):
+            of_group = {name: tensor[images] for name, tensor in results.items()}
+            self.launch(problem, images, asked, PixelGradients(**of_group))
+
+    def launch(self, problem: Problem, images: slice, asked: Asked, results: PixelGradients) -> None:
+        plan, head = self.plan, self.head
         features, logits, residual, valid = (
             None if tensor is None else (tensor[images], strides)
             for tensor, strides in zip(
                 (problem.features, problem.logits, problem.residual, problem.valid), self.strides, strict=True
             )
         )
-        assert features is not None
-        found = {name: tensor[images] for name, tensor in results.items()}
-        n_images, n_classes = features[0].shape[0], problem.classes
+        given = Given(features, problem.weight, problem.bias, logits, residual, valid)
+        n_images, n_scores = images.stop - images.start, plan.chunks * plan.tiles_in_flight
         new = functools.partial(torch.empty, device=problem.features.device)
-        n_scores = plan.chunks * plan.tiles_in_flight
-        scores = new(n_images, n_scores, self.columns, dtype=torch.float32)
-        counts = new(n_images, n_scores, n_classes + 1, dtype=torch.int32)
-        if plan.chunks > 1:
-            image, vector = (
-                new(n_images, plan.chunks, problem.weight.numel(), dtype=torch.float32) if name in found else None
-                for name in ("image", "semantic_vector")
-            )
-        else:
-            image, vector = found.get("image"), found.get("semantic_vector")
-        feature_sums = None
-        if "feature_sum" in found:
-            feature_sums = new(n_images, plan.chunks, problem.channels, dtype=torch.float32)
+
+        def partial(name: str, size: int) -> Tensor | None:
+            return new(n_images, plan.chunks, size, dtype=torch.float32) if name in self.outputs else None
+
+        size = problem.weight.numel() if asked.IMAGE or asked.VECTOR else 0
+        several = plan.chunks > 1  # of a single chunk the sums are the result
+        sums = Sums(
+            image=partial("image", size) if several else results.image,
+            vector=partial("semantic_vector", size) if several else results.semantic_vector,
+            features=partial("feature_sum", problem.channels),
+            scores=new(n_images, n_scores, self.columns, dtype=torch.float32),
+            counts=new(n_images, n_scores, head.K + 1, dtype=torch.int32),
+        )
         sizes = self.height, self.width, self.pixels, plan.chunk_pixels // plan.tile_pixels
-        options = {"num_warps": plan.warps, "num_stages": plan.stages}
-        operands = (features, problem.weight, problem.bias, logits, residual, valid)
+        compiled = {"HEAD": head, "ASKED": asked, "num_warps": plan.warps, "num_stages": plan.stages}
         if plan.one_pass:
-            _one_pass[plan.chunks, n_images](
-                *operands, image, vector, feature_sums, scores, counts, found.get("norm_map"), *sizes,
-                SUM_PRODUCT=self.product, **self.constants, **self.constants_of_pixels, **self.sums, **options,
-            )  # fmt: skip
+            _one_pass[plan.chunks, n_images](given, sums, results.norm_map, *sizes, **compiled)
         else:
-            residual_scratch = new(n_images, plan.chunks, plan.segment_pixels, plan.tile_classes, dtype=torch.float32)
-            predictions = new(n_images, plan.chunks, plan.segment_pixels, dtype=torch.int32)
-            outer_grid = (
-                plan.chunks * triton.cdiv(problem.weight[0].numel(), plan.tile_channels),
-                triton.cdiv(n_classes, min(64, plan.tile_classes)),
-                n_images,
-            )
+            in_segment = n_images, plan.chunks, plan.segment_pixels
+            scratch = new(*in_segment, head.TILE_K, dtype=torch.float32), new(*in_segment, dtype=torch.int32)
+            channel_tiles, class_tiles = triton.cdiv(head.C, head.TILE_C), triton.cdiv(head.K, min(64, head.TILE_K))
+            outer_grid = plan.chunks * channel_tiles, class_tiles, n_images
             for segment in range(plan.segments):
-                _residuals[n_scores, n_images](
-                    *operands, residual_scratch, predictions, scores, counts, found.get("norm_map"), *sizes, segment,
-                    plan.tiles_in_flight, SUMS=any(self.sums.values()), **self.constants, **self.constants_of_pixels,
-                    **options,
-                )  # fmt: skip
-                if any(self.sums.values()) or feature_sums is not None:
-                    _outer_sums[outer_grid](
-                        features, valid, residual_scratch, predictions, image, vector, feature_sums, *sizes, segment,
-                        plan.tiles_in_flight, SUM_PRODUCT=self.product, TILE_R=min(64, plan.tile_classes),
-                        **self.constants, **self.sums, **options,
-                    )  # fmt: skip
-        size = problem.weight.numel() if any(self.sums.values()) else 0
-        n_features = problem.channels if feature_sums is not None else 0
+                of_segment = *sizes, segment, plan.tiles_in_flight
+                _residuals[n_scores, n_images](given, scratch, sums, results.norm_map, *of_segment, **compiled)
+                if size or sums.features is not None:
+                    _outer_sums[outer_grid](given, scratch, sums, *of_segment, **compiled)
+        n_features = 0 if sums.features is None else problem.channels
         _finish[1 + triton.cdiv(size, 256) + triton.cdiv(n_features, 256), n_images](
-            image, vector, feature_sums, scores, counts, found.get("image"), found.get("semantic_vector"),
-            *(found.get(name) for name in OUTPUTS if name not in ("image", "semantic_vector", "norm_map")), self.pixels,
-            plan.chunks, n_scores, size, n_features, VALID_GIVEN=valid is not None, K=n_classes, COLUMNS=self.columns,
-            TILE=256, TILE_K=plan.tile_classes,
+            sums, results, self.pixels, plan.chunks, n_scores, size, n_features,
+            VALID_GIVEN=valid is not None, HEAD=head, COLUMNS=self.columns, TILE=256,
         )  # fmt: skip
 
 
@@ -357,24 +396,24 @@ def _bfloat16(value):
 def _product(features, other, MODE: tl.constexpr):
     """features @ other: features as loaded, the float32 `other` cut into parts that the product takes exactly."""
     if MODE == "exact":  # `other` was given in the features' type
-        found = tl.dot(features, other.to(features.dtype))
+        product = tl.dot(features, other.to(features.dtype))
     elif MODE == "bfloat16x3" or MODE == "bfloat16x2":
         high = _top_bits(other, -65536)  # 8 of 24 significant bits
         rest = other - high
         middle = _top_bits(rest, -65536)
-        found = tl.dot(features, _bfloat16(middle))
+        product = tl.dot(features, _bfloat16(middle))
         if MODE == "bfloat16x3":
-            found += tl.dot(features, _bfloat16(rest - middle))
-        found = tl.dot(features, _bfloat16(high), acc=found)
+            product += tl.dot(features, _bfloat16(rest - middle))
+        product = tl.dot(features, _bfloat16(high), acc=product)
     elif MODE == "float16_tf32x2":
         high = _top_bits(other, -8192)  # TF32's 11 of 24 significant bits; a float16 has no more
-        found = tl.dot(features.to(tl.float32), other - high, input_precision="tf32")
-        found = tl.dot(features.to(tl.float32), high, acc=found, input_precision="tf32")
+        product = tl.dot(features.to(tl.float32), other - high, input_precision="tf32")
+        product = tl.dot(features.to(tl.float32), high, acc=product, input_precision="tf32")
     elif MODE == "float16_tf32":
-        found = tl.dot(features.to(tl.float32), other, input_precision="tf32")
+        product = tl.dot(features.to(tl.float32), other, input_precision="tf32")
     else:
-        found = tl.dot(features, other, input_precision=MODE)
-    return found
+        product = tl.dot(features, other, input_precision=MODE)
+    return product
 
 
 @triton.jit
@@ -395,31 +434,33 @@ def _position(first, height, width, TILE_P: tl.constexpr, FLAT: tl.constexpr):
 
 
 @triton.jit
-def _offset(strides, image, z, y, x):
+def _offset(strides, at):
+    image, z, y, x = at
     by_row = z.to(tl.int64) * strides[2] + y.to(tl.int64) * strides[3]
     return image * strides[0] + by_row + x.to(tl.int64) * strides[4]
 
 
 @triton.jit
-def _counting(valid, image, z, y, x, inside):
+def _counting(valid, at, inside):
     """Which pixels of a tile count."""
     if valid is not None:
-        inside = inside & (tl.load(valid[0] + _offset(valid[1], image, z, y, x), mask=inside, other=0) != 0)
+        inside = inside & (tl.load(valid[0] + _offset(valid[1], at), mask=inside, other=0) != 0)
     return inside
 
 
 @triton.jit
-def _patches(features, image, z, y, x, counting, channel, height, width, pixels,
-             C: tl.constexpr, KERNEL: tl.constexpr, FLAT: tl.constexpr):  # fmt: skip
+def _patches(features, at, counting, channel, height, width, pixels, HEAD: tl.constexpr):
     """(pixels, patch channels), 0 beyond the map and at pixels that do not count: NaN there must not spread."""
+    KERNEL: tl.constexpr = HEAD.KERNEL
     TAPS: tl.constexpr = KERNEL[0] * KERNEL[1] * KERNEL[2]
+    _, z, y, x = at
     strides = features[1]
     tap = channel % TAPS
     dz = tap // (KERNEL[1] * KERNEL[2]) - KERNEL[0] // 2
     dy = tap // KERNEL[2] % KERNEL[1] - KERNEL[1] // 2
     dx = tap % KERNEL[2] - KERNEL[2] // 2
     shift = (channel // TAPS).to(tl.int64) * strides[1]
-    read = counting[:, None] & (channel < C)[None, :]
+    read = counting[:, None] & (channel < HEAD.C)[None, :]
     if KERNEL[0] > 1:
         shift += dz.to(tl.int64) * strides[2]
         there = z[:, None] + dz[None, :]
@@ -432,31 +473,32 @@ def _patches(features, image, z, y, x, counting, channel, height, width, pixels,
         shift += dx.to(tl.int64) * strides[4]
         there = x[:, None] + dx[None, :]
         read = read & (there >= 0) & (there < width)
-    place = features[0] + _offset(strides, image, z, y, x)[:, None] + shift[None, :]
+    place = features[0] + _offset(strides, at)[:, None] + shift[None, :]
     patch = tl.load(place, mask=read, other=0.0)
     return patch.to(tl.float32) if _INTERPRETED else patch
 
 
 @triton.jit
-def _weights(weight, channel, K: tl.constexpr, C: tl.constexpr, TILE_K: tl.constexpr):
+def _weights(weight, channel, HEAD: tl.constexpr):
     """(patch channels, classes) of the weight."""
-    class_ = tl.arange(0, TILE_K)
-    place = weight + class_[None, :] * C + channel[:, None]
-    return tl.load(place, mask=(class_ < K)[None, :] & (channel < C)[:, None], other=0.0)
+    class_ = tl.arange(0, HEAD.TILE_K)
+    place = weight + class_[None, :] * HEAD.C + channel[:, None]
+    return tl.load(place, mask=(class_ < HEAD.K)[None, :] & (channel < HEAD.C)[:, None], other=0.0)
 
 
 @triton.jit
-def _given(operand, image, z, y, x, counting, K: tl.constexpr, TILE_K: tl.constexpr):
+def _given(operand, at, counting, HEAD: tl.constexpr):
     """(pixels, classes) of given logits or residual, in float32."""
-    class_ = tl.arange(0, TILE_K)
-    place = operand[0] + _offset(operand[1], image, z, y, x)[:, None] + class_.to(tl.int64)[None, :] * operand[1][1]
-    return tl.load(place, mask=counting[:, None] & (class_ < K)[None, :], other=0.0).to(tl.float32)
+    class_ = tl.arange(0, HEAD.TILE_K)
+    place = operand[0] + _offset(operand[1], at)[:, None] + class_.to(tl.int64)[None, :] * operand[1][1]
+    return tl.load(place, mask=counting[:, None] & (class_ < HEAD.K)[None, :], other=0.0).to(tl.float32)
 
 
 @triton.jit
-def _predict(logits, K: tl.constexpr, TILE_K: tl.constexpr):
-    """The prediction and, with e = exp(s - max s): s - max s, e, Σ e of the other classes, Σ e."""
-    class_ = tl.arange(0, TILE_K)
+def _predict(logits, HEAD: tl.constexpr):
+    """The prediction, as a class and as a mask, and, with e = exp(s - max s): s - max s, e, Σ e of the others, Σ e."""
+    K: tl.constexpr = HEAD.K
+    class_ = tl.arange(0, HEAD.TILE_K)
     logits = tl.where((class_ < K)[None, :], logits, float("-inf"))
     largest = tl.max(logits, 1)
     # Ties go to the lowest class. A NaN equals nothing: K is clamped, and the NaN reaches every output through Σ e.
@@ -480,8 +522,9 @@ def _log1p(value):
 
 
 @triton.jit
-def _uncertainty(predicted, shifted, exps, others, total, counting):
-    """Entropy, margin and confidence of each pixel, 0 where it does not count."""
+def _uncertainty(softmax, counting):
+    """Entropy, margin and confidence of each pixel, 0 where it does not count. softmax: what `_predict` returns."""
+    _, predicted, shifted, exps, others, total = softmax
     # -Σ p ln p = ln Σ e - Σ e ln e / Σ e; a class with e = 0 adds nothing, and ln e would be -inf there.
     weighted = tl.sum(exps * tl.where((exps > 0) & (predicted == 0), shifted, 0.0), 1)
     inverse = 1.0 / total
@@ -495,40 +538,36 @@ def _uncertainty(predicted, shifted, exps, others, total, counting):
 
 
 @triton.jit
-def _probability(predicted, shifted, exps, others, total, counting):
+def _probability(softmax, counting):
     """p of every class, and p times the pixel's entropy; 0 where the pixel does not count."""
+    _, predicted, _, exps, _, total = softmax
     p = tl.where(predicted, 1.0, exps) * (1.0 / total)[:, None]
-    entropy, _, _ = _uncertainty(predicted, shifted, exps, others, total, counting)
+    entropy, _, _ = _uncertainty(softmax, counting)
     p = tl.where(counting[:, None], p, 0.0)
     return p, p * entropy[:, None]
 
 
 @triton.jit(do_not_specialize=["height", "width", "chunk_tiles"])
 def _one_pass(
-    features, weight, bias, logits, residual, valid, image_sums, vector_sums, feature_sums, scores, counts, norm_map,
-    height, width, pixels, chunk_tiles,
-    K: tl.constexpr, C: tl.constexpr, KERNEL: tl.constexpr, FLAT: tl.constexpr,
-    TILE_P: tl.constexpr, TILE_C: tl.constexpr, TILE_K: tl.constexpr,
-    WEIGHT_PRODUCT: tl.constexpr, SUM_PRODUCT: tl.constexpr, PREDICTION: tl.constexpr, NORMS: tl.constexpr,
-    SEMANTIC: tl.constexpr, UNCERTAINTY: tl.constexpr, BY_CLASS: tl.constexpr, COUNTS: tl.constexpr,
-    IMAGE: tl.constexpr, VECTOR: tl.constexpr,
+    given, sums, norm_map, height, width, pixels, chunk_tiles, HEAD: tl.constexpr, ASKED: tl.constexpr
 ):  # fmt: skip
     """One chunk of one image: program (chunk, image). Every output of a tile while its patches are at hand.
 
-    features, logits, residual, valid: (pointer, strides) or None.
-    image_sums, vector_sums: (images, chunks, K * C), Σ r ⊗ z̃ of the chunk.
-    feature_sums: (images, chunks, d), Σ z.
-    scores: (images, chunks, K + 3 [+ 2 K]), semantic, entropy, margin, confidence, class_mass, class_entropy.
-    counts: (images, chunks, K + 1), pixels of each class, valid pixels.
+    given, sums, HEAD, ASKED: `Given`, `Sums`, `Head`, `Asked`.
     """
-    TAPS: tl.constexpr = KERNEL[0] * KERNEL[1] * KERNEL[2]
-    COLUMNS: tl.constexpr = K + 3 + 2 * K * BY_CLASS
+    K: tl.constexpr = HEAD.K
+    C: tl.constexpr = HEAD.C
+    TILE_P: tl.constexpr = HEAD.TILE_P
+    TILE_C: tl.constexpr = HEAD.TILE_C
+    TILE_K: tl.constexpr = HEAD.TILE_K
+    TAPS: tl.constexpr = HEAD.KERNEL[0] * HEAD.KERNEL[1] * HEAD.KERNEL[2]
+    COLUMNS: tl.constexpr = K + 3 + 2 * K * ASKED.BY_CLASS
     chunk, image = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     row = image * tl.num_programs(0) + chunk
     channel, class_ = tl.arange(0, TILE_C), tl.arange(0, TILE_K)
-    IN_PIECES: tl.constexpr = TILE_C > 128 and WEIGHT_PRODUCT == "tf32x3"
-    if PREDICTION and logits is None and not IN_PIECES:
-        weights = _weights(weight, channel, K, C, TILE_K)
+    IN_PIECES: tl.constexpr = TILE_C > 128 and ASKED.WEIGHT_PRODUCT == "tf32x3"
+    if ASKED.PREDICTION and given.logits is None and not IN_PIECES:
+        weights = _weights(given.weight, channel, HEAD)
     image_sum = tl.zeros((TILE_K, TILE_C), tl.float32)
     vector_sum = tl.zeros((TILE_K, TILE_C), tl.float32)
     # Kept a pixel apart and added over pixels after the loop: one exchange between warps instead of one a tile.
@@ -545,111 +584,110 @@ def _one_pass(
     chunk_pixels = chunk_tiles.to(tl.int64) * TILE_P
     stop = tl.minimum((chunk + 1) * chunk_pixels, pixels)
     for start in range(chunk * chunk_pixels, stop, TILE_P):
-        pixel, z, y, x = _position(start, height, width, TILE_P, FLAT)
+        pixel, z, y, x = _position(start, height, width, TILE_P, HEAD.FLAT)
+        at = (image, z, y, x)
         inside = pixel < stop
-        counting = _counting(valid, image, z, y, x, inside)
-        if NORMS or IMAGE or VECTOR or (PREDICTION and logits is None) or feature_sums is not None:
-            patch = _patches(features, image, z, y, x, counting, channel, height, width, pixels, C, KERNEL, FLAT)
+        counting = _counting(given.valid, at, inside)
+        if ASKED.PATCHES:
+            patch = _patches(given.features, at, counting, channel, height, width, pixels, HEAD)
 
-        if PREDICTION:
-            if logits is None:
+        if ASKED.PREDICTION:
+            if given.logits is None:
                 if IN_PIECES:
                     # From cache again: the chain of truncating sums inside the tensor core ends every 64 channels.
                     by_class = tl.zeros((TILE_K, TILE_P), tl.float32)
                     for first in tl.static_range(0, TILE_C, 64):
                         some = first + tl.arange(0, 64)
-                        piece = _patches(
-                            features, image, z, y, x, counting, some, height, width, pixels, C, KERNEL, FLAT
-                        )
-                        found = _product(piece, _weights(weight, some, K, C, TILE_K), WEIGHT_PRODUCT)
-                        by_class += tl.trans(found)
+                        piece = _patches(given.features, at, counting, some, height, width, pixels, HEAD)
+                        product = _product(piece, _weights(given.weight, some, HEAD), ASKED.WEIGHT_PRODUCT)
+                        by_class += tl.trans(product)
                     s = tl.trans(by_class)
                 else:
-                    s = _product(patch, weights, WEIGHT_PRODUCT)
-                if bias is not None:
-                    s += tl.load(bias + class_, mask=class_ < K, other=0.0)[None, :]
+                    s = _product(patch, weights, ASKED.WEIGHT_PRODUCT)
+                if given.bias is not None:
+                    s += tl.load(given.bias + class_, mask=class_ < K, other=0.0)[None, :]
             else:
-                s = _given(logits, image, z, y, x, counting, K, TILE_K)
-            _, predicted, shifted, exps, others, total = _predict(s, K, TILE_K)
+                s = _given(given.logits, at, counting, HEAD)
+            softmax = _predict(s, HEAD)
+            _, predicted, _, exps, others, total = softmax
             own = predicted & counting[:, None]
-        if residual is not None:
-            r = _given(residual, image, z, y, x, counting, K, TILE_K)
-        elif PREDICTION:
+        if given.residual is not None:
+            r = _given(given.residual, at, counting, HEAD)
+        elif ASKED.PREDICTION:
             # At the prediction minus the sum of the other classes' p: p - 1 cancels near p = 1.
             r = tl.where(predicted, -others[:, None], exps) * (1.0 / total)[:, None]
             r = tl.where(counting[:, None], r, 0.0)
 
         # Each tile's product is added outside the tensor core; transposed, for Triton would fuse the sum back in.
-        if IMAGE:
-            image_sum += tl.trans(_product(tl.trans(patch), r, SUM_PRODUCT))
-        if VECTOR:
-            vector_sum += tl.trans(_product(tl.trans(patch), tl.where(own, r, 0.0), SUM_PRODUCT))
-        if NORMS:
+        if ASKED.IMAGE:
+            image_sum += tl.trans(_product(tl.trans(patch), r, ASKED.SUM_PRODUCT))
+        if ASKED.VECTOR:
+            vector_sum += tl.trans(_product(tl.trans(patch), tl.where(own, r, 0.0), ASKED.SUM_PRODUCT))
+        if ASKED.NORMS:
             values = patch.to(tl.float32)
             norm = tl.sqrt(tl.sum(r * r, 1)) * tl.sqrt(tl.sum(values * values, 1))
             norm = tl.where(counting, norm, 0.0)
             if norm_map is not None:
                 tl.store(norm_map + image * pixels + pixel, norm, mask=inside)
-            if SEMANTIC:
+            if ASKED.SEMANTIC:
                 semantic += tl.where(own, norm[:, None], 0.0)
-        if COUNTS:
+        if ASKED.COUNTS:
             valid_pixels += counting.to(tl.int32)
-            if PREDICTION:
+            if ASKED.PREDICTION:
                 counted += own.to(tl.int32)
-        if UNCERTAINTY:
-            more = _uncertainty(predicted, shifted, exps, others, total, counting)
+        if ASKED.UNCERTAINTY:
+            more = _uncertainty(softmax, counting)
             entropy += more[0]
             margin += more[1]
             confidence += more[2]
-        if BY_CLASS:
-            p, p_entropy = _probability(predicted, shifted, exps, others, total, counting)
+        if ASKED.BY_CLASS:
+            p, p_entropy = _probability(softmax, counting)
             mass += p
             mass_entropy += p_entropy
-        if feature_sums is not None:
+        if sums.features is not None:
             feature_sum += tl.sum(patch.to(tl.float32), 0)
 
     place = row * (K * C) + class_[:, None] * C + channel[None, :]
     kept = (class_ < K)[:, None] & (channel < C)[None, :]
-    if IMAGE:
-        tl.store(image_sums + place, image_sum, mask=kept)
-    if VECTOR:
-        tl.store(vector_sums + place, vector_sum, mask=kept)
-    if feature_sums is not None:
+    if ASKED.IMAGE:
+        tl.store(sums.image + place, image_sum, mask=kept)
+    if ASKED.VECTOR:
+        tl.store(sums.vector + place, vector_sum, mask=kept)
+    if sums.features is not None:
         # Of a pixel's patch the middle is the pixel itself.
         middle = (channel < C) & (channel % TAPS == TAPS // 2)
-        tl.store(feature_sums + row * (C // TAPS) + channel // TAPS, feature_sum, mask=middle)
-    scores += row * COLUMNS
-    if SEMANTIC:
+        tl.store(sums.features + row * (C // TAPS) + channel // TAPS, feature_sum, mask=middle)
+    scores = sums.scores + row * COLUMNS
+    if ASKED.SEMANTIC:
         tl.store(scores + class_, tl.sum(semantic, 0), mask=class_ < K)
-    if UNCERTAINTY:
+    if ASKED.UNCERTAINTY:
         tl.store(scores + K, tl.sum(entropy, 0))
         tl.store(scores + K + 1, tl.sum(margin, 0))
         tl.store(scores + K + 2, tl.sum(confidence, 0))
-    if BY_CLASS:
+    if ASKED.BY_CLASS:
         tl.store(scores + K + 3 + class_, tl.sum(mass, 0), mask=class_ < K)
         tl.store(scores + 2 * K + 3 + class_, tl.sum(mass_entropy, 0), mask=class_ < K)
-    counts += row * (K + 1)
-    if COUNTS:
+    counts = sums.counts + row * (K + 1)
+    if ASKED.COUNTS:
         tl.store(counts + K, tl.sum(valid_pixels, 0))
-        if PREDICTION:
+        if ASKED.PREDICTION:
             tl.store(counts + class_, tl.sum(counted, 0), mask=class_ < K)
 
 
 @triton.jit(do_not_specialize=["height", "width", "chunk_tiles", "segment", "tiles_in_flight"])
 def _residuals(
-    features, weight, bias, logits, residual, valid, residual_scratch, predictions, scores, counts, norm_map,
-    height, width, pixels, chunk_tiles, segment, tiles_in_flight,
-    K: tl.constexpr, C: tl.constexpr, KERNEL: tl.constexpr, FLAT: tl.constexpr,
-    TILE_P: tl.constexpr, TILE_C: tl.constexpr, TILE_K: tl.constexpr,
-    WEIGHT_PRODUCT: tl.constexpr, PREDICTION: tl.constexpr, NORMS: tl.constexpr, SEMANTIC: tl.constexpr,
-    UNCERTAINTY: tl.constexpr, BY_CLASS: tl.constexpr, COUNTS: tl.constexpr, SUMS: tl.constexpr,
+    given, scratch, sums, norm_map, height, width, pixels, chunk_tiles, segment, tiles_in_flight,
+    HEAD: tl.constexpr, ASKED: tl.constexpr,
 ):  # fmt: skip
     """One tile of a chunk's segment: program (chunk * tiles_in_flight + tile, image). Keeps r, adds to the scores.
 
-    residual_scratch: (images, chunks, segment pixels, TILE_K), r.
-    predictions: (images, chunks, segment pixels), -1 where a pixel does not count.
-    scores, counts: as in `_one_pass`, a row a program.
+    scratch: (images, chunks, segment pixels, TILE_K), r; (images, chunks, segment pixels), the prediction, -1 where a
+    pixel does not count. Of the sums, scores and counts have a row a program.
     """
+    K: tl.constexpr = HEAD.K
+    TILE_P: tl.constexpr = HEAD.TILE_P
+    TILE_C: tl.constexpr = HEAD.TILE_C
+    TILE_K: tl.constexpr = HEAD.TILE_K
     program, image = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     chunk, tile = program // tiles_in_flight, program % tiles_in_flight
     row = image * tl.num_programs(0) + program
@@ -658,87 +696,91 @@ def _residuals(
     stop = tl.minimum((chunk + 1) * chunk_pixels, pixels)
     # A chunk need not be whole segments: tiles past its end count nothing.
     first = chunk * chunk_pixels + (segment * tiles_in_flight + tile) * TILE_P
-    pixel, z, y, x = _position(first, height, width, TILE_P, FLAT)
+    pixel, z, y, x = _position(first, height, width, TILE_P, HEAD.FLAT)
+    at = (image, z, y, x)
     inside = pixel < stop
-    counting = _counting(valid, image, z, y, x, inside)
+    counting = _counting(given.valid, at, inside)
 
     squares = tl.zeros((TILE_P,), tl.float32)
     s = tl.zeros((TILE_K, TILE_P), tl.float32)
-    if NORMS or (PREDICTION and logits is None):
-        for start in range(0, C, TILE_C):
+    if ASKED.NORMS or (ASKED.PREDICTION and given.logits is None):
+        for start in range(0, HEAD.C, TILE_C):
             channel = start + tl.arange(0, TILE_C)
-            patch = _patches(features, image, z, y, x, counting, channel, height, width, pixels, C, KERNEL, FLAT)
-            if PREDICTION and logits is None:
-                weights = _weights(weight, channel, K, C, TILE_K)
-                s += tl.trans(_product(patch, weights, WEIGHT_PRODUCT))  # transposed as in `_one_pass`
-            if NORMS:
+            patch = _patches(given.features, at, counting, channel, height, width, pixels, HEAD)
+            if ASKED.PREDICTION and given.logits is None:
+                weights = _weights(given.weight, channel, HEAD)
+                s += tl.trans(_product(patch, weights, ASKED.WEIGHT_PRODUCT))  # transposed as in `_one_pass`
+            if ASKED.NORMS:
                 values = patch.to(tl.float32)
                 squares += tl.sum(values * values, 1)
 
-    if PREDICTION:
-        if logits is not None:
-            by_pixel = _given(logits, image, z, y, x, counting, K, TILE_K)
+    if ASKED.PREDICTION:
+        if given.logits is not None:
+            by_pixel = _given(given.logits, at, counting, HEAD)
         else:
             by_pixel = tl.trans(s)
-            if bias is not None:
-                by_pixel += tl.load(bias + class_, mask=class_ < K, other=0.0)[None, :]
-        prediction, predicted, shifted, exps, others, total = _predict(by_pixel, K, TILE_K)
+            if given.bias is not None:
+                by_pixel += tl.load(given.bias + class_, mask=class_ < K, other=0.0)[None, :]
+        softmax = _predict(by_pixel, HEAD)
+        prediction, predicted, _, exps, others, total = softmax
         own = predicted & counting[:, None]
-    if residual is not None:
-        r = _given(residual, image, z, y, x, counting, K, TILE_K)
-    elif PREDICTION:
+    if given.residual is not None:
+        r = _given(given.residual, at, counting, HEAD)
+    elif ASKED.PREDICTION:
         r = tl.where(predicted, -others[:, None], exps) * (1.0 / total)[:, None]
         r = tl.where(counting[:, None], r, 0.0)
 
-    if SUMS:
-        at = row * TILE_P + tl.arange(0, TILE_P)
-        tl.store(residual_scratch + at[:, None] * TILE_K + class_[None, :], r)
-        if PREDICTION:
-            tl.store(predictions + at, tl.where(counting, prediction, -1))
-    scores += row * (K + 3 + 2 * K * BY_CLASS)
-    counts += row * (K + 1)
+    if ASKED.IMAGE or ASKED.VECTOR:
+        kept_at = row * TILE_P + tl.arange(0, TILE_P)
+        tl.store(scratch[0] + kept_at[:, None] * TILE_K + class_[None, :], r)
+        if ASKED.PREDICTION:
+            tl.store(scratch[1] + kept_at, tl.where(counting, prediction, -1))
+    scores = sums.scores + row * (K + 3 + 2 * K * ASKED.BY_CLASS)
+    counts = sums.counts + row * (K + 1)
     later = segment > 0
     known = tl.minimum(segment, 1) * K  # classes with sums of earlier segments: none or all
-    if NORMS:
+    if ASKED.NORMS:
         norm = tl.sqrt(tl.sum(r * r, 1)) * tl.sqrt(squares)
         norm = tl.where(counting, norm, 0.0)
         if norm_map is not None:
             tl.store(norm_map + image * pixels + pixel, norm, mask=inside)
-        if SEMANTIC:
+        if ASKED.SEMANTIC:
             before = tl.load(scores + class_, mask=class_ < known, other=0.0)
             tl.store(scores + class_, before + tl.sum(tl.where(own, norm[:, None], 0.0), 0), mask=class_ < K)
-    if UNCERTAINTY:
-        entropy, margin, confidence = _uncertainty(predicted, shifted, exps, others, total, counting)
+    if ASKED.UNCERTAINTY:
+        entropy, margin, confidence = _uncertainty(softmax, counting)
         tl.store(scores + K, tl.where(later, tl.load(scores + K), 0) + tl.sum(entropy, 0))
         tl.store(scores + K + 1, tl.where(later, tl.load(scores + K + 1), 0) + tl.sum(margin, 0))
         tl.store(scores + K + 2, tl.where(later, tl.load(scores + K + 2), 0) + tl.sum(confidence, 0))
-    if BY_CLASS:
-        p, p_entropy = _probability(predicted, shifted, exps, others, total, counting)
+    if ASKED.BY_CLASS:
+        p, p_entropy = _probability(softmax, counting)
         mass = scores + K + 3 + class_
         before = tl.load(mass, mask=class_ < known, other=0.0)
         tl.store(mass, before + tl.sum(p, 0), mask=class_ < K)
         before = tl.load(mass + K, mask=class_ < known, other=0.0)
         tl.store(mass + K, before + tl.sum(p_entropy, 0), mask=class_ < K)
-    if COUNTS:
+    if ASKED.COUNTS:
         tl.store(counts + K, tl.where(later, tl.load(counts + K), 0) + tl.sum(counting.to(tl.int32), 0))
-        if PREDICTION:
+        if ASKED.PREDICTION:
             before = tl.load(counts + class_, mask=class_ < known, other=0)
             tl.store(counts + class_, before + tl.sum(own.to(tl.int32), 0), mask=class_ < K)
 
 
 @triton.jit(do_not_specialize=["height", "width", "chunk_tiles", "segment", "tiles_in_flight"])
 def _outer_sums(
-    features, valid, residual_scratch, predictions, image_sums, vector_sums, feature_sums,
-    height, width, pixels, chunk_tiles, segment, tiles_in_flight,
-    K: tl.constexpr, C: tl.constexpr, KERNEL: tl.constexpr, FLAT: tl.constexpr,
-    TILE_P: tl.constexpr, TILE_C: tl.constexpr, TILE_K: tl.constexpr, TILE_R: tl.constexpr,
-    SUM_PRODUCT: tl.constexpr, IMAGE: tl.constexpr, VECTOR: tl.constexpr,
+    given, scratch, sums, height, width, pixels, chunk_tiles, segment, tiles_in_flight,
+    HEAD: tl.constexpr, ASKED: tl.constexpr,
 ):  # fmt: skip
     """A segment's Σ r ⊗ z̃ and Σ z, added to its chunk's.
 
     Program (chunk * channel tiles + channel tile, class tile, image).
     """
-    TAPS: tl.constexpr = KERNEL[0] * KERNEL[1] * KERNEL[2]
+    K: tl.constexpr = HEAD.K
+    C: tl.constexpr = HEAD.C
+    TILE_P: tl.constexpr = HEAD.TILE_P
+    TILE_C: tl.constexpr = HEAD.TILE_C
+    TILE_R: tl.constexpr = min(64, HEAD.TILE_K)
+    TAPS: tl.constexpr = HEAD.KERNEL[0] * HEAD.KERNEL[1] * HEAD.KERNEL[2]
     N_TILES: tl.constexpr = (C + TILE_C - 1) // TILE_C
     chunk, image = (tl.program_id(0) // N_TILES).to(tl.int64), tl.program_id(2).to(tl.int64)
     row = image * (tl.num_programs(0) // N_TILES) + chunk
@@ -747,14 +789,14 @@ def _outer_sums(
     place = row * (K * C) + class_[:, None] * C + channel[None, :]
     kept = (class_ < K)[:, None] & (channel < C)[None, :]
     later = kept & (class_ < tl.minimum(segment, 1) * K)[:, None]
-    if IMAGE:
-        image_sum = tl.load(image_sums + place, mask=later, other=0.0)
-    if VECTOR:
-        vector_sum = tl.load(vector_sums + place, mask=later, other=0.0)
-    if feature_sums is not None:
+    if ASKED.IMAGE:
+        image_sum = tl.load(sums.image + place, mask=later, other=0.0)
+    if ASKED.VECTOR:
+        vector_sum = tl.load(sums.vector + place, mask=later, other=0.0)
+    if sums.features is not None:
         # Of a pixel's patch the middle is the pixel itself; one class tile adds it up.
         middle = (channel < C) & (channel % TAPS == TAPS // 2) & (tl.program_id(1) == 0)
-        feature_place = feature_sums + row * (C // TAPS) + channel // TAPS
+        feature_place = sums.features + row * (C // TAPS) + channel // TAPS
         feature_sum = tl.load(feature_place, mask=middle & (segment > 0), other=0.0)
 
     chunk_pixels = chunk_tiles.to(tl.int64) * TILE_P
@@ -763,80 +805,75 @@ def _outer_sums(
     first = chunk * chunk_pixels + segment.to(tl.int64) * segment_pixels
     for start in range(0, segment_pixels, TILE_P):
         in_segment = start + tl.arange(0, TILE_P)
-        pixel, z, y, x = _position(first + start, height, width, TILE_P, FLAT)
-        counting = _counting(valid, image, z, y, x, pixel < stop)
-        patch = tl.trans(_patches(features, image, z, y, x, counting, channel, height, width, pixels, C, KERNEL, FLAT))
-        at = row * segment_pixels + in_segment
-        if IMAGE or VECTOR:
-            r = tl.load(residual_scratch + at[:, None] * TILE_K + class_[None, :])
-        if feature_sums is not None:
+        pixel, z, y, x = _position(first + start, height, width, TILE_P, HEAD.FLAT)
+        at = (image, z, y, x)
+        counting = _counting(given.valid, at, pixel < stop)
+        patch = tl.trans(_patches(given.features, at, counting, channel, height, width, pixels, HEAD))
+        kept_at = row * segment_pixels + in_segment
+        if ASKED.IMAGE or ASKED.VECTOR:
+            r = tl.load(scratch[0] + kept_at[:, None] * HEAD.TILE_K + class_[None, :])
+        if sums.features is not None:
             feature_sum += tl.sum(patch.to(tl.float32), 1)
-        if IMAGE:
-            image_sum += tl.trans(_product(patch, r, SUM_PRODUCT))  # transposed as in `_one_pass`
-        if VECTOR:
-            own = class_[None, :] == tl.load(predictions + at)[:, None]
-            vector_sum += tl.trans(_product(patch, tl.where(own, r, 0.0), SUM_PRODUCT))
+        if ASKED.IMAGE:
+            image_sum += tl.trans(_product(patch, r, ASKED.SUM_PRODUCT))  # transposed as in `_one_pass`
+        if ASKED.VECTOR:
+            own = class_[None, :] == tl.load(scratch[1] + kept_at)[:, None]
+            vector_sum += tl.trans(_product(patch, tl.where(own, r, 0.0), ASKED.SUM_PRODUCT))
 
-    if IMAGE:
-        tl.store(image_sums + place, image_sum, mask=kept)
-    if VECTOR:
-        tl.store(vector_sums + place, vector_sum, mask=kept)
-    if feature_sums is not None:
+    if ASKED.IMAGE:
+        tl.store(sums.image + place, image_sum, mask=kept)
+    if ASKED.VECTOR:
+        tl.store(sums.vector + place, vector_sum, mask=kept)
+    if sums.features is not None:
         tl.store(feature_place, feature_sum, mask=middle)
 
 
 @triton.jit(do_not_specialize=["pixels", "n_sums", "n_scores"])
 def _finish(
-    image_sums, vector_sums, feature_sums, scores, counts, image, vector,
-    semantic, class_pixels, entropy, margin, confidence, class_mass, class_entropy, feature_sum,
-    pixels, n_sums, n_scores, size, n_features,
-    VALID_GIVEN: tl.constexpr, K: tl.constexpr, COLUMNS: tl.constexpr, TILE: tl.constexpr, TILE_K: tl.constexpr,
+    sums, results, pixels, n_sums, n_scores, size, n_features,
+    VALID_GIVEN: tl.constexpr, HEAD: tl.constexpr, COLUMNS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """An image's partial sums, added up: program (the scores, blocks of K * C, blocks of d; image)."""
     block, b = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    score_row, count_row = scores + b * n_scores * COLUMNS, counts + b * n_scores * (K + 1)
+    K: tl.constexpr = HEAD.K
+    score_row, count_row = sums.scores + b * n_scores * COLUMNS, sums.counts + b * n_scores * (K + 1)
     first_of_features = 1 + tl.cdiv(size, TILE)
     if block == 0:
-        class_ = tl.arange(0, TILE_K)
-        known = class_ < K
-        if semantic is not None:
-            tl.store(semantic + b * K + class_, _total(score_row, class_, known, n_scores, COLUMNS, tl.float32), known)
-        if class_pixels is not None:
-            tl.store(class_pixels + b * K + class_, _total(count_row, class_, known, n_scores, K + 1, tl.int64), known)
-        if class_mass is not None:
-            column = class_ + K + 3
-            tl.store(
-                class_mass + b * K + class_, _total(score_row, column, known, n_scores, COLUMNS, tl.float32), known
-            )
-        if class_entropy is not None:
-            column = class_ + 2 * K + 3
-            of_class = _total(score_row, column, known, n_scores, COLUMNS, tl.float32)
-            tl.store(class_entropy + b * K + class_, of_class, known)
-        one = tl.arange(0, 1)
-        if entropy is not None:
-            tl.store(entropy + b + one, _total(score_row, K + one, one == 0, n_scores, COLUMNS, tl.float32))
-        if margin is not None:
-            tl.store(margin + b + one, _total(score_row, K + 1 + one, one == 0, n_scores, COLUMNS, tl.float32))
-        if confidence is not None:
-            tl.store(confidence + b + one, _total(score_row, K + 2 + one, one == 0, n_scores, COLUMNS, tl.float32))
+        class_, one = tl.arange(0, HEAD.TILE_K), tl.arange(0, 1)
+        known, first = class_ < K, one == 0
+        of_class, of_image = b * K + class_, b + one
+        _add_up(results.semantic, of_class, score_row, class_, known, n_scores, COLUMNS, tl.float32)
+        _add_up(results.class_pixels, of_class, count_row, class_, known, n_scores, K + 1, tl.int64)
+        _add_up(results.entropy, of_image, score_row, one + K, first, n_scores, COLUMNS, tl.float32)
+        _add_up(results.margin, of_image, score_row, one + K + 1, first, n_scores, COLUMNS, tl.float32)
+        _add_up(results.confidence, of_image, score_row, one + K + 2, first, n_scores, COLUMNS, tl.float32)
+        _add_up(results.class_mass, of_class, score_row, class_ + K + 3, known, n_scores, COLUMNS, tl.float32)
+        _add_up(results.class_entropy, of_class, score_row, class_ + 2 * K + 3, known, n_scores, COLUMNS, tl.float32)
     elif block < first_of_features:
         element = (block - 1).to(tl.int64) * TILE + tl.arange(0, TILE)
         inside = element < size
-        if image is not None:
-            total = _total(image_sums + b * n_sums * size, element, inside, n_sums, size, tl.float32)
+        if results.image is not None:
+            total = _total(sums.image + b * n_sums * size, element, inside, n_sums, size, tl.float32)
             n_valid = pixels
             if VALID_GIVEN:
                 one = tl.arange(0, 1)
                 n_valid = tl.maximum(tl.sum(_total(count_row, K + one, one == 0, n_scores, K + 1, tl.int64), 0), 1)
-            tl.store(image + b * size + element, total / n_valid.to(tl.float32), mask=inside)
-        if vector is not None:
-            total = _total(vector_sums + b * n_sums * size, element, inside, n_sums, size, tl.float32)
-            tl.store(vector + b * size + element, total, mask=inside)
-    elif feature_sum is not None:
+            tl.store(results.image + b * size + element, total / n_valid.to(tl.float32), mask=inside)
+        if results.semantic_vector is not None:
+            row = sums.vector + b * n_sums * size
+            _add_up(results.semantic_vector, b * size + element, row, element, inside, n_sums, size, tl.float32)
+    elif results.feature_sum is not None:
         feature = (block - first_of_features) * TILE + tl.arange(0, TILE)
+        row = sums.features + b * n_sums * n_features
         counted = feature < n_features
-        of_feature = _total(feature_sums + b * n_sums * n_features, feature, counted, n_sums, n_features, tl.float32)
-        tl.store(feature_sum + b * n_features + feature, of_feature, mask=counted)
+        _add_up(results.feature_sum, b * n_features + feature, row, feature, counted, n_sums, n_features, tl.float32)
+
+
+@triton.jit
+def _add_up(result, place, parts, column, wanted, n_parts, columns, TYPE: tl.constexpr):
+    """`_total`, written where the result is asked for."""
+    if result is not None:
+        tl.store(result + place, _total(parts, column, wanted, n_parts, columns, TYPE), mask=wanted)
 
 
 @triton.jit

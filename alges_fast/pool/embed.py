@@ -158,8 +158,8 @@ def embed_pool(
                 last_layer = LastLayer.find(model, images[:1], name=last_layer)
             parts = []
             for part in (images,) if as_kept else in_parts(images):
-                found = last_layer.measure(part, names, regions=regions, loss=loss, backend=backend)
-                parts.append([found[name] for name in names])
+                measured = last_layer.measure(part, names, regions=regions, loss=loss, backend=backend)
+                parts.append([measured[name] for name in names])
             values = parts[0] if len(parts) == 1 else [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
             # Of what is read as it is kept every NaN and infinity shows in the results, so one pass is enough.
             shown = as_kept and not _COUNTS.issuperset(names) and all(bool(finite_rows(v).all()) for v in values)

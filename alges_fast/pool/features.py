@@ -32,9 +32,9 @@ class Features(Sequence[tuple[Id, Tensor]]):
         values: (N, C, h, w) on the CPU; backed by the file where there is one.
     """
 
-    def __init__(self, found: PoolEmbeddings) -> None:
-        self.ids = found.ids
-        self.values = found.values
+    def __init__(self, maps: PoolEmbeddings) -> None:
+        self.ids = maps.ids
+        self.values = maps.values
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from alges_fast._native import cuda_kernels
-from alges_fast.seeding.pools import Draw, Picked, Pool, dtype_name
-from alges_fast.seeding.shards import Candidates
+from alges_fast.seeding.ranks import Leaders
+from alges_fast.seeding.shard import DrawSpec, Picked, Shard, dtype_name
 
 WARPS = 8  # of a block
 ONE_LAUNCH = 32 << 20  # bytes of a pool that stays in the last-level cache, where launches take longer than reading it
@@ -23,7 +23,7 @@ def grid(rows: int, resident: int) -> tuple[int, int]:
     return max(1, min(resident, -(-rows // (tile * WARPS)))), tile
 
 
-class CudaPool(Pool):
+class CudaShard(Shard):
     """The native CUDA kernels: one cooperative launch for a small pool, one launch a pick for a large one."""
 
     name = "cuda"
@@ -50,41 +50,41 @@ class CudaPool(Pool):
         with torch.cuda.device(device):
             return call(*arguments, device.index, torch.cuda.current_stream(device).cuda_stream)
 
-    def draw(self, draw: Draw | None) -> Candidates:
+    def draw(self, draw: DrawSpec | None) -> Leaders:
         return self.absorb(self.points.new_empty(0, self.points.shape[1], dtype=self.dtype), draw)
 
-    def absorb(self, centres: Tensor, draw: Draw | None) -> Candidates:
+    def absorb(self, centres: Tensor, draw: DrawSpec | None) -> Leaders:
         self._run(centres.contiguous(), draw, None)
         self._absorbed += len(centres)
         largest = float(self.min_sq_distance.amax()) if len(self.points) else 0.0
         largest = largest if largest < float("inf") else float("nan")
         if draw is None:
-            return Candidates((), (), (), largest)
+            return Leaders((), (), (), largest)
         keys, indices, positions = zip(*map(min, self._found(draw.trials)), strict=True)
-        return Candidates(keys, indices, positions, largest)
+        return Leaders(keys, indices, positions, largest)
 
     def potentials(self, centres: Tensor, scale: float) -> Tensor:
         self._tried = self.min_sq_distance.new_empty(len(centres), len(self.points))
         self._run(centres.contiguous(), None, self._tried)
         return (self.weighted(self._tried).double() * scale).round().sum(dim=1)
 
-    def accept(self, trial: int, draw: Draw | None) -> Candidates:
+    def accept(self, trial: int, draw: DrawSpec | None) -> Leaders:
         assert self._tried is not None
         self.min_sq_distance.copy_(self._tried[trial])
         self._tried = None
         return self.draw(draw)
 
-    def chain(self, draw: Draw, count: int) -> list[int]:
+    def chain(self, draw: DrawSpec, count: int) -> list[int]:
         indices = torch.empty(count, dtype=torch.int64, device=self.points.device)
         self._start_chain(draw, indices)
         picks = [index for index in indices.tolist() if index >= 0]
         self._absorbed += len(picks)
         return picks
 
-    def pick_at_once(self, existing: Tensor, first: str, draw: Draw, count: int) -> Picked:
+    def pick_at_once(self, existing: Tensor, first: str, draw: DrawSpec, count: int) -> Picked:
         # The indices, then the largest D² after the first pass and after the last: one copy brings them all.
-        found = torch.zeros(count + 2, dtype=torch.int64, device=self.points.device)
-        largest = found[count:].view(torch.float64)
+        on_device = torch.zeros(count + 2, dtype=torch.int64, device=self.points.device)
+        largest = on_device[count:].view(torch.float64)
         if len(existing):
             self._run(existing, draw, None)
             self._absorbed += len(existing)
@@ -98,28 +98,28 @@ class CudaPool(Pool):
             self._run(
                 self.points.new_empty(0, self.points.shape[1], dtype=self.dtype), replace(draw, rule="uniform"), None
             )
-        self._start_chain(draw, found[:count])
+        self._start_chain(draw, on_device[:count])
         largest[1] = self.min_sq_distance.amax()
-        back = found.cpu()
+        back = on_device.cpu()
         picks = [index for index in back[:count].tolist() if index >= 0]
         self._absorbed += len(picks)
         before, after = back[count:].view(torch.float64).tolist()
         if not picks and first == "largest":  # all points lie at the origin, and no distance is known yet
             after = 0.0
         finite = before < float("inf") and after < float("inf")
-        return Picked(found[:count], picks, after if finite else float("nan"))
+        return Picked(on_device[:count], picks, after if finite else float("nan"))
 
-    def _start_chain(self, draw: Draw, indices: Tensor) -> None:
+    def _start_chain(self, draw: DrawSpec, indices: Tensor) -> None:
         self._prepare(draw)
         one_launch = self.points.numel() * self.points.element_size() <= ONE_LAUNCH
         self.on_device(self._seeding.chain, indices.data_ptr(), len(indices), self._absorbed, one_launch)
 
-    def _run(self, centres: Tensor, draw: Draw | None, tried: Tensor | None) -> None:
+    def _run(self, centres: Tensor, draw: DrawSpec | None, tried: Tensor | None) -> None:
         self._prepare(draw)
         address = 0 if tried is None else tried.data_ptr()
         self.on_device(self._seeding.run, centres.data_ptr(), len(centres), self._absorbed, address)
 
-    def _prepare(self, draw: Draw | None) -> None:
+    def _prepare(self, draw: DrawSpec | None) -> None:
         trials = draw.trials if draw else 1
         # A candidate is three 64-bit words; two steps of a chain take turns.
         words = 2 * self._blocks * trials * self._kernels.cuda_seeding_candidate_bytes // 8

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from alges_fast._native import cpu_kernels
-from alges_fast.seeding.pools import Draw, Pool
-from alges_fast.seeding.shards import Candidates
+from alges_fast.seeding.ranks import Leaders
+from alges_fast.seeding.shard import DrawSpec, Shard
 
 SKETCH_FROM = 16  # centres to measure; with fewer, writing the sketch costs more than it saves
 CACHED = 8 << 20  # bytes of a pool that is read from cache at every pick anyway
@@ -28,10 +28,10 @@ def wants_sketch(centres: int, points: Tensor, memory: Callable[[], int]) -> boo
 
 def available_memory(root: Path = Path("/")) -> int:
     """Bytes the system can still give this process: what it has free, and no more than a container may have in all."""
-    found = [int(kib) << 10 for kib in re.findall(r"MemAvailable: *([0-9]+) kB", _read(root / "proc/meminfo"))]
+    limits = [int(kib) << 10 for kib in re.findall(r"MemAvailable: *([0-9]+) kB", _read(root / "proc/meminfo"))]
     for name in ("memory.max", "memory/memory.limit_in_bytes"):  # control groups, version 2 and 1
-        found += [int(limit) for limit in re.findall(r"^[0-9]+$", _read(root / "sys/fs/cgroup" / name).strip())]
-    return min(found, default=UNKNOWN)
+        limits += [int(limit) for limit in re.findall(r"^[0-9]+$", _read(root / "sys/fs/cgroup" / name).strip())]
+    return min(limits, default=UNKNOWN)
 
 
 def _read(path: Path) -> str:
@@ -41,7 +41,7 @@ def _read(path: Path) -> str:
         return ""
 
 
-class NativePool(Pool):
+class NativeShard(Shard):
     """The native CPU kernels: distance, running minimum and race in one read of the points."""
 
     name = "cpu"
@@ -55,14 +55,14 @@ class NativePool(Pool):
         self._draw_type = kernels.SeedingDraw
         self._native = kernels.SeedingPool(*self.as_native(), wants_sketch(centres, self.points, available_memory))
 
-    def draw(self, draw: Draw | None) -> Candidates:
+    def draw(self, draw: DrawSpec | None) -> Leaders:
         return self.absorb(self.points.new_empty(0, self.points.shape[1], dtype=self.dtype), draw)
 
-    def absorb(self, centres: Tensor, draw: Draw | None) -> Candidates:
+    def absorb(self, centres: Tensor, draw: DrawSpec | None) -> Leaders:
         centres = centres.contiguous()
         return self._candidates(self._native.absorb(*_address(centres), self._drawn(draw), torch.get_num_threads()))
 
-    def chain(self, draw: Draw, count: int) -> list[int]:
+    def chain(self, draw: DrawSpec, count: int) -> list[int]:
         picks: list[int] = self._native.chain(self._drawn(draw), count, torch.get_num_threads())
         return picks
 
@@ -71,14 +71,14 @@ class NativePool(Pool):
         sums = self._native.potentials(*_address(centres), scale, torch.get_num_threads())
         return torch.tensor(sums, dtype=torch.float64)
 
-    def accept(self, trial: int, draw: Draw | None) -> Candidates:
+    def accept(self, trial: int, draw: DrawSpec | None) -> Leaders:
         return self._candidates(self._native.accept(trial, self._drawn(draw), torch.get_num_threads()))
 
-    def _candidates(self, result: tuple[list[float], list[int], list[int], float, int]) -> Candidates:
+    def _candidates(self, result: tuple[list[float], list[int], list[int], float, int]) -> Leaders:
         keys, indices, positions, largest, self.measured = result
-        return Candidates(keys, indices, positions, largest)
+        return Leaders(keys, indices, positions, largest)
 
-    def _drawn(self, draw: Draw | None) -> Any:
+    def _drawn(self, draw: DrawSpec | None) -> Any:
         if draw is None:
             return self._draw_type("none", 0, 0, 0)
         return self._draw_type(draw.rule, draw.seed, draw.round, draw.trials)

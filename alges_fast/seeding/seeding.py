@@ -16,15 +16,15 @@ from torch import Tensor
 
 from alges_fast._native import cpu_kernels, cuda_unavailable, native_status
 from alges_fast.backends import check_backend, choose_backend, say_what_was_passed_over
-from alges_fast.seeding.cuda import CudaPool
-from alges_fast.seeding.native import NativePool
-from alges_fast.seeding.pools import Draw, FaissGpuPool, FaissPool, Picked, Pool, TorchPool, faiss_has_gpu
+from alges_fast.seeding.cuda import CudaShard
+from alges_fast.seeding.native import NativeShard
 from alges_fast.seeding.race import uniforms
-from alges_fast.seeding.shards import Candidates, Shards, Winners
-from alges_fast.seeding.sketched import SketchedPool, SketchedRows
+from alges_fast.seeding.ranks import Leaders, Ranks, Winners
+from alges_fast.seeding.shard import DrawSpec, FaissGpuShard, FaissShard, Picked, Shard, TorchShard, faiss_has_gpu
+from alges_fast.seeding.sketched import SketchedRows, SketchedShard
 
 Backend = Literal["faiss", "cpu", "cuda", "torch"]
-POOLS: dict[str, type[Pool]] = {"faiss": FaissPool, "cpu": NativePool, "cuda": CudaPool, "torch": TorchPool}
+SHARDS: dict[str, type[Shard]] = {"faiss": FaissShard, "cpu": NativeShard, "cuda": CudaShard, "torch": TorchShard}
 BACKENDS = ("faiss", "cpu", "cuda", "torch")
 TIED = 1e-6  # relative; potentials this close are one, as those of two points nearest to each other, on every backend
 ROUNDS_ABOVE = 10_000  # picks: beyond, one pass over the pool and one exchange between ranks a pick take too long
@@ -153,7 +153,7 @@ def _seed(
     group: dist.ProcessGroup | None,
     global_index: Any,
 ) -> Seeding:
-    shards = Shards(group, points.device if isinstance(points, Tensor) else torch.device("cpu"))
+    ranks = Ranks(group, points.device if isinstance(points, Tensor) else torch.device("cpu"))
     error: Exception | None = None
     facts: dict[str, Any] = {}
     try:
@@ -187,44 +187,44 @@ def _seed(
         }
     except (TypeError, ValueError) as problem:
         error = problem
-    shards.agree(error, facts)
-    sizes: list[int] = shards.gather(len(points))
+    ranks.agree(error, facts)
+    sizes: list[int] = ranks.gather(len(points))
     total = sum(sizes)
     if n_clusters > total:
         raise ValueError(f"n_clusters must be at most the number of points, {total}, got {n_clusters}")
-    start = sum(sizes[: shards.rank])
+    start = sum(sizes[: ranks.rank])
     own_index = range(start, start + len(points)) if index is None else index
-    make = FaissGpuPool if chosen == "faiss" and points.is_cuda else POOLS[chosen]
-    draw = Draw(rule, seed, 0, trials)
+    make = FaissGpuShard if chosen == "faiss" and points.is_cuda else SHARDS[chosen]
+    draw = DrawSpec(rule, seed, 0, trials)
     rounds = rule == "race" and wants_rounds(n_clusters, total, points.shape[1] * points.element_size())
 
-    def pick(points: Tensor, centres: Tensor) -> tuple[list[int] | Picked, Pool]:
-        pool = make(points, own_index, len(centres) + n_clusters * trials, nearest=rounds)
-        if shards.size == 1 and trials == 1 and not rounds:
-            picked = pool.pick_at_once(centres, first, draw, n_clusters)
+    def pick(points: Tensor, centres: Tensor) -> tuple[list[int] | Picked, Shard]:
+        shard = make(points, own_index, len(centres) + n_clusters * trials, nearest=rounds)
+        if ranks.size == 1 and trials == 1 and not rounds:
+            picked = shard.pick_at_once(centres, first, draw, n_clusters)
             if picked is not None and math.isnan(picked.largest):
-                raise ValueError(_why_not_finite(shards, pool))
+                raise ValueError(_why_not_finite(ranks, shard))
             if picked is not None and len(picked.picks) == n_clusters:
-                return picked, pool
+                return picked, shard
             if picked is not None and picked.picks:  # every point lies on a centre
-                candidates = pool.draw(replace(draw, round=len(picked.picks)))
-                return _picks(pool, shards, total, n_clusters, draw, candidates, picked.picks), pool
-        candidates = _first_draw(pool, shards, centres, first, draw)
+                leaders = shard.draw(replace(draw, round=len(picked.picks)))
+                return _picks(shard, ranks, total, n_clusters, draw, leaders, picked.picks), shard
+        leaders = _first_draw(shard, ranks, centres, first, draw)
         if not rounds:
-            return _picks(pool, shards, total, n_clusters, draw, candidates, []), pool
+            return _picks(shard, ranks, total, n_clusters, draw, leaders, []), shard
         measured = len(centres) or int(first == "largest")  # by the first draw: the existing centres, or the origin
-        return _picks_by_rounds(pool, shards, total, n_clusters, centres, measured, draw, candidates), pool
+        return _picks_by_rounds(shard, ranks, total, n_clusters, centres, measured, draw, leaders), shard
 
-    picks, pool = pick(points, centres)
-    if (factor := _too_small(shards, pool, centres, picks.largest if isinstance(picks, Picked) else None)) > 1:
-        picks, pool = pick(points * factor, centres * factor)
-        pool.min_sq_distance.div_(factor).div_(factor)
+    picks, shard = pick(points, centres)
+    if (factor := _too_small(ranks, shard, centres, picks.largest if isinstance(picks, Picked) else None)) > 1:
+        picks, shard = pick(points * factor, centres * factor)
+        shard.min_sq_distance.div_(factor).div_(factor)
     if isinstance(picks, Picked):
-        return Seeding(picks.indices, pool.min_sq_distance)
+        return Seeding(picks.indices, shard.min_sq_distance)
     if len(set(picks)) < len(picks):
         raise ValueError("global_index must not hold an index on two ranks")
     indices = torch.tensor(picks, dtype=torch.int64, device=points.device)
-    return Seeding(indices, pool.min_sq_distance)
+    return Seeding(indices, shard.min_sq_distance)
 
 
 def _seed_sketched(
@@ -236,8 +236,8 @@ def _seed_sketched(
     global_index: Any,
 ) -> Seeding:
     """As `_seed` over the rows themselves."""
-    shards = Shards(group, points.device)
-    if wants_rounds(n_clusters, sum(shards.gather(len(points))), 4 * points.shape[1]):
+    ranks = Ranks(group, points.device)
+    if wants_rounds(n_clusters, sum(ranks.gather(len(points))), 4 * points.shape[1]):
         raise ValueError(f"n_clusters must be at most {ROUNDS_ABOVE} of sketched rows, got {n_clusters}")
     error: Exception | None = None
     facts: dict[str, Any] = {}
@@ -249,74 +249,74 @@ def _seed_sketched(
         facts = {"D": points.shape[1], "n_clusters": n_clusters, "seed": seed, "existing": _hash(centres)}
     except (TypeError, ValueError) as problem:
         error = problem
-    shards.agree(error, facts)
-    sizes: list[int] = shards.gather(len(points))
-    total = sum(shards.gather(points.n_open))
+    ranks.agree(error, facts)
+    sizes: list[int] = ranks.gather(len(points))
+    total = sum(ranks.gather(points.n_open))
     if n_clusters > total:
         raise ValueError(f"n_clusters must be at most the number of points, {total}, got {n_clusters}")
-    start = sum(sizes[: shards.rank])
-    pool = SketchedPool(points, torch.arange(start, start + len(points)) if index is None else index)
-    draw = Draw("race", int(seed), 0, 1)
-    candidates = _first_draw(pool, shards, centres, "uniform", draw)
-    picks = _picks(pool, shards, total, n_clusters, draw, candidates, [])
-    return Seeding(torch.tensor(picks, dtype=torch.int64), pool.min_sq_distance)
+    start = sum(sizes[: ranks.rank])
+    shard = SketchedShard(points, torch.arange(start, start + len(points)) if index is None else index)
+    draw = DrawSpec("race", int(seed), 0, 1)
+    leaders = _first_draw(shard, ranks, centres, "uniform", draw)
+    picks = _picks(shard, ranks, total, n_clusters, draw, leaders, [])
+    return Seeding(torch.tensor(picks, dtype=torch.int64), shard.min_sq_distance)
 
 
-def _first_draw(pool: Pool, shards: Shards, existing: Tensor, first: str, draw: Draw) -> Candidates:
+def _first_draw(shard: Shard, ranks: Ranks, existing: Tensor, first: str, draw: DrawSpec) -> Leaders:
     if len(existing):
-        return pool.absorb(existing, draw)
+        return shard.absorb(existing, draw)
     if first == "largest":  # the farthest from the origin
-        origin = torch.zeros(1, pool.points.shape[1], dtype=pool.dtype, device=pool.points.device)
-        candidates = pool.absorb(origin, replace(draw, rule="farthest", trials=1))
-        pool.forget()
-        if _agreed(shards, pool, candidates).keys[0] < math.inf:  # else all points lie at the origin
-            return candidates
-    return replace(pool.draw(replace(draw, rule="uniform", trials=1)), largest=0.0)  # no distance is known yet
+        origin = torch.zeros(1, shard.points.shape[1], dtype=shard.dtype, device=shard.points.device)
+        leaders = shard.absorb(origin, replace(draw, rule="farthest", trials=1))
+        shard.forget()
+        if _agreed(ranks, shard, leaders).keys[0] < math.inf:  # else all points lie at the origin
+            return leaders
+    return replace(shard.draw(replace(draw, rule="uniform", trials=1)), largest=0.0)  # no distance is known yet
 
 
 def _picks(
-    pool: Pool, shards: Shards, total: int, n_clusters: int, draw: Draw, candidates: Candidates, picks: list[int]
+    shard: Shard, ranks: Ranks, total: int, n_clusters: int, draw: DrawSpec, leaders: Leaders, picks: list[int]
 ) -> list[int]:
     """Go on from `picks` and what was drawn after them, one pick at a time, to `n_clusters`."""
     picks = list(picks)
-    if shards.size == 1 and draw.trials == 1:
-        _agreed(shards, pool, candidates)
-        chained = pool.chain(replace(draw, round=len(picks)), n_clusters - len(picks))
+    if ranks.size == 1 and draw.trials == 1:
+        _agreed(ranks, shard, leaders)
+        chained = shard.chain(replace(draw, round=len(picks)), n_clusters - len(picks))
         if chained:
             picks += chained
             left = replace(draw, round=len(picks)) if len(picks) < n_clusters else None
-            candidates = pool.draw(left)
+            leaders = shard.draw(left)
     while True:
-        winners = _agreed(shards, pool, candidates)
+        winners = _agreed(ranks, shard, leaders)
         if len(picks) == n_clusters:
             return picks
         if winners.keys[0] == math.inf:  # every point lies on a centre: the next ones in a uniform order
             count = n_clusters - len(picks)
-            order = pool.uniform_order(replace(draw, round=len(picks)), pool.positions(picks), count)
-            return picks + [index for _, index in sorted(pair for own in shards.gather(order) for pair in own)[:count]]
-        centres = _rows(pool, shards, candidates, winners)
+            order = shard.uniform_order(replace(draw, round=len(picks)), shard.positions(picks), count)
+            return picks + [index for _, index in sorted(pair for own in ranks.gather(order) for pair in own)[:count]]
+        centres = _rows(shard, ranks, leaders, winners)
         following = replace(draw, round=len(picks) + 1) if len(picks) + 1 < n_clusters else None
         best = 0
         if len(centres) > 1:
-            potentials = shards.sum(pool.potentials(centres, exact_scale(winners.largest, total)))
+            potentials = ranks.sum(shard.potentials(centres, exact_scale(winners.largest, total)))
             best = int((potentials <= potentials.amin() * (1 + TIED)).nonzero()[0])
-            candidates = pool.accept(best, following)
+            leaders = shard.accept(best, following)
         else:
-            candidates = pool.absorb(centres, following)
+            leaders = shard.absorb(centres, following)
         picks.append(winners.indices[best])
 
 
-def _agreed(shards: Shards, pool: Pool, candidates: Candidates) -> Winners:
-    winners = shards.best(candidates)
+def _agreed(ranks: Ranks, shard: Shard, leaders: Leaders) -> Winners:
+    winners = ranks.best(leaders)
     if math.isnan(winners.largest):
-        raise ValueError(_why_not_finite(shards, pool))
+        raise ValueError(_why_not_finite(ranks, shard))
     return winners
 
 
-def _rows(pool: Pool, shards: Shards, candidates: Candidates, winners: Winners) -> Tensor:
+def _rows(shard: Shard, ranks: Ranks, leaders: Leaders, winners: Winners) -> Tensor:
     """(T, D): the winners' rows, on every rank."""
-    held = zip(candidates.positions, winners.owners, strict=True)
-    return shards.rows(pool.rows([row if owner == shards.rank else -1 for row, owner in held]), winners.owners)
+    held = zip(leaders.positions, winners.owners, strict=True)
+    return ranks.rows(shard.rows([row if owner == ranks.rank else -1 for row, owner in held]), winners.owners)
 
 
 def wants_rounds(n_clusters: int, total: int, row_bytes: int) -> bool:
@@ -328,14 +328,14 @@ def wants_rounds(n_clusters: int, total: int, row_bytes: int) -> bool:
 
 
 def _picks_by_rounds(
-    pool: Pool,
-    shards: Shards,
+    shard: Shard,
+    ranks: Ranks,
     total: int,
     n_clusters: int,
     existing: Tensor,
     measured: int,
-    draw: Draw,
-    candidates: Candidates,
+    draw: DrawSpec,
+    leaders: Leaders,
 ) -> list[int]:
     """k-means‖ (Bahmani et al. 2012, algorithm 2), with the same picks for any cut of the pool.
 
@@ -346,48 +346,48 @@ def _picks_by_rounds(
     5. Where they were too few, go on one pick at a time.
     """
     picks: list[int] = []
-    found: list[tuple[int, Tensor]] = []  # (global index, row), in the order of absorption
+    joined_rows: list[tuple[int, Tensor]] = []  # (global index, row), in the order of absorption
     if not len(existing):
-        winners = _agreed(shards, pool, candidates)
+        winners = _agreed(ranks, shard, leaders)
         if winners.keys[0] == math.inf:
-            return _picks(pool, shards, total, n_clusters, draw, candidates, picks)
-        row = _rows(pool, shards, candidates, winners)
-        picks, found = [winners.indices[0]], [(winners.indices[0], row[0])]
-        candidates = pool.absorb(row, None)
+            return _picks(shard, ranks, total, n_clusters, draw, leaders, picks)
+        row = _rows(shard, ranks, leaders, winners)
+        picks, joined_rows = [winners.indices[0]], [(winners.indices[0], row[0])]
+        leaders = shard.absorb(row, None)
     for round in range(ROUNDS):
-        winners = _agreed(shards, pool, replace(candidates, keys=(), indices=(), positions=()))
+        winners = _agreed(ranks, shard, replace(leaders, keys=(), indices=(), positions=()))
         if winners.largest == 0:
             break
-        scaled = pool.min_sq_distance.double() * exact_scale(winners.largest, total)
-        potential = shards.sum(scaled.round().sum())
-        chance = uniforms(pool.index, draw.seed, round, JOIN_STREAM, scaled.device)
+        scaled = shard.min_sq_distance.double() * exact_scale(winners.largest, total)
+        potential = ranks.sum(scaled.round().sum())
+        chance = uniforms(shard.index, draw.seed, round, JOIN_STREAM, scaled.device)
         joined = (chance * potential < n_clusters / 2 * scaled).nonzero()[:, 0].tolist()
-        own = ([pool.global_index(row) for row in joined], pool.rows(joined).cpu())
+        own = ([shard.global_index(row) for row in joined], shard.rows(joined).cpu())
         new = sorted(
-            (pair for indices, rows in shards.gather(own) for pair in zip(indices, rows, strict=True)),
+            (pair for indices, rows in ranks.gather(own) for pair in zip(indices, rows, strict=True)),
             key=lambda pair: pair[0],
         )
-        found += new
+        joined_rows += new
         if new:
-            candidates = pool.absorb(torch.stack([row for _, row in new]).to(pool.points.device), None)
-    assert pool.nearest is not None
-    counts = torch.bincount(pool.nearest.long(), minlength=measured + len(found)).double()
-    weights = shards.sum(counts)[measured:]
+            leaders = shard.absorb(torch.stack([row for _, row in new]).to(shard.points.device), None)
+    assert shard.nearest is not None
+    counts = torch.bincount(shard.nearest.long(), minlength=measured + len(joined_rows)).double()
+    weights = ranks.sum(counts)[measured:]
 
-    rows = torch.stack([row.to(pool.points.device) for _, row in found])
-    wanted = min(n_clusters, len(found))
-    index = torch.tensor([index for index, _ in found], device=rows.device)
-    small = type(pool)(rows, index, len(existing) + wanted * draw.trials, weights)
+    rows = torch.stack([row.to(shard.points.device) for _, row in joined_rows])
+    wanted = min(n_clusters, len(joined_rows))
+    index = torch.tensor([index for index, _ in joined_rows], device=rows.device)
+    small = type(shard)(rows, index, len(existing) + wanted * draw.trials, weights)
     start = existing if len(existing) else rows[:1]
     again = small.absorb(start, replace(draw, round=len(picks)))
-    picks = _picks(small, Shards(None, rows.device), total, wanted, draw, again, picks)
+    picks = _picks(small, Ranks(None, rows.device), total, wanted, draw, again, picks)
 
-    number = {index: at for at, (index, _) in enumerate(found)}
-    pool.forget()
-    candidates = pool.absorb(
+    number = {index: at for at, (index, _) in enumerate(joined_rows)}
+    shard.forget()
+    leaders = shard.absorb(
         torch.cat([existing, rows[[number[index] for index in picks]]]), replace(draw, round=len(picks))
     )
-    return _picks(pool, shards, total, n_clusters, draw, candidates, picks)
+    return _picks(shard, ranks, total, n_clusters, draw, leaders, picks)
 
 
 def exact_scale(largest: float, count: int) -> float:
@@ -397,33 +397,33 @@ def exact_scale(largest: float, count: int) -> float:
     return math.ldexp(1.0, min(bits - math.frexp(largest)[1], 1000))
 
 
-def _why_not_finite(shards: Shards, pool: Pool) -> str:
+def _why_not_finite(ranks: Ranks, shard: Shard) -> str:
     spoilt = [
-        pool.global_index(rows.start + int(row))
-        for rows, chunk in pool.chunks()
+        shard.global_index(rows.start + int(row))
+        for rows, chunk in shard.chunks()
         for row in (~chunk.isfinite().all(dim=1)).nonzero()[:1]
     ]
-    rows = [row for row in shards.gather(spoilt[0] if spoilt else None) if row is not None]
+    rows = [row for row in ranks.gather(spoilt[0] if spoilt else None) if row is not None]
     if rows:
         return f"points must be finite, got NaN or Inf at index {min(rows)}"
-    return f"squared distances between the points overflow {pool.dtype}; scale the points down or pass float64"
+    return f"squared distances between the points overflow {shard.dtype}; scale the points down or pass float64"
 
 
-def _too_small(shards: Shards, pool: Pool, existing: Tensor, largest: float | None) -> float:
+def _too_small(ranks: Ranks, shard: Shard, existing: Tensor, largest: float | None) -> float:
     """The power of two to multiply the points by where they differ by so little that squares underflow; else 1.
 
     Their distances are then 0 as if they were identical. It shows when all of them are, so only then is the pool read.
     `largest` is the largest distance where it is known already.
     """
     if largest is None:
-        largest = float(pool.min_sq_distance.amax()) if len(pool.points) else 0.0
-    if not all(shards.gather(largest == 0)):
+        largest = float(shard.min_sq_distance.amax()) if len(shard.points) else 0.0
+    if not all(ranks.gather(largest == 0)):
         return 1.0
-    extremes = [torch.stack([chunk.amin(dim=0), chunk.amax(dim=0)]).double().cpu() for _, chunk in pool.chunks()]
-    bounds = torch.stack([two for own in shards.gather(extremes) for two in own])
+    extremes = [torch.stack([chunk.amin(dim=0), chunk.amax(dim=0)]).double().cpu() for _, chunk in shard.chunks()]
+    bounds = torch.stack([two for own in ranks.gather(extremes) for two in own])
     low, high = bounds[:, 0].amin(dim=0), bounds[:, 1].amax(dim=0)
     spread = max((high - low).tolist(), default=0.0)
-    limits = torch.finfo(pool.dtype)
+    limits = torch.finfo(shard.dtype)
     if not 0 < spread < math.sqrt(limits.tiny):
         return 1.0
     largest = max(float(bounds.abs().amax()), float(existing.abs().amax()) if len(existing) else 0.0)

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from alges_fast._native import cpu_kernels
-from alges_fast.seeding.native import NativePool
-from alges_fast.seeding.pools import Draw, Pool
+from alges_fast.seeding.native import NativeShard
 from alges_fast.seeding.race import exponentials
-from alges_fast.seeding.shards import Candidates
+from alges_fast.seeding.ranks import Leaders
+from alges_fast.seeding.shard import DrawSpec, Shard
 
 CODES = 112
 """Bytes of codes that a row's blocks share: eight directions for each of up to 14 classes."""
@@ -141,8 +141,8 @@ class SketchedRows:
         return replace(self, open=open)
 
 
-class SketchedPool(Pool):
-    """Bounds of D² over sketched rows; draws as `NativePool` does over the rows themselves."""
+class SketchedShard(Shard):
+    """Bounds of D² over sketched rows; draws as `NativeShard` does over the rows themselves."""
 
     name = "sketched"
     read = 0
@@ -180,32 +180,32 @@ class SketchedPool(Pool):
             *(tensor.data_ptr() for tensor in (upper, self._kept[1], self._kept[2])),
         )
 
-    def draw(self, draw: Draw | None) -> Candidates:
+    def draw(self, draw: DrawSpec | None) -> Leaders:
         if draw is not None and draw.rule == "uniform":
             order = self.uniform_order(draw, (), 1)
             if not order:
-                return Candidates((math.inf,), (-1,), (-1,), 0.0)
+                return Leaders((math.inf,), (-1,), (-1,), 0.0)
             key, index = order[0]
-            return Candidates((key,), (index,), tuple(self.positions([index])), 0.0)
+            return Leaders((key,), (index,), tuple(self.positions([index])), 0.0)
         return self.absorb(self._centres[:0], draw)
 
-    def absorb(self, centres: Tensor, draw: Draw | None) -> Candidates:
+    def absorb(self, centres: Tensor, draw: DrawSpec | None) -> Leaders:
         parts = centres.split(ABSORBED) if len(centres) else (centres,)
         for part in parts[:-1]:
             self._lower(part, None)
         keys, positions, largest = self._lower(parts[-1], draw)
         if draw is None:
-            return Candidates((), (), (), largest)
+            return Leaders((), (), (), largest)
         key, index, position = self._smallest(keys, positions, draw)
-        return Candidates((key,), (index,), (position,), largest)
+        return Leaders((key,), (index,), (position,), largest)
 
     def potentials(self, centres: Tensor, scale: float) -> Tensor:
         raise NotImplementedError("sketched rows know no sums of D²")
 
-    def accept(self, trial: int, draw: Draw | None) -> Candidates:
+    def accept(self, trial: int, draw: DrawSpec | None) -> Leaders:
         raise NotImplementedError("sketched rows know no sums of D²")
 
-    def uniform_order(self, draw: Draw, without: Sequence[int], count: int) -> list[tuple[float, int]]:
+    def uniform_order(self, draw: DrawSpec, without: Sequence[int], count: int) -> list[tuple[float, int]]:
         best: list[tuple[float, int]] = []
         for start in range(0, len(self.index), _PIECE):
             index = self._index[start : start + _PIECE]
@@ -230,7 +230,7 @@ class SketchedPool(Pool):
         rows[[at for at, position in enumerate(positions) if position >= 0]] = self.sketched[held]
         return rows
 
-    def _lower(self, centres: Tensor, draw: Draw | None) -> tuple[list[float], list[int], float]:
+    def _lower(self, centres: Tensor, draw: DrawSpec | None) -> tuple[list[float], list[int], float]:
         """Lower the bounds by centres (M, D), then find the contenders: their least keys and positions; largest D²."""
         first = len(self._centres)
         self._centres = torch.cat([self._centres, centres])
@@ -266,7 +266,7 @@ class SketchedPool(Pool):
         measures = [step, inside_sq.sqrt(), self._rounding * all_sq.sqrt(), rest, of_dot]
         return codes, torch.stack([measure.float() for measure in measures])
 
-    def _smallest(self, keys: list[float], positions: list[int], draw: Draw) -> tuple[float, int, int]:
+    def _smallest(self, keys: list[float], positions: list[int], draw: DrawSpec) -> tuple[float, int, int]:
         """The smallest key of all rows, with its global index and position: the contenders' own are asked, from the
         least that they may be on, until no other can be smaller."""
         best = math.inf, -1, -1
@@ -276,13 +276,13 @@ class SketchedPool(Pool):
             some, order = [positions[at] for at in order[:tried]], order[tried:]
             tried *= 2
             self.contended += len(some)
-            exact = NativePool(self.sketched[some], self._index[some], len(self._centres))
-            found = exact.absorb(self._centres, draw)
+            exact = NativeShard(self.sketched[some], self._index[some], len(self._centres))
+            measured = exact.absorb(self._centres, draw)
             upper, (_, lower, nearest) = self.min_sq_distance, self._kept
             upper[some] = lower[some] = exact.min_sq_distance
             nearest[some] = -1  # it need not be the one that gave the bound
-            if found.keys[0] < math.inf:
-                best = min(best, (found.keys[0], found.indices[0], some[found.positions[0]]))
+            if measured.keys[0] < math.inf:
+                best = min(best, (measured.keys[0], measured.indices[0], some[measured.positions[0]]))
         return best
 
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from alges_fast._native import cpu_kernels
 from alges_fast.last_layer import OUTLINE
 from alges_fast.seeding import kmeans_plusplus
-from alges_fast.seeding.native import NativePool
-from alges_fast.seeding.pools import Draw, Pool, TorchPool
-from alges_fast.seeding.shards import Candidates, Shards
+from alges_fast.seeding.native import NativeShard
+from alges_fast.seeding.ranks import Leaders, Ranks
+from alges_fast.seeding.shard import DrawSpec, Shard, TorchShard
 from alges_fast.strategies.alges import weighted
 from alges_fast.strategies.base import Candidate, Query, Rating, Strategy, Taken
 from alges_fast.strategies.effort import predicted_costs
@@ -212,37 +212,37 @@ def seed_by_class(
         seed: of the race.
         group: the processes that share the pool.
     """
-    shards = Shards(group, rows.device)
+    ranks = Ranks(group, rows.device)
     native = rows.device.type == "cpu" and cpu_kernels() is not None
-    make: type[Pool] = NativePool if native else TorchPool
-    pools = {k: make(rows[:, k].contiguous(), index, len(existing) + n) for k in classes}
+    make: type[Shard] = NativeShard if native else TorchShard
+    shards = {k: make(rows[:, k].contiguous(), index, len(existing) + n) for k in classes}
     centres = existing.to(rows)
     counted = dict.fromkeys(classes, 0)
     picks: list[int] = []
     for pick in range(begun, begun + n):
         k = classes[pick % len(classes)]
-        draw = Draw("race", seed, pick)
+        draw = DrawSpec("race", seed, pick)
         if len(centres):
-            candidates = pools[k].absorb(centres[counted[k] :, k], draw)
+            candidates = shards[k].absorb(centres[counted[k] :, k], draw)
             counted[k] = len(centres)
-            winners = shards.best(candidates)
+            winners = ranks.best(candidates)
             if math.isnan(winners.largest):
                 raise ValueError("points must be finite, got NaN or Inf")
         if not len(centres) or winners.keys[0] == math.inf:  # nothing to tell the class's rows apart: any that is left
-            candidates = _any_left(pools[k], replace(draw, rule="uniform"), picks)
-            winners = shards.best(candidates)
-        held = candidates.positions[0] if winners.owners[0] == shards.rank else -1
+            candidates = _any_left(shards[k], replace(draw, rule="uniform"), picks)
+            winners = ranks.best(candidates)
+        held = candidates.positions[0] if winners.owners[0] == ranks.rank else -1
         own = rows[held] if held >= 0 else torch.zeros_like(centres[:1].sum(0))
-        row = shards.rows(own.flatten()[None], winners.owners)
+        row = ranks.rows(own.flatten()[None], winners.owners)
         centres = torch.cat([centres, row.view(1, *centres.shape[1:])])
         picks.append(winners.indices[0])
     return picks
 
 
-def _any_left(pool: Pool, draw: Draw, picks: Sequence[int]) -> Candidates:
+def _any_left(shard: Shard, draw: DrawSpec, picks: Sequence[int]) -> Leaders:
     """The first of a uniform order of the shard's points without those picked."""
-    order = pool.uniform_order(draw, pool.positions(picks), 1)
+    order = shard.uniform_order(draw, shard.positions(picks), 1)
     if not order:
-        return Candidates((math.inf,), (-1,), (-1,), 0.0)
+        return Leaders((math.inf,), (-1,), (-1,), 0.0)
     key, index = order[0]
-    return Candidates((key,), (index,), tuple(pool.positions([index])), 0.0)
+    return Leaders((key,), (index,), tuple(shard.positions([index])), 0.0)

@@ -18,9 +18,9 @@ from torch import Tensor
 from alges_fast._native import cpu_kernels
 from alges_fast.backends import _say_once
 from alges_fast.seeding import k_center_greedy, kmeans_plusplus, seeding
-from alges_fast.seeding.native import NativePool, available_memory, wants_sketch
-from alges_fast.seeding.pools import Pool, TorchPool
+from alges_fast.seeding.native import NativeShard, available_memory, wants_sketch
 from alges_fast.seeding.race import exponentials, philox
+from alges_fast.seeding.shard import Shard, TorchShard
 
 BACKENDS = ["torch"]
 BACKENDS += ["cpu"] if cpu_kernels() else []
@@ -266,7 +266,7 @@ def test_the_sketch_stays_within_a_quarter_of_the_memory_a_container_may_have(tm
 def test_the_sketch_spares_most_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("alges_fast.seeding.native.CACHED", 0)
     points = torch.randn(4000, 128)
-    pool = NativePool(points, range(4000), 100)
+    pool = NativeShard(points, range(4000), 100)
     pool.absorb(points[:40], None)
     pool.absorb(points[40:41], None)
     assert pool.measured < 400  # about one in 40 has the new centre for its nearest
@@ -290,9 +290,9 @@ def test_threads_change_nothing(threads: int) -> None:
 def test_every_half_is_read_right() -> None:
     halves = torch.arange(-(2**15), 2**15, dtype=torch.int32).short().view(torch.float16)
     halves = halves[halves.isfinite()][:, None].expand(-1, 17).contiguous()
-    found = NativePool(halves, range(len(halves)), 1)
+    found = NativeShard(halves, range(len(halves)), 1)
     found.absorb(torch.zeros(1, 17), None)
-    expected = TorchPool(halves, range(len(halves)), 1)
+    expected = TorchShard(halves, range(len(halves)), 1)
     expected.absorb(torch.zeros(1, 17), None)
     torch.testing.assert_close(found.min_sq_distance, expected.min_sq_distance, rtol=1e-6, atol=0)
 
@@ -466,8 +466,8 @@ def test_k_center_against_brute_force_with_existing_and_ties() -> None:
             centres = torch.cat([centres, points[index : index + 1]])
 
 
-@pytest.mark.parametrize("pool", [NativePool, TorchPool] if cpu_kernels() else [TorchPool])
-def test_the_sums_that_choose_among_trials_do_not_depend_on_the_cut(pool: type[Pool]) -> None:
+@pytest.mark.parametrize("pool", [NativeShard, TorchShard] if cpu_kernels() else [TorchShard])
+def test_the_sums_that_choose_among_trials_do_not_depend_on_the_cut(pool: type[Shard]) -> None:
     points = blobs(5000, 9, seed=3) * torch.logspace(-3, 3, 5000)[:, None]
     scale = seeding.exact_scale(float(points.double().square().sum(dim=1).amax()), len(points))
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from alges_fast.backends import choose_backend
 from alges_fast.seeding import k_center_greedy, kmeans_plusplus, seeding
-from alges_fast.seeding.cuda import CudaPool, grid
+from alges_fast.seeding.cuda import CudaShard, grid
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +29,7 @@ def emulated() -> ModuleType:
 def emulation(request: pytest.FixtureRequest, emulated: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """backend="torch" runs the emulated kernels on CPU tensors: in one launch a seeding, or one a pick, on 3 blocks."""
 
-    class Emulated(CudaPool):
+    class Emulated(CudaShard):
         def kernels(self) -> Any:
             return emulated
 
@@ -40,7 +40,7 @@ def emulation(request: pytest.FixtureRequest, emulated: ModuleType, monkeypatch:
     if request.param == 1:
         monkeypatch.setattr("alges_fast.seeding.cuda.ONE_LAUNCH", 0)
         monkeypatch.setattr("alges_fast.seeding.cuda.grid", lambda rows, resident: (3, 4))
-    monkeypatch.setitem(seeding.POOLS, "torch", Emulated)
+    monkeypatch.setitem(seeding.SHARDS, "torch", Emulated)
 
 
 def points_of(dtype: torch.dtype, columns: int, rows: int = 150) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from alges_fast._native import cpu_kernels
 from alges_fast.seeding import k_center_greedy, kmeans_plusplus, seeding
-from alges_fast.seeding.shards import Shards
+from alges_fast.seeding.ranks import Ranks
 
 WORLDS = (2, 4)  # processes
 Cut = Callable[[int, int, int], Tensor]  # (points, ranks, rank) -> indices of the rank's points
@@ -74,7 +74,7 @@ def seed_all(group: Any, rank: int, ranks: int, cut: Cut) -> dict[str, tuple[Ten
     return results
 
 
-class Threads(Shards):
+class Threads(Ranks):
     """Ranks that are threads of this process, and pass each other values through a list."""
 
     def __init__(self, rank: int, barrier: threading.Barrier, board: list[Any]) -> None:
@@ -166,7 +166,7 @@ def test_any_cut_gives_the_picks_of_the_whole(
 ) -> None:
     for name in ("ROUNDS_ABOVE", "ROUNDS_FROM"):
         monkeypatch.setattr(seeding, name, getattr(seeding, name))  # put back after
-    monkeypatch.setattr(seeding, "Shards", lambda group, device: group or Shards(None, device))
+    monkeypatch.setattr(seeding, "Ranks", lambda group, device: group or Ranks(None, device))
     barrier, board = threading.Barrier(world), [None] * world
     with ThreadPoolExecutor(world) as ranks:
         started = [ranks.submit(seed_all, Threads(rank, barrier, board), rank, world, cut) for rank in range(world)]

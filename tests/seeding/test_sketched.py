@@ -77,7 +77,7 @@ def test_picks_are_those_of_the_rows_in_full(n: int, blocks: int, columns: int, 
 
 def check_bounds() -> None:
     known, points, _ = sketch(embeddings(3000, 13, 32))
-    pool = sketched.SketchedPool(known, torch.arange(3000))
+    pool = sketched.SketchedShard(known, torch.arange(3000))
     pool.absorb(points[::100], None)
     exact = torch.cdist(points.double(), points[::100].double(), compute_mode="donot_use_mm_for_euclid_dist")
     least = exact.amin(1).square()
@@ -106,7 +106,7 @@ def test_most_rows_are_passed_over() -> None:
     codes, measures, _ = basis.sketch(rows)
     points = rows.flatten(1)
     known = SketchedRows(basis, torch.ones(13), codes, measures, lambda at: points[list(at)])
-    pool = sketched.SketchedPool(known, torch.arange(4000))
+    pool = sketched.SketchedShard(known, torch.arange(4000))
     pool.absorb(points[:40], None)
     before = pool.read
     pool.absorb(points[40:80], None)
@@ -120,7 +120,7 @@ def test_the_same_picks_for_any_cut(ranks: int, cut: Any, monkeypatch: pytest.Mo
     whole = kmeans_plusplus(sketch(rows)[1], 40, seed=11).indices
     barrier, board = threading.Barrier(ranks), [None] * ranks
     local = threading.local()
-    monkeypatch.setattr(seeding, "Shards", lambda group, device: Threads(local.rank, barrier, board))
+    monkeypatch.setattr(seeding, "Ranks", lambda group, device: Threads(local.rank, barrier, board))
 
     def of(rank: int) -> Tensor:
         local.rank = rank

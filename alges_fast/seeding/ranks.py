@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Candidates:
+class Leaders:
     """One rank's best points of one pass. The smallest key wins a draw, and of equal keys the lowest global index."""
 
     keys: Sequence[float]  # inf: this rank has no point that can win
@@ -31,7 +31,7 @@ class Winners:
     largest: float
 
 
-class Shards:
+class Ranks:
     """The ranks of `group`, or this process alone. Every method is collective: all ranks call it in the same order."""
 
     def __init__(self, group: dist.ProcessGroup | None, points_device: torch.device) -> None:
@@ -60,10 +60,10 @@ class Shards:
             if any(value != values[0] for value in values):
                 raise ValueError(f"{name} must be the same on every rank, got {values}")
 
-    def best(self, candidates: Candidates) -> Winners:
+    def best(self, leaders: Leaders) -> Winners:
         """The winner of every draw over all ranks: one small gather."""
-        tables = self.exchange([*candidates.keys, *candidates.indices, candidates.largest])
-        draws = len(candidates.keys)
+        tables = self.exchange([*leaders.keys, *leaders.indices, leaders.largest])
+        draws = len(leaders.keys)
         ranked = [min((row[draw], row[draws + draw], rank) for rank, row in enumerate(tables)) for draw in range(draws)]
         largest = [row[-1] for row in tables]
         return Winners(

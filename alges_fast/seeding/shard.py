@@ -1,7 +1,7 @@
 """A shard of the pool with its running squared distances, over a provider of distances: plain torch (the definition) or
 faiss.
 
-`Pool` holds what every provider needs; a provider says how rows are measured against centres. The native pools
+`Shard` holds what every provider needs; a provider says how rows are measured against centres. The native pools
 (native.py, cuda.py) fuse distance, running minimum and draw into one read of the points.
 """
 
@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from alges_fast.seeding.race import exponentials
-from alges_fast.seeding.shards import Candidates
+from alges_fast.seeding.ranks import Leaders
 
 CHUNK_BYTES = 1 << 22  # of rows at a time: stays in cache, and bounds what is read from a memory-mapped pool
 
 
 @dataclass(frozen=True)
-class Draw:
+class DrawSpec:
     """What to draw from the running squared distances D²."""
 
     rule: Literal["uniform", "race", "farthest"]  # every point alike; in proportion to D²; the largest D²
@@ -40,7 +40,7 @@ class Picked:
     largest: float  # D² left, of all points; NaN where one is not finite, now or after the first pass
 
 
-class Pool(ABC):
+class Shard(ABC):
     """One shard: (N, D) points, their global indices, and `min_sq_distance` (N,) to the centres absorbed so far.
 
     `centres` is how many will be measured in all, as far as is known: what a provider prepares must pay by then.
@@ -71,11 +71,11 @@ class Pool(ABC):
         """What a provider makes once, before it measures so many centres."""
 
     @abstractmethod
-    def draw(self, draw: Draw | None) -> Candidates:
+    def draw(self, draw: DrawSpec | None) -> Leaders:
         """The shard's candidates for every trial, and its largest D². Only "uniform" can pick a point at D² = 0."""
 
     @abstractmethod
-    def absorb(self, centres: Tensor, draw: Draw | None) -> Candidates:
+    def absorb(self, centres: Tensor, draw: DrawSpec | None) -> Leaders:
         """Count `centres` (M, D) from now on, then draw.
 
         A row equal to a centre gets D² = 0 exactly; one that holds NaN or Inf gets one of them.
@@ -86,15 +86,15 @@ class Pool(ABC):
         """(T,) float64: for each trial centre Σ_i round(scale · w_i · min(D²_i, ‖x_i - c_t‖²)), exactly."""
 
     @abstractmethod
-    def accept(self, trial: int, draw: Draw | None) -> Candidates:
+    def accept(self, trial: int, draw: DrawSpec | None) -> Leaders:
         """Absorb one of the centres that `potentials` tried, then draw."""
 
-    def chain(self, draw: Draw, count: int) -> list[int]:
+    def chain(self, draw: DrawSpec, count: int) -> list[int]:
         """Up to `count` picks at once, the first of them what the last draw found, where a provider can: the global
         indices. Of the race `draw` gives the rule, the seed and the round of the first pick."""
         return []
 
-    def pick_at_once(self, existing: Tensor, first: str, draw: Draw, count: int) -> Picked | None:
+    def pick_at_once(self, existing: Tensor, first: str, draw: DrawSpec, count: int) -> Picked | None:
         """All picks from the first on, of a pool that is one shard, where a provider can do so without the host."""
         return None
 
@@ -102,7 +102,7 @@ class Pool(ABC):
         """Forget every centre."""
         self.min_sq_distance.fill_(torch.inf)
 
-    def uniform_order(self, draw: Draw, without: Sequence[int], count: int) -> list[tuple[float, int]]:
+    def uniform_order(self, draw: DrawSpec, without: Sequence[int], count: int) -> list[tuple[float, int]]:
         """The first `count` points of a uniform race as (key, global index), without the rows in `without`."""
         keys = exponentials(self.index, draw.seed, draw.round, 0, self.points.device)
         keys[list(without)] = torch.inf
@@ -152,7 +152,7 @@ class Pool(ABC):
             yield rows, self.points[rows].to(self.dtype)
 
 
-class MeasuredPool(Pool):
+class MeasuredShard(Shard):
     """A pool over whole rows of distances: a provider measures, and torch keeps the minimum and draws."""
 
     _absorbed = 0
@@ -173,7 +173,7 @@ class MeasuredPool(Pool):
             self.nearest[rows] = torch.where(distances < minimum, numbers, self.nearest[rows])
         torch.minimum(minimum, distances, out=minimum)
 
-    def absorb(self, centres: Tensor, draw: Draw | None) -> Candidates:
+    def absorb(self, centres: Tensor, draw: DrawSpec | None) -> Leaders:
         self.lower(centres)
         self._absorbed += len(centres)
         return self.draw(draw)
@@ -182,19 +182,19 @@ class MeasuredPool(Pool):
         self._tried = torch.minimum(self.sq_distances(centres), self.min_sq_distance)
         return (self.weighted(self._tried).double() * scale).round().sum(dim=1)
 
-    def accept(self, trial: int, draw: Draw | None) -> Candidates:
+    def accept(self, trial: int, draw: DrawSpec | None) -> Leaders:
         assert self._tried is not None
         self.min_sq_distance.copy_(self._tried[trial])
         self._tried = None
         return self.draw(draw)
 
-    def draw(self, draw: Draw | None) -> Candidates:
+    def draw(self, draw: DrawSpec | None) -> Leaders:
         largest = self._largest()
         if draw is None:
-            return Candidates((), (), (), largest)
-        found = [self._winner(self._keys(draw, trial)) for trial in range(draw.trials)]
-        keys, indices, positions = zip(*found, strict=True)
-        return Candidates(keys, indices, positions, largest)
+            return Leaders((), (), (), largest)
+        winners = [self._winner(self._keys(draw, trial)) for trial in range(draw.trials)]
+        keys, indices, positions = zip(*winners, strict=True)
+        return Leaders(keys, indices, positions, largest)
 
     def _largest(self) -> float:
         if not len(self.min_sq_distance):
@@ -202,7 +202,7 @@ class MeasuredPool(Pool):
         largest = float(self.min_sq_distance.amax())  # NaN wins over any number
         return largest if largest < float("inf") else float("nan")
 
-    def _keys(self, draw: Draw, trial: int) -> Tensor:
+    def _keys(self, draw: DrawSpec, trial: int) -> Tensor:
         if draw.rule == "farthest":
             return torch.where(self.min_sq_distance > 0, -self.min_sq_distance.double(), torch.inf)
         weights = self.weighted(self.min_sq_distance).double()
@@ -228,7 +228,7 @@ def chunk_rows(dimension: int, dtype: torch.dtype) -> int:
     return max(16, CHUNK_BYTES // (max(dimension, 1) * dtype.itemsize))
 
 
-class TorchPool(MeasuredPool):
+class TorchShard(MeasuredShard):
     """Σ (x - c)² in plain torch: no cancellation, any device."""
 
     name = "torch"
@@ -247,7 +247,7 @@ class TorchPool(MeasuredPool):
         return distances
 
 
-class FaissPool(MeasuredPool):
+class FaissShard(MeasuredShard):
     """faiss on the CPU: `pairwise_distances`, and `knn` for many centres at once.
 
     It expands ‖x - c‖² = ‖x‖² - 2 x·c + ‖c‖², which cancels near a centre: where the result is below 1/64 of ‖x‖² +
@@ -290,17 +290,17 @@ class FaissPool(MeasuredPool):
         return distances
 
 
-class FaissGpuPool(MeasuredPool):
-    """faiss on the GPU: `bfKnn` of all pairs, with the points' norms computed once. Mended like `FaissPool`."""
+class FaissGpuShard(MeasuredShard):
+    """faiss on the GPU: `bfKnn` of all pairs, with the points' norms computed once. Mended like `FaissShard`."""
 
     name = "faiss"
     _resources: ClassVar[Any] = None  # one for the process, which by itself would take 1.5 GiB of scratch
 
     def prepare(self, centres: int) -> None:
         self._faiss = _faiss()
-        if FaissGpuPool._resources is None:
-            FaissGpuPool._resources = self._faiss.StandardGpuResources()
-            FaissGpuPool._resources.setTempMemory(64 << 20)
+        if FaissGpuShard._resources is None:
+            FaissGpuShard._resources = self._faiss.StandardGpuResources()
+            FaissGpuShard._resources.setTempMemory(64 << 20)
         self._sq_norms = torch.empty_like(self.min_sq_distance)
         for rows, chunk in self.chunks():
             self._sq_norms[rows] = chunk.square().sum(dim=1)
@@ -308,7 +308,7 @@ class FaissGpuPool(MeasuredPool):
     def sq_distances(self, centres: Tensor) -> Tensor:
         device = self.points.device
         stream = self._faiss.cast_integer_to_cudastream_t(torch.cuda.current_stream(device).cuda_stream)
-        FaissGpuPool._resources.setDefaultStream(device.index, stream)
+        FaissGpuShard._resources.setDefaultStream(device.index, stream)
         distances = torch.empty(len(centres), len(self.points), device=device)
         for rows, chunk in self.chunks():
             block = torch.empty(len(centres), len(chunk), device=device)
@@ -337,7 +337,7 @@ class FaissGpuPool(MeasuredPool):
         parameters.outDistances = faiss.cast_integer_to_float_ptr(distances.data_ptr())
         parameters.device = chunk.device.index
         parameters.use_cuvs = False
-        faiss.bfKnn(FaissGpuPool._resources, parameters)
+        faiss.bfKnn(FaissGpuShard._resources, parameters)
 
 
 def mend(distances: Tensor, centres: Tensor, chunk: Tensor, sq_norms: Tensor, minimum: Tensor) -> Tensor:
