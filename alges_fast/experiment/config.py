@@ -25,7 +25,8 @@ class RunConfig(TrainConfig):
         preset: defaults for all others; flags and --config override them. demo (minutes on two cores), camvid (a
             grid for CamVid that two cores finish), paper (the protocol of ALGES, exactly), none (those listed here).
             Left out it is demo; or none where --dataset, --architecture, --encoder, --encoder_weights, --head_kernel,
-            --epochs, --batch_size or --lr is given. --print_config shows what comes of it.
+            --steps, --epochs, --batch_size, --lr, --augment or --teacher is given. --print_config shows what comes of
+            it.
         dataset: drawn surgical video, or how the files lie. synthetic-full is at CholecSeg8k's size; folder is
             {train,val,test}/{images,masks} with the same file stems in both.
         data_root: where its files are.
@@ -134,6 +135,8 @@ def preset_values(given: Mapping[str, Any]) -> dict[str, Any]:
     values = {"preset": preset, **PRESETS[preset]}
     if given.get("architecture") == FROZEN:
         values.pop("encoder", None)  # of another architecture; this one has its own
+    if "steps" in given:
+        values.pop("epochs", None)
     if "rounds" in given:
         values.pop("random_rounds", None)  # more than the preset's own rounds
     if "regions" in given and "strategies" in values:
@@ -142,7 +145,10 @@ def preset_values(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 NOT_THE_DEMO = frozenset(
-    {"dataset", "architecture", "encoder", "encoder_weights", "head_kernel", "epochs", "batch_size", "lr"}
+    {
+        *("dataset", "architecture", "encoder", "encoder_weights", "head_kernel"),
+        *("steps", "epochs", "batch_size", "lr", "augment", "teacher"),
+    }
 )
 """Settings whose user has an experiment of their own in mind: its data, its network, or how a whole one is trained."""
 

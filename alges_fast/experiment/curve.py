@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from alges_fast.errors import UserError
 from alges_fast.experiment.config import RunConfig, grid_of
 from alges_fast.strategies import Strategy, get_strategy
 from alges_fast.strategies.random import Random
-from alges_fast.training.crops import side_around
 
 
 @dataclass(frozen=True)
@@ -44,14 +42,13 @@ class Curve:
         """Frames that are labelled in a round; with windows, as many frames' pixels."""
         return n_pool if self.strategy.takes_whole_pool else config.init_size + round * self.query_size
 
-    def n_shown(self, config: RunConfig, n_pool: int, round: int) -> float:
-        """What an epoch of a whole network is shown then, roughly, in frames: windows are shown with a margin."""
+    def n_shown(self, config: RunConfig, n_pool: int, round: int) -> int:
+        """Frames of an epoch of a whole network then, at most: those labelled, and those that have a window."""
         n = self.n_labelled(config, n_pool, round)
         if self.regions is None:
             return n
-        height, width = (config.image_size / side for side in self.regions)
-        shown = side_around(math.ceil(max(height, width)), config.image_size) ** 2 / (height * width)
-        return config.init_size + (n - config.init_size) * shown
+        windows = (n - config.init_size) * self.regions[0] * self.regions[1]
+        return min(config.init_size + windows, n_pool)
 
 
 def curves_of(config: RunConfig) -> list[Curve]:
@@ -85,6 +82,15 @@ def check_budget(config: RunConfig, curves: Sequence[Curve], n_frames: int) -> N
             f"{longest.n_rounds} rounds of {config.init_size} + {longest.query_size} frames a query need "
             f"{wanted[longest]}, but the pool has {n_frames}: lower {flags}"
         )
+
+
+def check_losses(config: RunConfig, curves: Sequence[Curve]) -> None:
+    """Refuse a teacher beside a strategy with a loss of its own. Raises UserError."""
+    for curve in curves:
+        if config.teacher != "none" and type(curve.strategy).loss is not Strategy.loss:
+            raise UserError(
+                f"--teacher {config.teacher}: strategy {curve.strategy.name} has a loss of its own: leave one"
+            )
 
 
 def check_windows(config: RunConfig, curves: Sequence[Curve]) -> None:

@@ -26,7 +26,7 @@ from alges_fast import atomic
 from alges_fast.data import load_dataset
 from alges_fast.errors import UserError
 from alges_fast.experiment.config import RunConfig
-from alges_fast.experiment.curve import Curve, check_budget, check_windows, curves_of
+from alges_fast.experiment.curve import Curve, check_budget, check_losses, check_windows, curves_of
 from alges_fast.experiment.folder import check_config, prepare_folder
 from alges_fast.experiment.processes import LOCK, launch
 from alges_fast.experiment.results import save_frames, save_thumbnails, write_results
@@ -44,9 +44,10 @@ from alges_fast.report import write_report
 from alges_fast.selection import BrokenPromise, choose
 from alges_fast.strategies import Query, scores_of
 from alges_fast.training.errors import Diverged, TooFewLabels
+from alges_fast.training.evaluation import evaluate
 from alges_fast.training.labelled import Labelled, unlabelled
 from alges_fast.training.learner import Training, make_learner
-from alges_fast.training.whole_network import MEMORY_FORMAT, evaluate
+from alges_fast.training.optimising import MEMORY_FORMAT
 from alges_fast.windows import named
 
 
@@ -97,6 +98,7 @@ def _prepare(config: RunConfig, monitor: Monitor) -> Setting:
     )
     check_budget(config, curves, len(dataset.train))
     check_windows(config, curves)
+    check_losses(config, curves)
     learner = make_learner(config, len(dataset.classes), dataset.train.images, processes.device, monitor.preparing)
     pool_inputs = on_device_if_small(learner.inputs(dataset.train.images), processes.device)
     test_inputs = learner.inputs(dataset.test.images)

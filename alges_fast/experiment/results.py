@@ -20,7 +20,7 @@ from alges_fast.experiment.state import STEPS, RoundFolder
 from alges_fast.last_layer import LastLayer
 from alges_fast.report import artefacts
 from alges_fast.strategies import frame_of
-from alges_fast.training.whole_network import predict
+from alges_fast.training.evaluation import predict
 from alges_fast.windows import named
 
 COLUMNS = (

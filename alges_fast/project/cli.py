@@ -17,7 +17,6 @@ from alges_fast.errors import UserError
 from alges_fast.project.folder import COMMAND, opened
 from alges_fast.project.status import dice_line, next_step, outline_of
 from alges_fast.project.training import WHOLE
-from alges_fast.training.config import TrainConfig
 
 HELP = f"""\
 usage: {COMMAND} STEP DIR [--SETTING VALUE ...]
@@ -52,7 +51,7 @@ EXAMPLES = {
     "new": "new liver --images /data/theatre --classes background,liver,polyp",
     "next": "next liver -n 1 --regions 16x16",
     "import": "import liver export.zip --accept_untouched",
-    "train": "train liver --architecture unet --encoder_weights imagenet",
+    "train": "train liver --architecture unet",
     "status": "status liver",
     "export": "export liver --out deployed",
 }
@@ -139,11 +138,17 @@ def _parser() -> argparse.ArgumentParser:
 
     fit = of["train"].add_argument
     fit("--architecture", help="frozen (seconds), or a network trained whole, such as unet (as the newest model's)")
-    fit("--encoder", help=f"of a whole network ({TrainConfig().encoder})")
-    fit("--encoder_weights", help="of a whole network: packaged, a name such as imagenet, or a file (none)")
-    fit("--epochs", type=int, help=f"of a whole network ({WHOLE['epochs']})")
+    fit("--encoder", help=f"of a whole network ({WHOLE['encoder']})")
+    fit("--encoder_weights", help="of a whole network: packaged, a name such as imagenet, or a file (packaged)")
+    fit("--steps", type=int, help=f"optimiser steps of a whole network ({WHOLE['steps']})")
     fit("--batch_size", type=int, help=f"of a whole network ({WHOLE['batch_size']})")
-    fit("--lr", type=float, help=f"of a whole network ({WHOLE['lr']})")
+    fit("--lr", type=float, help=f"of a whole network, the highest ({WHOLE['lr']})")
+    fit("--augment", help=f"how its frames are moved ({WHOLE['augment']}), or none")
+    fit(
+        "--teacher",
+        choices=("none", "frozen"),
+        help="what tells a whole network of pixels without a label: a head on the same labels, or nothing (frozen)",
+    )
     fit("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where a whole network is trained")
 
     of["export"].add_argument("--out", type=Path, help="folder for the files (beside the model's weights)")
@@ -212,7 +217,7 @@ def _imported(open_project: project.Project, taken: project.Import) -> str:
 
 
 def _train(root: Path, given: argparse.Namespace, progress: project.Progress) -> list[str]:
-    names = ("architecture", "encoder", "encoder_weights", "epochs", "batch_size", "lr", "device")
+    names = ("architecture", "encoder", "encoder_weights", "steps", "batch_size", "lr", "augment", "teacher", "device")
     project.train(root, project.TrainSettings(**{name: getattr(given, name) for name in names}), progress)
     with opened(root) as open_project:
         return [dice_line(open_project), *_afterwards_of(open_project)]

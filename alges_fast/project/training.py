@@ -7,7 +7,7 @@ round would bring. Where rounds of random frames are there to compare with, more
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,7 +21,9 @@ from alges_fast import atomic
 from alges_fast.annotation.exports import csv_text
 from alges_fast.data.frames import FrameSet
 from alges_fast.errors import UserError
+from alges_fast.labels import UNLABELLED
 from alges_fast.models import FROZEN
+from alges_fast.models.weights import PACKAGED, PACKAGED_ENCODER
 from alges_fast.project import network
 from alges_fast.project.folder import HISTORY, MODEL, Project, TrainedModel
 from alges_fast.project.labels import Labels, read_labels
@@ -31,9 +33,9 @@ from alges_fast.random_streams import stream_seed
 from alges_fast.training.config import TrainConfig
 from alges_fast.training.device import fabric_on
 from alges_fast.training.errors import Diverged, TooFewLabels
+from alges_fast.training.evaluation import evaluate
 from alges_fast.training.labelled import Labelled, Piece
-from alges_fast.training.learner import Learner, Training, WholeNetwork
-from alges_fast.training.whole_network import evaluate
+from alges_fast.training.learner import Learner, Teacher, Training, WholeNetwork
 from alges_fast.windows import Window
 
 
@@ -73,12 +75,23 @@ class TrainSettings:
                     "encoder of a frozen one is given to `new`)"
                 )
             return {"architecture": FROZEN}
-        values = {**WHOLE, **before, **given}
+        values = {**WHOLE, **{name: before[name] for name in before if name in (*WHOLE, "architecture")}, **given}
         config = TrainConfig(**values)  # it says what is out of range
         return {name: getattr(config, name) for name in values}
 
 
-WHOLE: Mapping[str, Any] = {"encoder": "", "encoder_weights": None, "epochs": 50, "batch_size": 8, "lr": 1e-3}
+MOST_TAUGHT = 2000
+"""Frames without a label that a network is taught on, so that a long video fits in memory."""
+
+WHOLE: Mapping[str, Any] = {
+    "encoder": PACKAGED_ENCODER,
+    "encoder_weights": PACKAGED,
+    "steps": TrainConfig().steps,
+    "batch_size": TrainConfig.batch_size,
+    "lr": TrainConfig.lr,
+    "augment": TrainConfig().augment,
+    "teacher": FROZEN,
+}
 """Settings of a whole network where nothing is asked for."""
 
 
@@ -157,7 +170,7 @@ class _Trainer:
     """Networks trained on some of the labelled frames, and their counts on others.
 
     Attributes:
-        frames: all labelled ones, at the network's size.
+        frames: all labelled ones, and others that a teacher may label, at the network's size.
         inputs: what the learner is given of them.
         pieces: what is labelled of each.
         seed: of every training.
@@ -175,8 +188,8 @@ class _Trainer:
     n_shown: int = 0
     shown: int = 0
 
-    def fit(self, ids: Sequence[str]) -> nn.Module:
-        """A network trained on these frames."""
+    def fit(self, ids: Sequence[str], unseen: Collection[str] = ()) -> nn.Module:
+        """A network trained on these frames, and taught on all but those that are to be unseen."""
         work, done = self.learner.training_work(len(ids)), 0.0
 
         def on_batch(more: float) -> None:
@@ -186,7 +199,13 @@ class _Trainer:
 
         model = self.learner.new_network(self.n_classes, self.seed)
         labelled = Labelled(self.frames, tuple(piece for id in ids for piece in self.pieces[id]))
-        training = Training(labelled=labelled, inputs=self.inputs, seed=self.seed, on_batch=on_batch)
+        training = Training(
+            labelled=labelled,
+            inputs=self.inputs,
+            seed=self.seed,
+            unseen=[self.frames.index(id) for id in unseen],
+            on_batch=on_batch,
+        )
         self.learner.train(self.fabric, model, training)
         self.shown += len(ids)
         return model
@@ -196,7 +215,7 @@ class _Trainer:
         at = [self.frames.index(id) for id in held_out]
         counts = evaluate(
             self.fabric,
-            self.fit(ids),
+            self.fit(ids, held_out),
             self.frames.subset(at),
             self.n_classes,
             inputs=self.inputs[at],
@@ -218,23 +237,35 @@ def _trainer(
     rows = {frame.id: row for row, frame in enumerate(pool.frames)}
     if unread := [id for id in labels.masks if id not in rows]:
         raise UserError(f"{unread[0]} is labelled and cannot be read: {pool.left_out.reasons[unread[0]]}")
-    at = [rows[id] for id in labels.masks]
-    videos = tuple(pool.by_id[id].video for id in labels.masks)
-    frames = FrameSet(tuple(labels.masks), videos, videos, images[at], _resized(labels, size))
-    learner: Learner
-    inputs: NDArray[Any]
-    if asked["architecture"] == FROZEN:
-        frozen = network.frozen(project, list(rows), images, progress)
-        learner, inputs = network.learner_of(project, frozen.encoder), frozen.maps.values[at]
-        device, seed = "cpu", stream_seed("project's head", project.config.seed)
-    else:
-        learner, inputs = WholeNetwork(TrainConfig(**asked, image_size=size), n_classes), frames.images
-        seed = stream_seed("project's network", project.config.seed)
+    is_whole = asked["architecture"] != FROZEN
+    others = [id for id in rows if id not in labels.masks] if is_whole and asked["teacher"] == FROZEN else []
+    ids = (*labels.masks, *_at_most(MOST_TAUGHT, others, project.config.seed))
+    at, videos = [rows[id] for id in ids], tuple(pool.by_id[id].video for id in ids)
+    masks = np.full((len(ids), size, size), UNLABELLED, np.uint8)
+    masks[: len(labels.masks)] = _resized(labels, size)
+    frames = FrameSet(ids, videos, videos, images[at], masks)
     pieces = {
         id: [id] if windows is None else [_scaled(window, labels.masks[id].shape, size) for window in windows]
         for id, windows in project.labelled.items()
     }
-    return _Trainer(learner, fabric_on(device), n_classes, frames, inputs, pieces, seed, progress)
+    learner: Learner
+    inputs: NDArray[Any] = frames.images
+    teacher = None
+    if not is_whole or asked["teacher"] == FROZEN:
+        frozen = network.frozen(project, list(rows), images, progress)
+        learner, inputs = network.learner_of(project, frozen.encoder), frozen.maps.values[at]
+        teacher = Teacher(learner, inputs, n_classes)
+    if is_whole:
+        learner, inputs = WholeNetwork(TrainConfig(**asked, image_size=size), n_classes, teacher), frames.images
+    seed = stream_seed("project's network" if is_whole else "project's head", project.config.seed)
+    fabric = fabric_on(device if is_whole else "cpu")
+    return _Trainer(learner, fabric, n_classes, frames, inputs, pieces, seed, progress)
+
+
+def _at_most(n: int, ids: Sequence[str], seed: int) -> list[str]:
+    """So many of these, drawn at random, in their order."""
+    drawn = np.random.default_rng(stream_seed("frames that are taught", seed)).permutation(len(ids))[:n]
+    return [ids[position] for position in sorted(drawn)]
 
 
 def _resized(labels: Labels, size: int) -> NDArray[np.uint8]:

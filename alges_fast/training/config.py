@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from alges_fast.errors import UserError
 from alges_fast.models import FROZEN
 from alges_fast.models.weights import frozen_encoder
 from alges_fast.settings import setting
+from alges_fast.training.augmentation import KINDS, kinds_of
+
+STEPS = 1000
+"""Of a whole network's training, where no budget is given."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +29,17 @@ class TrainConfig:
         encoder_weights: pretrained weights of the encoder: packaged (EfficientNet-Lite0 without a network, the default
             of frozen, of encoder tu-tf_efficientnet_lite0), a name such as imagenet, or a file; otherwise none.
         head_kernel: size of the last convolution, odd; the paper's is 1.
-        epochs: passes over the labelled images in each training, which starts from scratch.
+        steps: optimiser steps of each training of a whole network, which starts from scratch; 1000 where neither they
+            nor epochs are given. The learning rate rises and falls, and the weights are averaged.
+        epochs: the paper's budget in place of steps: passes over the labelled images, at one learning rate.
         batch_size: images per optimiser step.
-        lr: learning rate of Adam.
-        head_steps: optimiser steps of each training of a frozen encoder's head; epochs, batch_size and lr are not its.
+        lr: learning rate of Adam; with steps, the highest.
+        augment: how images are moved while a whole network trains: flip, scale, colour, with commas between, or none.
+            All of them with steps, none with epochs.
+        teacher: what tells a whole network of pixels without a label. frozen is a head over a frozen encoder, trained
+            on the same labels.
+        head_steps: optimiser steps of each training of a frozen encoder's head; steps, epochs, batch_size and lr are
+            not its.
         head_pixels: labelled pixels in each of them.
         head_lr: their highest learning rate.
         head_weight_decay: of AdamW.
@@ -41,9 +53,12 @@ class TrainConfig:
     encoder: str = ""
     encoder_weights: str | None = None
     head_kernel: int = 1
-    epochs: int = 8
+    steps: int | None = None
+    epochs: int | None = None
     batch_size: int = 8
     lr: float = 1e-3
+    augment: str = ""
+    teacher: Literal["none", "frozen"] = "none"
     head_steps: int = 600
     head_pixels: int = 512
     head_lr: float = 2e-2
@@ -55,9 +70,18 @@ class TrainConfig:
             encoder, weights = frozen_encoder(self.encoder, weights)
         object.__setattr__(self, "encoder", encoder)
         object.__setattr__(self, "encoder_weights", weights)
-        for name in ("epochs", "batch_size", "head_steps", "head_pixels"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} is {getattr(self, name)}: give at least 1")
+        if self.steps is not None and self.epochs is not None:
+            raise UserError("--steps and --epochs are two budgets of one training: give one of them")
+        if self.steps is None and self.epochs is None:
+            object.__setattr__(self, "steps", STEPS)
+        if not self.augment:
+            object.__setattr__(self, "augment", ",".join(KINDS) if self.epochs is None else "none")
+        kinds_of(self.augment)  # says what is wrong with them
+        if self.teacher != "none" and self.architecture == FROZEN:
+            raise UserError("--teacher is for a whole network: give --architecture too, such as --architecture unet")
+        for name in ("steps", "epochs", "batch_size", "head_steps", "head_pixels"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"--{name} is {value}: give at least 1")
         for name in ("lr", "head_lr"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"--{name} is {getattr(self, name)}: give a finite number above 0")

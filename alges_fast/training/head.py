@@ -21,10 +21,7 @@ from torch import Tensor, nn
 from alges_fast.labels import UNLABELLED
 from alges_fast.random_streams import stream_seed
 from alges_fast.training.errors import Diverged, TooFewLabels
-from alges_fast.training.whole_network import MEMORY_FORMAT, LossFunction
-
-WARM_UP = 0.3
-"""Share of the steps in which the learning rate rises; then it falls, both along a cosine (one-cycle)."""
+from alges_fast.training.optimising import MEMORY_FORMAT, LossFunction, one_cycle
 
 PIXELS_A_THREAD = 8192
 """Pixels of a step that keep a thread busy for milliseconds, so that it is worth waiting for."""
@@ -84,16 +81,6 @@ def train_head(
         raise Diverged(f"training diverged (loss {reached})")
     model.eval()
     return reached
-
-
-def one_cycle(step: int, steps: int, peak: float) -> float:
-    """The learning rate of a step: from a 25th of the peak up to it, then down to next to nothing, along cosines."""
-    top = max(WARM_UP * steps - 1, 0)
-    if step < top:
-        low, high, way = peak / 25, peak, step / top
-    else:
-        low, high, way = peak, peak / 25e4, (step - top) / max(steps - 1 - top, 1)
-    return low + (high - low) * (1 - math.cos(math.pi * way)) / 2
 
 
 def labels_on(grid: tuple[int, int], masks: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -73,12 +73,14 @@ class Labelled:
         """Whether any piece is less than a frame."""
         return any(isinstance(piece, Window) for piece in self.pieces)
 
-    def frames(self) -> FrameSet:
-        """The frames that have a label, in the order of `positions`; masks are UNLABELLED outside the pieces."""
-        chosen = self.pool.subset(self.positions)
+    def frames(self, positions: Sequence[int] | None = None) -> FrameSet:
+        """Those at these positions of the pool, by default all that have a label; masks are UNLABELLED outside the
+        pieces."""
+        positions = self.positions if positions is None else positions
+        chosen = self.pool.subset(positions)
         masks = np.full_like(chosen.masks, UNLABELLED)
-        for mask, truth, boxes in zip(masks, chosen.masks, self.boxes.values(), strict=True):
-            for box in boxes:
+        for mask, truth, position in zip(masks, chosen.masks, positions, strict=True):
+            for box in self.boxes.get(position, ()):
                 mask[box] = truth[box]
         return replace(chosen, masks=masks)
 

@@ -6,8 +6,8 @@ Runs and projects read `Learner` and need not know which it is.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,11 +23,12 @@ from alges_fast.models.frozen import FrozenHead, build_trunk, grid_of
 from alges_fast.models.saved import Card
 from alges_fast.models.weights import normalisation_of
 from alges_fast.normalisation import Normalisation
+from alges_fast.random_streams import stream_seed
 from alges_fast.training.config import TrainConfig
-from alges_fast.training.crops import crops_of
 from alges_fast.training.head import labels_on, train_head
 from alges_fast.training.labelled import Labelled
-from alges_fast.training.whole_network import LossFunction, plain_loss, train
+from alges_fast.training.optimising import LossFunction, plain_loss
+from alges_fast.training.whole_network import train
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +41,7 @@ class Training:
         seed, round: fix everything random.
         loss: of a batch.
         needs_places: whether the loss wants to know where in their frames pixels are, and so must see maps.
+        unseen: positions of frames that no teacher may label, because the network is to be tested on them.
         on_batch: called with the work done after each step, as `Learner.training_work` counts it.
     """
 
@@ -49,6 +51,7 @@ class Training:
     round: int = 0
     loss: LossFunction = plain_loss
     needs_places: bool = False
+    unseen: Collection[int] = ()
     on_batch: Callable[[float], None] = lambda work: None
 
 
@@ -94,10 +97,15 @@ class Learner(ABC):
 
 
 class WholeNetwork(Learner):
-    """Every weight of a network of segmentation-models-pytorch, from the pixels on."""
+    """Every weight of a network of segmentation-models-pytorch, from the pixels on.
 
-    def __init__(self, config: TrainConfig, n_classes: int) -> None:
+    Args:
+        teacher: that knows the pool, and says what its pixels without a label may be.
+    """
+
+    def __init__(self, config: TrainConfig, n_classes: int, teacher: Teacher | None = None) -> None:
         self.config = config
+        self.teacher = teacher
         check_image_size(self.new_network(n_classes, 0), config.image_size)  # it names weights that are missing
         self.transform: Normalisation = normalisation_of(config.encoder, config.encoder_weights)
 
@@ -129,21 +137,24 @@ class WholeNetwork(Learner):
         )
 
     def training_work(self, n_frames: float) -> float:
-        return self.config.epochs * n_frames
+        config = self.config
+        return config.steps * config.batch_size if config.steps else (config.epochs or 0) * n_frames
 
     def train(self, fabric: Fabric, model: nn.Module, training: Training) -> float:
+        labelled, taught = training.labelled, None
+        if self.teacher is not None:
+            taught = [position for position in range(len(labelled.pool)) if position not in training.unseen]
         return train(
             fabric,
             model,
-            training.labelled.frames(),
-            epochs=self.config.epochs,
-            batch_size=self.config.batch_size,
-            lr=self.config.lr,
+            labelled.frames(taught),
+            self.config,
             seed=training.seed,
             round=training.round,
             loss=training.loss,
             transform=self.transform,
-            crops=crops_of(training.labelled) if training.labelled.windows else None,
+            partial=labelled.windows,
+            soft=None if self.teacher is None else self.teacher.soft_labels(fabric, training)[taught],
             on_batch=training.on_batch,
         )
 
@@ -194,6 +205,33 @@ class HeadOfFrozenEncoder(Learner):
         )
 
 
+@dataclass(frozen=True, eq=False)
+class Teacher:
+    """A frozen encoder's head, trained on the labels that a network is, that labels the rest of the pool softly.
+
+    Attributes:
+        learner: of the head.
+        maps: of the pool's frames, (N, C, h, w).
+        n_classes: K.
+    """
+
+    learner: HeadOfFrozenEncoder
+    maps: Tensor | NDArray[Any]
+    n_classes: int
+
+    @torch.no_grad()
+    def soft_labels(self, fabric: Fabric, training: Training) -> NDArray[np.float16]:
+        """(N, K, h, w): the classes' probabilities in every frame of the pool."""
+        head = self.learner.new_network(self.n_classes, stream_seed("teacher's weights", training.seed, training.round))
+        with torch.enable_grad():
+            self.learner.train(fabric, head, replace(training, inputs=self.maps, on_batch=lambda work: None))
+        parts = []
+        for start in range(0, len(self.maps), 32):
+            maps = torch.as_tensor(np.array(self.maps[start : start + 32])).to(fabric.device).float()
+            parts.append(head(maps).softmax(1).half().cpu())
+        return torch.cat(parts).numpy()
+
+
 def make_learner(
     config: TrainConfig, n_classes: int, images: NDArray[np.uint8], device: torch.device, encoding: Encoding
 ) -> Learner:
@@ -207,8 +245,13 @@ def make_learner(
     Raises:
         UserError: an unknown network, or weights or a cache that cannot be had.
     """
-    if config.architecture != FROZEN:
+    teaches = config.teacher == FROZEN
+    if config.architecture != FROZEN and not teaches:
         return WholeNetwork(config, n_classes)
-    assert config.encoder_weights is not None
-    trunk = build_trunk(config.encoder, config.encoder_weights).to(device)
-    return HeadOfFrozenEncoder(config, load_or_fit(trunk, images, progress=encoding), encoding)
+    of_head = config
+    if teaches:
+        of_head = replace(config, architecture=FROZEN, encoder="", encoder_weights=None, teacher="none")
+    assert of_head.encoder_weights is not None
+    trunk = build_trunk(of_head.encoder, of_head.encoder_weights).to(device)
+    head = HeadOfFrozenEncoder(of_head, load_or_fit(trunk, images, progress=encoding), encoding)
+    return WholeNetwork(config, n_classes, Teacher(head, head.inputs(images), n_classes)) if teaches else head

@@ -1,4 +1,9 @@
-"""Training and evaluation of one model, through lightning-fabric: any device, any precision, frames kept as uint8.
+"""Training of a whole network through lightning-fabric: any device, any precision, frames kept as uint8.
+
+Frames are shown whole, whatever part of them is labelled: a network learns what surrounds a pixel, and its batch
+normalisation what frames are like. Two ways are here. By epochs it is the paper's: Adam at one learning rate. By steps
+it suits a few labels: AdamW, a learning rate that rises and falls, frames moved about, and an average of the weights
+in the end. A teacher may say what the pixels without a label are.
 
 No worker processes feed the device: the labelled frames of an active-learning round fit in its memory, where a batch is
 one gather away.
@@ -6,188 +11,136 @@ one gather away.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from alges_fast.data import FrameSet, to_input
-from alges_fast.losses import labelled_cross_entropy
+from alges_fast.labels import UNLABELLED
 from alges_fast.models.batch_norm import has_statistics_of_one_value
 from alges_fast.random_streams import stream_seed
-from alges_fast.training.crops import Crop
+from alges_fast.training.augmentation import augmentation, augmented, kinds_of
+from alges_fast.training.config import TrainConfig
 from alges_fast.training.errors import Diverged, TooFewLabels
-from alges_fast.training.metrics import SegmentationCounts
+from alges_fast.training.optimising import MEMORY_FORMAT, LossFunction, one_cycle
 
-LossFunction = Callable[[nn.Module, Tensor, Tensor], Tensor]
-"""(model, images (B, 3, S, S) float32, masks (B, S, S) int64) -> scalar; `Strategy.loss` is one."""
-
-
-def plain_loss(model: nn.Module, images: Tensor, masks: Tensor) -> Tensor:
-    """The loss of a training with no strategy of its own: cross-entropy over labelled pixels."""
-    return labelled_cross_entropy(model(images), masks)
-
-
-MEMORY_FORMAT = torch.channels_last
-"""Measured: a step of U-Net with ResNet-18 takes 0.65 to 0.97 of its time in torch's default layout (AVX-512)."""
+AVERAGED = 0.1
+"""Share of the steps that the average of the weights looks back on: the mean age of what it holds."""
 
 
 def train(
     fabric: Fabric,
     model: nn.Module,
     frames: FrameSet,
+    config: TrainConfig,
     *,
-    epochs: int,
-    batch_size: int,
-    lr: float,
     seed: int,
     round: int,
     loss: LossFunction,
     transform: Callable[[Tensor], Tensor] = to_input,
-    crops: Sequence[Crop] | None = None,
-    on_batch: Callable[[float], None] = lambda images: None,
+    partial: bool = False,
+    soft: npt.NDArray[np.float16] | None = None,
+    on_batch: Callable[[int], None] = lambda images: None,
 ) -> float:
-    """Train a model in place with Adam(0.9, 0.999) and return the mean loss of the last epoch.
+    """Train a model in place and return the mean loss of the last epoch, or of the last tenth of the steps.
+
+    With a budget in steps, and where frames are labelled in part, every labelled pixel counts alike, however few its
+    frame has: the loss of a batch, a mean over its labelled pixels, is weighted by how many they are.
 
     Args:
         fabric: launched; says on which device and in which precision.
         model: on any device; left on fabric's, in eval mode.
-        frames: the labelled frames.
-        epochs, batch_size, lr: as usual. An epoch's last, smaller batch is kept; one of a single image joins the batch
-            before it, because batch normalisation cannot learn from one image.
-        seed, round: fix the order in which frames are shown, and dropout. Global generators are left as they were.
+        frames: what is shown; masks are UNLABELLED where a pixel is not labelled.
+        config: `epochs` or `steps`, `batch_size`, `lr`, `augment`. A pass's last, smaller batch is
+            kept; one of a single image joins the batch before it, because batch normalisation cannot learn from one.
+        seed, round: fix the order in which frames are shown, how they are moved, and dropout. Global generators are
+            left as they were.
         loss: called with the model as fabric wraps it.
         transform: makes the model's input of a batch of frames, on the device.
-        crops: what to show of the frames instead of each of them whole. Crops of one size make a batch, of as many
-            pixels as batch_size frames.
-        on_batch: called with the number of images after each step (of crops, what they are worth in pixels), without
-            waiting for the device.
+        partial: whether windows are labelled.
+        soft: (N, K, h, w) probabilities that a teacher gives the classes, on any grid. Pixels without a label learn
+            these, and `loss` is not used.
+        on_batch: called with the number of images after each step, without waiting for the device.
 
     Raises:
         TooFewLabels: the model's batch normalisation needs more than one image.
         Diverged: the loss is not finite.
     """
     device = fabric.device
+    labelled = float((frames.masks != UNLABELLED).mean())  # of the pixels: of a batch's, on average
+    if config.steps is not None and soft is None and not labelled:
+        raise TooFewLabels("no pixel of the labelled frames has a class")
     model.to(device, memory_format=MEMORY_FORMAT).train()  # type: ignore[call-overload]
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr, betas=(0.9, 0.999), fused=True)
-    wrapped, optimizer = fabric.setup(model, optimizer)
-    images = torch.from_numpy(np.array(frames.images)).to(device)
-    masks = torch.from_numpy(np.array(frames.masks)).to(device)
-    size = images.shape[-1]
-    shown = list(crops) if crops is not None else [Crop(frame, 0, 0, size) for frame in range(len(frames))]
-    alone: set[int] = set()  # sides of images that made a batch by themselves
-    mean = math.nan
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):  # for dropout
+    kind = torch.optim.Adam if config.steps is None else torch.optim.AdamW
+    wrapped, optimizer = fabric.setup(model, kind(model.parameters(), lr=config.lr, betas=(0.9, 0.999), fused=True))
+    images, masks = (torch.from_numpy(np.array(part)).to(device) for part in (frames.images, frames.masks))
+    of_teacher = None if soft is None else torch.from_numpy(soft).to(device)
+    n_pass = len(shuffled_batches(len(frames), config.batch_size, 0))
+    n_steps = config.steps or (config.epochs or 0) * n_pass
+    n_told = n_pass if config.steps is None else math.ceil(n_steps / 10)
+    move = augmentation(kinds_of(config.augment), frames.masks.shape[1:])
+    average = None
+    if config.steps is not None:
+        decay = 1 - 1 / max(AVERAGED * n_steps, 1)
+        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    total, counted, mean = torch.zeros((), device=device), 0, math.nan
+    was_alone = False  # whether an image made a batch by itself
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(stream_seed("dropout", seed, round))
-        for epoch in range(epochs):
-            total = torch.zeros((), device=device)
-            for batch in batches_of_crops(shown, size, batch_size, stream_seed("shuffle", seed, round, epoch)):
-                inputs = transform(cut_out(images, batch)).contiguous(memory_format=MEMORY_FORMAT)
-                if len(batch) == 1 and batch[0].side not in alone:
-                    alone.add(batch[0].side)
-                    if has_statistics_of_one_value(model, inputs):
-                        raise TooFewLabels("this model's batch normalisation cannot train on one image")
-                value = loss(wrapped, inputs, cut_out(masks, batch).long())
-                fabric.backward(value)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-                total += value.detach() * len(batch)
-                on_batch(sum(crop.side**2 for crop in batch) / size**2)
-            mean = float(total) / len(shown)
-            if not math.isfinite(mean):
-                raise Diverged(f"training diverged in epoch {epoch + 1} (loss {mean})")
+        batches = itertools.islice(_batches(len(frames), config.batch_size, seed, round), n_steps)
+        for step, positions in enumerate(batches):
+            batch = torch.from_numpy(positions).to(device)
+            taught = [] if of_teacher is None else [_enlarged(of_teacher[batch], masks.shape[1:])]
+            shown, truth, *taught = augmented(move, images[batch], masks[batch], *taught)
+            inputs, truth = transform(shown).contiguous(memory_format=MEMORY_FORMAT), truth.long()
+            if len(batch) == 1 and not was_alone:
+                was_alone = True
+                if has_statistics_of_one_value(model, inputs):
+                    raise TooFewLabels("this model's batch normalisation cannot train on one image")
+            if taught:
+                value = taught_loss(wrapped(inputs), truth, *taught)
+            else:
+                value = loss(wrapped, inputs, truth)
+                if partial or config.steps is not None:
+                    value = value * ((truth != UNLABELLED).float().mean() / labelled)
+            fabric.backward(value)
+            if config.steps is not None:
+                optimizer.param_groups[0]["lr"] = one_cycle(step, n_steps, config.lr)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if average is not None:
+                average.update_parameters(model)
+            total += value.detach() * len(batch)
+            counted += len(batch)
+            on_batch(len(batch))
+            if (step + 1) % n_told == 0 or step + 1 == n_steps:
+                mean = float(total) / counted
+                if not math.isfinite(mean):
+                    raise Diverged(f"training diverged in step {step + 1} (loss {mean})")
+                total, counted = torch.zeros_like(total), 0
+    if average is not None:
+        model.load_state_dict(average.module.state_dict())
     model.eval()
     return mean
 
 
-@torch.inference_mode()
-def evaluate(
-    fabric: Fabric,
-    model: nn.Module,
-    frames: FrameSet,
-    n_classes: int,
-    *,
-    inputs: npt.NDArray[Any] | None = None,
-    transform: Callable[[Tensor], Tensor] = to_input,
-    batch_size: int = 16,
-    group: dist.ProcessGroup | None = None,
-    on_batch: Callable[[int], None] = lambda images: None,
-) -> SegmentationCounts:
-    """Counts of a model's predictions against the masks of all frames.
+def taught_loss(logits: Tensor, masks: Tensor, soft: Tensor) -> Tensor:
+    """Mean cross-entropy, in nats, of every pixel against its label or, where it has none, what a teacher says of it.
 
-    Args:
-        fabric: as for `train`.
-        model: in eval mode, on fabric's device.
-        frames: n_classes class ids in their masks.
-        inputs: what the model is given of the frames, (N, C, h, w), where that is not their images.
-        transform: makes the model's input of a batch of these, on the device.
-        batch_size: images at a time.
-        group: processes that each take every world_size-th frame and then all have the counts of all frames.
-        on_batch: called with the number of images after each batch.
+    logits: (B, K, S, S). masks: (B, S, S) int64, UNLABELLED where a pixel is not labelled. soft: (B, K, S, S), which
+    sums to 1 over K.
     """
-    counts = SegmentationCounts(n_classes, device=fabric.device)
-    rank, size = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
-    for start in range(rank, len(frames), batch_size * size):
-        rows = slice(start, start + batch_size * size, size)
-        given = (frames.images if inputs is None else inputs)[rows]
-        prediction = predict(fabric, model, given, size=frames.masks.shape[1:], transform=transform)
-        counts.update(prediction, torch.from_numpy(np.array(frames.masks[rows])).to(fabric.device))
-        on_batch(len(prediction) * size)
-    return counts if group is None else counts.gather(group)
-
-
-@torch.inference_mode()
-def predict(
-    fabric: Fabric,
-    model: nn.Module,
-    inputs: npt.NDArray[Any],
-    *,
-    size: Sequence[int],
-    transform: Callable[[Tensor], Tensor] = to_input,
-) -> Tensor:
-    """Class ids (B, *size) int64 of what the model is given, (B, C, h, w), on the device.
-
-    Logits on a coarser grid are enlarged bilinearly, and then decide.
-    """
-    batch = transform(torch.from_numpy(np.array(inputs)).to(fabric.device))
-    with fabric.autocast():
-        logits: Tensor = model(batch.contiguous(memory_format=MEMORY_FORMAT))
-    if logits.shape[2:] != tuple(size):
-        logits = F.interpolate(logits, tuple(size), mode="bilinear", align_corners=False)
-    return logits.argmax(1)
-
-
-def batches_of_crops(crops: Sequence[Crop], size: int, batch_size: int, seed: int) -> list[list[Crop]]:
-    """Crops of frames of this size in an order drawn from seed, cut into batches of one side each.
-
-    A batch has at most as many pixels as batch_size frames, or one crop more; see `shuffled_batches`.
-    """
-    by_side: dict[int, list[Crop]] = {}
-    for crop in crops:
-        by_side.setdefault(crop.side, []).append(crop)
-    batches = []
-    for side, group in by_side.items():
-        n = batch_size * (size // side) ** 2
-        order = shuffled_batches(len(group), n, seed if side == size else stream_seed("crops", seed, side))
-        batches += [[group[i] for i in chosen] for chosen in order]
-    if len(by_side) == 1:
-        return batches
-    return [batches[i] for i in np.random.default_rng(stream_seed("sides", seed)).permutation(len(batches))]
-
-
-def cut_out(values: Tensor, crops: Sequence[Crop]) -> Tensor:
-    """(B, ..., side, side) of (N, ..., S, S), for crops of one side."""
-    if crops[0].side == values.shape[-1]:
-        return values[torch.tensor([crop.frame for crop in crops], device=values.device)]
-    return torch.stack([values[c.frame, ..., c.y : c.y + c.side, c.x : c.x + c.side] for c in crops])
+    known = (masks != UNLABELLED).unsqueeze(1)
+    labels = F.one_hot(masks.where(known[:, 0], 0), logits.shape[1]).movedim(-1, 1)
+    return -(torch.where(known, labels, soft) * logits.log_softmax(1)).sum(1).mean()
 
 
 def shuffled_batches(n: int, batch_size: int, seed: int) -> list[npt.NDArray[np.int64]]:
@@ -197,3 +150,13 @@ def shuffled_batches(n: int, batch_size: int, seed: int) -> list[npt.NDArray[np.
     if len(batches) > 1 and len(batches[-1]) == 1:
         batches[-2:] = [np.concatenate(batches[-2:])]
     return batches
+
+
+def _batches(n: int, batch_size: int, seed: int, round: int) -> Iterator[npt.NDArray[np.int64]]:
+    """Batches of one pass after another, without end."""
+    for epoch in itertools.count():
+        yield from shuffled_batches(n, batch_size, stream_seed("shuffle", seed, round, epoch))
+
+
+def _enlarged(soft: Tensor, size: Sequence[int]) -> Tensor:
+    return F.interpolate(soft.float(), tuple(size), mode="bilinear", align_corners=False)

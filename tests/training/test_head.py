@@ -11,7 +11,8 @@ from alges_fast.labels import UNLABELLED
 from alges_fast.models.frozen import FrozenHead, Projection
 from alges_fast.strategies import get_strategy
 from alges_fast.training.errors import Diverged, TooFewLabels
-from alges_fast.training.head import PIXELS_A_THREAD, _AdamW, labels_on, one_cycle, train_head
+from alges_fast.training.head import PIXELS_A_THREAD, _AdamW, labels_on, train_head
+from alges_fast.training.optimising import one_cycle
 
 LOSS = get_strategy("random")().loss
 CPU = torch.device("cpu")

@@ -11,7 +11,8 @@ from torch import nn
 from alges_fast.data import FrameSet
 from alges_fast.strategies import get_strategy
 from alges_fast.training.errors import Diverged, TooFewLabels
-from alges_fast.training.whole_network import evaluate, shuffled_batches, train
+from alges_fast.training.evaluation import evaluate
+from alges_fast.training.whole_network import shuffled_batches, train
 
 FABRIC = Fabric(accelerator="cpu", devices=1)
 LOSS = get_strategy("random")().loss
