@@ -47,16 +47,19 @@ class TrainSettings:
         architecture: frozen, a head over the project's encoder, in seconds; or a network of
             segmentation-models-pytorch, such as unet, all of whose weights are trained as `run` trains them.
         encoder, encoder_weights: of such a network.
-        epochs, batch_size, lr: of its training, from scratch each time.
+        steps, batch_size, lr, augment: of its training, from scratch each time.
+        teacher: what tells it of pixels without a label: frozen, a head over the project's encoder, or none.
         device: auto, cpu or cuda.
     """
 
     architecture: str | None = None
     encoder: str | None = None
     encoder_weights: str | None = None
-    epochs: int | None = None
+    steps: int | None = None
     batch_size: int | None = None
     lr: float | None = None
+    augment: str | None = None
+    teacher: Literal["none", "frozen"] | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def over(self, before: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,6 +79,8 @@ class TrainSettings:
                 )
             return {"architecture": FROZEN}
         values = {**WHOLE, **{name: before[name] for name in before if name in (*WHOLE, "architecture")}, **given}
+        if self.encoder is not None:
+            values["encoder_weights"] = self.encoder_weights  # others than another encoder's
         config = TrainConfig(**values)  # it says what is out of range
         return {name: getattr(config, name) for name in values}
 

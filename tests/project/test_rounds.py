@@ -314,10 +314,10 @@ def test_a_whole_network_in_the_place_of_the_head(annotator: Annotator, capsys: 
     assert run("next", "p", "-n", "10") == 0
     annotator.cvat(Path("p/rounds/000/picks.csv"), Path("a.xml"))
     assert run("import", "p", "a.xml") == 0
-    assert "--epochs is of a whole network" in refused(capsys, "train", "p", "--epochs", "2")
+    assert "--steps is of a whole network" in refused(capsys, "train", "p", "--steps", "2")
     assert "architecture 'unett' is unknown" in refused(capsys, "train", "p", "--architecture", "unett")
-    small = ("--encoder", "tu-mobilenetv4_conv_small_050", "--epochs", "2", "--lr", "0.01")
-    assert run("train", "p", "--architecture", "unet", *small) == 0
+    small = ("--encoder", "tu-mobilenetv4_conv_small_050")
+    assert run("train", "p", "--architecture", "unet", *small, "--steps", "4", "--lr", "0.01") == 0
     assert run("train", "p") == 0  # as the newest was trained, and it knows all labels
     assert [path.name for path in Path("p/models").iterdir()] == ["000"]
     card = read_card(Path("p/models/000/model.safetensors"))
@@ -328,15 +328,17 @@ def test_a_whole_network_in_the_place_of_the_head(annotator: Annotator, capsys: 
     assert len(list(Path("p/rounds/001/masks").rglob("*.png"))) > 0
     annotator.cvat(Path("p/rounds/001/picks.csv"), Path("b.xml"))
     assert run("import", "p", "b.xml", "--accept_untouched") == 0
-    assert run("train", "p") == 0  # of windows crops are shown
+    assert run("train", "p") == 0
     facts = json.loads(Path("p/models/001/model.json").read_text())
     assert facts["network"] == {
         "architecture": "unet",
         "encoder": "tu-mobilenetv4_conv_small_050",
         "encoder_weights": None,
-        "epochs": 2,
+        "steps": 4,
         "batch_size": 8,
         "lr": 0.01,
+        "augment": "flip,scale,colour",
+        "teacher": "frozen",
     }
     assert facts["dice"]["mean"][0] > 0
     assert run("export", "p") == 0
