@@ -18,14 +18,14 @@ open: at the upper end of the interval a lower bound counts as infinite, at the 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from alges_fast.report.statistics import LEVEL, Row
+from alges_fast.report.statistics import LEVEL, Row, complete_runs
 
 RESAMPLES = 2000
 PRICES = (0.02, 0.1)
@@ -36,36 +36,50 @@ Values = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Measure:
-    """What labelling is counted in: `outline + price x frames opened`, or a column of results.csv.
+    """What labelling is counted in: `column + price x frames opened`, a row of `MEASURES`.
 
     Attributes:
         column: of results.csv.
         name: in a sentence: "outline drawn".
-        price: of an opened frame, in average whole frames' outlines; see `PRICES`.
+        less: what a saving is of: "2 times LESS".
+        axis: of the learning curve over it, in average whole frames; empty where none is drawn.
+        log: whether that axis is logarithmic.
+        price: of an opened frame, in an average whole frame's amount.
+        windows: of which runs it is told, those that chose windows or those that did not; None of both.
     """
 
     column: str
     name: str
+    less: str = ""
+    axis: str = ""
+    log: bool = False
     price: float = 0.0
+    windows: bool | None = None
 
 
-OUTLINE = Measure("outline", "outline drawn")
-PIXELS = Measure("labelled_share", "pixels labelled")
-FRAMES = Measure("n_frames", "frames opened")
-PRICED = tuple(Measure("outline", f"outline drawn, {100 * p:g} % of a frame's more for each opened", p) for p in PRICES)
+OUTLINE = Measure("outline", "outline drawn", "less drawing", "outline drawn, in average whole frames")
+PIXELS = Measure("labelled_share", "pixels labelled", "fewer pixels", "pixels labelled, in whole frames", windows=True)
+PRICED = tuple(
+    Measure("outline", f"drawing with {100 * price:g} % of a frame's for each opened", price=price, windows=True)
+    for price in PRICES
+)
+FRAMES = Measure("n_frames", "frames opened", "fewer frames", "frames opened", log=True, windows=True)
+IMAGES = Measure("n_labelled", "frames labelled", "fewer labelled frames", windows=False)
+MEASURES = (OUTLINE, PIXELS, *PRICED, FRAMES, IMAGES)
+"""All that a report counts: curves, savings and distances to full supervision, in this order."""
+
+FULL_PART = 0.95
+"""The part of full supervision's Dice that is asked after."""
 
 
 @dataclass(frozen=True)
-class Saving:
+class Factor:
     """A factor, or a bound of one.
 
     Attributes:
-        factor: labelling the baseline needs over what the strategy spent.
+        factor: one amount of labelling over another.
         bound: ">" where the truth is above `factor`, "<" where it is below, else "".
         low, high: 95 % interval; high is infinite where nothing bounds it; NaN with fewer than two seeds.
-        dice: the mean Dice that the strategy reached.
-        spent: what it had spent, in the measure.
-        frames: how many labelled frames gave the baseline that Dice; its last training's where `bound` is ">".
         n: seeds.
     """
 
@@ -73,10 +87,20 @@ class Saving:
     bound: Literal["", "<", ">"]
     low: float
     high: float
-    dice: float
-    spent: float
-    frames: float
     n: int
+
+
+@dataclass(frozen=True)
+class Saving(Factor):
+    """What the baseline needs over what a strategy spent.
+
+    Attributes:
+        dice: the mean Dice that the strategy reached.
+        frames: how many labelled frames gave the baseline that Dice; its last training's where `bound` is ">".
+    """
+
+    dice: float
+    frames: float
 
 
 def savings(
@@ -93,46 +117,53 @@ def savings(
     Returns:
         Nothing where the two have no finished seed in common, or the measure was not recorded.
     """
-    points = [sorted({row["n_labelled"] for row in rows if row["strategy"] == name}) for name in (strategy, baseline)]
-    tables = [
-        {(row["seed"], row["n_labelled"]): row for row in rows if row["strategy"] == name}
-        for name in (strategy, baseline)
-    ]
-    seeds = sorted(
-        seed
-        for seed in {row["seed"] for row in rows}
-        if all(all((seed, n) in table for n in at) for table, at in zip(tables, points, strict=True))
-    )
-    if not seeds or not all(points):
+    curves = [complete_runs(rows, name) for name in (strategy, baseline)]
+    seeds = sorted(curves[0].keys() & curves[1].keys())
+    if not seeds:
         return {}
-    price = measure.price and measure.price * _outline_of_a_frame([tables[1][seed, points[1][0]] for seed in seeds])
-    (spent, dice), (base_spent, base_dice) = (
-        _columns(table, seeds, at, measure.column, price) for table, at in zip(tables, points, strict=True)
-    )
-    if not (np.isfinite(spent).all() and np.isfinite(base_spent).all() and (spent > 0).all()):
+    first = [curves[1][each][0] for each in seeds]
+    weights = _resamples(len(seeds), seed)
+    (x, y), (base_x, base_y) = (_means([of[each] for each in seeds], measure, first, weights) for of in curves)
+    if not (np.isfinite(x).all() and np.isfinite(base_x).all() and (x > 0).all()):
         return {}
-    # The first line of weights is the sample itself, the others are resamples of its seeds.
-    draws = np.random.default_rng(seed).integers(len(seeds), size=(RESAMPLES, len(seeds)))
-    weights = np.stack([np.bincount(draw, minlength=len(seeds)) for draw in (np.arange(len(seeds)), *draws)])
-    x, y, base_x, base_y = (weights @ column / len(seeds) for column in (spent, dice, base_spent, base_dice))
+    points, base_points = ([row["n_labelled"] for row in of[seeds[0]]] for of in curves)
     needed, sides = first_reached(base_x, base_y, y)
-    frames, _ = first_reached(np.broadcast_to(np.array(points[1], np.float64), base_y.shape), base_y, y)
-    factors = needed / x
-    found = {}
-    for i, n in list(enumerate(points[0]))[1:]:
-        low, high = _interval(factors[1:, i], sides[1:, i]) if len(seeds) > 1 else (math.nan, math.nan)
-        side = int(sides[0, i])
-        found[n] = Saving(
-            factor=float(factors[0, i]),
-            bound=">" if side > 0 else "<" if side < 0 else "",
-            low=low,
-            high=high,
-            dice=float(y[0, i]),
-            spent=float(x[0, i]),
-            frames=float(frames[0, i]),
-            n=len(seeds),
-        )
-    return found
+    frames, _ = first_reached(np.broadcast_to(np.array(base_points, np.float64), base_y.shape), base_y, y)
+    return {
+        n: Saving(*_factor(needed[:, i] / x[:, i], sides[:, i], len(seeds)), float(y[0, i]), float(frames[0, i]))
+        for i, n in list(enumerate(points))[1:]
+    }
+
+
+def share_of_full(
+    rows: Sequence[Row], full: Sequence[Row], strategy: str, measure: Measure, *, seed: int = 0
+) -> Factor | None:
+    """What a strategy takes until its mean curve first reaches `FULL_PART` of full supervision's mean Dice, over what
+    full supervision takes; a lower bound where its curve ends before. None where the measure was not recorded.
+
+    The interval is of the strategy's seeds; full supervision is taken as its mean.
+    """
+    curves = complete_runs(rows, strategy)
+    if not curves:
+        return None
+    first, runs = [run[0] for run in curves.values()], [*curves.values()]
+    x, y = _means(runs, measure, first, _resamples(len(runs), seed))
+    (amount,), (level,) = (of[0] for of in _means([[row] for row in full], measure, first, _resamples(len(full), seed)))
+    needed, sides = first_reached(x, y, np.full((len(x), 1), FULL_PART * level))
+    share = needed[:, 0] / amount
+    return Factor(*_factor(share, sides[:, 0], len(runs))) if np.isfinite(share).all() else None
+
+
+def measures_of(rows: Sequence[Row], *, windows: bool) -> list[Measure]:
+    """The measures of a run that its rows have."""
+    of_run = [measure for measure in MEASURES if measure.windows in (None, windows)]
+    return [measure for measure in of_run if np.isfinite(_amounts(rows, measure, rows)).all()]
+
+
+def of_a_frame(rows: Sequence[Row], column: str) -> float:
+    """A column's mean over frames, of rows that have labelled whole ones: those that runs begin with."""
+    total, frames = (math.fsum(row.get(name, math.nan) for row in rows) for name in (column, "n_frames"))
+    return total / frames if frames else math.nan
 
 
 def first_reached(x: Values, y: Values, levels: Values) -> tuple[Values, npt.NDArray[np.int64]]:
@@ -161,22 +192,32 @@ def first_reached(x: Values, y: Values, levels: Values) -> tuple[Values, npt.NDA
     return places, above.astype(np.int64) - below.astype(np.int64)
 
 
-def _columns(
-    table: Mapping[tuple[int, int], Row], seeds: Sequence[int], points: Sequence[int], column: str, price: float
+def _resamples(n: int, seed: int) -> Values:
+    """(resamples, seeds) of weights: the first line is the sample itself, the others are resamples of its seeds."""
+    draws = np.random.default_rng(seed).integers(n, size=(RESAMPLES, n))
+    return np.stack([np.bincount(draw, minlength=n) for draw in (np.arange(n), *draws)]) / n
+
+
+def _means(
+    runs: Sequence[Sequence[Row]], measure: Measure, first: Sequence[Row], weights: Values
 ) -> tuple[Values, Values]:
-    """(seeds, points) of the measure and of the Dice."""
-    found = [[table[seed, n] for n in points] for seed in seeds]
-    spent = [[row.get(column, math.nan) + (price * row["n_frames"] if price > 0 else 0.0) for row in r] for r in found]
-    return np.array(spent, np.float64), np.array([[row["dice"] for row in run] for run in found], np.float64)
+    """(resamples, points) of the measure's and the Dice's means over seeds."""
+    spent = np.array([_amounts(run, measure, first) for run in runs], np.float64)
+    return weights @ spent, weights @ np.array([[row["dice"] for row in run] for run in runs], np.float64)
 
 
-def _outline_of_a_frame(rows: Sequence[Row]) -> float:
-    """Mean outline of the frames that runs begin with, which are whole ones whatever they choose afterwards."""
-    outline, frames = (math.fsum(row.get(name, math.nan) for row in rows) for name in ("outline", "n_frames"))
-    return outline / frames
+def _amounts(rows: Sequence[Row], measure: Measure, first: Sequence[Row]) -> list[float]:
+    """What rows have spent of a measure; `first` are those of whole frames, which an opened frame is priced by."""
+    price = measure.price and measure.price * of_a_frame(first, measure.column)
+    return [row.get(measure.column, math.nan) + (price and price * row.get("n_frames", math.nan)) for row in rows]
 
 
-def _interval(factors: Values, sides: npt.NDArray[np.int64]) -> tuple[float, float]:
-    low = np.quantile(np.where(sides < 0, 0.0, factors), LEVEL / 2, method="inverted_cdf")
-    high = np.quantile(np.where(sides > 0, np.inf, factors), 1 - LEVEL / 2, method="inverted_cdf")
-    return float(low), float(high)
+def _factor(
+    factors: Values, sides: npt.NDArray[np.int64], n: int
+) -> tuple[float, Literal["", "<", ">"], float, float, int]:
+    """Factors of the sample and of its resamples as one with its interval."""
+    low = high = math.nan
+    if n > 1:
+        low = float(np.quantile(np.where(sides[1:] < 0, 0.0, factors[1:]), LEVEL / 2, method="inverted_cdf"))
+        high = float(np.quantile(np.where(sides[1:] > 0, np.inf, factors[1:]), 1 - LEVEL / 2, method="inverted_cdf"))
+    return float(factors[0]), ">" if sides[0] > 0 else "<" if sides[0] < 0 else "", low, high, n

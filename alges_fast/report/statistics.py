@@ -186,7 +186,7 @@ def differences_at_equal(rows: Sequence[Row], first: str, second: str, column: s
         column: the measure, such as "outline": does not fall from one training to the next.
     """
     found = {}
-    runs = [_complete_runs(rows, name) for name in (first, second)]
+    runs = [complete_runs(rows, name) for name in (first, second)]
     for seed in sorted(runs[0].keys() & runs[1].keys()):
         curves = [_curve(run[seed], column) for run in runs]
         low, high = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
@@ -237,7 +237,7 @@ def resolvable_effect(n: int, level: float = LEVEL, power: float = POWER) -> flo
     return float(optimize.brentq(excess, 0.0, threshold[-1] + 10.0))
 
 
-def _complete_runs(rows: Sequence[Row], strategy: str) -> dict[int, list[Row]]:
+def complete_runs(rows: Sequence[Row], strategy: str) -> dict[int, list[Row]]:
     """By seed, the rows of those that have every training that any seed has, in order."""
     by_seed: dict[int, list[Row]] = {}
     for row in rows:

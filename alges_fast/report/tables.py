@@ -10,8 +10,9 @@ from typing import Any
 from alges_fast.data.layouts.cholecseg8k import SYNTHETIC_NOTE
 from alges_fast.report.findings import CurveSavings, Findings, at_half
 from alges_fast.report.run_folder import RunFolder
+from alges_fast.report.saving import Factor, Measure
 from alges_fast.report.statistics import Comparison, Row, Spread, learning_curves, spread
-from alges_fast.report.text import dice, factor, p_value, signed
+from alges_fast.report.text import dice, factor, p_value, percent, signed
 
 PAPER_POOL = 4640
 PAPER_POINTS = (20, 90, 140, 230)
@@ -86,6 +87,14 @@ def label_savings(saved: CurveSavings) -> Table:
     ordered = sorted(saved.items(), key=lambda item: -item[1][at_half(item[1])].factor)
     rows = [(name, *(factor(found[n]) if n in found else "" for n in points)) for name, found in ordered]
     return Table(("chosen by", *map(str, points)), tuple(rows))
+
+
+def to_full(shares: Mapping[Measure, Mapping[str, Factor]]) -> Table:
+    """What each strategy takes of what full supervision takes, in each measure, the least in the first on top."""
+    first = next(iter(shares.values()))
+    names = sorted(first, key=lambda name: (first[name].bound == ">", first[name].factor))
+    rows = [(name, *(percent(of[name]) if name in of else "–" for of in shares.values())) for name in names]
+    return Table(("chosen by", *(f"of its {measure.name}" for measure in shares)), tuple(rows))
 
 
 def rare_classes(run: RunFolder, at: int) -> Table | None:

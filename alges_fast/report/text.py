@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
-from alges_fast.report.saving import Saving
+from alges_fast.report.saving import Factor
+
+MOST_LISTED = 12
 
 
 def dice(value: float) -> str:
@@ -17,7 +20,7 @@ def signed(value: float) -> str:
     return f"{value:+.3f}".replace("-", "−")
 
 
-def factor(saving: Saving, *, interval: bool = True) -> str:
+def factor(saving: Factor, *, interval: bool = True) -> str:
     """ "2.9 (2.2 to 3.8)", "> 2.9 (> 2.2)", or "–" where it is not known."""
     if math.isnan(saving.factor):
         return "–"
@@ -27,6 +30,21 @@ def factor(saving: Saving, *, interval: bool = True) -> str:
     if math.isinf(saving.high):
         return f"{text} (> {saving.low:.1f})"
     return f"{text} ({saving.low:.1f} to {saving.high:.1f})"
+
+
+def percent(share: Factor) -> str:
+    """ "12 % (10 to 15)", "> 40 %"."""
+    text = f"{share.bound} {100 * share.factor:.0f} %".strip()
+    if math.isnan(share.low) or math.isinf(share.high):
+        return text
+    return f"{text} ({100 * share.low:.0f} to {100 * share.high:.0f})"
+
+
+def listed(names: Sequence[str], by: str = ", ") -> str:
+    """ "a, b and c", of many the first and how many more there are."""
+    if len(names) > MOST_LISTED:
+        names = [*names[:3], f"{len(names) - 3} others"]
+    return names[0] if len(names) == 1 else f"{by.join(names[:-1])} and {names[-1]}"
 
 
 def p_value(value: float) -> str:

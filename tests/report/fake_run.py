@@ -96,7 +96,9 @@ def write_fake_run(
                 gain = (0.004 * (i % 5) + 0.003 * math.log2(per_frame)) * min(r, 3)
                 dice = 0.25 + 0.09 * np.log(n / 5) + luck + gain + generator.normal(0, 0.008)
                 spread = min(10 + r * step * per_frame, POOL) if name != strategy else n
-                drawn = 300 * 10 + 300 * r * step * (1 - 0.08 * (i % 5) * (per_frame > 1))
+                drawn = 300 * (POOL if strategy == "full" else 10) + 300 * r * step * (
+                    1 - 0.08 * (i % 5) * (per_frame > 1)
+                )
                 effort = {"labelled_share": n / POOL, "n_frames": spread, "outline": round(drawn)}
                 row = _row(strategy, seed, r, n, dice, generator)
                 rows.append({**row, "regions": "none" if name == strategy else grid, **effort})

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from alges_fast.report.figures.layout import Styles, new_figure, text_width
+from alges_fast.report.saving import FULL_PART
 from alges_fast.report.statistics import (
     Row,
     Spread,
@@ -22,7 +23,6 @@ from alges_fast.report.statistics import (
 from alges_fast.report.style import StrategyStyle, Theme
 
 BANDS_TOGETHER = 3  # more curves than this, and their bands hide each other in one panel
-FULL_NEAR = 0.25  # `full` further above the curves than this part of their range is off their scale
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,10 @@ def curves(
     axis: Axis,
     faint: Collection[str] = (),
 ) -> Figure:
-    """Dice over what was labelled, a line per strategy with its name at its end; `full` is a horizontal line (Fig. 4).
+    """Dice over what was labelled, a line per strategy with its name at its end; `full` is a horizontal line (Fig. 4),
+    and the part of it that is asked after a dotted one.
 
     Strategies in `faint` are thin grey lines without a name, where there are too many to tell apart.
-    Where `full` lies far above, its line would press the curves together: then it is written at the top instead.
     With one training there is no curve: then a row per strategy, with its seeds, mean and interval.
     """
     found = axis.curves(rows)
@@ -77,7 +77,7 @@ def curves(
         return _one_training(rows, full, styles, theme)
     shown = {name: curve for name, curve in found.items() if name not in faint}
     fig, ax = new_figure(theme, height=5.0 if len(shown) > 5 else 4.2, left=0.72, right=0.3, bottom=0.55, top=0.2)
-    level, limits = _full_and_limits(rows, full)
+    limits = _dice_limits([*rows, *full])
     for name in sorted(found.keys() - shown.keys()):
         ax.plot(
             list(found[name]), [at.mean for at in found[name].values()], color=theme.muted, linewidth=0.7, alpha=0.4
@@ -90,11 +90,8 @@ def curves(
     ax.set_ylim(limits)
     ax.margins(x=0.02)
     ends = {name: curve[max(curve)].mean for name, curve in shown.items()}
-    if full and level <= limits[1]:
-        ax.axhline(level, color=theme.ink, linewidth=1.2, linestyle=styles["full"].dash)
-        ends["full"] = level
-    elif full:
-        ax.text(0.02, 0.985, f"full: {level:.3f}, off the scale ↑", transform=ax.transAxes, va="top", fontsize=9)
+    if full:
+        ends["full"] = _full_lines(ax, full, styles, theme)
     points = sorted({x for curve in shown.values() for x in curve})
     if axis.log:
         ax.set_xscale("log")
@@ -136,7 +133,7 @@ def curves_apart(rows: Sequence[Row], full: Sequence[Row], styles: Styles, theme
         hspace=0.35 / panel,
     )
     reference = next(iter(found))
-    level, limits = _full_and_limits(rows, full)
+    limits = _dice_limits([*rows, *full])
     for i, (name, curve) in enumerate(found.items()):
         ax = panels[i // columns, i % columns]
         if name != reference:
@@ -152,8 +149,8 @@ def curves_apart(rows: Sequence[Row], full: Sequence[Row], styles: Styles, theme
                 ax.plot(x, y, color=styles[name].colour, linewidth=0.6, alpha=0.55)
         _band(ax, curve, styles[name])
         _line(ax, list(curve), [curve[n].mean for n in curve], styles[name], marker=False)
-        if full and level <= limits[1]:
-            ax.axhline(level, color=theme.ink, linewidth=0.8, linestyle=styles["full"].dash)
+        if full:
+            _full_lines(ax, full, styles, theme)
         ax.set_title(name, loc="left", fontsize=9.5, pad=3)
         ax.grid(axis="y")
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
@@ -222,12 +219,21 @@ def _dice_limits(rows: Sequence[Row]) -> tuple[float, float]:
     return max(0.0, min(values) - pad), min(1.0, max(values) + pad)
 
 
-def _full_and_limits(rows: Sequence[Row], full: Sequence[Row]) -> tuple[float, tuple[float, float]]:
-    """Mean Dice of `full` (NaN without it), and limits that show the curves, and `full` unless it is far from them."""
+def _full_lines(ax: Axes, full: Sequence[Row], styles: Styles, theme: Theme) -> float:
+    """Draw the mean Dice of full supervision, and the part of it that is asked after; the mean."""
     level = spread(row["dice"] for row in full).mean
-    low, high = _dice_limits(rows)
-    near = full and level - high < FULL_NEAR * (high - low)
-    return level, _dice_limits([*rows, *full]) if near else (low, high)
+    ax.axhline(level, color=theme.ink, linewidth=1.2, linestyle=styles["full"].dash)
+    ax.axhline(FULL_PART * level, color=theme.muted, linewidth=1, linestyle=":")
+    ax.annotate(
+        f"{100 * FULL_PART:.0f} % of full",
+        (0, FULL_PART * level),
+        (4, 2),
+        ("axes fraction", "data"),
+        "offset points",
+        fontsize=7.5,
+        color=theme.muted,
+    )
+    return level
 
 
 def _label_ends(fig: Figure, ax: Axes, ends: Mapping[str, tuple[float, float]], styles: Styles, theme: Theme) -> None:
