@@ -223,9 +223,7 @@ def _classes(run: RunFolder, shown: Sequence[str]) -> list[Section]:
     names = [name for name in in_order(row["strategy"] for row in rows) if name in shown]
     alt = f"Mean Dice of every class for every strategy with {at} labelled images"
     picture = Picture("class_dice", alt, partial(figures.class_dice, rows, run.class_columns, names))
-    text = (
-        f"Mean over seeds with {at} labelled images; a dash: the class does not occur in the test set's ground truth."
-    )
+    text = f"Mean over seeds with {at} labelled images; a dash: the class does not occur in the test set's truth."
     rare = tables.rare_classes(run, at)
     return [Section("Dice per class", text, [picture], folds=[Section("Rare classes", table=rare)] if rare else [])]
 
