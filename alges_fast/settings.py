@@ -99,14 +99,16 @@ def setting(
     return field(default=default, metadata={"value": value, "first": first, "positional": positional, "among": among})
 
 
-def read(command: Command, given: Sequence[str]) -> Any:
-    """The configuration of a command from flags, over the files of `--config`, over its defaults.
+def read(command: Command | Family, given: Sequence[str]) -> Any:
+    """The configuration of a command, or of a step, from flags, over the files of `--config`, over its defaults.
 
     With `--print_config` it is printed as such a file instead, and the program ends.
 
     Raises:
         UserError: a flag, key or value that does not exist, or a needed one left out; one line.
     """
+    if isinstance(command, Family):
+        return read(command.step(given), given[1:])
     known = {each.name: each for each in _settings(command.config)}
     parsed, unknown = _parser(command).parse_known_intermixed_args(_flags(given, known))
     if unknown:
@@ -136,19 +138,6 @@ def as_settings(config: Any) -> dict[str, Any]:
                 [*value] if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
             )
     return values
-
-
-def from_settings(config_class: type, values: Mapping[str, Any], where: str) -> Any:
-    """The configuration of which these are the keys and values, as `where` holds them.
-
-    Raises:
-        UserError: one that is no setting, or no value for it.
-    """
-    known = {each.name: each for each in _settings(config_class)}
-    for name in values:
-        if name not in known:
-            raise UserError(f"{where}: {name} is no setting{_nearest(str(name), known)}. See --help")
-    return _made(config_class, {name: known[name].read(_text(value)) for name, value in values.items()})
 
 
 def begun_with(path: Path) -> dict[str, Any] | None:
@@ -249,6 +238,10 @@ class _Setting:
     def needed(self) -> bool:
         return self.default is MISSING
 
+    def opens(self) -> bool:
+        """Whether a step's line on the first screen has it."""
+        return self.first and (self.positional or self.needed)
+
     @property
     def element(self) -> Any:
         """The type of a list's elements; None where this is no list."""
@@ -316,8 +309,10 @@ class _Setting:
 def _settings(config_class: type) -> Iterator[_Setting]:
     """The settings of a configuration, those of its parts among them."""
     hints, docs = typing.get_type_hints(config_class), _docs(config_class)
-    own_first = sorted(fields(config_class), key=lambda each: each.name not in vars(config_class)["__annotations__"])
-    for each in own_first:
+    own = vars(config_class).get("__annotations__", {})
+    for each in sorted(
+        fields(config_class), key=lambda each: not (each.name in own or each.metadata.get("positional"))
+    ):
         kind = hints[each.name]
         if is_dataclass(kind):
             yield from _settings(typing.cast(type, kind))
@@ -463,7 +458,7 @@ def _screen(command: Command | Family) -> str:
     else:
         usage = f"{command.name} STEP [--SETTING VALUE ...]"
         rows = [
-            (" ".join([step.name, *(_usage(each) for each in _settings(step.config) if each.first)]), step.about)
+            (" ".join([step.name, *map(_usage, filter(_Setting.opens, _settings(step.config)))]), step.about)
             for step in command.steps
         ]
         all_settings = "STEP --help"

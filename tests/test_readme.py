@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,7 @@ def parsers() -> dict[str, Callable[[list[str]], Any]]:
     import alges_fast.data.__main__
     import alges_fast.project.cli
     import alges_fast.run
+    from alges_fast.settings import read
 
     def report(words: list[str]) -> None:
         assert len(words) == 1
@@ -128,7 +130,7 @@ def parsers() -> dict[str, Callable[[list[str]], Any]]:
     return {
         "alges_fast.run": alges_fast.run.parse,
         "alges_fast.select": alges_fast.annotation.cli.parse,
-        "alges_fast.data": alges_fast.data.__main__._parser().parse_args,
+        "alges_fast.data": partial(read, alges_fast.data.__main__.DATA),
         "alges_fast.project": alges_fast.project.cli._parser().parse_args,
         "alges_fast.report": report,
     }

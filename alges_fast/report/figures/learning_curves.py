@@ -92,6 +92,16 @@ def curves(
     ends = {name: curve[max(curve)].mean for name, curve in shown.items()}
     if full:
         ends["full"] = _full_lines(ax, full, styles, theme)
+        height = FULL_PART * ends["full"]
+        ax.annotate(
+            f"{100 * FULL_PART:.0f} % of full",
+            (0, height),
+            (4, 2),
+            ("axes fraction", "data"),
+            "offset points",
+            fontsize=7.5,
+            color=theme.muted,
+        )
     points = sorted({x for curve in shown.values() for x in curve})
     if axis.log:
         ax.set_xscale("log")
@@ -224,15 +234,6 @@ def _full_lines(ax: Axes, full: Sequence[Row], styles: Styles, theme: Theme) -> 
     level = spread(row["dice"] for row in full).mean
     ax.axhline(level, color=theme.ink, linewidth=1.2, linestyle=styles["full"].dash)
     ax.axhline(FULL_PART * level, color=theme.muted, linewidth=1, linestyle=":")
-    ax.annotate(
-        f"{100 * FULL_PART:.0f} % of full",
-        (0, FULL_PART * level),
-        (4, 2),
-        ("axes fraction", "data"),
-        "offset points",
-        fontsize=7.5,
-        color=theme.muted,
-    )
     return level
 
 
