@@ -90,6 +90,17 @@ def remove_draft(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
+def folds_case(folder: Path) -> bool:
+    """Whether a folder, or the place where it will be, takes `A` and `a` for one name."""
+    while not folder.exists():
+        folder = folder.parent
+    for path in [*folder.iterdir(), folder.resolve()]:
+        other = path.with_name(path.name.swapcase()) if path.name else path
+        if other.name != path.name:
+            return other.exists() and other.samefile(path)
+    return False
+
+
 def lock(file: IO[Any], *, wait: bool = True, inherited: bool = True) -> bool | None:
     """Lock a file that is open for writing until it is closed or the process ends, however that comes about.
 

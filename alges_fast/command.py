@@ -96,6 +96,8 @@ def run_command(body: Callable[[], int], *, if_out_of_memory: str = "run it on s
         if not _out_of_memory(error):
             raise
         said = f"out of memory: {if_out_of_memory}"
+    except MemoryError:
+        said = f"out of memory: {if_out_of_memory}"
     except KeyboardInterrupt:
         if leads_job():
             print("\nstopped; the same command continues", file=sys.stderr)

@@ -159,7 +159,7 @@ def _run(config: SelectConfig, job: Job, console: Console) -> int:
     windows = config.grid is not None
     frames = list_frames(Path(config.images), fps=config.fps, left_out=left_out)
     listed = with_labelled(frames, config.labelled, left_out, windows=windows)
-    check_names(out, listed.frames)
+    check_names(out, (frame.id for frame in listed.frames))
     unwanted = refused_of(listed.frames, config.reject, left_out, windows=windows)
     _check_number(config, listed.without(left_out), left_out)
     scorer = _scorer(config)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import xml.etree.ElementTree as ET
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -224,9 +225,26 @@ def cvat_archive(out: Path, xml: str, names: Sequence[str]) -> bytes:
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows with the first one's columns."""
+    """Rows with the first one's columns. A text that spreadsheets would take for a formula begins with an apostrophe,
+    which they show as none; `csv_rows` takes it away."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: _no_formula(value) for name, value in row.items()} for row in rows)
     return text.getvalue()
+
+
+def csv_rows(text: str) -> Iterator[dict[str, str]]:
+    """What `csv_text` was given, as text."""
+    for row in csv.DictReader(io.StringIO(text, newline="")):
+        yield {name: value[1:] if _APOSTROPHE.match(value or "") else value for name, value in row.items()}
+
+
+_FORMULA, _APOSTROPHE = re.compile(r"'*[=+\-@\t\r]"), re.compile(r"'+[=+\-@\t\r]")
+
+
+def _no_formula(value: Any) -> Any:
+    """Numbers of ours, which are negative sometimes, are numbers."""
+    if not isinstance(value, str) or not _FORMULA.match(value) or re.fullmatch(r"[+-]?[\d.]+(e[+-]?\d+)?", value):
+        return value
+    return f"'{value}"

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,11 +25,13 @@ from PIL import Image
 from torch import Tensor
 
 from alges_fast.data.files import IMAGE_SUFFIXES, Faults, FaultyFile, as_rgb, natural_key, open_picture
-from alges_fast.errors import UserError
+from alges_fast.errors import UserError, printable
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".avi", ".mpg", ".mpeg", ".webm", ".wmv")
 GAP_SECONDS = 2.0
 """Picked frames of a video are at least this far apart, where nothing else is asked for."""
+MAX_NAME = 220
+"""Bytes of a file's name: 255 are the most that file systems take, and .NAME@00012.500s.png.png.draft is one too."""
 _NUMBERS_A_SECOND = 25.0  # pictures are numbered at a video's rate
 _SEEK_SECONDS = 4.0  # farther ahead than this, or behind, a seek is quicker than decoding on
 
@@ -99,6 +103,11 @@ def list_frames(source: Path, *, fps: float = 1.0, left_out: LeftOut | None = No
     frames: list[PoolFrame] = []
     for path in paths:
         name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+        if (why := _unusable(name)) is not None:
+            name = printable(name)
+            if name not in left_out.reasons:
+                left_out.add(name, FaultyFile(f"{name}: {why}: rename it"))
+            continue
         if name in left_out.reasons and path.suffix.lower() in VIDEO_SUFFIXES:
             continue
         if path.suffix.lower() in VIDEO_SUFFIXES:
@@ -191,6 +200,18 @@ def resized(image: NDArray[np.uint8], size: int) -> Tensor:
     """(3, size, size) uint8 of (H, W, 3), bilinear as `alges_fast.data.load_dataset` does it."""
     square = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
+
+
+def _unusable(name: str) -> str | None:
+    """Why a name cannot be that of files that go to annotators; None where it can."""
+    kinds = {unicodedata.category(character) for character in name}
+    if "Cs" in kinds:  # how Python reads bytes that are no text
+        return "its name is no UTF-8"
+    if "Cc" in kinds:
+        return "its name holds control characters, which no import file may"
+    if max(len(os.fsencode(part)) for part in name.split("/")) > MAX_NAME:
+        return f"its name has more than {MAX_NAME} bytes, and those of its label and drafts are longer"
+    return None
 
 
 def _walk(folder: Path) -> Iterator[Path]:

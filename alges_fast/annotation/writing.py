@@ -5,6 +5,7 @@ Nothing is overwritten with other contents but lists and pages: masks that were 
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from alges_fast.annotation.exports import (
 from alges_fast.annotation.page import Asked, Card, selection_page
 from alges_fast.annotation.picks import Pick, PickedFrame, reasons
 from alges_fast.annotation.pictures import contact_sheet, encoded, outlined, thumbnail, with_mask, with_norm_map
-from alges_fast.annotation.sources import LeftOut, PoolFrame
+from alges_fast.annotation.sources import LeftOut
 from alges_fast.data.files import natural_key, read_ids
 from alges_fast.data.loading import palette
 from alges_fast.errors import UserError
@@ -128,15 +129,21 @@ def remove_refused(out: Path, refused: Sequence[str | Window], picks: Sequence[P
             path.unlink(missing_ok=True)
 
 
-def check_names(out: Path, frames: Sequence[PoolFrame]) -> None:
-    """Ids become files' names under OUT, where ".." is left out."""
-    ids: dict[str, str] = {}
-    for frame in frames:
-        name, *_ = paths_of(out, frame.id)
-        if ids.setdefault(name, frame.id) != frame.id:
+def check_names(out: Path, ids: Iterable[str]) -> None:
+    """Ids become files' names under OUT, where ".." is left out. Raises UserError where two would be one file."""
+    exact: dict[str, str] = {}
+    folded: dict[str, str] = {}
+    folds: bool | None = None
+    for id in ids:
+        name = file_name(id)
+        other = exact.setdefault(name, id)
+        if other == id and (like := folded.setdefault(unicodedata.normalize("NFC", name).casefold(), id)) != id:
+            folds = atomic.folds_case(out) if folds is None else folds
+            other = like if folds else id
+        if other != id:
             raise UserError(
-                f"{ids[name]} and {frame.id} would both be {out}/images/{name}: rename one, or put the text list into "
-                "a folder that holds both"
+                f"{other} and {id} would both be {out}/images/{name}: rename one, or put the text list into a folder "
+                "that holds both"
             )
 
 

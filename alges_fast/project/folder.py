@@ -18,7 +18,6 @@ most.
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -33,6 +32,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from alges_fast import atomic
+from alges_fast.annotation.exports import csv_rows
 from alges_fast.annotation.pictures import encoded
 from alges_fast.data.files import read_ids
 from alges_fast.errors import UserError
@@ -358,16 +358,15 @@ def _begun(round: Round) -> bool:
 def _read_picks(path: Path) -> list[tuple[Candidate, float | None]]:
     """Every pick and its predicted outline, where it has one."""
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            return [
-                (
-                    Window(row["frame"], int(row["x"]), int(row["y"]), int(row["width"]), int(row["height"]))
-                    if row["x"]
-                    else row["frame"],
-                    float(row["outline"]) if row.get("outline") else None,
-                )
-                for row in csv.DictReader(file)
-            ]
+        return [
+            (
+                Window(row["frame"], int(row["x"]), int(row["y"]), int(row["width"]), int(row["height"]))
+                if row["x"]
+                else row["frame"],
+                float(row["outline"]) if row.get("outline") else None,
+            )
+            for row in csv_rows(path.read_text(encoding="utf-8"))
+        ]
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{path} is damaged: restore it from a backup") from None
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from alges_fast.annotation.decoded import decoded_images
 from alges_fast.annotation.exports import file_name
 from alges_fast.annotation.sources import LeftOut, PoolFrame, frame_sizes, list_frames
+from alges_fast.annotation.writing import check_names
 from alges_fast.errors import UserError
 from alges_fast.project.folder import Project
 
@@ -30,10 +31,12 @@ class ProjectPool:
 
     frames: in natural order.
     left_out: why files cannot be used.
+    root: the project's folder.
     """
 
     frames: Sequence[PoolFrame]
     left_out: LeftOut
+    root: Path
 
     @cached_property
     def by_id(self) -> dict[str, PoolFrame]:
@@ -42,11 +45,8 @@ class ProjectPool:
     @cached_property
     def names(self) -> dict[str, str]:
         """id -> name in files. Raises UserError where two frames would have one name."""
-        ids: dict[str, str] = {}
-        for frame in self.frames:
-            if (other := ids.setdefault(file_name(frame.id), frame.id)) != frame.id:
-                raise UserError(f"{other} and {frame.id} would both be {file_name(frame.id)} in files: rename one")
-        return {id: name for name, id in ids.items()}
+        check_names(self.root, (frame.id for frame in self.frames))
+        return {frame.id: file_name(frame.id) for frame in self.frames}
 
     @cached_property
     def sizes(self) -> dict[str, tuple[int, int]]:
@@ -67,7 +67,7 @@ def list_pool(project: Project) -> ProjectPool:
             f"{f', and {len(gone) - 1} more' if len(gone) > 1 else ''}: restore the pool, or correct images in "
             f"{project.root / 'project.yaml'}"
         )
-    return ProjectPool(frames, left_out)
+    return ProjectPool(frames, left_out, project.root)
 
 
 def check_apart(root: Path, pool: Path) -> None:
@@ -81,4 +81,4 @@ def decoded(pool: ProjectPool, size: int, progress: Progress = silent) -> tuple[
     read, images = decoded_images(
         pool.frames, size, pool.left_out, lambda done, total: progress("reading frames", done, total)
     )
-    return ProjectPool(read, pool.left_out), images
+    return ProjectPool(read, pool.left_out, pool.root), images

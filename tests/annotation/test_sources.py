@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+from alges_fast import atomic
 from alges_fast.annotation.decoded import by_id, decoded_images
 from alges_fast.annotation.sources import FrameReader, LeftOut, PoolFrame, list_frames
+from alges_fast.annotation.writing import check_names
 from alges_fast.data.frame_pool import FramePool
 from alges_fast.errors import UserError
 
@@ -196,3 +199,53 @@ def test_what_is_left_out_is_found_by_its_windows_and_frames() -> None:
     assert all(map(left_out.has, lines))  # for ever, where each line were compared with each name
     assert not left_out.has("op 1/a@b.mp3@00012.500s")
     assert not left_out.has("op 1/a")
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        (b"a\xff.png", "its name is no UTF-8"),
+        (b"a\x1b[2J\n.png", "control characters"),
+        (b"a" * 217 + b".png", "more than 220 bytes"),
+        ("ä".encode() * 109 + b".png", "more than 220 bytes"),
+    ],
+)
+def test_names_that_no_file_may_have_are_left_out(tmp_path: Path, name: bytes, why: str) -> None:
+    picture(tmp_path / "good.png")
+    (tmp_path / "good.png").rename(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+    picture(tmp_path / "good.png")
+    left_out = LeftOut("skip")
+    assert [frame.id for frame in list_frames(tmp_path, left_out=left_out)] == ["good.png"]
+    ((named, reason),) = left_out.reasons.items()
+    assert why in reason
+    assert named.isprintable()
+    assert reason.isprintable()
+    with pytest.raises(UserError, match=why):
+        list_frames(tmp_path)
+
+
+def test_a_long_name_goes_all_the_way(tmp_path: Path) -> None:
+    name = "a" * 216 + ".png"
+    atomic.write_bytes(tmp_path / "labels" / f"{name}@00012.500s.png.png", b"x")
+
+
+def test_names_that_differ_in_case_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = ["A.png", "a.png", "b/é.png", "b/e\u0301.png"]
+    check_names(tmp_path, ids)
+    with pytest.raises(UserError, match=r"x/a\.png and x/\./a\.png would both be"):
+        check_names(tmp_path, ["x/A.png", "x/a.png", "x/./a.png"])
+    monkeypatch.setattr(atomic, "folds_case", lambda folder: True)
+    for two in (ids[:2], ids[2:]):
+        with pytest.raises(UserError, match="would both be"):
+            check_names(tmp_path, two)
+    check_names(tmp_path, ["A.png", "x/a.png"])
+
+
+def test_a_file_system_says_whether_it_folds_case(tmp_path: Path) -> None:
+    (tmp_path / "Project.yaml").touch()
+    folds = (tmp_path / "pROJECT.YAML").exists()
+    assert atomic.folds_case(tmp_path) is folds
+    assert atomic.folds_case(tmp_path / "not" / "there") is folds
+    (tmp_path / "pROJECT.YAML").unlink(missing_ok=True)
+    (tmp_path / "pROJECT.YAML").hardlink_to(tmp_path / "Project.yaml") if not folds else None
+    assert atomic.folds_case(tmp_path) is True  # as one that folds would answer
