@@ -1,6 +1,6 @@
 """Frozen encoders at the size of ALGES's pool, 4 640 frames of 224 x 224: scoring, a round, and the trunk, once.
 
-Features are drawn from a normal distribution, 56 x 56 x 64 float16 in a mapped file: no time here depends on values.
+Features are drawn from a normal distribution, 56 x 56 x 68 float16 in a mapped file: no time here depends on values.
 Rivals run right before the subject in every round, most over a part of the pool, and count for the whole of it. Seconds
 are medians; CPU seconds are of all threads, and say what a machine that does other things as well would have taken.
 
@@ -26,13 +26,14 @@ from alges_fast.data.frame_pool import FramePool
 from alges_fast.experiment.config import RunConfig
 from alges_fast.models import build_model
 from alges_fast.models.features_cache import CPU_PIXELS, FrozenEncoder
-from alges_fast.models.frozen import FrozenHead, Projection, build_trunk, fit_projection, join
+from alges_fast.models.frozen import RAISED, FrozenHead, Projection, build_trunk, fit_projection, join
 from alges_fast.ops import pixel_gradients
 from alges_fast.strategies import get_strategy
 from alges_fast.training.head import train_head
 from alges_fast.windows import cell_boxes, class_changes, cut, whole_box
 
-FRAMES, SIDE, GRID, CHANNELS, CLASSES, LABELLED, PICKS = 4640, 224, 56, 64, 13, 300, 10
+FRAMES, SIDE, GRID, CHANNELS, CLASSES, LABELLED, PICKS = 4640, 224, 56, 68, 13, 300, 10
+SHOWN = RAISED.scale * SIDE
 PART, IMAGES, ROUNDS, BATCH, WINDOWED = 64, 4, 5, 32, 320
 LOSS = get_strategy("random")().loss
 
@@ -58,7 +59,8 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 def head() -> FrozenHead:
-    projection = Projection(torch.eye(CHANNELS), torch.zeros(CHANNELS), (CHANNELS,))
+    projection = Projection(torch.eye(RAISED.components), torch.zeros(RAISED.components), (RAISED.components,), RAISED)
+    assert projection.n_features == CHANNELS
     return FrozenHead(projection, CLASSES, seed=0).eval().to(memory_format=torch.channels_last)
 
 
@@ -198,17 +200,17 @@ def one_round(benchmark: Any, features: Tensor, device: torch.device) -> None:
 
 
 def test_the_trunk(benchmark: Any, threads: int) -> None:
-    """Frames to features, but for the disk, against the bare forward pass of the encoder that users would run: all of
-    its levels, and the first four, in the same parts."""
+    """Frames to features, but for the disk, against the bare forward pass of the encoder that users would run on the
+    same pictures, which have twice the masks' side: all of its levels, and the first four, in the same parts."""
     benchmark.group = "the trunk"
     smp = pytest.importorskip("segmentation_models_pytorch")
     trunk = build_trunk("tu-tf_efficientnet_lite0", "packaged").to(memory_format=torch.channels_last)
-    frames = np.random.default_rng(0).integers(0, 256, (12, 3, SIDE, SIDE), dtype=np.uint8)
+    frames = np.random.default_rng(0).integers(0, 256, (12, 3, SHOWN, SHOWN), dtype=np.uint8)
     images = trunk.normalisation(torch.from_numpy(frames)).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         joined = join(trunk(images[:2]), (GRID, GRID)).permute(0, 2, 3, 1).flatten(0, 2)
-        encoder = FrozenEncoder(trunk, fit_projection(joined, trunk.channels))
-        step = CPU_PIXELS // SIDE**2
+        encoder = FrozenEncoder(trunk, fit_projection(joined, trunk.channels, RAISED))
+        step = max(CPU_PIXELS // SHOWN**2, 1)
         rivals: dict[str, tuple[Callable[[], Any], float]] = {}
         for depth in (4, 5):
             bare = smp.encoders.get_encoder("tu-tf_efficientnet_lite0", depth=depth, weights=None).eval()

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from alges_fast import atomic
 from alges_fast.annotation.config import SelectConfig
-from alges_fast.annotation.decoded import by_id, decoded_images
+from alges_fast.annotation.decoded import by_id, decoded_images, pictures_of
 from alges_fast.annotation.lists import LabelledPool, class_names, class_weights, refused_of, with_labelled
 from alges_fast.annotation.models import load_model, normalisation_in
 from alges_fast.annotation.page import Asked
@@ -65,7 +65,7 @@ from alges_fast.job import Job, device_of, join, leads_job, naming_lost_processe
 from alges_fast.last_layer import LastLayer
 from alges_fast.models import build_model
 from alges_fast.models.features_cache import load_or_fit
-from alges_fast.models.frozen import Trunk, build_trunk
+from alges_fast.models.frozen import FrozenModel, Trunk, build_trunk
 from alges_fast.normalisation import HALF, IMAGENET, UNIT, Normalisation
 from alges_fast.pool.errors import CannotContinue, RowsNotWritten
 from alges_fast.pool.row_file import fingerprint
@@ -166,7 +166,7 @@ def _run(config: SelectConfig, job: Job, console: Console) -> int:
 
     sized = windows or config.budget == "outline"
     sizes = frame_sizes(listed.without(left_out).frames, left_out) if sized else {}
-    images, maps = _read_pool(config, listed, left_out, scorer.trunk, show=job.leads)
+    images, maps = _read_pool(config, listed, left_out, scorer, show=job.leads)
     now = new_record(listed, left_out, scorer.weights)
     if record is not None:
         check_record(record, now, config)
@@ -189,7 +189,7 @@ def _run(config: SelectConfig, job: Job, console: Console) -> int:
                 output=get_strategy(config.strategy).embedding,
                 class_weights=scorer.class_weights,
                 regions=config.grid,
-                inputs_of=lambda _, image: scorer.inputs(resized(image, config.image_size)[None]),
+                inputs_of=lambda _, image: scorer.inputs(resized(image, scorer.image_size)[None]),
                 device=scorer.device,
                 precision=config.precision,
             )
@@ -238,6 +238,7 @@ class _Scorer:
         trunk: of the frozen encoder that looks at the pool then; None where nothing needs to.
         weights: of either, as the record knows them.
         transform: makes the model's input of pictures on its device; without a model a strategy sees them as they are.
+        image_size: side of the pictures.
     """
 
     model: nn.Module | None
@@ -248,6 +249,7 @@ class _Scorer:
     class_weights: Sequence[float] | None
     batch_size: int
     transform: Callable[[Tensor], Tensor] | None
+    image_size: int
 
     def inputs(self, images: Tensor) -> Tensor:
         """The model's input of pictures (B, 3, S, S) uint8."""
@@ -295,7 +297,7 @@ class _Choice:
 
 
 def _read_pool(
-    config: SelectConfig, listed: LabelledPool, left_out: LeftOut, trunk: Trunk | None, *, show: bool
+    config: SelectConfig, listed: LabelledPool, left_out: LeftOut, scorer: _Scorer, *, show: bool
 ) -> tuple[FramePool | None, FramePool | None]:
     """Decode the pool, so that what cannot be read is known before anything is chosen, and let the frozen encoder look
     at it, where there is one. None where the strategy does not look at it."""
@@ -309,13 +311,16 @@ def _read_pool(
             bar.update(task, description=what, completed=done, total=total)
 
         frames, images = decoded_images(
-            listed.frames, config.image_size, left_out, lambda done, total: progress("reading the pool", done, total)
+            listed.frames, scorer.image_size, left_out, lambda done, total: progress("reading the pool", done, total)
         )
-        pictures = by_id(frames, images, left_out)
-        if trunk is None:
-            return pictures, None
-        maps = load_or_fit(trunk, images, progress=progress).cached(images, progress)
-        return pictures, by_id(frames, maps, left_out)
+        kept = by_id(frames, images, left_out)
+        if scorer.trunk is None:
+            return kept, None
+        pictures = pictures_of(frames)
+        maps = load_or_fit(scorer.trunk, images, pictures=pictures, progress=progress).cached(
+            images, progress, pictures
+        )
+        return kept, by_id(frames, maps, left_out)
 
 
 def _choose(asked: _Choice) -> tuple[list[Pick], int | None]:
@@ -413,8 +418,9 @@ def _scorer(config: SelectConfig) -> _Scorer:
     model.to(device).eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
+    size = model.side if isinstance(model, FrozenModel) else config.image_size
     try:
-        blank = torch.zeros(1, 3, config.image_size, config.image_size, device=device)
+        blank = torch.zeros(1, 3, size, size, device=device)
         layer: Any = LastLayer.find(model, blank)
     except Exception as error:  # whatever the user's model does with it
         raise UserError(
@@ -430,6 +436,7 @@ def _scorer(config: SelectConfig) -> _Scorer:
         class_weights=class_weights(config.class_weights, classes),
         batch_size=fixed or config.batch_size,
         transform=_normalisation(config, config.model),
+        image_size=size,
     )
 
 
@@ -449,6 +456,7 @@ def _untrained(config: SelectConfig, device: torch.device) -> _Scorer:
         class_weights=class_weights(config.class_weights, classes),
         batch_size=config.batch_size,
         transform=None,
+        image_size=config.image_size,
     )
 
 

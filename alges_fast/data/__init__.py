@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,5 +86,10 @@ def _load_synthetic(
         return {}
 
     splits, _ = load_or_build(cache, name, f"{synthetic.drawing_key()} {split} {seed}", image_size, build)
+    drawn = {frame.id: frame for part in SPLITS for frame in frames[part]}
+    splits = {
+        part: replace(kept, read=lambda id, side: synthetic.draw(drawn[id], (side, side))[0])
+        for part, kept in splits.items()
+    }
     note = f"synthetic video, drawn (seed {seed}), not surgery: it shows that the method runs, not how well it does"
     return Dataset(name, synthetic.CLASSES, synthetic.PALETTE, **splits, notes=(note,))

@@ -61,7 +61,9 @@ def load_or_build(
     kept = cached_rows.load_or_make(place, make, what="decoded frames")
     splits = {
         split: FrameSet(
-            **{part: tuple(values) for part, values in kept.facts["names"][split].items()},
+            ids=tuple(kept.facts["names"][split]["ids"]),
+            videos=tuple(kept.facts["names"][split]["videos"]),
+            clips=tuple(kept.facts["names"][split]["clips"]),
             images=kept.arrays[f"{split}-images"],
             masks=kept.arrays[f"{split}-masks"],
         )

@@ -115,8 +115,7 @@ def decode(file: FrameFile, listing: Listing, size: int) -> Decoded:
         if picture.format not in _formats(file.image):
             oddities.append(f"image holds {picture.format} data under the name {file.image.suffix}")
         original = picture.size
-        square = as_rgb(picture, file.image).resize((size, size), Image.Resampling.BILINEAR)
-        image = np.asarray(square).transpose(2, 0, 1)
+        image = _square(picture, file.image, size)
 
     with open_picture(file.mask, mask=True) as picture:
         if picture.size != original:
@@ -137,6 +136,17 @@ def decode(file: FrameFile, listing: Listing, size: int) -> Decoded:
         unknown=reading.unknown,
         oddities=tuple(oddities),
     )
+
+
+def read_image(path: Path, size: int) -> NDArray[np.uint8]:
+    """A frame's image as `decode` makes it, (3, size, size). Raises FaultyFile."""
+    with open_picture(path) as picture:
+        return _square(picture, path, size)
+
+
+def _square(picture: Image.Image, path: Path, size: int) -> NDArray[np.uint8]:
+    square = as_rgb(picture, path).resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(square).transpose(2, 0, 1)
 
 
 def open_picture(

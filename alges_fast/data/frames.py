@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 TAKEN_NAMES = ("image", "released")
 """Names no class may have: the metrics dice_image and dice_released are not those of a class."""
@@ -22,6 +23,7 @@ class FrameSet:
     clips: the clip (run of near-duplicate frames) each is from; equals videos where clips are unknown.
     images: (N, 3, S, S) uint8 RGB, possibly a read-only memory map.
     masks: (N, S, S) uint8 class ids, UNLABELLED where a pixel is not labelled.
+    read: (id, side) -> the frame's image (3, side, side), from where it is from; None: the kept image is resized.
 
     Raises ValueError where lengths, shapes or types do not agree or an id occurs twice.
     """
@@ -31,6 +33,7 @@ class FrameSet:
     clips: tuple[str, ...]
     images: NDArray[np.uint8]
     masks: NDArray[np.uint8]
+    read: Callable[[str, int], NDArray[np.uint8]] | None = None
 
     def __post_init__(self) -> None:
         n = len(self.ids)
@@ -68,7 +71,18 @@ class FrameSet:
             clips=tuple(self.clips[i] for i in chosen),
             images=np.asarray(self.images[chosen]),
             masks=np.asarray(self.masks[chosen]),
+            read=self.read,
         )
+
+    def pictures(self, positions: Sequence[int], side: int) -> NDArray[np.uint8]:
+        """The images at these positions at another size, (n, 3, side, side)."""
+        return np.stack([self._picture(position, side) for position in positions])
+
+    def _picture(self, position: int, side: int) -> NDArray[np.uint8]:
+        if self.read is not None:
+            return self.read(self.ids[position], side)
+        kept = Image.fromarray(np.ascontiguousarray(self.images[position].transpose(1, 2, 0)))
+        return np.asarray(kept.resize((side, side), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,14 +7,14 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
 from alges_fast.data.cache import CacheWriter, content_key, load_or_build
-from alges_fast.data.files import SPLITS, Decoded, Faults, FaultyFile, FrameFile, Listing, decode
+from alges_fast.data.files import SPLITS, Decoded, Faults, FaultyFile, FrameFile, Listing, decode, read_image
 from alges_fast.data.frames import Dataset
 from alges_fast.data.layouts.folder import classes_of_masks
 from alges_fast.errors import UserError
@@ -79,6 +79,10 @@ def load_listing(
     for message in survey.faults:  # a cache made with "skip" does not hide them from "stop"
         faults.add(FaultyFile(message))
     names = class_names(listing, survey)
+    paths = {file.id: file.image for split in SPLITS for file in listing.splits[split]}
+    splits = {
+        split: replace(frames, read=lambda id, side: read_image(paths[id], side)) for split, frames in splits.items()
+    }
     left_out = (f"left out: {message}" for message in (*listing.faults, *survey.faults))
     notes = (*listing.notes, *left_out, *survey.notes())
     return Dataset(listing.name, names, listing.palette or palette(len(names)), **splits, notes=notes)

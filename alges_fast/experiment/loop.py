@@ -99,9 +99,9 @@ def _prepare(config: RunConfig, monitor: Monitor) -> Setting:
     check_budget(config, curves, len(dataset.train))
     check_windows(config, curves)
     check_losses(config, curves)
-    learner = make_learner(config, len(dataset.classes), dataset.train.images, processes.device, monitor.preparing)
-    pool_inputs = on_device_if_small(learner.inputs(dataset.train.images), processes.device)
-    test_inputs = learner.inputs(dataset.test.images)
+    learner = make_learner(config, len(dataset.classes), dataset.train, processes.device, monitor.preparing)
+    pool_inputs = on_device_if_small(learner.inputs(dataset.train), processes.device)
+    test_inputs = learner.inputs(dataset.test)
     return Setting(config, curves, dataset, processes, monitor, learner, pool_inputs, test_inputs)
 
 

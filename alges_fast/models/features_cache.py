@@ -1,6 +1,6 @@
 """What a frozen encoder makes of frames, made once and kept: float16, memory-mapped, under the cache folder.
 
-    projection-<key>.safetensors  fitted on the pool; <key> from the trunk's weights, the size, the pixels
+    projection-<key>.safetensors  fitted on the pool; <key> from the trunk's weights, the view, the size, the pixels
     features-<size>-<key>/        rows (h, w, channels), so that a pixel's channels lie together (cached_rows.py);
                                   <key> also from the projection
 
@@ -14,7 +14,7 @@ import hashlib
 import logging
 import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import numpy as np
 import safetensors
 import safetensors.torch
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -29,10 +30,10 @@ from alges_fast import atomic
 from alges_fast.cache_folder import default_cache_dir
 from alges_fast.cached_rows import RowWriter, content_digest, load_or_make, writable
 from alges_fast.errors import UserError
-from alges_fast.models.frozen import Projection, Trunk, features, fit_projection, grid_of, join
+from alges_fast.models.frozen import PLAIN, RAISED, Projection, Trunk, View, features, fit_projection, grid_of, join
 from alges_fast.random_streams import stream_seed
 
-__all__ = ["FrozenEncoder", "load_or_fit"]
+__all__ = ["FrozenEncoder", "Pictures", "load_or_fit"]
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,9 @@ FITTED_FRAMES = 128
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is made, frames done, frames in all)."""
+
+Pictures = Callable[[Sequence[int], int], NDArray[np.uint8]]
+"""(positions, side) -> these frames, (n, 3, side, side), read again at the size that an encoder is shown."""
 
 
 def _silent(what: str, done: int, total: int) -> None:
@@ -65,29 +69,39 @@ class FrozenEncoder:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Features (B, channels, h, w) float16, channels last in memory, of images (B, 3, S, S) uint8."""
+        """Features (B, channels, h, w) float16, channels last in memory, of images (B, 3, S, S) uint8 at the view's
+        scale."""
         made = features(self.trunk, self.projection, _prepared(self.trunk, images))
         return made.to(torch.float16).contiguous(memory_format=torch.channels_last)
 
-    def cached(self, images: NDArray[np.uint8], progress: Progress = _silent) -> NDArray[np.float16]:
+    def cached(
+        self, images: NDArray[np.uint8], progress: Progress = _silent, pictures: Pictures | None = None
+    ) -> NDArray[np.float16]:
         """Features (N, channels, h, w) of images (N, 3, S, S), a memory map, its channels last in memory.
 
         Copied on write, so that tensors share it and the file never changes.
 
+        Args:
+            images: by whose contents the features are known again.
+            progress: called while they are made.
+            pictures: where the encoder is to see more of the frames; without it, images that are too small are
+                enlarged.
+
         Raises:
             UserError: the cache folder cannot be written, or has no room.
         """
-        grid, folder = grid_of(images.shape[2:]), _folder(self._cache_dir)
-        key = _key(self.trunk, images.shape[2:], self.projection.weight, self.projection.bias, content_digest(images))
-        shape = *grid, len(self.projection.weight)
-        step, frame_bytes = _batch(self.trunk, images), 2 * int(np.prod(shape))
+        view, folder = self.projection.view, _folder(self._cache_dir)
+        parts = self.projection.weight, self.projection.bias, content_digest(images)
+        key = _key(self.trunk, view, images.shape[2:], *parts)
+        shape = *grid_of(images.shape[2:]), self.projection.n_features
+        step, frame_bytes = _batch(self.trunk, view, images), 2 * int(np.prod(shape))
 
         def make(writer: RowWriter) -> dict[str, Any]:
             done = writer.go_on("features", "<f2", shape, step)
             _check_room(folder, frame_bytes * (len(images) - done))
             for start in range(done, len(images), step):
                 progress("encoding frames", start, len(images))
-                made = self(torch.from_numpy(np.array(images[start : start + step])))
+                made = self(_shown(view, images, range(start, min(start + step, len(images))), pictures))
                 writer.append("features", made.permute(0, 2, 3, 1).cpu().numpy())
             progress("encoding frames", len(images), len(images))
             return {"encoder": self.trunk.name, "weights": self.trunk.weights}
@@ -104,26 +118,39 @@ class FrozenEncoder:
 
 
 def load_or_fit(
-    trunk: Trunk, pool: NDArray[np.uint8], *, cache_dir: Path | None = None, progress: Progress = _silent
+    trunk: Trunk,
+    pool: NDArray[np.uint8],
+    *,
+    view: View = RAISED,
+    pictures: Pictures | None = None,
+    cache_dir: Path | None = None,
+    progress: Progress = _silent,
 ) -> FrozenEncoder:
     """The trunk with a projection fitted on a pool's images (N, 3, S, S), from the cache or fitted now.
+
+    Args:
+        trunk: the encoder.
+        pool: S the side of the masks.
+        view: what it is shown, and what is kept.
+        pictures, progress: as for `FrozenEncoder.cached`.
+        cache_dir: where features are kept; default the cache folder.
 
     Raises:
         UserError: the cache folder cannot be written.
     """
     folder = _folder(cache_dir)
-    path = folder / f"projection-{_key(trunk, pool.shape[2:], content_digest(pool))}.safetensors"
+    path = folder / f"projection-{_key(trunk, view, pool.shape[2:], content_digest(pool))}.safetensors"
     with writable(folder, "features"), atomic.locked(folder / f"{path.name}.lock"):
-        projection = _read_projection(path, trunk)
+        projection = _read_projection(path, trunk, view)
         if projection is None:
-            projection = fit_projection(_some_positions(trunk, pool, progress), trunk.channels)
+            projection = fit_projection(_some_positions(trunk, view, pool, pictures, progress), trunk.channels, view)
             state = dict(projection.state_dict())
             atomic.write_bytes(path, safetensors.torch.save(state, {"crc": str(_crc(state))}))
     parameter = next(trunk.parameters())
     return FrozenEncoder(trunk, projection.to(parameter.device), cache_dir)
 
 
-def _read_projection(path: Path, trunk: Trunk) -> Projection | None:
+def _read_projection(path: Path, trunk: Trunk, view: View) -> Projection | None:
     if not path.exists():
         return None
     try:
@@ -131,28 +158,41 @@ def _read_projection(path: Path, trunk: Trunk) -> Projection | None:
         with safetensors.safe_open(path, "pt") as file:
             if str(_crc(state)) != file.metadata()["crc"]:
                 raise ValueError("it does not match its checksum")
-        return Projection(state["weight"], state["bias"], trunk.channels)
+        return Projection(state["weight"], state["bias"], trunk.channels, view)
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         logger.warning("%s is damaged (%s) and is made again", path, error)
         return None
 
 
 @torch.no_grad()
-def _some_positions(trunk: Trunk, pool: NDArray[np.uint8], progress: Progress) -> Tensor:
+def _some_positions(
+    trunk: Trunk, view: View, pool: NDArray[np.uint8], pictures: Pictures | None, progress: Progress
+) -> Tensor:
     """(positions, channels of all maps) of frames evenly spaced over the pool."""
     frames = np.unique(np.linspace(0, len(pool) - 1, min(FITTED_FRAMES, len(pool))).round().astype(int))
     grid = grid_of(pool.shape[2:])
     positions_in_all = min(FITTED_POSITIONS, FITTED_VALUES // sum(trunk.channels))
     each = min(positions_in_all // len(frames), grid[0] * grid[1])
     generator = np.random.default_rng(stream_seed("positions of the projection"))
-    found, step = [], _batch(trunk, pool)
+    found, step = [], _batch(trunk, view, pool)
     for start in range(0, len(frames), step):
         progress("fitting the projection", start, len(frames))
-        levels = trunk(_prepared(trunk, torch.from_numpy(np.array(pool[frames[start : start + step]]))))
+        levels = trunk(_prepared(trunk, _shown(view, pool, frames[start : start + step].tolist(), pictures)))
         for positions in join(levels, grid).flatten(2).cpu():
             chosen = np.sort(generator.choice(grid[0] * grid[1], each, replace=False))
             found.append(positions[:, torch.from_numpy(chosen)].T)
     return torch.cat(found)
+
+
+def _shown(view: View, images: NDArray[np.uint8], positions: Sequence[int], pictures: Pictures | None) -> Tensor:
+    """What an encoder is shown of these frames, (n, 3, height, width) uint8."""
+    height, width = (side * view.scale for side in images.shape[2:])
+    if pictures is not None and view.scale > 1:
+        return torch.from_numpy(pictures(positions, height))
+    kept = torch.from_numpy(images[list(positions)])
+    if view.scale == 1:
+        return kept
+    return F.interpolate(kept.float(), (height, width), mode="bilinear").round().to(torch.uint8)
 
 
 def _prepared(trunk: Trunk, images: Tensor) -> Tensor:
@@ -160,11 +200,11 @@ def _prepared(trunk: Trunk, images: Tensor) -> Tensor:
     return trunk.normalisation(images.to(device)).contiguous(memory_format=torch.channels_last)
 
 
-def _batch(trunk: Trunk, images: NDArray[np.uint8]) -> int:
-    """Images at a time: on the CPU few, whose maps stay in its cache."""
+def _batch(trunk: Trunk, view: View, images: NDArray[np.uint8]) -> int:
+    """Frames at a time: on the CPU few, whose maps stay in its cache."""
     if next(trunk.parameters()).device.type != "cpu":
         return 64
-    return max(CPU_PIXELS // (images.shape[2] * images.shape[3]), 1)
+    return max(CPU_PIXELS // (view.scale**2 * images.shape[2] * images.shape[3]), 1)
 
 
 CPU_PIXELS = 160_000
@@ -174,11 +214,11 @@ def _folder(cache_dir: Path | None) -> Path:
     return default_cache_dir() if cache_dir is None else cache_dir
 
 
-def _key(trunk: Trunk, size: tuple[int, ...], *parts: Tensor | str) -> str:
+def _key(trunk: Trunk, view: View, size: tuple[int, ...], *parts: Tensor | str) -> str:
     found = hashlib.blake2b(
         f"{FORMAT} {trunk.name} {trunk.digest} {trunk.normalisation} {size}".encode(), digest_size=12
     )
-    for part in parts:
+    for part in parts if view == PLAIN else (str(view), *parts):
         found.update(part.encode() if isinstance(part, str) else part.detach().cpu().numpy().tobytes())
     return found.hexdigest()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -20,15 +21,47 @@ from alges_fast.errors import UserError
 from alges_fast.models.weights import digest, encoder_with_tag, fetched, load_weights, normalisation_of, read_weights
 from alges_fast.normalisation import Normalisation
 
-__all__ = ["CHANNELS", "STRIDE", "FrozenHead", "FrozenModel", "Projection", "Trunk", "build_trunk", "fit_projection"]
+__all__ = [
+    "PLAIN",
+    "RAISED",
+    "STRIDE",
+    "FrozenHead",
+    "FrozenModel",
+    "Projection",
+    "Trunk",
+    "View",
+    "build_trunk",
+    "fit_projection",
+]
 
 STRIDE = 4
-"""Pixels of an image's side to one of the features'."""
-CHANNELS = 64
-"""Of the features, at most: an encoder that has fewer keeps its own number."""
+"""Pixels of a mask's side to one of the features'."""
 HIDDEN = 32
 LEVELS = 4
 """Maps of the encoder that are joined: those at 1/2, 1/4, 1/8 and 1/16 of the image's side."""
+
+
+@dataclass(frozen=True)
+class View:
+    """What a frozen encoder is shown of a frame, and what is kept of its maps.
+
+    Attributes:
+        scale: sides of the picture that it sees over those of the masks, on the same grid of features.
+        components: principal components kept, at most: an encoder that has fewer channels keeps its own number.
+        reach: half the side of a square, over the frame's; the components' means over it are kept too. 0: they are not.
+        coordinates: whether x, y, x² and y², from -1 to 1, are kept too.
+    """
+
+    scale: int
+    components: int
+    reach: float
+    coordinates: bool
+
+
+PLAIN = View(scale=1, components=64, reach=0.0, coordinates=False)
+"""Of heads saved before there were others."""
+RAISED = View(scale=2, components=32, reach=3 / 32, coordinates=True)
+"""Chosen on validation frames of three data sets: bench/results/HEAD.md."""
 
 
 class Trunk(nn.Module):
@@ -58,31 +91,47 @@ class Trunk(nn.Module):
 
 
 class Projection(nn.Module):
-    """Maps of a trunk, joined at a quarter of the image's side, standardised and projected: an affine map of channels.
+    """Maps of a trunk, joined on a grid, standardised and projected: an affine map of channels, and what a view adds.
 
     Each map is projected before it is enlarged, which is linear too and then has fewer channels to work on.
 
     Args:
-        weight: (channels, channels of all maps).
-        bias: (channels,).
+        weight: (components, channels of all maps).
+        bias: (components,).
         channels: of each map.
+        view: what is kept.
     """
 
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, weight: Tensor, bias: Tensor, channels: Sequence[int]) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor, channels: Sequence[int], view: View) -> None:
         super().__init__()
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
         self.channels = tuple(channels)
+        self.view = view
+
+    @property
+    def n_features(self) -> int:
+        """Channels of the features."""
+        return len(self.weight) * (2 if self.view.reach else 1) + (4 if self.view.coordinates else 0)
 
     def forward(self, levels: Sequence[Tensor], grid: tuple[int, int]) -> Tensor:
-        """(B, channels, *grid)."""
+        """(B, n_features, *grid)."""
         joined = self.bias.view(1, -1, 1, 1)
         for level, weight in zip(levels, self.weight.split(self.channels, 1), strict=True):
             joined = joined + _brought_to(level, grid, weight)
-        return joined
+        parts = [joined]
+        if self.view.reach:
+            reach = [round(self.view.reach * cells) for cells in grid]
+            sides = [2 * cells + 1 for cells in reach]
+            parts.append(F.avg_pool2d(joined, sides, 1, reach, count_include_pad=False))
+        if self.view.coordinates:
+            y, x = ((2 * torch.arange(cells, device=joined.device) + 1) / cells - 1 for cells in grid)
+            x, y = x.expand(grid), y[:, None].expand(grid)
+            parts.append(torch.stack((x, y, x * x, y * y)).expand(joined.shape[0], -1, -1, -1))
+        return torch.cat(parts, 1) if len(parts) > 1 else joined
 
 
 class FrozenHead(nn.Module):
@@ -102,7 +151,7 @@ class FrozenHead(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             self.layers = nn.Sequential(
-                nn.Conv2d(len(projection.weight), HIDDEN, 1), nn.ReLU(inplace=True), nn.Conv2d(HIDDEN, n_classes, 1)
+                nn.Conv2d(projection.n_features, HIDDEN, 1), nn.ReLU(inplace=True), nn.Conv2d(HIDDEN, n_classes, 1)
             )
 
     def forward(self, features: Tensor) -> Tensor:
@@ -111,27 +160,38 @@ class FrozenHead(nn.Module):
 
 
 class FrozenModel(nn.Module):
-    """Images (B, 3, S, S), normalised as the trunk's weights want it, to logits (B, n_classes, S, S)."""
+    """Images (B, 3, H, W) of any size, normalised as the trunk's weights want it, to logits (B, n_classes, H, W).
 
-    def __init__(self, trunk: Trunk, head: FrozenHead) -> None:
+    Args:
+        trunk: the encoder.
+        head: trained over features of its own view.
+        image_size: side of the masks that it was trained on.
+
+    Attributes:
+        side: of the square that the trunk is shown.
+    """
+
+    def __init__(self, trunk: Trunk, head: FrozenHead, image_size: int) -> None:
         super().__init__()
         self.trunk = trunk
         self.head = head
+        self.side = image_size * head.projection.view.scale
 
     def forward(self, images: Tensor) -> Tensor:
-        logits = self.head(features(self.trunk, self.head.projection, images))
+        shown = F.interpolate(images, (self.side, self.side), mode="bilinear", antialias=True)
+        logits = self.head(features(self.trunk, self.head.projection, shown))
         return F.interpolate(logits, images.shape[2:], mode="bilinear", align_corners=False)
 
 
 def features(trunk: Trunk, projection: Projection, images: Tensor) -> Tensor:
-    """(B, channels, *grid) of normalised images (B, 3, S, S)."""
-    maps: Tensor = projection(trunk(images), grid_of(images.shape[2:]))
+    """(B, n_features, *grid) of normalised images (B, 3, S, S) at the view's scale."""
+    maps: Tensor = projection(trunk(images), grid_of(images.shape[2:], projection.view.scale))
     return maps
 
 
-def grid_of(size: Sequence[int]) -> tuple[int, int]:
-    """Sides of the features of images of this size."""
-    return math.ceil(size[0] / STRIDE), math.ceil(size[1] / STRIDE)
+def grid_of(size: Sequence[int], scale: int = 1) -> tuple[int, int]:
+    """Sides of the features of images of this size, which are those of masks enlarged by the scale."""
+    return math.ceil(size[0] / (STRIDE * scale)), math.ceil(size[1] / (STRIDE * scale))
 
 
 def build_trunk(encoder: str, encoder_weights: str) -> Trunk:
@@ -204,22 +264,23 @@ def _timm_name(encoder: str) -> str:
     return encoder.removeprefix("tu-")
 
 
-def fit_projection(joined: Tensor, channels: Sequence[int]) -> Projection:
+def fit_projection(joined: Tensor, channels: Sequence[int], view: View) -> Projection:
     """Principal components of standardised channels.
 
     Args:
-        joined: (positions, channels of all maps), what maps joined at a quarter of the side hold there.
+        joined: (positions, channels of all maps), what maps joined on the grid hold there.
         channels: of each map.
+        view: how many, and what else is kept.
     """
     points = joined.double()
     mean, deviation = points.mean(0), points.std(0, correction=0).clamp(min=1e-6)
     standard = (points - mean) / deviation
     _, vectors = torch.linalg.eigh(standard.T @ standard)
-    components = vectors.flip(1)[:, :CHANNELS].T
+    components = vectors.flip(1)[:, : view.components].T
     # Either sign is a component; the one whose largest entry is positive is the same on every machine.
     largest = components.gather(1, components.abs().argmax(1, keepdim=True))
     weight = components * largest.sign() / deviation
-    return Projection(weight.float().contiguous(), -(weight @ mean).float(), channels)
+    return Projection(weight.float().contiguous(), -(weight @ mean).float(), channels, view)
 
 
 def join(levels: Sequence[Tensor], grid: tuple[int, int]) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from alges_fast.errors import UserError
 from alges_fast.models import FROZEN, build_model
-from alges_fast.models.frozen import FrozenHead, FrozenModel, Projection, Trunk, build_trunk
+from alges_fast.models.frozen import PLAIN, FrozenHead, FrozenModel, Projection, Trunk, View, build_trunk
 from alges_fast.models.weights import PACKAGED, is_registered
 from alges_fast.normalisation import Normalisation
 
@@ -36,6 +36,7 @@ class Card:
         normalisation: of the images that it was trained on.
         image_size: side of their square.
         classes: their names.
+        view: of a frozen encoder; None of a whole network, and of heads saved when there was one view (`PLAIN`).
     """
 
     architecture: str
@@ -46,9 +47,15 @@ class Card:
     normalisation: Normalisation
     image_size: int
     classes: Sequence[str]
+    view: View | None = None
+
+    @property
+    def shown_size(self) -> int:
+        """Side of the square that the network looks at: images of at least this size are of use to it."""
+        return self.image_size * (1 if self.view is None else self.view.scale)
 
     @classmethod
-    def of_frozen(cls, trunk: Trunk, image_size: int, classes: Sequence[str]) -> Card:
+    def of_frozen(cls, trunk: Trunk, view: View, image_size: int, classes: Sequence[str]) -> Card:
         """Of a head over this encoder."""
         return cls(
             architecture=FROZEN,
@@ -59,6 +66,7 @@ class Card:
             normalisation=trunk.normalisation,
             image_size=image_size,
             classes=classes,
+            view=view,
         )
 
     def as_json(self) -> str:
@@ -74,7 +82,8 @@ class Card:
         if not (1 <= given["head_kernel"] <= 99 and 1 <= given["image_size"] <= 1 << 14):
             raise ValueError("sizes of no network")
         given["normalisation"] = Normalisation(*(tuple(given["normalisation"][of]) for of in ("mean", "deviation")))
-        return cls(**{**given, "classes": tuple(given["classes"])})
+        view = given.get("view")
+        return cls(**{**given, "classes": tuple(given["classes"]), "view": None if view is None else View(**view)})
 
 
 _KINDS: dict[str, type | tuple[type, ...]] = {
@@ -153,10 +162,10 @@ def _frozen(path: Path, card: Card, state: Mapping[str, Tensor], encoder_weights
             f"{card.encoder_digest[:12]}, but {encoder_weights!r} weights have digest {trunk.digest[:12]}: give those "
             "with --encoder_weights"
         )
-    projection = Projection(state["projection.weight"], state["projection.bias"], trunk.channels)
+    projection = Projection(state["projection.weight"], state["projection.bias"], trunk.channels, card.view or PLAIN)
     head = FrozenHead(projection, len(card.classes), seed=0)
     head.load_state_dict(state)
-    return FrozenModel(trunk, head).eval()
+    return FrozenModel(trunk, head, card.image_size).eval()
 
 
 def _of_network(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -127,7 +127,7 @@ def choose_round(project: Project, settings: NextSettings, progress: Progress = 
     refused = refused_among(known, settings.reject, pool.left_out, windows=windows, source="--reject")
     model = None if own is None or settings.model else own.number
     number = project.begin_round(asked, model).number if out is None else out.number
-    frozen = network.frozen(project, [frame.id for frame in pool.frames], images, progress)
+    frozen = network.frozen(project, pool.frames, images, progress)
     scorer = _scorer(project, pool, images, frozen, own, settings)
     query = _query(project, pool, scorer, settings, number)
     picks = _picks(pool, _chosen(project, pool, query, strategy, settings, number, refused))

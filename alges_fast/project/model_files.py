@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from alges_fast import atomic
+from alges_fast.annotation.decoded import pictures_of
 from alges_fast.errors import UserError
 from alges_fast.normalisation import Normalisation
 from alges_fast.project import network
@@ -25,7 +26,7 @@ SAME = 0.9999
 
 
 class Deployed(nn.Module):
-    """Images (B, 3, S, S) float32 between 0 and 1 to logits (B, K, S, S): the normalisation is inside."""
+    """Images (B, 3, H, W) float32 between 0 and 1 to logits (B, K, H, W): the normalisation is inside."""
 
     mean: Tensor
     deviation: Tensor
@@ -53,19 +54,27 @@ def export_model(project: Project, out: Path | None = None) -> list[Path]:
     folder = newest.folder if out is None else out
     folder.mkdir(parents=True, exist_ok=True)
     model = Deployed(*network.load_whole(newest, project.config.encoder_weights)).eval()
-    _, images = decoded(list_pool(project), project.config.image_size)
-    frames = torch.from_numpy(np.array(images[:CHECKED])).float() / 255
+    pool, _ = decoded(list_pool(project), project.config.image_size)
+    first = range(min(CHECKED, len(pool.frames)))
+    frames = torch.from_numpy(pictures_of(pool.frames)(first, network.shown_size(newest))).float() / 255
     with torch.no_grad():
         expected = torch.cat([model(frame[None]) for frame in frames]).argmax(1)
-    written = [_torch_export(model, frames, folder / "model.pt2", expected)]
+    sizes = _sizes(network.is_frozen(newest))
+    written = [_torch_export(model, frames, sizes, folder / "model.pt2", expected)]
     if importlib.util.find_spec("onnx") and importlib.util.find_spec("onnxscript"):
-        written.append(_onnx(model, frames, folder / "model.onnx", expected))
+        written.append(_onnx(model, frames, sizes, folder / "model.onnx", expected))
     return written
 
 
-def _torch_export(model: nn.Module, frames: Tensor, path: Path, expected: Tensor) -> Path:
+def _sizes(any_size: bool) -> dict[int, Any]:
+    """What may differ from one batch to the next: their number, and of a frozen encoder's model their size."""
+    sizes = {2: torch.export.Dim("height", min=32, max=4096), 3: torch.export.Dim("width", min=32, max=4096)}
+    return {0: torch.export.Dim("batch", min=1, max=1024), **(sizes if any_size else {})}
+
+
+def _torch_export(model: nn.Module, frames: Tensor, sizes: dict[int, Any], path: Path, expected: Tensor) -> Path:
     example = frames[:1].repeat(2, 1, 1, 1)
-    program = torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=1024)},))
+    program = torch.export.export(model, (example,), dynamic_shapes=(sizes,))
     draft = path.with_name(f".{path.name}")
     with atomic.new_file(draft) as file:
         torch.export.save(program, file)
@@ -75,7 +84,7 @@ def _torch_export(model: nn.Module, frames: Tensor, path: Path, expected: Tensor
     return _checked(draft, path, found, expected)
 
 
-def _onnx(model: nn.Module, frames: Tensor, path: Path, expected: Tensor) -> Path:
+def _onnx(model: nn.Module, frames: Tensor, sizes: dict[int, Any], path: Path, expected: Tensor) -> Path:
     draft = path.with_name(f".{path.name}")
     draft.unlink(missing_ok=True)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -86,7 +95,7 @@ def _onnx(model: nn.Module, frames: Tensor, path: Path, expected: Tensor) -> Pat
         draft,
         input_names=["images"],
         output_names=["logits"],
-        dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=1024)},),
+        dynamic_shapes=(sizes,),
         dynamo=True,
         external_data=False,
         verbose=False,

@@ -20,11 +20,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from alges_fast import atomic
+from alges_fast.annotation.decoded import pictures_of
+from alges_fast.annotation.sources import PoolFrame
 from alges_fast.data.frame_pool import FramePool
 from alges_fast.errors import UserError
 from alges_fast.models import FROZEN
 from alges_fast.models.features_cache import FrozenEncoder, load_or_fit
-from alges_fast.models.frozen import FrozenHead, Projection, Trunk, build_trunk
+from alges_fast.models.frozen import PLAIN, FrozenHead, Projection, Trunk, build_trunk
 from alges_fast.models.saved import Card, load, read_card, serialized
 from alges_fast.normalisation import Normalisation
 from alges_fast.project.folder import Project, TrainedModel
@@ -52,15 +54,18 @@ class Frozen:
     maps: Maps
 
 
-def frozen(project: Project, ids: Sequence[str], images: NDArray[np.uint8], progress: Progress = silent) -> Frozen:
-    """The project's encoder, with the projection of its models where it has one, over (N, 3, S, S) images."""
-    trunk = trunk_of(project)
+def frozen(
+    project: Project, frames: Sequence[PoolFrame], images: NDArray[np.uint8], progress: Progress = silent
+) -> Frozen:
+    """The project's encoder, with the view and projection of its models where it has one, over frames and their
+    (N, 3, S, S) images."""
+    trunk, pictures = trunk_of(project), pictures_of(frames)
     heads = [model for model in project.models if is_frozen(model)]
     if heads:
-        encoder = FrozenEncoder(trunk, _projection(_read(heads[-1]), trunk))
+        encoder = FrozenEncoder(trunk, _projection(heads[-1], trunk))
     else:
-        encoder = load_or_fit(trunk, images, progress=progress)
-    return Frozen(encoder, Maps(ids, encoder.cached(images, progress)))
+        encoder = load_or_fit(trunk, images, pictures=pictures, progress=progress)
+    return Frozen(encoder, Maps([frame.id for frame in frames], encoder.cached(images, progress, pictures)))
 
 
 def trunk_of(project: Project) -> Trunk:
@@ -77,10 +82,9 @@ def learner_of(project: Project, encoder: FrozenEncoder) -> HeadOfFrozenEncoder:
 
 def load_head(project: Project, model: TrainedModel, trunk: Trunk) -> FrozenHead:
     """A trained head. Raises UserError where its file is damaged or of another encoder."""
-    state = _read(model)
-    head = FrozenHead(_projection(state, trunk), len(project.config.classes), 0)
+    head = FrozenHead(_projection(model, trunk), len(project.config.classes), 0)
     try:
-        head.load_state_dict(state)
+        head.load_state_dict(_read(model))
     except RuntimeError:
         raise UserError(f"{model.folder / WEIGHTS}: not the weights of this project's model: restore it") from None
     return head.eval()
@@ -96,6 +100,11 @@ def is_frozen(model: TrainedModel) -> bool:
     return _card(model).architecture == FROZEN
 
 
+def shown_size(model: TrainedModel) -> int:
+    """Side of the pictures that a model looks at: it sees more in them than in smaller ones."""
+    return _card(model).shown_size
+
+
 def load_whole(model: TrainedModel, encoder_weights: str | None = None) -> tuple[nn.Module, Normalisation]:
     """Any trained model, normalised images to logits at their size, and the normalisation; of a frozen encoder with the
     weights that the project names."""
@@ -108,8 +117,9 @@ def _trunk(encoder: str, encoder_weights: str) -> Trunk:
     return build_trunk(encoder, encoder_weights)
 
 
-def _projection(state: dict[str, Tensor], trunk: Trunk) -> Projection:
-    return Projection(state["projection.weight"], state["projection.bias"], trunk.channels)
+def _projection(model: TrainedModel, trunk: Trunk) -> Projection:
+    state = _read(model)
+    return Projection(state["projection.weight"], state["projection.bias"], trunk.channels, _card(model).view or PLAIN)
 
 
 def _card(model: TrainedModel) -> Card:

@@ -257,7 +257,7 @@ def _trainer(
     inputs: NDArray[Any] = frames.images
     teacher = None
     if not is_whole or asked["teacher"] == FROZEN:
-        frozen = network.frozen(project, list(rows), images, progress)
+        frozen = network.frozen(project, pool.frames, images, progress)
         learner, inputs = network.learner_of(project, frozen.encoder), frozen.maps.values[at]
         teacher = Teacher(learner, inputs, n_classes)
     if is_whole:

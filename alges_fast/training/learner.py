@@ -16,6 +16,7 @@ from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from alges_fast.data import FrameSet
 from alges_fast.models import FROZEN, build_model, check_image_size
 from alges_fast.models.features_cache import FrozenEncoder, load_or_fit
 from alges_fast.models.features_cache import Progress as Encoding
@@ -67,8 +68,8 @@ class Learner(ABC):
     is_frozen: ClassVar[bool] = False
 
     @abstractmethod
-    def inputs(self, images: NDArray[np.uint8]) -> NDArray[Any]:
-        """What the network is given of images (N, 3, S, S), (N, C, h, w); possibly a memory map."""
+    def inputs(self, frames: FrameSet) -> NDArray[Any]:
+        """What the network is given of frames, (N, C, h, w); possibly a memory map."""
 
     @abstractmethod
     def new_network(self, n_classes: int, seed: int) -> nn.Module:
@@ -109,8 +110,8 @@ class WholeNetwork(Learner):
         check_image_size(self.new_network(n_classes, 0), config.image_size)  # it names weights that are missing
         self.transform: Normalisation = normalisation_of(config.encoder, config.encoder_weights)
 
-    def inputs(self, images: NDArray[np.uint8]) -> NDArray[Any]:
-        return images
+    def inputs(self, frames: FrameSet) -> NDArray[Any]:
+        return frames.images
 
     def new_network(self, n_classes: int, seed: int) -> nn.Module:
         config = self.config
@@ -170,14 +171,14 @@ class HeadOfFrozenEncoder(Learner):
         self.encoding = encoding
         self.transform = torch.Tensor.float
 
-    def inputs(self, images: NDArray[np.uint8]) -> NDArray[Any]:
-        return self.encoder.cached(images, self.encoding)
+    def inputs(self, frames: FrameSet) -> NDArray[Any]:
+        return self.encoder.cached(frames.images, self.encoding, frames.pictures)
 
     def new_network(self, n_classes: int, seed: int) -> nn.Module:
         return FrozenHead(self.encoder.projection, n_classes, seed)
 
     def card(self, classes: Sequence[str]) -> Card:
-        return Card.of_frozen(self.encoder.trunk, self.config.image_size, classes)
+        return Card.of_frozen(self.encoder.trunk, self.encoder.projection.view, self.config.image_size, classes)
 
     def training_work(self, n_frames: float) -> float:
         rows, columns = grid_of((self.config.image_size, self.config.image_size))
@@ -233,12 +234,12 @@ class Teacher:
 
 
 def make_learner(
-    config: TrainConfig, n_classes: int, images: NDArray[np.uint8], device: torch.device, encoding: Encoding
+    config: TrainConfig, n_classes: int, pool: FrameSet, device: torch.device, encoding: Encoding
 ) -> Learner:
     """The learner that a configuration names.
 
     Args:
-        images: (N, 3, S, S) of the pool, to which a frozen encoder's projection is fitted.
+        pool: to which a frozen encoder's projection is fitted.
         device: where a frozen encoder runs.
         encoding: called while the pool's maps are made.
 
@@ -253,5 +254,6 @@ def make_learner(
         of_head = replace(config, architecture=FROZEN, encoder="", encoder_weights=None, teacher="none")
     assert of_head.encoder_weights is not None
     trunk = build_trunk(of_head.encoder, of_head.encoder_weights).to(device)
-    head = HeadOfFrozenEncoder(of_head, load_or_fit(trunk, images, progress=encoding), encoding)
-    return WholeNetwork(config, n_classes, Teacher(head, head.inputs(images), n_classes)) if teaches else head
+    encoder = load_or_fit(trunk, pool.images, pictures=pool.pictures, progress=encoding)
+    head = HeadOfFrozenEncoder(of_head, encoder, encoding)
+    return WholeNetwork(config, n_classes, Teacher(head, head.inputs(pool), n_classes)) if teaches else head

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from alges_fast import cached_rows
 from alges_fast.errors import UserError
 from alges_fast.models import features_cache
 from alges_fast.models.features_cache import FrozenEncoder, load_or_fit
-from alges_fast.models.frozen import features
+from alges_fast.models.frozen import PLAIN, RAISED, features
 from tests.commands import CONTEXT, finish
 
 from .small_trunk import small_trunk
@@ -35,7 +36,7 @@ def frames() -> np.ndarray:
 
 
 def encoder(cache: Path, frames: np.ndarray, seed: int = 0) -> FrozenEncoder:
-    return load_or_fit(small_trunk(seed), frames, cache_dir=cache)
+    return load_or_fit(small_trunk(seed), frames, view=PLAIN, cache_dir=cache)
 
 
 def make_in_a_process(cache: Path, frames: np.ndarray, log: Path, killed_at: int | None) -> None:
@@ -77,6 +78,40 @@ def test_made_once_mapped_and_what_the_model_would_make(tmp_path: Path, frames: 
     again = encoder(tmp_path, frames).cached(frames, lambda what, done, total: calls.append(what))
     assert calls == []
     np.testing.assert_array_equal(kept, again)
+
+
+def test_the_encoder_is_shown_what_is_read_again_at_twice_the_size(tmp_path: Path, frames: np.ndarray) -> None:
+    """And what is kept are the components, their means around, and where a position is: on the masks' own grid."""
+    large = frames.repeat(2, 2).repeat(2, 3)
+    large[:, :, ::2] ^= 85  # detail that the small pictures have not
+    asked: list[int] = []
+
+    def pictures(positions: Sequence[int], side: int) -> np.ndarray:
+        assert side == 64
+        asked.extend(positions)
+        return large[list(positions)]
+
+    made = load_or_fit(small_trunk(), frames, view=RAISED, pictures=pictures, cache_dir=tmp_path)
+    kept = made.cached(frames, pictures=pictures)
+    assert set(asked) == set(range(9))
+    assert kept.shape == (9, 2 * RAISED.components + 4, 8, 8)
+    with torch.no_grad():
+        whole = features(made.trunk, made.projection, made.trunk.normalisation(torch.from_numpy(large)))
+    np.testing.assert_allclose(kept, whole.numpy(), atol=2e-3 * whole.abs().max().item())
+    own, around, place = np.split(kept.astype(np.float32), (32, 64), axis=1)
+    np.testing.assert_allclose(around[:, :, 4, 4], own[:, :, 3:6, 3:6].mean((2, 3)), atol=0.05)
+    np.testing.assert_allclose(around[:, :, 0, 0], own[:, :, :2, :2].mean((2, 3)), atol=0.05)
+    np.testing.assert_allclose(place[3, :, 0, 7], [0.875, -0.875, 0.875**2, 0.875**2], atol=1e-3)
+    asked.clear()
+    np.testing.assert_array_equal(made.cached(frames, pictures=pictures), kept)
+    assert not asked, "nothing is read where features are kept"
+
+
+def test_every_view_has_features_of_its_own(tmp_path: Path, frames: np.ndarray) -> None:
+    plain = encoder(tmp_path, frames).cached(frames)
+    raised = load_or_fit(small_trunk(), frames, cache_dir=tmp_path).cached(frames)
+    assert (plain.shape[1], raised.shape[1]) == (64, 68)
+    assert len(list(tmp_path.glob("features-32-*/index.json"))) == 2
 
 
 def test_components_are_of_the_standardised_channels_and_ordered(tmp_path: Path, frames: np.ndarray) -> None:

@@ -13,24 +13,37 @@ import torch.nn.functional as F
 from alges_fast.errors import UserError
 from alges_fast.last_layer import LastLayer
 from alges_fast.models.features_cache import load_or_fit
-from alges_fast.models.frozen import FrozenHead, FrozenModel, Projection, build_trunk, fit_projection, grid_of, join
+from alges_fast.models.frozen import (
+    PLAIN,
+    RAISED,
+    FrozenHead,
+    FrozenModel,
+    Projection,
+    View,
+    build_trunk,
+    features,
+    fit_projection,
+    grid_of,
+    join,
+)
 from alges_fast.normalisation import HALF
 
 from .small_trunk import small_trunk
 
 
-def projection(channels: tuple[int, ...]) -> Projection:
-    return fit_projection(torch.randn(500, sum(channels), generator=torch.Generator().manual_seed(0)), channels)
+def projection(channels: tuple[int, ...], view: View = PLAIN) -> Projection:
+    return fit_projection(torch.randn(500, sum(channels), generator=torch.Generator().manual_seed(0)), channels, view)
 
 
-def model(n_classes: int = 5) -> FrozenModel:
+def model(n_classes: int = 5, view: View = PLAIN, image_size: int = 32) -> FrozenModel:
     trunk = small_trunk()
-    return FrozenModel(trunk, FrozenHead(projection(trunk.channels), n_classes, seed=1))
+    return FrozenModel(trunk, FrozenHead(projection(trunk.channels, view), n_classes, seed=1), image_size)
 
 
+@pytest.mark.parametrize("view", [PLAIN, RAISED])
 @pytest.mark.parametrize("size", [32, 36])
-def test_image_embeddings_are_autograds_through_the_whole_model(size: int) -> None:
-    whole = model().eval()
+def test_image_embeddings_are_autograds_through_the_whole_model(size: int, view: View) -> None:
+    whole = model(view=view).eval()
     images = torch.randn(3, 3, size, size)
     layer = LastLayer.find(whole, images)
     assert layer.module is whole.head.layers[2]
@@ -66,6 +79,19 @@ def test_the_trunk_stays_in_eval_mode_and_takes_no_gradient() -> None:
     whole(torch.randn(1, 3, 32, 32)).sum().backward()
     assert all(parameter.grad is None for parameter in whole.trunk.parameters())
     assert all(parameter.grad is not None for parameter in whole.head.parameters())
+
+
+def test_images_of_any_size_are_shown_to_the_encoder_at_its_own() -> None:
+    whole = model(view=RAISED).eval()
+    smooth = F.interpolate(torch.randn(2, 3, 6, 6), (128, 128), mode="bicubic")
+    at_size = F.interpolate(smooth, (64, 64), mode="bilinear", antialias=True)
+    logits = whole(at_size)
+    assert logits.shape == (2, 5, 64, 64)
+    grid = whole.head(features(whole.trunk, whole.head.projection, at_size))
+    assert grid.shape[2:] == (8, 8)
+    torch.testing.assert_close(logits, F.interpolate(grid, (64, 64), mode="bilinear"))
+    torch.testing.assert_close(whole(smooth), F.interpolate(grid, (128, 128), mode="bilinear"))
+    assert whole(torch.randn(1, 3, 40, 72)).shape == (1, 5, 40, 72)
 
 
 def test_the_grid_is_a_quarter_of_the_side_rounded_up() -> None:
@@ -105,8 +131,8 @@ def test_a_plain_transformer_of_timm_is_an_encoder_by_name(tmp_path: Path, monke
     assert trunk(torch.randn(1, 3, 56, 72))[0].shape == (1, 64, 4, 5)  # to whole patches of 16
     pool = np.random.default_rng(0).integers(0, 255, (5, 3, 56, 56)).astype(np.uint8)
     encoder = load_or_fit(trunk, pool)
-    assert encoder.cached(pool).shape == (5, 64, 14, 14)
-    whole = FrozenModel(trunk, FrozenHead(encoder.projection, 3, seed=0)).eval()
+    assert encoder.cached(pool).shape == (5, 68, 14, 14)
+    whole = FrozenModel(trunk, FrozenHead(encoder.projection, 3, seed=0), 56).eval()
     assert whole(torch.randn(1, 3, 56, 56)).shape == (1, 3, 56, 56)
     with pytest.raises(UserError, match=r"encoder tu-test_vitt with .* cannot be had"):
         build_trunk("tu-test_vitt", str(tmp_path / "test_vit.safetensors"))

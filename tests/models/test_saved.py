@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from alges_fast.errors import UserError
 from alges_fast.models import build_model, saved
 from alges_fast.models.deal import DealModel
-from alges_fast.models.frozen import FrozenHead, FrozenModel, fit_projection
+from alges_fast.models.frozen import PLAIN, RAISED, FrozenHead, FrozenModel, fit_projection
 from alges_fast.models.saved import FROZEN, Card, load, read_card, serialized
 from alges_fast.normalisation import HALF
 
@@ -42,13 +42,16 @@ def test_of_deals_network_the_one_that_segments_comes_back(tmp_path: Path) -> No
     assert torch.equal(load(path, CARD)(images), model(images))
 
 
-@pytest.fixture
-def frozen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Card, FrozenModel]:
+@pytest.fixture(params=[None, RAISED], ids=["before_views", "raised"])
+def frozen(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Path, Card, FrozenModel]:
     monkeypatch.setattr(saved, "build_trunk", lambda encoder, weights: small_trunk(seed=int(weights)))
     trunk = small_trunk(seed=7)
-    projection = fit_projection(torch.randn(300, sum(trunk.channels)), trunk.channels)
-    model = FrozenModel(trunk, FrozenHead(projection, 3, seed=1)).eval()
+    projection = fit_projection(torch.randn(300, sum(trunk.channels)), trunk.channels, request.param or PLAIN)
+    model = FrozenModel(trunk, FrozenHead(projection, 3, seed=1), CARD.image_size).eval()
     card = replace(CARD, architecture=FROZEN, encoder="tu-resnet18", encoder_weights="7", encoder_digest=trunk.digest)
+    card = replace(card, view=request.param)
     path = tmp_path / "frozen.safetensors"
     path.write_bytes(serialized(model.head, card))
     return path, card, model
@@ -57,8 +60,16 @@ def frozen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Card,
 def test_a_frozen_models_file_makes_the_whole_of_it(frozen: tuple[Path, Card, FrozenModel]) -> None:
     path, card, model = frozen
     images = torch.randn(2, 3, 32, 32)
-    again = load(path, card, "7")
-    assert torch.equal(again(images), model(images))
+    read = read_card(path)
+    assert read == card
+    assert torch.equal(load(path, read, "7")(images), model(images))
+
+
+def test_a_card_of_before_views_is_read(frozen: tuple[Path, Card, FrozenModel]) -> None:
+    _, card, _ = frozen
+    text = json.loads(card.as_json())
+    del text["view"]
+    assert Card.from_json(json.dumps(text)) == replace(card, view=None)
 
 
 def test_a_file_does_not_say_what_is_fetched_or_opened(frozen: tuple[Path, Card, FrozenModel]) -> None:

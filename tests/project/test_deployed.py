@@ -10,26 +10,31 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from alges_fast.annotation.sources import LeftOut, list_frames
 from alges_fast.errors import UserError
 from alges_fast.models import saved
 from alges_fast.models.frozen import FrozenModel
 from alges_fast.project import model_files, network
 from alges_fast.project.config import ProjectConfig
+from alges_fast.project.pool import ProjectPool, decoded
 
 
 @pytest.fixture
 def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A project with a head of random weights, and ten pictures for its pool."""
+    """A project with a head of random weights, and twelve pictures for its pool."""
     config = ProjectConfig("pool", ("a", "b", "c"), image_size=64)
     project: Any = SimpleNamespace(config=config, root=tmp_path, models=[])
-    images = np.random.default_rng(0).integers(0, 256, (12, 3, 64, 64)).astype(np.uint8)
-    monkeypatch.setattr(model_files, "list_pool", lambda project: None)
-    monkeypatch.setattr(model_files, "decoded", lambda pool, size: (None, images))
+    (tmp_path / "pool").mkdir()
+    for number, picture in enumerate(np.random.default_rng(0).integers(0, 256, (12, 90, 160, 3)).astype(np.uint8)):
+        Image.fromarray(picture).save(tmp_path / "pool" / f"{number:02}.png")
+    pool = ProjectPool(list_frames(tmp_path / "pool"), LeftOut("stop"))
+    monkeypatch.setattr(model_files, "list_pool", lambda project: pool)
     monkeypatch.setenv("ALGES_FAST_CACHE", str(tmp_path / "cache"))
-    frozen = network.frozen(project, [str(i) for i in range(12)], images)
-    head = network.new_head(project, frozen.encoder, 0)
-    network.save(tmp_path, head, network.head_card(project, frozen.encoder.trunk))
+    frozen = network.frozen(project, pool.frames, decoded(pool, 64)[1])
+    learner = network.learner_of(project, frozen.encoder)
+    network.save(tmp_path, learner.new_network(3, 0), learner.card(config.classes))
     project.models = [SimpleNamespace(number=0, folder=tmp_path)]
     return project
 
@@ -40,6 +45,10 @@ def test_files_predict_what_the_model_does(trained: Any, tmp_path: Path) -> None
     assert [path.name for path in written] == ["model.pt2", "model.onnx"][: 1 + has_onnx]
     program = torch.export.load(tmp_path / "out" / "model.pt2").module()
     assert program(torch.rand(3, 3, 64, 64)).shape == (3, 3, 64, 64)  # any number of frames at a time
+    frames = torch.rand(1, 3, 90, 160)  # as large as a user has them
+    own = model_files.Deployed(*network.load_whole(trained.models[0], "packaged"))
+    with torch.no_grad():
+        torch.testing.assert_close(program(frames), own(frames), rtol=1e-3, atol=1e-3)
 
 
 def test_a_projects_weights_say_what_they_are(trained: Any, tmp_path: Path) -> None:
@@ -48,7 +57,7 @@ def test_a_projects_weights_say_what_they_are(trained: Any, tmp_path: Path) -> N
     assert card is not None
     assert (card.architecture, card.image_size, card.classes) == ("frozen", 64, ("a", "b", "c"))
     trunk = network.trunk_of(trained)
-    own = FrozenModel(trunk, network.load_head(trained, trained.models[0], trunk))
+    own = FrozenModel(trunk, network.load_head(trained, trained.models[0], trunk), card.image_size)
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(saved.load(tmp_path / network.WEIGHTS, card)(images), own(images))

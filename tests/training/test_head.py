@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from alges_fast.labels import UNLABELLED
-from alges_fast.models.frozen import FrozenHead, Projection
+from alges_fast.models.frozen import PLAIN, FrozenHead, Projection
 from alges_fast.strategies import get_strategy
 from alges_fast.training.errors import Diverged, TooFewLabels
 from alges_fast.training.head import PIXELS_A_THREAD, _AdamW, labels_on, train_head
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 def head(channels: int = 8) -> FrozenHead:
-    return FrozenHead(Projection(torch.eye(channels), torch.zeros(channels), (channels,)), 3, seed=0)
+    return FrozenHead(Projection(torch.eye(channels), torch.zeros(channels), (channels,), PLAIN), 3, seed=0)
 
 
 def maps(n: int = 4) -> tuple[torch.Tensor, np.ndarray]:
