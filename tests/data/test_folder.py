@@ -261,3 +261,21 @@ def test_options_that_make_no_sense(tmp_path: Path, options: dict[str, object], 
     with pytest.raises(UserError) as stopped:
         load_dataset(**options, cache_dir=tmp_path)
     assert says in str(stopped.value)
+
+
+def test_pictures_are_read_from_the_files_at_the_size_asked(tree: Path) -> None:
+    """A frozen encoder sees more of a frame than the kept, small image has."""
+    detail = np.indices((64, 64)).sum(0) % 2 * 255
+    path = next((tree / "train" / "images").iterdir())
+    save(path.with_suffix(".png"), np.stack([detail] * 3, 2).astype(np.uint8))
+    mask = next((tree / "train" / "masks").glob(f"{path.stem}.*"))
+    save(mask, (np.indices((64, 64))[0] // 6).astype(np.uint8))
+    if path.suffix != ".png":
+        path.unlink()
+    train = load(tree).train
+    at = train.index(f"train/{path.stem}")
+    (picture,) = train.pictures([at], 64)
+    np.testing.assert_array_equal(picture[0], detail)
+    np.testing.assert_array_equal(train.pictures([at], 16)[0], train.images[at])
+    (other,) = train.subset([at]).pictures([0], 64)
+    np.testing.assert_array_equal(other, picture)

@@ -97,7 +97,7 @@ def test_a_kept_model_holds_its_projection_and_no_trunk(run: Callable[..., int],
     assert run(tmp_path, "--strategies", "random", "--keep_models", "true") == 0
     with safe_open(next(tmp_path.rglob("model.safetensors")), "pt") as file:
         names = list(file.keys())
-        assert tuple(file.get_tensor("projection.weight").shape) == (64, 192)
+        assert tuple(file.get_tensor("projection.weight").shape) == (32, 192)
     assert sorted(names) == [
         *("layers.0.bias", "layers.0.weight", "layers.2.bias", "layers.2.weight"),
         *("projection.bias", "projection.weight"),
