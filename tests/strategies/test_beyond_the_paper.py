@@ -32,7 +32,7 @@ from alges_fast.windows import Window, windows_of
 N, K, SIZE, REGIONS = 12, 4, 12, (2, 3)
 NAMES = (
     *("power-entropy", "balanced-entropy", "foreground-random", "claspe", "alges-img-balanced", "alges-effort"),
-    *("alges-frugal", "alges-class", "herding", "uherding", "typical", "strided", "bait"),
+    *("alges-frugal", "alges-half", "alges-class", "herding", "uherding", "typical", "strided", "bait"),
 )
 NO_MODEL = ("herding", "typical", "strided")
 
@@ -216,6 +216,19 @@ def test_embeddings_are_divided_by_a_power_of_predicted_outline_and_a_quarter_of
     scale = 2 if query.regions is not None else 1  # windows are paid for in pixels of the image
     expected = points.flatten(1).norm(dim=1) / scale**power
     assert list(found.scores.values()) == pytest.approx(expected.tolist(), rel=1e-4)
+
+
+def test_half_of_the_picks_are_those_of_alges_frugal_and_half_are_random_ones(query: Query) -> None:
+    frugal, chance = rate("alges-frugal", query), rate("random", query)
+    asked_for = frugal.draw(4, Taken())
+    others = chance.draw(3, Taken(asked_for))
+    found = rate("alges-half", query)
+    picks = found.draw(7, Taken())
+    assert (picks[::2], picks[1::2]) == (asked_for, others)
+    assert dict(found.scores) == dict(frugal.scores)
+    more = found.draw(4, Taken(picks))
+    assert more[::2] == frugal.draw(2, Taken(picks))
+    assert more[1::2] == chance.draw(2, Taken({*picks, *more[::2]}))
 
 
 def test_alges_effort_needs_no_more_passes_of_the_model_than_its_embeddings(query: Query) -> None:
