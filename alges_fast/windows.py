@@ -48,6 +48,11 @@ class Window(NamedTuple):
     def pixels(self) -> int:
         return self.width * self.height
 
+    @property
+    def box(self) -> tuple[slice, slice]:
+        """Its rows and columns."""
+        return slice(self.y, self.y + self.height), slice(self.x, self.x + self.width)
+
     def overlaps(self, other: Window) -> bool:
         """Whether they share a pixel of one image."""
         across = self.x < other.x + other.width and other.x < self.x + self.width

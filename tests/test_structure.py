@@ -27,6 +27,7 @@ BASE = {
     "job",
     "normalisation",
     "pages",
+    "prices",
     "settings",
 }
 """They import nothing of the package but each other."""

@@ -9,7 +9,9 @@ Formats:
     Label Studio, tasks with predictions of brush labels: https://labelstud.io/guide/predictions and, for the code of a
     brush's mask, https://github.com/thi-ng/umbrella/tree/develop/packages/rle-pack
 
-Where windows of a frame are to be annotated, each is a rectangle with the label "annotate", and the masks end at them.
+Where windows of a picture are to be annotated, each is a rectangle with the label "annotate", and has masks of its own
+that end at it, to be corrected one by one. A window also takes an answer in the place of a drawing, by one key: all of
+it is one class, the prediction is right, it is refused.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
 
 import numpy as np
@@ -37,6 +39,11 @@ ANNOTATE = "annotate"
 
 REFUSED = "refused"
 """Label of the tag by which an annotator refuses a frame in CVAT; Label Studio has a button for it."""
+
+ANSWER = "window"
+"""Name of a window's answer: the attribute of its rectangle in CVAT, the choice of its region in Label Studio."""
+AS_DRAWN, AS_PREDICTED, REFUSE, ALL = "as drawn", "prediction is right", "refuse", "all "
+"""Answers; the last is followed by a class's name."""
 
 _ANNOTATE_COLOUR, _REFUSED_COLOUR = "#ffd400", "#d4351c"
 _RUN_BITS = (3, 4, 8, 16)  # the four lengths' widths that a Label Studio code declares; the shortest that fits is used
@@ -79,12 +86,14 @@ def cvat_xml(frames: Sequence[AnnotatedFrame], classes: Sequence[str], palette: 
         ET.SubElement(label, "name").text = name
         ET.SubElement(label, "color").text = colour
         ET.SubElement(label, "type").text = kind
-        ET.SubElement(label, "attributes")
+        attributes = ET.SubElement(label, "attributes")
+        if name == ANNOTATE:
+            _add_answers(attributes, classes)
     for number, frame in enumerate(frames):
         height, width = frame.mask.shape
         image = ET.SubElement(root, "image", id=str(number), name=frame.name, width=str(width), height=str(height))
         for window in frame.windows:
-            ET.SubElement(
+            box = ET.SubElement(
                 image,
                 "box",
                 label=ANNOTATE,
@@ -96,12 +105,10 @@ def cvat_xml(frames: Sequence[AnnotatedFrame], classes: Sequence[str], palette: 
                 ybr=str(window.y + window.height),
                 z_order="-1",  # under the masks, which stay within reach of the pointer
             )
-        for class_id, where in _class_masks(frame.mask, len(classes)):
-            rows, columns = np.flatnonzero(where.any(1)), np.flatnonzero(where.any(0))
-            top, left = int(rows[0]), int(columns[0])
-            box = where[top : rows[-1] + 1, left : columns[-1] + 1]
-            values, lengths = _runs(box)
-            # Lengths alternate from "outside" on: a box that begins inside opens with a run of none.
+            ET.SubElement(box, "attribute", name=ANSWER).text = AS_DRAWN
+        for class_id, top, left, where in _shapes(frame, len(classes)):
+            values, lengths = _runs(where)
+            # Lengths alternate from "outside" on: a mask that begins inside opens with a run of none.
             counts = ([0] if values[0] else []) + lengths.tolist()
             ET.SubElement(
                 image,
@@ -112,8 +119,8 @@ def cvat_xml(frames: Sequence[AnnotatedFrame], classes: Sequence[str], palette: 
                 rle=", ".join(map(str, counts)),
                 left=str(left),
                 top=str(top),
-                width=str(box.shape[1]),
-                height=str(box.shape[0]),
+                width=str(where.shape[1]),
+                height=str(where.shape[0]),
                 z_order="0",
             )
     ET.indent(root)
@@ -121,19 +128,34 @@ def cvat_xml(frames: Sequence[AnnotatedFrame], classes: Sequence[str], palette: 
 
 
 def label_studio_config(
-    classes: Sequence[str], palette: Sequence[tuple[int, int, int]], *, windows: bool = False
+    classes: Sequence[str], palette: Sequence[tuple[int, int, int]], *, windows: Literal["none", "one", "many"] = "none"
 ) -> str:
-    """The labelling interface that the tasks of `label_studio_tasks` belong to, with frames' windows or without."""
+    """The labelling interface of the tasks of `label_studio_tasks`: whole pictures, one window a picture, or many.
+    A window's answers have the keys 1 to 9, in the order of the classes."""
     view = ET.Element("View")
     ET.SubElement(view, "Image", name="image", value="$image", zoom="true")
+    if windows != "none":
+        choices = ET.SubElement(view, "Choices", name=ANSWER, toName="image", choice="single", showInline="true")
+        if windows == "many":
+            choices.attrib |= {"perRegion": "true", "whenTagName": "windows"}
+        keys = {ALL + name: str(number) for number, name in enumerate(classes[:9], 1)}
+        for answer in answers(classes):
+            choice = ET.SubElement(choices, "Choice", value=answer)
+            if answer in keys:
+                choice.set("hotkey", keys[answer])
     brush = ET.SubElement(view, "BrushLabels", name="classes", toName="image")
     for name, colour in zip(classes, palette, strict=True):
         ET.SubElement(brush, "Label", value=name, background="#{:02x}{:02x}{:02x}".format(*colour))
-    if windows:
+    if windows != "none":
         rectangles = ET.SubElement(view, "RectangleLabels", name="windows", toName="image", fillOpacity="0")
         ET.SubElement(rectangles, "Label", value=ANNOTATE, background=_ANNOTATE_COLOUR)
     ET.indent(view)
     return ET.tostring(view, encoding="unicode")
+
+
+def answers(classes: Sequence[str]) -> list[str]:
+    """What a window may be answered, the default first."""
+    return [AS_DRAWN, *(ALL + name for name in classes), AS_PREDICTED, REFUSE]
 
 
 def label_studio_tasks(
@@ -165,16 +187,13 @@ def label_studio_tasks(
             }
             for number, window in enumerate(frame.windows)
         ]
-        results += [
-            {
-                "id": f"class{class_id}",
-                "type": "brushlabels",
-                "from_name": "classes",
-                **common,
-                "value": {"format": "rle", "rle": _brush_code(where), "brushlabels": [classes[class_id]]},
-            }
-            for class_id, where in _class_masks(frame.mask, len(classes))
-        ]
+        for number, (class_id, top, left, part) in enumerate(_shapes(frame, len(classes))):
+            where = np.zeros_like(frame.mask, bool)
+            where[top : top + part.shape[0], left : left + part.shape[1]] = part
+            value = {"format": "rle", "rle": _brush_code(where), "brushlabels": [classes[class_id]]}
+            results.append(
+                {"id": f"shape{number}", "type": "brushlabels", "from_name": "classes", **common, "value": value}
+            )
         prediction = {"model_version": model_version, "score": frame.score, "result": results}
         # The picture's address may change in the tool (uploads do); "frame" is what finds the frame again.
         data = {"image": image_prefix + quote(frame.name), "frame": frame.name}
@@ -182,10 +201,25 @@ def label_studio_tasks(
     return json.dumps(tasks, indent=1)
 
 
-def _class_masks(mask: NDArray[np.uint8], n_classes: int) -> Iterator[tuple[int, NDArray[np.bool_]]]:
-    for class_id in np.unique(mask):
-        if class_id < n_classes:
-            yield int(class_id), mask == class_id
+def _shapes(frame: AnnotatedFrame, n_classes: int) -> Iterator[tuple[int, int, int, NDArray[np.bool_]]]:
+    """Class id, top, left and pixels of every class in the picture, or in each of its windows."""
+    height, width = frame.mask.shape
+    for window in frame.windows or [Window(frame.name, 0, 0, width, height)]:
+        mask = frame.mask[window.box]
+        for class_id in np.unique(mask[mask < n_classes]).tolist():
+            where = mask == class_id
+            rows, columns = np.flatnonzero(where.any(1)), np.flatnonzero(where.any(0))
+            top, left = int(rows[0]), int(columns[0])
+            yield class_id, window.y + top, window.x + left, where[top : rows[-1] + 1, left : columns[-1] + 1]
+
+
+def _add_answers(attributes: ET.Element, classes: Sequence[str]) -> None:
+    attribute = ET.SubElement(attributes, "attribute")
+    ET.SubElement(attribute, "name").text = ANSWER
+    ET.SubElement(attribute, "mutable").text = "False"
+    ET.SubElement(attribute, "input_type").text = "select"
+    ET.SubElement(attribute, "default_value").text = AS_DRAWN
+    ET.SubElement(attribute, "values").text = "\n".join(answers(classes))
 
 
 def _runs(where: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:

@@ -62,6 +62,7 @@ def selection_page(
     n_frames: int,
     budget: int | None,
     left_out: Sequence[str],
+    sheets: Mapping[str, Image.Image],
 ) -> str:
     """index.html of these cards.
 
@@ -72,6 +73,7 @@ def selection_page(
         n_frames: how many frames have picks.
         budget: what there was for windows; None where whole frames were picked.
         left_out: why files of the pool could not be used, a line each.
+        sheets: name -> picture, of sheets that windows are annotated on.
     """
     shown = [
         {
@@ -80,10 +82,7 @@ def selection_page(
             "windows": card.windows,
             "share": card.share,
             "frame": card.size,
-            "views": {
-                view: f"data:image/webp;base64,{base64.b64encode(encoded(picture, 'webp', quality=78)).decode()}"
-                for view, picture in card.views.items()
-            },
+            "views": {view: _address(picture) for view, picture in card.views.items()},
             "size": next(iter(card.views.values())).size,
         }
         for card in cards
@@ -99,8 +98,13 @@ def selection_page(
         views=[view for view in ("frame", "gradient", "prediction") if any(view in card.views for card in cards)],
         ranks={row["id"]: row["rank"] for row in rows},
         n_frames=n_frames,
+        sheets=[(name, _address(picture), picture.size) for name, picture in sheets.items()],
         budget=budget,
         outline=sum(float(row["outline"]) for row in rows) if asked.budget == "outline" else None,
         left_out=left_out,
         script=(resources.files("alges_fast.annotation") / "page.js").read_text(encoding="utf-8"),
     )
+
+
+def _address(picture: Image.Image) -> str:
+    return f"data:image/webp;base64,{base64.b64encode(encoded(picture, 'webp', quality=78)).decode()}"

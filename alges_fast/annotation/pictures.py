@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import matplotlib
 import numpy as np
@@ -66,17 +66,16 @@ def contact_sheet(rows: Sequence[tuple[str, Image.Image]]) -> Image.Image:
     for number, (caption, picture) in enumerate(pictures):
         left = _MARGIN + number % columns * (_THUMBNAIL + _MARGIN)
         top = _MARGIN + number // columns * cell_height
-        fits = next((text for text in _shortened(caption) if pen.textlength(text, font) <= _THUMBNAIL), "")
-        pen.text((left, top), fits, fill=(28, 33, 38), font=font)
+        text = fitted(caption, _THUMBNAIL, lambda text: pen.textlength(text, font))
+        pen.text((left, top), text, fill=(28, 33, 38), font=font)
         sheet.paste(picture, (left, top + _CAPTION))
     return sheet
 
 
-def _shortened(caption: str) -> Iterator[str]:
-    """The caption, then less and less of it: the end of an id says more than its folders."""
-    yield caption
-    for start in range(1, len(caption)):
-        yield "…" + caption[start:]
+def fitted(caption: str, width: float, length: Callable[[str], float]) -> str:
+    """As much of the end of a caption as has at most this length: the end of an id says more than its folders."""
+    shortened = (caption, *("…" + caption[start:] for start in range(1, len(caption))))
+    return next((text for text in shortened if length(text) <= width), "")
 
 
 def encoded(picture: Image.Image, kind: str, **options: int) -> bytes:

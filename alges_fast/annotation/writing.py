@@ -6,9 +6,9 @@ Nothing is overwritten with other contents but lists and pages: masks that were 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from alges_fast import atomic
+from alges_fast.annotation.desk import DESK, Desk, Sheet, View, draw, lay_out, on_sheet, view_of
 from alges_fast.annotation.exports import (
     AnnotatedFrame,
     csv_text,
@@ -38,7 +39,7 @@ from alges_fast.windows import Window
 
 PICKS = "picks.csv"
 PAGE_CARDS = 200
-THUMBNAIL_WIDTH = 480
+THUMBNAIL_WIDTH, SHEET_WIDTH = 480, 1600
 
 
 def write_round(
@@ -51,6 +52,8 @@ def write_round(
     budget: int | None,
     left_out: LeftOut,
     image_prefix: str,
+    desk: Desk = "frames",
+    series: str = "round",
 ) -> bool:
     """Everything a person or a tool reads of a round of picks, picks.csv last.
 
@@ -63,13 +66,18 @@ def write_round(
         budget: what there was for windows, in what `asked.budget` counts; None for whole frames.
         left_out: what of the pool cannot be used.
         image_prefix: what Label Studio serves the folder `out`/images under.
+        desk: what windows are annotated on; "auto" is sheets for CVAT and crops for Label Studio.
+        series: begins the names of sheets and crops, which must differ from those of other rounds.
 
     Returns:
         Whether the frames have norm maps.
     """
     colours = palette(len(classes))
     n_frames = len({pick.frame.id for pick in picks})
+    kinds = ("frames",) if budget is None else {"auto": ("sheets", "crops")}.get(desk, (desk,))
     annotated: list[AnnotatedFrame] = []
+    views_of: dict[Window, View] = {}
+    sheets_shown: dict[str, Image.Image] = {}
     sheet: list[tuple[str, Image.Image]] = []
     cards: list[Card] = []
     embeddings: dict[int, Tensor] = {}
@@ -78,7 +86,10 @@ def write_round(
         windows = [window for number in shown.picks if (window := picks[number].window) is not None]
         name, image_path, mask_path, map_path = paths_of(out, frame.id)
         picture = Image.fromarray(shown.image)
-        _write_once(image_path, _original(shown))
+        if "frames" in kinds:
+            _write_once(image_path, _original(shown))
+        else:
+            views_of.update((window, view_of(window, shown.image, shown.mask)) for window in windows)
         mask = _within(shown.mask, windows)
         views = {"frame": picture}
         if shown.norm_map is not None:
@@ -101,23 +112,45 @@ def write_round(
             embeddings.update(zip(shown.picks, shown.embeddings, strict=True))
 
     atomic.write_bytes(out / "contact_sheet.png", encoded(contact_sheet(sheet), "png"))
-    xml = cvat_xml(annotated, classes, colours)
-    atomic.write_bytes(out / "cvat.zip", cvat_archive(out, xml, [frame.name for frame in annotated]))
+    pictures = {"frames": annotated}
+    if views_of:
+        in_order = [pick.window for pick in picks if pick.window is not None]
+        sheets = {kind: lay_out(in_order, series, alone=kind == "crops") for kind in kinds}
+        pictures = {kind: _write_sheets(out, sheets[kind], views_of, sheets_shown) for kind in kinds}
+        atomic.write_json(out / DESK, [sheet.to_json() for kind in kinds for sheet in sheets[kind]])
+    xml = cvat_xml(pictures[kinds[0]], classes, colours)
+    atomic.write_bytes(out / "cvat.zip", cvat_archive(out, xml, [frame.name for frame in pictures[kinds[0]]]))
     version = "none" if asked.model is None else Path(asked.model).name
-    tasks = label_studio_tasks(annotated, classes, image_prefix=image_prefix, model_version=version)
+    tasks = label_studio_tasks(pictures[kinds[-1]], classes, image_prefix=image_prefix, model_version=version)
     atomic.write_text(out / "label_studio" / "tasks.json", tasks)
     if classes:
-        interface = label_studio_config(classes, colours, windows=budget is not None)
-        atomic.write_text(out / "label_studio" / "config.xml", interface)
+        many: Literal["none", "one", "many"] = "none" if budget is None else "one" if kinds[-1] == "crops" else "many"
+        atomic.write_text(out / "label_studio" / "config.xml", label_studio_config(classes, colours, windows=many))
     points = torch.stack([embeddings[number] for number in range(len(picks))]) if embeddings else None
     rows = _rows(picks, points, None if asked.model is None else classes, budget)
-    page = selection_page(asked, classes, colours, cards, rows, n_frames, budget, left_out.by_file())
+    page = selection_page(asked, classes, colours, cards, rows, n_frames, budget, left_out.by_file(), sheets_shown)
     atomic.write_text(out / "index.html", page)
     if left_out.reasons:
         missing = [{"id": name, "reason": left_out.reasons[name]} for name in sorted(left_out.reasons, key=natural_key)]
         atomic.write_text(out / "left_out.csv", csv_text(missing))
     atomic.write_text(out / PICKS, csv_text(rows))
     return any("gradient" in card.views for card in cards)
+
+
+def _write_sheets(
+    out: Path, sheets: Sequence[Sheet], views: Mapping[Window, View], to_show: dict[str, Image.Image]
+) -> list[AnnotatedFrame]:
+    """Sheets as pictures to annotate; those of many windows, at the width of a page, are added to `to_show`."""
+    masks = {window: view.mask for window, view in views.items()}
+    annotated = []
+    for number, sheet in enumerate(sheets):
+        picture = draw(sheet, views)
+        atomic.write_bytes(out / "images" / sheet.name, encoded(picture, "png", compress_level=3))
+        if len(sheet.cells) > 1:
+            to_show[sheet.name] = thumbnail(picture, min(picture.width, SHEET_WIDTH))
+        places = [cell.on(sheet.name) for cell in sheet.cells]
+        annotated.append(AnnotatedFrame(sheet.name, on_sheet(sheet, masks), 1 - number / len(sheets), places))
+    return annotated
 
 
 def remove_refused(out: Path, refused: Sequence[str | Window], picks: Sequence[Pick]) -> None:

@@ -40,15 +40,16 @@ from alges_fast.experiment.setting import (
 )
 from alges_fast.experiment.state import STEPS, RoundFolder
 from alges_fast.job import naming_lost_processes
+from alges_fast.pool import Id
 from alges_fast.report import write_report
 from alges_fast.selection import BrokenPromise, choose
 from alges_fast.strategies import Query, scores_of
 from alges_fast.training.errors import Diverged, TooFewLabels
-from alges_fast.training.evaluation import evaluate
-from alges_fast.training.labelled import Labelled, unlabelled
+from alges_fast.training.evaluation import evaluate, predict
+from alges_fast.training.labelled import Labelled, Piece, box_of, corrected, unlabelled
 from alges_fast.training.learner import Training, make_learner
 from alges_fast.training.optimising import MEMORY_FORMAT
-from alges_fast.windows import named
+from alges_fast.windows import Window, frame_of, named
 
 
 def run_experiment(config: RunConfig, monitor: Monitor | None = None) -> list[dict[str, Any]]:
@@ -281,6 +282,7 @@ def _query(round: Round, model: nn.Module) -> dict[str, Any]:
     return {
         "ids": [str(candidate) for candidate in chosen.ids],
         "scores": {str(candidate): score for candidate, score in scored.items()},
+        "corrected": _corrected(round, model, chosen.ids) if setting.processes.leads else 0,
         "embed_seconds": chosen.seconds[0],
         "seeding_seconds": chosen.seconds[1],
     }
@@ -309,4 +311,26 @@ def _with_picked(round: Round) -> Labelled:
     picked = names if round.curve.regions is None else [named(name) for name in names]
     if not set(unlabelled(pieces, labelled.pieces)).issuperset(picked):
         raise round.folder.damaged("picks.json")
-    return labelled.with_pieces(picked)
+    return labelled.with_pieces(picked, round.setting.processes.from_leader(round.folder.corrected))
+
+
+def _corrected(round: Round, model: nn.Module, picked: Sequence[Id | Window]) -> int:
+    """What an annotator draws of the picks who is shown what the model predicts in them, in pixels."""
+    setting, at = round.setting, round.setting.pool.index
+    pieces: dict[int, list[Piece]] = {}
+    for candidate in picked:
+        piece = candidate if isinstance(candidate, Window) else str(candidate)
+        pieces.setdefault(at(str(frame_of(piece))), []).append(piece)
+    rows, total = list(pieces), 0
+    for start in range(0, len(rows), setting.scoring_batch):
+        batch = rows[start : start + setting.scoring_batch]
+        predicted = predict(
+            setting.processes.fabric,
+            model,
+            setting.pool_inputs[batch],
+            size=setting.pool.masks.shape[1:],
+            transform=setting.learner.transform,
+        )
+        for row, mask in zip(batch, predicted.cpu().numpy(), strict=True):
+            total += sum(corrected(round.labelled.truth(piece), mask[box_of(piece)]) for piece in pieces[row])
+    return total

@@ -103,9 +103,9 @@ class Setting:
     def labelled_first(self, curve: Curve, seed: int) -> Labelled:
         """What is labelled in the first round: whole frames."""
         if curve.strategy.takes_whole_pool:
-            return Labelled(self.pool, self.pool.ids)
+            return Labelled(self.pool).with_pieces(self.pool.ids)
         drawn = initial_pool(len(self.pool), self.config.init_size, seed)
-        return Labelled(self.pool, tuple(self.pool.ids[position] for position in drawn))
+        return Labelled(self.pool).with_pieces([self.pool.ids[position] for position in drawn])
 
     @property
     def frames(self) -> FramePool:

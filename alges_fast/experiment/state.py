@@ -93,6 +93,11 @@ class RoundFolder:
             raise self.damaged("picks.json")
         return [str(name) for name in ids]
 
+    def corrected(self) -> int | None:
+        """What of the picks' outline was drawn, over the prediction; None in folders of versions that did not count."""
+        value = self._read("picks.json").get("corrected")
+        return value if isinstance(value, int) else None
+
     def query_seconds(self) -> dict[str, float]:
         """What the query took, by column of results.csv."""
         picks = self._read("picks.json")

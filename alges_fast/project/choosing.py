@@ -6,13 +6,14 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from alges_fast.annotation.desk import Desk
 from alges_fast.annotation.lists import refused_among
 from alges_fast.annotation.models import load_model, normalisation_in
 from alges_fast.annotation.page import Asked
@@ -52,6 +53,8 @@ class NextSettings:
             costs the outline that the model predicts in it and a quarter of its side.
         reject: frames, and windows as picks.csv names them, that are not wanted, now or later. Where they are picks of
             the round that is out, each is replaced and the other picks stay.
+        desk: what windows are annotated on: sheets of 24 to 36, crops (a picture each), or frames; auto is sheets for
+            CVAT and crops for Label Studio.
     """
 
     n: int = 20
@@ -61,12 +64,15 @@ class NextSettings:
     min_gap: float | None = None
     budget: Unit = "pixels"
     reject: tuple[str, ...] = ()
+    desk: Desk = "auto"
 
     def __post_init__(self) -> None:
         if self.n < 1:
             raise UserError(f"-n is {self.n}: give at least 1")
         if self.budget not in ("pixels", "outline"):
             raise UserError(f"--budget is {self.budget}: give pixels or outline")
+        if self.desk not in get_args(Desk):
+            raise UserError(f"--desk is {self.desk}: give {', '.join(get_args(Desk))}")
         if self.min_gap is not None and not 0 <= self.min_gap < math.inf:
             raise UserError(f"--min_gap is {self.min_gap}: give a finite number, 0 or more")
         try:
@@ -334,6 +340,8 @@ def _write(
         budget=sum(pick.cost for pick in picks) if settings.grid else None,
         left_out=pool.left_out,
         image_prefix=config.image_prefix,
+        desk=settings.desk,
+        series=f"round{round.number:03d}",
     )
 
 

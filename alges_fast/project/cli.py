@@ -117,6 +117,12 @@ def _parser() -> argparse.ArgumentParser:
         default=chosen.budget,
         help="what is spent: pixels, or the outline that the model predicts (%(default)s)",
     )
+    choose(
+        "--desk",
+        choices=("auto", "sheets", "crops", "frames"),
+        default=chosen.desk,
+        help="what windows are annotated on; auto: sheets for CVAT, a picture each for Label Studio",
+    )
     choose("--reject", type=Path, metavar="FILE", help="picks to replace, one a line as picks.csv names them")
     _server(of["next"], "also make a project with these tasks on this server")
 
@@ -187,7 +193,7 @@ def _new(root: Path, given: argparse.Namespace, progress: project.Progress) -> l
 def _next(root: Path, given: argparse.Namespace, progress: project.Progress) -> list[str]:
     reject = () if given.reject is None else tuple(read_lines(str(given.reject), "--reject"))
     settings = project.NextSettings(
-        given.n, given.regions, given.strategy, given.model, given.min_gap, given.budget, reject
+        given.n, given.regions, given.strategy, given.model, given.min_gap, given.budget, reject, given.desk
     )
     round = project.next_round(root, settings, progress)
     lines = [f"{len(round.picks or ())} picks: {round.folder / 'picks.csv'}"]
@@ -213,7 +219,8 @@ def _import(root: Path, given: argparse.Namespace, progress: project.Progress) -
 def _imported(open_project: project.Project, taken: project.Import) -> str:
     windows = sum(len(windows) for windows in taken.frames.values() if windows is not None)
     what = f"{len(taken.frames)} frames{f' ({windows} windows)' if windows else ''} imported"
-    return f"{what}, {len(taken.refused)} refused; {outline_of(open_project, taken)}"
+    beside = f"; {taken.outside:,} pixels that were drawn beside windows are dropped" if taken.outside else ""
+    return f"{what}, {len(taken.refused)} refused; {outline_of(open_project, taken)}{beside}"
 
 
 def _train(root: Path, given: argparse.Namespace, progress: project.Progress) -> list[str]:

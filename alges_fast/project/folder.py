@@ -25,13 +25,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from alges_fast import atomic
+from alges_fast.annotation.desk import DESK, Sheet
 from alges_fast.annotation.exports import csv_rows
 from alges_fast.annotation.pictures import encoded
 from alges_fast.data.files import read_ids
@@ -62,6 +63,17 @@ class Round:
     picks: Sequence[Candidate] | None
     outlines: Mapping[Candidate, float]
 
+    @cached_property
+    def sheets(self) -> list[Sheet]:
+        """Of the windows that went out on sheets, or one a picture. Raises UserError where their list is damaged."""
+        path = self.folder / DESK
+        if self.picks is None or not path.exists():
+            return []
+        try:
+            return [Sheet.from_json(values) for values in json.loads(path.read_text(encoding="utf-8"))]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is damaged ({error}): restore it from a backup") from None
+
     def expected(self, picks: Iterable[Candidate]) -> float:
         """The outline that was predicted in these picks of the round, in pixels."""
         return sum(self.outlines.get(pick, 0.0) for pick in picks)
@@ -72,15 +84,37 @@ class Import:
     """What came back at once.
 
     frames: id -> windows that were labelled, None for the whole frame.
+    refused: frames, and windows.
+    outside: pixels that were drawn outside of windows, and dropped.
+    times: of every picture whose annotator's time is known.
     """
 
     number: int
     folder: Path
     round: int
     frames: Mapping[str, Sequence[Window] | None]
-    refused: Sequence[str]
+    refused: Sequence[Candidate]
     sources: Sequence[str]
     outline: int
+    outside: int
+    times: Sequence[TimedPicture]
+
+
+class TimedPicture(NamedTuple):
+    """What annotating a picture took.
+
+    seconds: that it was open.
+    looks: windows in it that were labelled, 1 for a frame.
+    sides: outline that was drawn, in sides of the frame: what of the label differs from what was predicted.
+    class_id: that most of what was labelled has.
+    whole: whether it is a frame.
+    """
+
+    seconds: float
+    looks: int
+    sides: float
+    class_id: int
+    whole: bool
 
 
 @dataclass(frozen=True)
@@ -142,7 +176,17 @@ class Project:
                     for id, boxes in facts["frames"].items()
                 }
                 found.append(
-                    Import(number, folder, round.number, frames, facts["refused"], facts["sources"], facts["outline"])
+                    Import(
+                        number,
+                        folder,
+                        round.number,
+                        frames,
+                        list(map(named, facts["refused"])),
+                        facts["sources"],
+                        facts["outline"],
+                        facts.get("outside", 0),
+                        [TimedPicture(*row) for row in facts.get("times", ())],
+                    )
                 )
         return sorted(found, key=lambda import_: import_.number)
 
@@ -282,9 +326,11 @@ class Project:
             "frames": {
                 id: None if boxes is None else [list(box[1:]) for box in boxes] for id, boxes in draft.frames.items()
             },
-            "refused": sorted(draft.refused),
+            "refused": sorted(map(str, draft.refused)),
             "sources": list(sources),
             "outline": draft.outline,
+            "outside": draft.outside,
+            "times": [list(row) for row in draft.times],
         }
         atomic.write_text(draft.folder / IMPORT, json.dumps(facts, indent=1) + "\n")  # in the order of the frames
         atomic.move_folder(draft.folder, round.folder / "returned" / f"{number:03d}")
@@ -311,19 +357,25 @@ class Project:
 class ImportDraft:
     """What came back, mask by mask, in a folder that becomes an import when all of it is there.
 
-    frames: id -> windows that were labelled, None for the whole frame. names: id -> its name in files.
+    frames: id -> windows that were labelled, None for the whole frame. names: id -> its name in files. The rest is as
+    in `Import`.
     """
 
     folder: Path
     frames: dict[str, Sequence[Window] | None] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
-    refused: list[str] = field(default_factory=list)
+    refused: list[Candidate] = field(default_factory=list)
     outline: int = 0
+    outside: int = 0
+    times: list[TimedPicture] = field(default_factory=list)
 
-    def add(self, id: str, windows: Sequence[Window] | None, name: str, mask: NDArray[np.uint8]) -> None:
-        """Take in a frame: its windows, None for all of it, and its label as it is from now on."""
+    def add(self, id: str, windows: Sequence[Window], name: str, mask: NDArray[np.uint8]) -> None:
+        """Take in a frame: windows, more of it perhaps than are here already, none for all of it; and its label as it
+        is from now on."""
         atomic.write_bytes(self._path(name), encoded(Image.fromarray(mask), "png"))
-        self.frames[id], self.names[id] = windows, name
+        before = self.frames.get(id, ())
+        whole = not windows or before is None
+        self.frames[id], self.names[id] = None if whole else [*dict.fromkeys([*(before or ()), *windows])], name
 
     def label(self, id: str) -> NDArray[np.uint8] | None:
         """The label of a frame that is in it."""

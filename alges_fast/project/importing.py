@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,11 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alges_fast.annotation.imports import ExpectedFrame, Reading, ReturnedFrame, read_export, reading_of
+from alges_fast.annotation.imports.sheets import expected_sheet, frames_on
 from alges_fast.data.files import read_ids
 from alges_fast.errors import UserError
-from alges_fast.project.folder import Import, ImportDraft, Project
+from alges_fast.labels import UNLABELLED
+from alges_fast.project.folder import Import, ImportDraft, Project, TimedPicture
 from alges_fast.project.pool import ProjectPool, list_pool
-from alges_fast.training.labelled import box_of, outline
+from alges_fast.strategies import Candidate
+from alges_fast.training.labelled import corrected, outline
+from alges_fast.windows import Window
 
 Untouched = Literal["ask", "accept", "leave"]
 """What to do with masks that came back as the model predicted them."""
@@ -68,7 +72,7 @@ def _frames_of(exports: Sequence[Path], reading: Reading) -> Iterator[ReturnedFr
 
 
 def reading_for(project: Project, pool: ProjectPool, settings: ImportSettings) -> Reading:
-    """Any frame of the pool may come back; of those that went out as windows, the windows count."""
+    """Any frame of the pool may come back, and any sheet that went out; of those with windows, the windows count."""
     out = project.out
     sizes = pool.sizes
     expected = [
@@ -76,6 +80,7 @@ def reading_for(project: Project, pool: ProjectPool, settings: ImportSettings) -
         for frame in pool.frames
         if frame.id in sizes
     ]
+    expected += [expected_sheet(sheet) for round in project.rounds for sheet in round.sheets]
     finished = None
     if settings.finished is not None:
         try:
@@ -100,27 +105,31 @@ def fill(
     untouched: Untouched,
     earlier: Sequence[ImportDraft] = (),
 ) -> None:
-    """Put the returned frames that say something new into a draft, one by one: an export has all that is finished.
+    """Put what of the returned frames and sheets is new into a draft, one by one: an export has all that is finished.
 
     Args:
         earlier: drafts that will be taken in before this one.
 
     Raises:
-        UserError: masks that nobody touched, unless told what to do with them.
+        UserError: predictions that nobody touched, unless told what to do with them.
     """
-    same: list[str] = []
-    for frame in returned:
-        if _known(project, pool, frame):
-            continue
-        if not frame.refused and untouched != "accept" and _untouched(project, pool, frame):
-            same.append(frame.id)
-        elif frame.refused:
-            draft.refused.append(frame.id)
-        else:
-            name = pool.names[frame.id]
-            draft.add(frame.id, list(frame.windows) or None, name, _merged(project, frame, name, earlier))
-            parts = [box_of(window) for window in frame.windows] or [np.s_[:, :]]
-            draft.outline += sum(outline(frame.mask[part]) for part in parts)
+    sheets = {sheet.name: sheet for round in project.rounds for sheet in round.sheets}
+    same: list[Candidate] = []
+    for picture in returned:
+        on_it = [picture] if picture.id not in sheets else frames_on(sheets[picture.id], picture, pool.sizes)
+        taken = []
+        for frame in on_it:
+            left: ReturnedFrame | None = _less(frame, _known(project, pool, frame))
+            if left is not None and untouched != "accept":
+                same += (alike := _untouched(project, pool, left))
+                left = _less(left, alike)
+            if left is not None:
+                _add(draft, project, pool, left, earlier)
+                taken.append(left)
+        if taken:
+            draft.outside += picture.outside
+            if picture.seconds is not None:
+                draft.times.append(_timed(project, pool, taken, picture.seconds))
     if same and untouched == "ask":
         others = f" and {len(same) - 1} more" if len(same) > 1 else ""
         raise UserError(
@@ -139,15 +148,47 @@ def take_in(project: Project, drafts: Sequence[ImportDraft], sources: Sequence[S
     ]
 
 
-def _known(project: Project, pool: ProjectPool, frame: ReturnedFrame) -> bool:
+def _add(
+    draft: ImportDraft, project: Project, pool: ProjectPool, frame: ReturnedFrame, earlier: Sequence[ImportDraft]
+) -> None:
     if frame.refused:
-        return frame.id in project.refused or frame.id in project.labelled
+        draft.refused.append(frame.id)
+        return
+    draft.refused += frame.refused_windows
+    if frame.windows or not frame.refused_windows:
+        name = pool.names[frame.id]
+        draft.add(frame.id, frame.windows, name, _merged(project, frame, name, [*earlier, draft]))
+        draft.outline += sum(outline(frame.mask[box]) for box in _boxes(frame))
+
+
+def _boxes(frame: ReturnedFrame) -> list[tuple[slice, slice]]:
+    return [window.box for window in frame.windows] or [np.s_[:, :]]
+
+
+def _known(project: Project, pool: ProjectPool, frame: ReturnedFrame) -> list[Candidate]:
+    """Those of its windows, or the frame, of which the project knows what came back."""
+    if frame.refused:
+        return [frame.id] if frame.id in project.refused or frame.id in project.labelled else []
     labelled = project.labelled.get(frame.id, ())
-    if labelled is not None and not (frame.windows and set(frame.windows) <= set(labelled)):
-        return False
-    label = project.label(pool.names[frame.id])
-    parts = [box_of(window) for window in frame.windows] or [np.s_[:, :]]
-    return all(np.array_equal(label[part], frame.mask[part]) for part in parts)
+    label = project.label(pool.names[frame.id]) if frame.id in project.labelled else None
+    if not frame.windows and not frame.refused_windows:
+        same = labelled is None and label is not None and np.array_equal(label, frame.mask)
+        return [frame.id] if same else []
+    known: list[Candidate] = [window for window in frame.refused_windows if window in project.refused]
+    for window in frame.windows:
+        if label is not None and (labelled is None or window in labelled):
+            known += [window] if np.array_equal(label[window.box], frame.mask[window.box]) else []
+    return known
+
+
+def _less(frame: ReturnedFrame, items: Collection[Candidate]) -> ReturnedFrame | None:
+    """The frame without these windows, or None where it is among them or nothing is left."""
+    windows = [window for window in frame.windows if window not in items]
+    refused = [window for window in frame.refused_windows if window not in items]
+    had = frame.windows or frame.refused_windows
+    if frame.id in items or (had and not windows and not refused):
+        return None
+    return replace(frame, windows=windows, refused_windows=refused)
 
 
 def _merged(project: Project, frame: ReturnedFrame, name: str, earlier: Sequence[ImportDraft]) -> NDArray[np.uint8]:
@@ -155,22 +196,54 @@ def _merged(project: Project, frame: ReturnedFrame, name: str, earlier: Sequence
     if not frame.windows:
         return frame.mask
     labels = [label for draft in reversed(earlier) if (label := draft.label(frame.id)) is not None]
-    if not labels and frame.id not in project.labelled:
-        return frame.mask
-    merged = (labels[0] if labels else project.label(name)).copy()
+    if labels or frame.id in project.labelled:
+        merged = (labels[0] if labels else project.label(name)).copy()
+    else:
+        merged = np.full_like(frame.mask, UNLABELLED)
     for window in frame.windows:
-        merged[box_of(window)] = frame.mask[box_of(window)]
+        merged[window.box] = frame.mask[window.box]
     return merged
 
 
-def _untouched(project: Project, pool: ProjectPool, frame: ReturnedFrame) -> bool:
-    """Whether a mask is, in all that it covers, what went out with the frame last."""
+def _untouched(project: Project, pool: ProjectPool, frame: ReturnedFrame) -> list[Candidate]:
+    """Those of its windows, or the frame, whose mask is what went out last, and of which the annotator said nothing."""
+    if frame.refused:
+        return []
+    if not frame.windows:
+        sent = None if frame.refused_windows else _sent(project, pool, frame.id)
+        return [frame.id] if sent is not None and np.array_equal(sent, frame.mask) else []
+    said = set(frame.answered)
+    same: list[Candidate] = []
+    for window in frame.windows:
+        sent = None if window in said else _sent(project, pool, frame.id, window)
+        if sent is not None and np.array_equal(sent[window.box], frame.mask[window.box]):
+            same.append(window)
+    return same
+
+
+def _sent(project: Project, pool: ProjectPool, id: str, window: Window | None = None) -> NDArray[np.uint8] | None:
+    """The prediction (H, W) that went out with a frame, or with a window of it, last; None where none did."""
     for round in reversed(project.rounds):
-        path = round.folder / "masks" / f"{pool.names[frame.id]}.png"
+        path = round.folder / "masks" / f"{pool.names[id]}.png"
         if path.exists():
             sent = read_ids(path)
-            parts = [box_of(window) for window in frame.windows] or [np.s_[:, :]]
-            return sent.shape == frame.mask.shape and all(
-                np.array_equal(sent[part], frame.mask[part]) for part in parts
-            )
-    return False
+            if window is None or (sent[window.box] != UNLABELLED).any():
+                return sent
+    return None
+
+
+def _timed(project: Project, pool: ProjectPool, frames: Sequence[ReturnedFrame], seconds: float) -> TimedPicture:
+    """What annotating a picture with these frames, or windows of them, took."""
+    looks, sides, counts = 0, 0.0, np.zeros(256, np.int64)
+    for frame in frames:
+        if frame.refused or (frame.refused_windows and not frame.windows):
+            continue
+        side = sum(frame.mask.shape) / 2
+        parts: Sequence[Window | None] = list(frame.windows) or [None]
+        for box, window in zip(_boxes(frame), parts, strict=True):
+            sent, label = _sent(project, pool, frame.id, window), frame.mask[box]
+            drawn = outline(label) if sent is None else corrected(label, sent[box])
+            looks, sides = looks + 1, sides + drawn / side
+            counts += np.bincount(label.ravel(), minlength=256)
+    whole = not any(frame.windows or frame.refused_windows for frame in frames)
+    return TimedPicture(seconds, looks, sides, int(counts[:UNLABELLED].argmax()), whole)

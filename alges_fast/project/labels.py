@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch import Tensor
 from alges_fast.annotation.exports import file_name
 from alges_fast.data.files import natural_key
 from alges_fast.project.folder import Project
-from alges_fast.training.labelled import box_of, outline
+from alges_fast.training.labelled import outline
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,12 +23,14 @@ class Labels:
         masks: id -> (H, W) class ids at the frame's own size.
         pixels: id -> (K,) int64, labelled pixels of each class.
         outline: length of the class boundaries inside what is labelled, in pixels of the frames.
+        sides: the same in sides of the frames.
         n_windows: labelled windows, of frames that are not labelled as a whole.
     """
 
     masks: dict[str, NDArray[np.uint8]]
     pixels: dict[str, NDArray[np.int64]]
     outline: int
+    sides: float
     n_windows: int
 
     def shares(self) -> Tensor:
@@ -44,14 +45,10 @@ def read_labels(project: Project) -> Labels:
     # In an order that does not depend on which came back first: equal labels train equal models.
     masks = {id: project.label(file_name(id)) for id in sorted(project.labelled, key=natural_key)}
     pixels = {id: np.bincount(mask.ravel(), minlength=256)[:n_classes] for id, mask in masks.items()}
-    drawn = sum(outline(part) for part in _parts(project, masks))
+    drawn = {
+        id: sum(outline(masks[id][box]) for box in ([np.s_[:, :]] if windows is None else [w.box for w in windows]))
+        for id, windows in project.labelled.items()
+    }
+    sides = sum(2 * length / sum(masks[id].shape) for id, length in drawn.items())
     n_windows = sum(len(windows) for windows in project.labelled.values() if windows is not None)
-    return Labels(masks, pixels, drawn, n_windows)
-
-
-def _parts(project: Project, masks: dict[str, NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
-    for id, windows in project.labelled.items():
-        if windows is None:
-            yield masks[id]
-        else:
-            yield from (masks[id][box_of(window)] for window in windows)
+    return Labels(masks, pixels, sum(drawn.values()), sides, n_windows)

@@ -12,11 +12,13 @@ import numpy as np
 from alges_fast import atomic
 from alges_fast.data.loading import palette
 from alges_fast.pages import render
+from alges_fast.prices import sheets_for
 from alges_fast.project.choosing import strategy_of
 from alges_fast.project.folder import Import, Project, Round
-from alges_fast.project.labels import read_labels
+from alges_fast.project.labels import Labels, read_labels
 from alges_fast.project.measuring import ENOUGH, TELLING
 from alges_fast.project.pool import ProjectPool, list_pool
+from alges_fast.project.timing import prices_of, timing_lines
 from alges_fast.strategies import Candidate
 
 PAGE = "status.html"
@@ -133,6 +135,7 @@ def status(project: Project) -> str:
     lines += facts["lost"]
     for row in facts["rounds"]:
         lines.append(f"round {row['number']}: {row['what']}; {row['state']}")
+    lines += facts["seconds"]
     lines += [facts["dice"], facts["another"], facts["saving"]]
     lines.append(f"now: {facts['next'].why}")
     lines += [f"  {command}" for command in facts["next"].commands]
@@ -209,8 +212,22 @@ def _facts(project: Project, pool: ProjectPool) -> dict[str, Any]:
             f"round {number} is missing: what it picked and what came back for it no longer count"
             for number in project.lost_rounds
         ],
+        "seconds": [*timing_lines(project), *([_expected_seconds(project, labels)] if labels.masks else [])],
         "left_out": pool.left_out.by_file(),
     }
+
+
+def _expected_seconds(project: Project, labels: Labels) -> str:
+    """What annotating all of this takes, by the prices."""
+    whole = sum(windows is None for windows in project.labelled.values())
+    prices, own = prices_of(project)
+    seconds = prices.seconds(
+        pictures=whole + sheets_for(labels.n_windows), looks=whole + labels.n_windows, outline=labels.sides, side=1.0
+    )
+    return (
+        f"about {seconds / 3600:.1f} hours of annotating so far, by {'its own' if own else 'assumed'} prices: "
+        f"{prices.open:.3g} s a picture, {prices.look:.3g} s a look, {prices.draw:.3g} s a side of outline"
+    )
 
 
 def _sources(pool: ProjectPool) -> str:

@@ -1,10 +1,15 @@
 """What of a pool is labelled: which frames and windows, what they teach, and what labelling them took.
 
-Effort is counted in three measures, because pixels alone mislead: background is labelled with one click.
+Effort is counted in several measures, because pixels alone mislead: background is labelled with one click.
 
     labelled_share  pixels of the labelled frames and windows over the pool's
-    n_frames        frames that had to be opened: those labelled whole and those with a window
+    n_frames        frames that have a label
+    windows         windows and whole frames that were looked at
+    pictures        pictures that were opened for them: a sheet for every 30 windows of a query, and whole frames
+    openings        frames that were opened in their place where windows are annotated in their frames, query by query
     outline         what an annotator draws: see `outline`
+    corrected       what one draws who is shown a prediction: see `corrected`
+    seconds         what all of that takes on sheets, from outline; seconds_corrected from what is corrected
 """
 
 from __future__ import annotations
@@ -12,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -21,6 +26,7 @@ from torch import Tensor
 
 from alges_fast.data import FrameSet
 from alges_fast.labels import UNLABELLED
+from alges_fast.prices import Prices, sheets_for
 from alges_fast.windows import Window, frame_of
 
 Piece: TypeAlias = str | Window
@@ -36,7 +42,13 @@ class Effort:
 
     labelled_share: float
     n_frames: int
+    windows: int
+    pictures: int
+    openings: int
     outline: int
+    corrected: int
+    seconds: float
+    seconds_corrected: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,14 +58,37 @@ class Labelled:
     Attributes:
         pool: all frames, with the masks that the annotator copies from.
         pieces: frames and windows in the order in which they were labelled; no pixel is in two of them.
+        pictures, openings, corrected: see the top of this file.
     """
 
     pool: FrameSet
     pieces: tuple[Piece, ...] = ()
+    pictures: int = 0
+    openings: int = 0
+    corrected: int = 0
 
-    def with_pieces(self, pieces: Iterable[Piece]) -> Labelled:
-        """The same after these have been labelled too."""
-        return replace(self, pieces=(*self.pieces, *pieces))
+    def with_pieces(self, pieces: Sequence[Piece], corrected: int | None = None) -> Labelled:
+        """The same after these have been labelled too, in one query.
+
+        Args:
+            pieces: frames and windows.
+            corrected: of their outline; None where nothing was predicted, and all of it was drawn.
+        """
+        windows = sum(isinstance(piece, Window) for piece in pieces)
+        if corrected is None:
+            corrected = sum(outline(self.truth(piece)) for piece in pieces)
+        return replace(
+            self,
+            pieces=(*self.pieces, *pieces),
+            pictures=self.pictures + len(pieces) - windows + sheets_for(windows),
+            openings=self.openings + len(set(map(frame_of, pieces))),
+            corrected=self.corrected + corrected,
+        )
+
+    def truth(self, piece: Piece) -> NDArray[np.uint8]:
+        """The mask of a piece of the pool, labelled or not."""
+        mask: NDArray[np.uint8] = self.pool.masks[self.pool.index(str(frame_of(piece)))]
+        return mask[box_of(piece)]
 
     @cached_property
     def boxes(self) -> dict[int, list[Box]]:
@@ -86,8 +121,22 @@ class Labelled:
 
     def effort(self) -> Effort:
         """What labelling these took."""
-        drawn = sum(outline(mask) for mask in self._masks())
-        return Effort(self.n_pixels / self.pool.masks.size, len(self.boxes), drawn)
+        drawn, prices, side = sum(outline(mask) for mask in self._masks()), Prices(), sum(self.pool.masks.shape[1:]) / 2
+        seconds, corrected = (
+            prices.seconds(pictures=self.pictures, looks=len(self.pieces), outline=length, side=side)
+            for length in (drawn, self.corrected)
+        )
+        return Effort(
+            labelled_share=self.n_pixels / self.pool.masks.size,
+            n_frames=len(self.boxes),
+            windows=len(self.pieces),
+            pictures=self.pictures,
+            openings=self.openings,
+            outline=drawn,
+            corrected=self.corrected,
+            seconds=round(seconds, 1),
+            seconds_corrected=round(corrected, 1),
+        )
 
     @property
     def n_pixels(self) -> int:
@@ -109,7 +158,7 @@ class Labelled:
                 yield mask[box]
 
 
-def outline(mask: NDArray[np.uint8]) -> int:
+def outline(mask: NDArray[np.integer[Any]]) -> int:
     """Length of the class boundaries inside a piece, in pixels' sides at the size of the mask.
 
     The number of pairs of pixels side by side or one above the other, both in the piece, both labelled, that differ in
@@ -122,6 +171,20 @@ def outline(mask: NDArray[np.uint8]) -> int:
     return _changes(mask[:, 1:], mask[:, :-1]) + _changes(mask[1:], mask[:-1])
 
 
+def corrected(mask: NDArray[np.uint8], predicted: NDArray[np.uint8]) -> int:
+    """What of a piece's outline is drawn by an annotator who is shown a prediction: that of the parts which are wrong.
+
+    Where the prediction is right nothing is drawn, so it counts as one class; a piece that is wrong throughout and has
+    one class takes none, for a key says so.
+
+    Args:
+        mask: (H, W) class ids, UNLABELLED where a pixel has none.
+        predicted: (H, W) class ids.
+    """
+    right = (mask == predicted) & (mask != UNLABELLED)
+    return outline(np.where(right, np.int16(-1), mask.astype(np.int16)))
+
+
 def unlabelled(pieces: Sequence[Piece], labelled: Iterable[Piece]) -> list[Piece]:
     """The pieces that may be asked for, in their order: none that is labelled, and no window of a frame that is."""
     taken = set(labelled)
@@ -132,8 +195,8 @@ def box_of(piece: Piece) -> Box:
     """Where the piece is in its frame."""
     if not isinstance(piece, Window):
         return slice(None), slice(None)
-    return slice(piece.y, piece.y + piece.height), slice(piece.x, piece.x + piece.width)
+    return piece.box
 
 
-def _changes(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> int:
+def _changes(one: NDArray[np.integer[Any]], other: NDArray[np.integer[Any]]) -> int:
     return int(((one != other) & (one != UNLABELLED) & (other != UNLABELLED)).sum())

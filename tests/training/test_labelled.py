@@ -7,7 +7,7 @@ import pytest
 
 from alges_fast.data import FrameSet
 from alges_fast.labels import UNLABELLED
-from alges_fast.training.labelled import Effort, Labelled, outline, unlabelled
+from alges_fast.training.labelled import Labelled, corrected, outline, unlabelled
 from alges_fast.windows import Window, windows_of
 
 X = UNLABELLED
@@ -47,15 +47,49 @@ def test_outline_of_a_disc_is_its_perimeter_in_pixels_sides() -> None:
 
 
 def test_effort_of_frames_and_windows() -> None:
+    """By the default prices: 5 s a picture, 2 s a look, 100 s a side of 4 pixels."""
     frames = pool(STRIPES, STRIPES, [[0] * 4] * 4)
-    whole = Labelled(frames, ("b",))
-    assert whole.effort() == Effort(1 / 3, 1, 5)
+    whole = Labelled(frames).with_pieces(["b"])
+    effort = whole.effort()
+    assert (effort.labelled_share, effort.n_frames, effort.windows, effort.outline) == (1 / 3, 1, 1, 5)
+    assert (effort.pictures, effort.openings, effort.corrected) == (1, 1, 5)  # nothing was predicted
+    assert effort.seconds == effort.seconds_corrected == 5 + 2 + 125
     assert not whole.windows
     window = Window("a", 1, 1, 2, 2)  # 0 1 / 2 1: three of its four pairs differ
-    both = whole.with_pieces([window, Window("a", 0, 3, 4, 1)])
-    assert both.effort() == Effort((16 + 4 + 4) / 48, 2, 5 + 3)
+    both = whole.with_pieces([window, Window("a", 0, 3, 4, 1)], corrected=1)
+    effort = both.effort()
+    assert (effort.labelled_share, effort.n_frames, effort.windows) == ((16 + 4 + 4) / 48, 2, 3)
+    assert (effort.outline, effort.corrected) == (5 + 3, 5 + 1)
+    assert (effort.pictures, effort.openings) == (2, 2)  # both windows are on one sheet, and of one frame
+    assert effort.seconds == 2 * 5 + 3 * 2 + 200
+    assert effort.seconds_corrected == 2 * 5 + 3 * 2 + 150
     assert both.windows
     assert both.pieces == ("b", window, Window("a", 0, 3, 4, 1))
+
+
+def test_pictures_and_openings_are_counted_query_by_query() -> None:
+    frames = pool(*[[[0] * 8] * 8] * 3)
+    windows = [window for name in "abc" for window in windows_of(name, (8, 8), (8, 8))]
+    labelled = Labelled(frames).with_pieces(windows[:31]).with_pieces(windows[31:40])
+    effort = labelled.effort()
+    assert (effort.pictures, effort.openings, effort.n_frames) == (3, 2, 1)  # 30 and 1 on sheets, then 9
+
+
+@pytest.mark.parametrize(
+    ("mask", "predicted", "length"),
+    [
+        (STRIPES, STRIPES, 0),  # all of it is right
+        ([[0, 0], [0, 0]], [[1, 1], [1, 1]], 0),  # all of it is wrong, and one key says what it is
+        ([[0, 1], [0, 1]], [[1, 0], [1, 0]], 2),  # all of it is wrong: the whole outline is drawn
+        ([[0, 1], [0, 1]], [[1, 1], [1, 1]], 2),  # a half is wrong: its outline is drawn
+        ([[0, 0, 0]] * 3, [[0, 0, 0], [0, 1, 0], [0, 0, 0]], 4),  # around a wrong pixel
+        ([[0, X], [1, X]], [[0, 1], [0, 0]], 1),  # what has no class is not drawn
+    ],
+)
+def test_corrected_is_the_outline_of_what_is_wrong(
+    mask: list[list[int]], predicted: list[list[int]], length: int
+) -> None:
+    assert corrected(np.array(mask, np.uint8), np.array(predicted, np.uint8)) == length
 
 
 def test_windows_that_touch_are_drawn_apart() -> None:

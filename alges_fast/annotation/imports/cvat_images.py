@@ -12,7 +12,7 @@ from xml.etree.ElementTree import Element
 
 import numpy as np
 
-from alges_fast.annotation.exports import ANNOTATE, REFUSED
+from alges_fast.annotation.exports import ANNOTATE, ANSWER, AS_DRAWN, REFUSED
 from alges_fast.annotation.imports import shapes
 from alges_fast.annotation.imports.documents import xml_children
 from alges_fast.annotation.imports.frames import ExpectedFrame, Reading, ReturnedFrame, check_size, refused
@@ -45,7 +45,7 @@ def _read_image(image: Element, frame: ExpectedFrame, where: str, reading: Readi
     at = f"{where}: {frame.name}"
     check_size(frame, int(_number(image, "width", at)), int(_number(image, "height", at)), at)
     mask = np.full(frame.size, UNLABELLED, np.uint8)
-    windows: list[Window] = []
+    windows: dict[Window, str] = {}
     drawn: list[tuple[float, int, Element]] = []
     for shape in image:
         label = _text(shape, "label", at)
@@ -55,7 +55,7 @@ def _read_image(image: Element, frame: ExpectedFrame, where: str, reading: Readi
             left, top, right, bottom = (round(_number(shape, side, at)) for side in ("xtl", "ytl", "xbr", "ybr"))
             if not (0 <= left < right <= frame.size[1] and 0 <= top < bottom <= frame.size[0]):
                 raise UserError(f"{at}: the box {ANNOTATE!r} leaves the frame: draw it inside")
-            windows.append(Window(frame.id, left, top, right - left, bottom - top))
+            windows[Window(frame.id, left, top, right - left, bottom - top)] = _answer(shape)
             continue
         if shape.tag not in _PIXELS:
             raise UserError(f"{at}: a {shape.tag} {label!r} has no pixels: draw a mask or a polygon instead")
@@ -66,7 +66,12 @@ def _read_image(image: Element, frame: ExpectedFrame, where: str, reading: Readi
         except (ValueError, OverflowError) as error:
             label = _text(shape, "label", at)
             raise UserError(f"{at}: a damaged {shape.tag} {label!r} ({error}): export it anew") from None
-    return reading.returned(frame, mask, windows)
+    return reading.returned(frame, mask, windows, at=at)
+
+
+def _answer(shape: Element) -> str:
+    answers = (attribute.text for attribute in shape.iter("attribute") if attribute.get("name") == ANSWER)
+    return next(answers, None) or AS_DRAWN
 
 
 def _mask(shape: Element, size: tuple[int, int], at: str) -> shapes.Patch:

@@ -37,7 +37,7 @@ def read_cvat_masks(files: ExportFiles, reading: Reading) -> Iterator[ReturnedFr
             raise UserError(f"{where}: {frame.name} is there twice: export the tasks one by one")
         seen.add(frame.id)
         mask = ids_by_colour(files.mask(name, frame), lambda colour: _class_id(colour, labels, where, reading))  # noqa: B023
-        if (returned := reading.returned(frame, mask)) is not None:
+        if (returned := reading.returned(frame, mask, at=where)) is not None:
             yield returned
 
 

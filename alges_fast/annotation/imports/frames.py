@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
+from alges_fast.annotation.exports import ALL, AS_DRAWN, AS_PREDICTED, REFUSE, answers
 from alges_fast.errors import UserError
 from alges_fast.labels import UNLABELLED
 from alges_fast.windows import Window
@@ -40,12 +42,21 @@ class ReturnedFrame:
     mask: (H, W) uint8 class ids, UNLABELLED where nothing is drawn and outside of the windows.
     windows: those of the frame with at least one labelled pixel; empty where all of it was to be annotated.
     refused: whether the annotator refused it; nothing of its mask is labelled then.
+    refused_windows: those that the annotator refused, of a frame that is not refused.
+    answered: those of `windows` whose label is the annotator's word, and not a drawing: they need not differ from what
+        was predicted.
+    outside: how many pixels were drawn outside of the windows, and dropped.
+    seconds: how long the annotator had it open, where the tool says so.
     """
 
     id: str
     mask: NDArray[np.uint8]
     windows: Sequence[Window] = ()
     refused: bool = False
+    refused_windows: Sequence[Window] = ()
+    answered: Sequence[Window] = ()
+    outside: int = 0
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -103,29 +114,59 @@ class Reading:
         raise UserError(f"{where}: class {name!r} is unknown: use {', '.join(self.classes)}")
 
     def returned(
-        self, frame: ExpectedFrame, mask: NDArray[np.uint8], windows: Sequence[Window] = (), *, submitted: bool = False
+        self,
+        frame: ExpectedFrame,
+        mask: NDArray[np.uint8],
+        windows: Mapping[Window, str] = MappingProxyType({}),
+        *,
+        at: str,
+        submitted: bool = False,
     ) -> ReturnedFrame | None:
         """A frame of which this was drawn; None where it is nothing, or the frame is not finished.
 
         Args:
+            frame: which.
             mask: UNLABELLED under no shape.
-            windows: those that the file marks. Of the windows that went out they say which are meant; where none went
-                out they count themselves.
+            windows: those that the file marks, and their answers (`exports.answers`). Of the windows that went out they
+                say which are meant; where none went out they count themselves.
+            at: begins the line of an error.
             submitted: whether the annotator said that the frame is done: with a background an empty frame then counts.
+
+        Raises:
+            UserError: an answer that is none.
         """
         if self.finished is not None and frame.id not in self.finished:
             return None
         done = self.background != UNLABELLED and (submitted or self.finished is not None)
         marked = [window for window in frame.windows if window in windows]
-        parts = marked or frame.windows or windows
+        parts = marked or frame.windows or list(windows)
         inside = np.full_like(mask, UNLABELLED)
-        covered = []
+        covered, answered, unwanted = [], [], []
         for part in parts or [Window(frame.id, 0, 0, frame.size[1], frame.size[0])]:
-            box = np.s_[part.y : part.y + part.height, part.x : part.x + part.width]
+            box = part.box
+            answer = windows.get(part, AS_DRAWN)
+            if answer == REFUSE:
+                unwanted.append(part)
+                continue
+            if answer.startswith(ALL):
+                mask[box] = self.class_id(answer.removeprefix(ALL), at)
+            elif answer not in (AS_DRAWN, AS_PREDICTED):
+                raise UserError(f"{at}: {answer!r} is no answer for a window: use {', '.join(answers(self.classes))}")
             if done or (mask[box] != UNLABELLED).any():
                 inside[box] = np.where(mask[box] == UNLABELLED, np.uint8(self.background), mask[box])
                 covered.append(part)
-        return ReturnedFrame(frame.id, inside, covered if parts else ()) if covered else None
+                if answer != AS_DRAWN:
+                    answered.append(part)
+        if not covered and not unwanted:
+            return None
+        return ReturnedFrame(
+            frame.id,
+            inside,
+            covered if parts else (),
+            refused_windows=unwanted,
+            answered=answered,
+            outside=int((mask[inside == UNLABELLED] != UNLABELLED).sum()) if parts else 0,
+        )
 
 
 def refused(frame: ExpectedFrame) -> ReturnedFrame:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 
-from alges_fast.annotation.exports import ANNOTATE
+from alges_fast.annotation.exports import ANNOTATE, ANSWER, AS_DRAWN
 from alges_fast.annotation.imports import shapes
 from alges_fast.annotation.imports.documents import json_mappings
 from alges_fast.annotation.imports.frames import ExpectedFrame, Reading, ReturnedFrame, check_size, refused
@@ -79,9 +80,12 @@ def _read_task(
         return refused(frame) if annotations else None
     newest = max(drawn, key=lambda annotation: (str(annotation.get("updated_at", "")), annotation.get("id", 0)))
     mask = np.full(frame.size, UNLABELLED, np.uint8)
-    windows: list[Window] = []
+    windows: dict[Any, Window] = {}
+    answers: dict[Any, str] = {}
     for result in newest["result"]:
         kind, value = result["type"], result.get("value", {})
+        if kind == "choices" and result.get("from_name") == ANSWER:
+            (answers[result.get("id")],) = value["choices"]
         if kind in ("choices", "textarea", "relation", "rating"):  # remarks: they have no pixels
             continue
         if kind not in _PIXELS:
@@ -94,11 +98,23 @@ def _read_task(
         if not isinstance(labels, list) or len(labels) != 1 or not isinstance(labels[0], str):
             raise UserError(f"{at}: a region with {_n_classes(labels)} classes: give it one")
         if labels[0] == ANNOTATE and kind == "rectanglelabels":
-            windows.append(_window(value, frame, at))
+            windows[result.get("id", len(windows))] = _window(value, frame, at)
             continue
         class_id = reading.class_id(labels[0], at)
         shapes.paint(mask, _PIXELS[kind](value, frame.size), class_id)
-    return reading.returned(frame, mask, windows, submitted=True)
+    answered = {window: answers.pop(id, AS_DRAWN) for id, window in windows.items()}
+    if answers:  # of the picture, which then is one window's
+        only = list(answered) or list(frame.windows)
+        if len(only) != 1 or len(answers) != 1:
+            raise UserError(f"{at}: {', '.join(answers.values())} of no window: choose it for a rectangle {ANNOTATE!r}")
+        answered[only[0]] = next(iter(answers.values()))
+    returned = reading.returned(frame, mask, answered, at=at, submitted=True)
+    return returned and replace(returned, seconds=_seconds(newest.get("lead_time")))
+
+
+def _seconds(value: Any) -> float | None:
+    is_time = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < float("inf")
+    return float(value) if is_time else None
 
 
 def _window(value: Mapping[str, Any], frame: ExpectedFrame, at: str) -> Window:

@@ -35,7 +35,7 @@ def read_masks(files: ExportFiles, reading: Reading) -> Iterator[ReturnedFrame]:
         seen.add(frame.id)
         picture = files.mask(name, frame)
         mask = _ids(picture, where, reading) if reading.palette is None else _of_colours(picture, where, reading)
-        if (returned := reading.returned(frame, mask)) is not None:
+        if (returned := reading.returned(frame, mask, at=where)) is not None:
             yield returned
 
 
