@@ -23,7 +23,7 @@ from alges_fast.windows import Window
 
 def read_cvat_images(contents: bytes, where: str, reading: Reading) -> Iterator[ReturnedFrame]:
     """The annotated and refused frames of an annotations.xml. Raises UserError."""
-    children = xml_children(contents, where, "image")
+    children = xml_children(contents, where, "image", text_of="attribute")
     root = next(children)
     if root.tag != "annotations":
         raise UserError(f"{where}: no annotations of CVAT (its root is {root.tag}): export as CVAT for images 1.1")

@@ -27,10 +27,11 @@ _DECODER = json.JSONDecoder()
 _NO_SPACE = re.compile(rb"[^ \t\r\n]|\Z")
 
 
-def xml_children(contents: bytes, where: str, whole: str) -> Iterator[Element]:
+def xml_children(contents: bytes, where: str, whole: str, *, text_of: str) -> Iterator[Element]:
     """The root of an XML document, bare, and then its children: `whole` ones with all that is in them, others bare.
 
-    Text is left out. A document with a type or entities is refused: these may name files, or grow without end.
+    Text is left out, but for that of elements `text_of`. A document with a type or entities is refused: these may name
+    files, or grow without end.
 
     Raises:
         UserError: it is not such a document, or too large.
@@ -43,9 +44,10 @@ def xml_children(contents: bytes, where: str, whole: str) -> Iterator[Element]:
     ready: list[Element] = []
     builder: TreeBuilder | None = None
     depth = n_nodes = began = 0
+    keeps_text = False
 
     def start(name: str, attributes: dict[str, str]) -> None:
-        nonlocal builder, depth, n_nodes, began
+        nonlocal builder, depth, n_nodes, began, keeps_text
         depth += 1
         if depth == 2 and name == whole:
             builder, n_nodes, began = TreeBuilder(), 0, parser.CurrentByteIndex
@@ -56,9 +58,17 @@ def xml_children(contents: bytes, where: str, whole: str) -> Iterator[Element]:
             if n_nodes > MAX_NODES or parser.CurrentByteIndex - began > MAX_FRAME:
                 raise UserError(f"{where}: more than {MAX_NODES} shapes, or {MAX_FRAME >> 20} MB, of one {whole}")
             builder.start(name, attributes)
+            keeps_text = name == text_of
+
+    def text(data: str) -> None:
+        if builder is not None and keeps_text:
+            if parser.CurrentByteIndex - began > MAX_FRAME:
+                raise UserError(f"{where}: more than {MAX_FRAME >> 20} MB of one {whole}")
+            builder.data(data)
 
     def end(name: str) -> None:
-        nonlocal builder, depth
+        nonlocal builder, depth, keeps_text
+        keeps_text = False
         if builder is not None:
             builder.end(name)
             if depth == 2:
@@ -69,7 +79,7 @@ def xml_children(contents: bytes, where: str, whole: str) -> Iterator[Element]:
     def refuse(*_: Any) -> None:
         raise UserError(f"{where}: declares a document type or entities, which no annotation tool writes: export anew")
 
-    parser.StartElementHandler, parser.EndElementHandler = start, end
+    parser.StartElementHandler, parser.CharacterDataHandler, parser.EndElementHandler = start, text, end
     parser.StartDoctypeDeclHandler = parser.EntityDeclHandler = refuse
     try:
         for at in range(0, len(contents) + 1, _PIECE):
