@@ -129,12 +129,12 @@ def view_of(window: Window, image: NDArray[np.uint8], mask: NDArray[np.uint8]) -
 
 
 def lay_out(windows: Sequence[Window], prefix: str, *, alone: bool = False) -> list[Sheet]:
-    """Sheets for these windows, in order of picking, named `prefix`_sheet01.png and so on.
+    """Sheets for these windows, in order of picking, named `prefix`_sheet01.jpg and so on.
 
     Args:
         windows: one at least, of frames of any size.
         prefix: what makes the names different from those of other rounds.
-        alone: one window a picture, as large as the window asks, without a thumbnail: `prefix`_window001.png.
+        alone: one window a picture, as large as the window asks, without a thumbnail: `prefix`_window001.jpg.
     """
     widest, highest = max(w.width for w in windows), max(w.height for w in windows)
     scale = min(max(SHOWN_SIDE // max(widest, highest), 1), MOST_MAGNIFIED)
@@ -142,7 +142,7 @@ def lay_out(windows: Sequence[Window], prefix: str, *, alone: bool = False) -> l
     if alone:
         digits = len(str(len(windows)))
         return [
-            _sheet(f"{prefix}_window{number:0{digits}d}.png", [window], number, 1, (height, width), scale, 0)
+            _sheet(f"{prefix}_window{number:0{digits}d}.jpg", [window], number, 1, (height, width), scale, 0)
             for number, window in enumerate(windows, 1)
         ]
     cell = max(height, _THUMBNAIL) + _CAPTION + _GAP, width + _THUMBNAIL + 2 * _GAP
@@ -151,7 +151,7 @@ def lay_out(windows: Sequence[Window], prefix: str, *, alone: bool = False) -> l
     digits = len(str(len(starts)))
     return [
         _sheet(
-            f"{prefix}_sheet{number:0{digits}d}.png",
+            f"{prefix}_sheet{number:0{digits}d}.jpg",
             windows[start : start + columns * rows],
             start + 1,
             min(columns, len(windows) - start),

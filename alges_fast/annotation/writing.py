@@ -145,7 +145,7 @@ def _write_sheets(
     annotated = []
     for number, sheet in enumerate(sheets):
         picture = draw(sheet, views)
-        atomic.write_bytes(out / "images" / sheet.name, encoded(picture, "png", compress_level=3))
+        atomic.write_bytes(out / "images" / sheet.name, encoded(picture, "jpeg", quality=95, subsampling=0))
         if len(sheet.cells) > 1:
             to_show[sheet.name] = thumbnail(picture, min(picture.width, SHEET_WIDTH))
         places = [cell.on(sheet.name) for cell in sheet.cells]

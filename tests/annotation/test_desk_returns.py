@@ -70,7 +70,7 @@ def as_segmentation_masks(pictures: Sequence[AnnotatedFrame], folder: Path) -> N
     table[: len(colours)] = colours
     (folder / "SegmentationClass").mkdir()
     for picture in pictures:
-        Image.fromarray(table[picture.mask]).save(folder / "SegmentationClass" / picture.name)
+        Image.fromarray(table[picture.mask]).save(folder / "SegmentationClass" / Path(picture.name).with_suffix(".png"))
 
 
 def as_label_studio(pictures: Sequence[AnnotatedFrame], folder: Path) -> None:
@@ -80,7 +80,7 @@ def as_label_studio(pictures: Sequence[AnnotatedFrame], folder: Path) -> None:
 
 def as_masks(pictures: Sequence[AnnotatedFrame], folder: Path) -> None:
     for picture in pictures:
-        Image.fromarray(picture.mask).save(folder / picture.name)
+        Image.fromarray(picture.mask).save(folder / f"{picture.name}.png")
 
 
 def read(folder: Path, sheets: Sequence[Sheet]) -> list[ReturnedFrame]:

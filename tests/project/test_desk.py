@@ -85,8 +85,8 @@ def test_two_rounds_on_sheets_and_on_frames_are_the_same_project(annotator: Anno
     assert "sheet" in Path("sheets/rounds/001/index.html").read_text()
     with zipfile.ZipFile("sheets/rounds/001/cvat.zip") as archive:
         names = [name for name in archive.namelist() if name.startswith("images/")]
-    assert names == ["images/round001_sheet1.png"]
-    with Image.open("sheets/rounds/001/images/round001_sheet1.png") as picture:
+    assert names == ["images/round001_sheet1.jpg"]
+    with Image.open("sheets/rounds/001/images/round001_sheet1.jpg") as picture:
         assert picture.size == sheets_of("sheets", 1)[0].size[::-1]
 
 
