@@ -58,7 +58,7 @@ def evaluate(
 def predict(
     fabric: Fabric,
     model: nn.Module,
-    inputs: npt.NDArray[Any],
+    inputs: Tensor | npt.NDArray[Any],
     *,
     size: Sequence[int],
     transform: Callable[[Tensor], Tensor] = to_input,
@@ -67,7 +67,8 @@ def predict(
 
     Logits on a coarser grid are enlarged bilinearly, and then decide.
     """
-    batch = transform(torch.from_numpy(np.array(inputs)).to(fabric.device))
+    given = inputs if isinstance(inputs, Tensor) else torch.from_numpy(np.array(inputs))
+    batch = transform(given.to(fabric.device))
     with fabric.autocast():
         logits: Tensor = model(batch.contiguous(memory_format=MEMORY_FORMAT))
     if logits.shape[2:] != tuple(size):
