@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import yaml
 
@@ -110,17 +110,16 @@ def read(command: Command | Family, given: Sequence[str]) -> Any:
     if isinstance(command, Family):
         return read(command.step(given), given[1:])
     known = {each.name: each for each in _settings(command.config)}
-    parsed, unknown = _parser(command).parse_known_intermixed_args(_flags(given, known))
+    typed, unknown = _typed(given, known)
     if unknown:
         flag = unknown[0].partition("=")[0]
         raise UserError(f"unrecognized arguments: {' '.join(unknown)}{_nearest(flag.strip('-'), known)}. See --help")
-    values = {name: value for name, value in vars(parsed).items() if name in known}
-    values = {**command.defaults(values), **values}
+    values = {**command.defaults(typed), **typed}
     for name, each in known.items():
         if each.needed and values.get(name) in (None, ()):
             raise UserError(f"{each.title} is missing: give it. See --help")
     config = _made(command.config, values)
-    if "print_config" in parsed:
+    if "--print_config" in given:
         print(yaml.safe_dump(as_settings(config), sort_keys=False, allow_unicode=True), end="")
         sys.exit(0)
     return config
@@ -208,11 +207,6 @@ def complete(command: Command | Family) -> None:
     argcomplete.autocomplete(parser)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}. See --help")
-
-
 class _WholeNames(argparse.RawDescriptionHelpFormatter):
     """Leaves names such as alges-img on one line."""
 
@@ -268,13 +262,15 @@ class _Setting:
         """The value that people, and files, write so. Raises UserError where it is none."""
         if self.optional and text == "null":
             return None
-        if self.element is None or self.positional:
-            return self._read_one(text, self.element or self.kind)
+        if self.element is None:
+            return self.read_one(text)
         inside = text.strip()
         inside = inside[1:-1] if inside.startswith("[") and inside.endswith("]") else inside
-        return tuple(self._read_one(part.strip(), self.element) for part in inside.split(",")) if inside else ()
+        return tuple(self.read_one(part.strip()) for part in inside.split(",")) if inside else ()
 
-    def _read_one(self, text: str, kind: Any) -> Any:
+    def read_one(self, text: str) -> Any:
+        """The same of one element of a list."""
+        kind = self.element or self.kind
         try:
             if kind in (str, Path):
                 return kind(_expanded(text, self.title))
@@ -349,33 +345,37 @@ def _made(config_class: type, values: Mapping[str, Any]) -> Any:
     return config_class(**own)
 
 
-def _flags(given: Sequence[str], known: Mapping[str, _Setting]) -> list[str]:
-    """The arguments to parse: those of every `--config` first, then those given, each flag with its value as one word.
+def _typed(given: Sequence[str], known: Mapping[str, _Setting]) -> tuple[dict[str, Any], list[str]]:
+    """The values that were given, those of every `--config` below those of flags and places; and what is no setting.
 
-    So a value may begin with a dash, a flag for true or false may stand alone, and flags override files.
+    The word after a flag is its value, even where that begins with a dash; one for true or false may stand alone.
     """
-    of_files: list[str] = []
-    arguments: list[str] = []
+    of_files: dict[str, Any] = {}
+    typed: dict[str, Any] = {}
+    unknown: list[str] = []
+    places: list[str] = []
     words = [*given]
     while words:
         word = words.pop(0)
         flag, equals, value = word.partition("=")
         each = known.get(flag.lstrip("-")) if flag.startswith("-") else None
         if flag != "--config" and (each is None or each.positional):
-            arguments.append(word)
+            if flag != "--print_config":
+                (unknown if flag.startswith("-") else places).append(word)
             continue
         if not equals and each is not None and each.kind is bool and words[:1] not in (["true"], ["false"]):
             value = "true"
         elif not equals:
             value = words.pop(0) if words else ""
         if each is None:
-            of_files += [
-                _text(setting) if known[name].positional else f"--{name}={_text(setting)}"
-                for name, setting in _settings_in(value, known).items()
-            ]
+            of_files |= {name: known[name].read(_text(of)) for name, of in _settings_in(value, known).items()}
         else:
-            arguments.append(f"--{each.name}={value}")
-    return of_files + arguments
+            typed[each.name] = each.read(value)
+    for each in (each for each in known.values() if each.positional):
+        taken, places = (places, []) if each.element else (places[:1], places[1:])
+        if taken:
+            typed[each.name] = tuple(map(each.read_one, taken)) if each.element else each.read(taken[0])
+    return {**of_files, **typed}, unknown + places
 
 
 def _settings_in(given: str, known: Mapping[str, _Setting]) -> dict[str, Any]:
@@ -414,13 +414,12 @@ def _expanded(path: str, flag: str) -> str:
 
 
 def _parser(command: Command, family: str = "") -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = argparse.ArgumentParser(
         prog=f"{family} {command.name}".strip(),
         usage=_usage_of(command, family),
         formatter_class=_WholeNames,
         description=textwrap.fill(command.about[0].upper() + command.about[1:], COLUMNS),
         epilog="\n\n".join(filter(None, [f"example: {f'{family} {command.example}'.strip()}", command.notes])),
-        allow_abbrev=False,
     )
     _add_settings(parser, command.config)
     return parser
@@ -429,7 +428,6 @@ def _parser(command: Command, family: str = "") -> argparse.ArgumentParser:
 def _add_settings(parser: argparse.ArgumentParser, config_class: type) -> None:
     for each in _settings(config_class):
         how: dict[str, Any] = {
-            "type": each.read,
             "default": argparse.SUPPRESS,
             "help": each.full_help(),
             "metavar": each.stand_in,
