@@ -17,7 +17,7 @@ import sys
 import textwrap
 import typing
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal
@@ -27,6 +27,7 @@ import yaml
 from alges_fast.errors import UserError
 
 COLUMNS, TEXT_AT = 79, 24  # of a screen, and where what flags mean begins on it
+FEW = 40  # lines: a help that is no longer is shown whole
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
 _VALUES = {int: "N", float: "X", bool: "true|false", str: "TEXT", Path: "PATH"}
 
@@ -177,16 +178,22 @@ def check_unchanged(path: Path, now: Mapping[str, Any], free: Collection[str]) -
 
 
 def help_asked(command: Command | Family, given: Sequence[str]) -> str | None:
-    """What `--help` says: a screen of what matters, all settings with `--help all` or of a step. None where it is not
-    asked for."""
+    """What `--help` says: all settings with `--help all` or where they are few, else a screen of what matters. None
+    where it is not asked for."""
     asked = next((position for position, word in enumerate(given) if word in ("-h", "--help")), None)
     if asked is None:
         return None
-    if isinstance(command, Command):
-        return _parser(command).format_help() if [*given[asked + 1 : asked + 2]] == ["all"] else _screen(command)
-    if asked == 0:
-        return _screen(command)
-    return _parser(command.step(given), family=command.name).format_help()
+    family = command.name if isinstance(command, Family) else ""
+    if isinstance(command, Family):
+        if asked == 0:
+            return _screen_of_steps(command)
+        command = replace(command.step(given), more=command.more)
+    everything = _parser(command, family).format_help()
+    return (
+        everything
+        if given[asked + 1 : asked + 2] == ["all"] or len(everything.splitlines()) <= FEW
+        else _screen(command, family)
+    )
 
 
 def complete(command: Command | Family) -> None:
@@ -418,7 +425,7 @@ def _parser(command: Command, family: str = "") -> argparse.ArgumentParser:
         prog=f"{family} {command.name}".strip(),
         usage=_usage_of(command, family),
         formatter_class=_WholeNames,
-        description=textwrap.fill(command.about[0].upper() + command.about[1:], COLUMNS),
+        description=textwrap.fill(_sentence(command.about), COLUMNS),
         epilog="\n\n".join(filter(None, [f"example: {f'{family} {command.example}'.strip()}", command.notes])),
     )
     _add_settings(parser, command.config)
@@ -446,21 +453,24 @@ def _add_settings(parser: argparse.ArgumentParser, config_class: type) -> None:
     parser.add_argument("--print_config", action="store_true", default=argparse.SUPPRESS, help=printing)
 
 
-def _screen(command: Command | Family) -> str:
-    """What fits a screen: usage, what it is, the settings or steps that matter, an example, where to read on."""
-    if isinstance(command, Command):
-        settings = [*_settings(command.config)]
-        usage = _usage_of(command)
-        rows = [(_usage(each), each.first_sentence()) for each in settings if each.first]
-        all_settings = "--help all"
-    else:
-        usage = f"{command.name} STEP [--SETTING VALUE ...]"
-        rows = [
-            (" ".join([step.name, *map(_usage, filter(_Setting.opens, _settings(step.config)))]), step.about)
-            for step in command.steps
-        ]
-        all_settings = "STEP --help"
-    lines = [f"usage: {usage}", "", *textwrap.wrap(command.about, COLUMNS), ""]
+def _screen(command: Command, family: str) -> str:
+    """What fits a screen: usage, what it is, the settings that matter, an example, where to read on."""
+    rows = [(_usage(each), each.first_sentence()) for each in _settings(command.config) if each.first]
+    example = f"{family} {command.example}".strip()
+    return _page(_usage_of(command, family), command.about, rows, example, f"--help all. More: {command.more}")
+
+
+def _screen_of_steps(family: Family) -> str:
+    rows = [
+        (" ".join([step.name, *map(_usage, filter(_Setting.opens, _settings(step.config)))]), step.about)
+        for step in family.steps
+    ]
+    usage = f"{family.name} STEP [--SETTING VALUE ...]"
+    return _page(usage, family.about, rows, family.example, f"STEP --help. More: {family.more}")
+
+
+def _page(usage: str, about: str, rows: Sequence[tuple[str, str]], example: str, rest: str) -> str:
+    lines = [f"usage: {usage}", "", *textwrap.wrap(_sentence(about), COLUMNS), ""]
     for left, right in rows:
         wrapped = textwrap.wrap(right, COLUMNS - TEXT_AT, break_on_hyphens=False)
         if len(left) > TEXT_AT - 4:
@@ -468,8 +478,11 @@ def _screen(command: Command | Family) -> str:
             left = ""
         lines.append(f"  {left}".ljust(TEXT_AT) + wrapped[0])
         lines += [" " * TEXT_AT + line for line in wrapped[1:]]
-    lines += ["", "example:", textwrap.indent(command.example, "  "), ""]
-    return "\n".join([*lines, f"All settings: {all_settings}. More: {command.more}", ""])
+    return "\n".join([*lines, "", "example:", textwrap.indent(example, "  "), "", f"All settings: {rest}", ""])
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 def _usage_of(command: Command, family: str = "") -> str:
