@@ -10,11 +10,11 @@ from __future__ import annotations
 if __name__ != "__main__":
     raise ImportError(
         "alges_fast.select is a function (from alges_fast import select); the command is python -m alges_fast.select, "
-        "and its code is in alges_fast.annotation.cli"
+        "and its code is in alges_fast.project.selecting"
     )
 
 import sys
 
-from alges_fast.annotation.cli import main
+from alges_fast.project.selecting import main
 
 sys.exit(main())

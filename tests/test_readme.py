@@ -118,9 +118,9 @@ def test_commands_in_the_pages_are_accepted(page: str, words: list[str], monkeyp
 
 
 def parsers() -> dict[str, Callable[[list[str]], Any]]:
-    import alges_fast.annotation.cli
     import alges_fast.data.__main__
     import alges_fast.project.cli
+    import alges_fast.project.selecting
     import alges_fast.run
     from alges_fast.settings import read
 
@@ -129,7 +129,7 @@ def parsers() -> dict[str, Callable[[list[str]], Any]]:
 
     return {
         "alges_fast.run": alges_fast.run.parse,
-        "alges_fast.select": alges_fast.annotation.cli.parse,
+        "alges_fast.select": alges_fast.project.selecting.parse,
         "alges_fast.data": partial(read, alges_fast.data.__main__.DATA),
         "alges_fast.project": alges_fast.project.cli._parser().parse_args,
         "alges_fast.report": report,
@@ -144,14 +144,14 @@ def test_the_three_ways_in_are_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     import numpy as np
     from PIL import Image
 
-    import alges_fast.annotation.cli
     import alges_fast.data.__main__
     import alges_fast.project.cli
+    import alges_fast.project.selecting
     import alges_fast.run
 
     mains: dict[str, Callable[[list[str]], int]] = {
         "alges_fast.run": alges_fast.run.main,
-        "alges_fast.select": alges_fast.annotation.cli.main,
+        "alges_fast.select": alges_fast.project.selecting.main,
         "alges_fast.data": alges_fast.data.__main__.main,
         "alges_fast.project": alges_fast.project.cli.main,
     }
@@ -171,5 +171,5 @@ def test_the_three_ways_in_are_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         if words[1] == "write-synthetic":
             frames = sorted(str(path) for path in Path("surgery").resolve().rglob("*_endo.png"))
             Path("frames.txt").write_text("\n".join(frames) + "\n")
-    assert Path("runs/next/index.html").is_file()
+    assert Path("runs/next/rounds/000/index.html").is_file()
     assert Path("study/rounds/001/index.html").is_file()

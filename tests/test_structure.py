@@ -51,7 +51,7 @@ ROOMS = {
     "annotation": ENGINE | {"command", "data"},
     "project": ENGINE | {"command", "data", "report", "annotation", "training"},
     "run": BASE | {"command", "experiment", "report"},
-    "select": BASE | {"annotation"},
+    "select": BASE | {"project"},
     "__init__": BASE | {"ops", "seeding", "last_layer", "pool", "selection"},
 }
 """What each room may import. A room's own command, its `__main__.py`, may also import `command`."""

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -20,7 +19,6 @@ from alges_fast import cached_rows
 from alges_fast.annotation.sources import FrameReader, LeftOut, PoolFrame, resized
 from alges_fast.cache_folder import default_cache_dir
 from alges_fast.data.files import FaultyFile
-from alges_fast.data.frame_pool import FramePool
 from alges_fast.data.loading import map_in_order
 from alges_fast.errors import UserError
 
@@ -74,12 +72,6 @@ def pictures_of(frames: Sequence[PoolFrame]) -> Callable[[Sequence[int], int], N
     """(positions, side) -> these of the frames, (n, 3, side, side), read again at another size, quickest in order."""
     reader = FrameReader()
     return lambda positions, side: np.stack([resized(reader.read(frames[at]), side).numpy() for at in positions])
-
-
-def by_id(frames: Sequence[PoolFrame], values: NDArray[Any], left_out: LeftOut) -> FramePool:
-    """Values (N, C, h, w) of these N frames, such as their images, by id, without those that are left out."""
-    rows = [row for row, frame in enumerate(frames) if frame.id not in left_out.reasons]
-    return FramePool([frames[row].id for row in rows], lambda at: torch.from_numpy(np.array(values[rows[at]])))
 
 
 def _read_all(frames: Sequence[PoolFrame], size: int) -> Iterator[tuple[PoolFrame, Tensor | FaultyFile]]:

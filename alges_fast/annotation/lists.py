@@ -6,7 +6,6 @@ import json
 import math
 import os
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from alges_fast.annotation.exports import ANNOTATE
@@ -17,43 +16,21 @@ from alges_fast.errors import UserError
 from alges_fast.windows import Window, named
 
 
-@dataclass(frozen=True)
-class LabelledPool:
-    """Frames, and which of them or of their windows are labelled."""
-
-    frames: Sequence[PoolFrame]
-    labelled: Sequence[str | Window]
-
-    def without(self, left_out: LeftOut) -> LabelledPool:
-        """What can be used of it."""
-        frames = [frame for frame in self.frames if frame.id not in left_out.reasons]
-        return LabelledPool(frames, [item for item in self.labelled if not left_out.has(str(item))])
-
-    @property
-    def n_windows(self) -> int:
-        """Labelled windows."""
-        return sum(isinstance(item, Window) for item in self.labelled)
-
-    @property
-    def n_free(self) -> int:
-        """Frames that are not labelled as a whole."""
-        return len(self.frames) - len(self.labelled) + self.n_windows
-
-
-def with_labelled(frames: list[PoolFrame], source: str | None, left_out: LeftOut, *, windows: bool) -> LabelledPool:
-    """The pool with what a text list says is labelled; pictures from elsewhere are added to its frames.
+def with_labelled(
+    frames: Sequence[PoolFrame], source: str | None, left_out: LeftOut
+) -> tuple[list[PoolFrame], list[str | Window]]:
+    """The pool's frames with pictures from elsewhere that a text list names, and what it says is labelled.
 
     Args:
         frames: the pool's.
         source: the list's file: an id, a picture's path or a window, as picks.csv names it, a line; None for nothing.
         left_out: what of the pool cannot be used: the list may name it.
-        windows: whether windows are chosen.
 
     Raises:
         UserError: a line that is none of these.
     """
     if source is None:
-        return LabelledPool(frames, [])
+        return [*frames], []
     ids = {frame.id for frame in frames}
     ids_of_paths = {frame.path.resolve(): frame.id for frame in frames if frame.timestamp is None}
     added: dict[str, PoolFrame] = {}
@@ -62,8 +39,6 @@ def with_labelled(frames: list[PoolFrame], source: str | None, left_out: LeftOut
         path = next((p for p in (Path(source).parent / line, Path(line)) if p.is_file()), None)
         window = None if line in ids or path is not None else window_named(line, ids)
         if window is not None:
-            if not windows:
-                raise UserError(f"{source}: {line} is a window of a frame: give the --regions it was picked with")
             labelled.append(window)
         elif line in ids:
             labelled.append(line)
@@ -75,17 +50,7 @@ def with_labelled(frames: list[PoolFrame], source: str | None, left_out: LeftOut
             continue
         else:
             raise UserError(f"{source}: {line} is neither an id of the pool nor a picture: correct the list")
-    return LabelledPool([*frames, *added.values()], list(dict.fromkeys([*labelled, *added])))
-
-
-def refused_of(
-    frames: Sequence[PoolFrame], source: str | None, left_out: LeftOut, *, windows: bool
-) -> list[str | Window]:
-    """What a text list refuses; see `refused_among`."""
-    if source is None:
-        return []
-    ids = {frame.id for frame in frames}
-    return refused_among(ids, read_lines(source, "--reject"), left_out, windows=windows, source=source)
+    return [*frames, *added.values()], list(dict.fromkeys([*labelled, *added]))
 
 
 def refused_among(

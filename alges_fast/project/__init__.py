@@ -12,15 +12,14 @@ Each is a function here and a command of `python -m alges_fast.project`.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from alges_fast.errors import UserError
-from alges_fast.project.choosing import NextSettings, choose_round
+from alges_fast.project.asking import NextSettings
+from alges_fast.project.choosing import choose_round
 from alges_fast.project.config import FILE, ProjectConfig
-from alges_fast.project.folder import Import, Project, Round, TrainedModel, opened
+from alges_fast.project.folder import Import, Project, Round, TrainedModel, begun, opened
 from alges_fast.project.importing import ImportSettings, Untouched, import_exports
 from alges_fast.project.label_studio import fetch_rounds, send_round
 from alges_fast.project.model_files import export_model
@@ -55,31 +54,20 @@ def new(root: str | Path, config: ProjectConfig) -> None:
         UserError: no such pool, a folder of something else, or a project of other settings.
     """
     root = Path(root)
-    pool = Path(config.images).expanduser().resolve()
-    if not pool.exists():
-        raise UserError(
-            f"--images {config.images}: no such file or folder: give a folder of frames, a list, or a video"
-        )
-    check_apart(root, pool)
-    inside = pool.is_relative_to(root.resolve())
-    config = replace(config, images=os.path.relpath(pool, root.resolve()) if inside else pool.as_posix())
-    if (root / FILE).exists():
-        if (before := ProjectConfig.read(root)) != config:
-            changed = [name for name in vars(config) if getattr(before, name) != getattr(config, name)]
-            raise UserError(
-                f"{root} is a project with another {changed[0]} ({getattr(before, changed[0])}): choose another folder"
-            )
-        return
-    taken = root.exists() and (not root.is_dir() or any(path.name != f".{FILE}.draft" for path in root.iterdir()))
-    if taken and not (inside and root.is_dir()):
-        raise UserError(f"{root} holds other files: choose a new folder")
-    config.write(root)
+    if not config.classes:
+        raise UserError("--classes is missing: give names with commas between, in the order of their ids")
+    check_apart(root, Path(config.images))
+    with begun(root, config) as project:
+        if not (root / FILE).exists():
+            project.config.write(root)
 
 
-def next_round(root: str | Path, settings: NextSettings, progress: Progress = silent) -> Round:
+def next_round(
+    root: str | Path, settings: NextSettings, progress: Progress = silent, *, reject: Sequence[str] = ()
+) -> Round:
     """See `choosing.choose_round`."""
     with opened(Path(root)) as project:
-        return choose_round(project, settings, progress)
+        return choose_round(project, settings, reject, progress)
 
 
 def import_(root: str | Path, exports: Sequence[Path], settings: ImportSettings | None = None) -> Import | None:

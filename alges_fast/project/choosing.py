@@ -1,185 +1,175 @@
-"""The step that chooses what to annotate next and puts it into files for the annotators."""
+"""The step that chooses what to annotate next and puts it into files for the annotators.
+
+Processes of one job choose together: the first reads and writes the folder for all.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any, get_args
+import hashlib
+import json
+import shutil
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
-
-from alges_fast.annotation.desk import Desk
-from alges_fast.annotation.lists import refused_among
-from alges_fast.annotation.models import load_model, normalisation_in
+from alges_fast.annotation.lists import refused_among, with_labelled
 from alges_fast.annotation.page import Asked
 from alges_fast.annotation.picks import Pick, PickedFrame, show_picked, show_untrained
-from alges_fast.annotation.sources import GAP_SECONDS, PoolFrame, places
-from alges_fast.annotation.writing import remove_refused, write_round
-from alges_fast.data.frame_pool import FramePool
+from alges_fast.annotation.sources import GAP_SECONDS, FrameReader, LeftOut, places
+from alges_fast.annotation.writing import check_names, remove_refused, write_round
+from alges_fast.command import one_line
+from alges_fast.data.files import FaultyFile
 from alges_fast.errors import UserError
-from alges_fast.normalisation import IMAGENET
-from alges_fast.project import network
+from alges_fast.job import Job, device_of
+from alges_fast.pool.errors import CannotContinue, RowsNotWritten
+from alges_fast.project.asking import NextSettings, asked_for, strategy_of, whole
 from alges_fast.project.folder import Project, Round, TrainedModel
 from alges_fast.project.label_studio import SERVER
 from alges_fast.project.labels import read_labels
-from alges_fast.project.pool import Progress, ProjectPool, decoded, list_pool, silent
-from alges_fast.selection import BrokenPromise, NotEnough, Selection, Unit, choose
-from alges_fast.selection.defaults import COLD_START, default_strategy
-from alges_fast.strategies import Candidate, Query, Strategy, frame_of, get_strategy, scores_of
-from alges_fast.windows import Window, grid_of
+from alges_fast.project.pool import Progress, ProjectPool, list_pool, silent
+from alges_fast.project.scoring import Frames, Model, chooser, read_frames
+from alges_fast.selection import NotEnough, Selection, choose
+from alges_fast.selection.defaults import COLD_START
+from alges_fast.strategies import (
+    Candidate,
+    Query,
+    Strategy,
+    frame_of,
+    get_strategy,
+    scores_of,
+    strategy_names,
+)
+from alges_fast.windows import Window
 
 PLANNED_ROUNDS = 6
 """A project has no last round. Strategies with a schedule, as claspe, are told that the fifth query is their last: from
 then on they do what they do last."""
 
-
-@dataclass(frozen=True)
-class NextSettings:
-    """What to choose.
-
-    Args:
-        n: how many frames; with regions, how many whole frames the windows may add up to.
-        regions: rows x columns of windows, such as 8x8; None for whole frames.
-        strategy: by default one that needs no model before the first training, then one that asks the model.
-        model: a model of the user's that chooses and predicts in the place of the project's own.
-        min_gap: frames of one video are picked at least this far apart, in seconds of a video file and in numbers of
-            numbered pictures; by default 2 seconds, 50 numbers. Halved where too few are left.
-        budget: pixels, or outline: as many frames, or windows, as cost together what n frames do on average, where each
-            costs the outline that the model predicts in it and a quarter of its side.
-        reject: frames, and windows as picks.csv names them, that are not wanted, now or later. Where they are picks of
-            the round that is out, each is replaced and the other picks stay.
-        desk: what windows are annotated on: sheets of 24 to 36, crops (a picture each), or frames; auto is sheets for
-            CVAT and crops for Label Studio.
-    """
-
-    n: int = 20
-    regions: str | None = None
-    strategy: str | None = None
-    model: str | None = None
-    min_gap: float | None = None
-    budget: Unit = "pixels"
-    reject: tuple[str, ...] = ()
-    desk: Desk = "auto"
-
-    def __post_init__(self) -> None:
-        if self.n < 1:
-            raise UserError(f"-n is {self.n}: give at least 1")
-        if self.budget not in ("pixels", "outline"):
-            raise UserError(f"--budget is {self.budget}: give pixels or outline")
-        if self.desk not in get_args(Desk):
-            raise UserError(f"--desk is {self.desk}: give {', '.join(get_args(Desk))}")
-        if self.min_gap is not None and not 0 <= self.min_gap < math.inf:
-            raise UserError(f"--min_gap is {self.min_gap}: give a finite number, 0 or more")
-        try:
-            _ = self.grid
-        except ValueError as error:
-            raise UserError(f"--regions {error}") from error
-        if self.strategy is not None and get_strategy(self.strategy).takes_whole_pool:
-            raise UserError(f"--strategy {self.strategy} takes the whole pool, so there is nothing to choose")
-
-    @property
-    def grid(self) -> tuple[int, int] | None:
-        return None if self.regions is None else grid_of(self.regions)
+ALONE = Job(None)
 
 
-@dataclass(frozen=True)
-class _Scorer:
-    """What rates the pool and predicts on its frames.
-
-    pool: what the model takes, by id: maps, or pictures before `transform`. maps: those of the frozen encoder.
-    model: None where nothing is trained.
-    """
-
-    pool: Any
-    maps: network.Maps
-    model: nn.Module | None
-    name: str | None
-    transform: Callable[[Tensor], Tensor] | None = None
-
-    def inputs_of(self, frame: PoolFrame, image: NDArray[np.uint8]) -> Tensor:
-        """A batch of one for the model."""
-        item: Tensor = self.pool[self.maps.ids.index(frame.id)][1][None]
-        return item.float() if self.transform is None else self.transform(item)
-
-
-def choose_round(project: Project, settings: NextSettings, progress: Progress = silent) -> Round:
+def choose_round(
+    project: Project,
+    settings: NextSettings,
+    reject: Sequence[str] = (),
+    progress: Progress = silent,
+    job: Job = ALONE,
+) -> Round:
     """The round that is out, if it was asked for in these words and nothing of it came back; else a new one.
 
-    More to reject than then replaces picks of the round that is out.
+    Args:
+        project: open.
+        settings: what to choose.
+        reject: frames, and windows as picks.csv names them, that are not wanted, now or later. Where they are picks of
+            the round that is out, each is replaced and the other picks stay.
+        progress: told what is done.
+        job: the processes that choose together, each with this call.
 
     Raises:
         UserError: a step that must come before, or a pool with too little left.
     """
-    settings, out = _in_hand(project, settings)
-    asked = _asked(settings)
-    if out is not None and asked == {**_asked(NextSettings()), **out.asked}:
+    reject, out = job.from_leader(lambda: _in_hand(project, settings, reject))
+    asked = asked_for(settings, reject)
+    if out is not None and asked == whole(out.asked):
         return out
-    own = _newest_model(project, settings)
-    strategy = get_strategy(strategy_of(asked, None if own is None else own.number))()
+    own = None if settings.model is not None else _newest_model(project, settings)
+    named = strategy_of(asked, None if own is None else own.number)
+    strategy = get_strategy(named)()
+    _check(strategy, named, settings, own)
+    pool, labelled = _listed(project, settings)
+    known = frozenset(frame.id for frame in pool.frames)
+    refused = refused_among(known, reject, pool.left_out, windows=settings.grid is not None, source="--reject")
+    device = device_of(settings.device)
+    model = chooser(project, own, settings)
+    looks = strategy.reads_images or settings.budget == "outline" or (model is not None and model.over_maps)
+    frames = read_frames(project, pool, model, looks=looks, device=device, progress=progress)
+    if model is not None and not project.config.classes:
+        project.config = replace(project.config, classes=model.classes)
+    number = project.next_number if out is None else out.number
+
+    def picked(frames: Frames) -> tuple[Frames, list[Pick], int]:
+        chosen = _chosen(project, frames, model, strategy, settings, number, labelled, refused, progress, job)
+        picks = _picks(frames.pool, chosen)
+        faults = {} if looks else job.from_leader(lambda: _faults_of(picks))
+        if not faults:
+            return frames, picks, chosen.budget
+        # Nothing had been read: choose again without them, as if they were not in the pool.
+        for id, fault in faults.items():
+            frames.pool.left_out.add(id, fault)
+        readable = [frame for frame in frames.pool.frames if frame.id not in faults]
+        usable = replace(pool, frames=readable)
+        return picked(read_frames(project, usable, model, looks=False, device=device, progress=progress))
+
+    frames, picks, budget = picked(frames)
+
+    def written() -> Round:
+        if out is None:
+            round = project.begin_round(asked, None if own is None else own.number)
+        else:
+            _check_others_stay(project, out, None if own is None else own.number, picks, {*refused})
+            project.withdraw(out, asked)
+            remove_refused(out.folder, refused, picks)
+            round = project.rounds[-1]
+        _write(project, round, frames, picks, budget, model, strategy, settings, progress)
+        project.forget()
+        return project.rounds[-1]
+
+    return job.from_leader(written)
+
+
+def _check(strategy: Strategy, named: str, settings: NextSettings, own: TrainedModel | None) -> None:
+    """Raises UserError for a strategy that cannot choose here."""
+    if strategy.takes_whole_pool:
+        raise UserError(f"--strategy {named} takes the whole pool, so there is nothing to choose")
     if strategy.needs_model and own is None and settings.model is None:
         raise UserError(
-            f"--strategy {strategy.name} needs a trained model: annotate a first round by another, such as {COLD_START}"
+            f"--strategy {named} needs a trained model: give one with --model, or choose a first round by another, "
+            f"such as {COLD_START}"
         )
+    if settings.class_weights is not None and not strategy.weighs_classes:
+        others = ", ".join(name for name in strategy_names() if get_strategy(name).weighs_classes)
+        raise UserError(f"--class_weights: {strategy.name} has no rows per class to weigh; use {others}")
+    if strategy.trains_own_model and ":" not in (settings.model or ""):
+        raise UserError(f"--strategy {named} needs a model that was trained for it: give it as package.module:function")
     if settings.budget == "outline" and own is None and settings.model is None:
-        raise UserError("--budget outline is predicted by a trained model: leave it out of the first round")
-    pool, images = decoded(list_pool(project), project.config.image_size, progress)
-    known = frozenset(frame.id for frame in pool.frames)
-    windows = settings.grid is not None
-    refused = refused_among(known, settings.reject, pool.left_out, windows=windows, source="--reject")
-    model = None if own is None or settings.model else own.number
-    number = project.begin_round(asked, model).number if out is None else out.number
-    frozen = network.frozen(project, pool.frames, images, progress)
-    scorer = _scorer(project, pool, images, frozen, own, settings)
-    query = _query(project, pool, scorer, settings, number)
-    picks = _picks(pool, _chosen(project, pool, query, strategy, settings, number, refused))
-    if out is not None:
-        _check_others_stay(project, out, model, picks, {*refused})
-        project.withdraw(out, asked)
-        remove_refused(out.folder, refused, picks)
-    _write(project, project.rounds[-1], pool, picks, scorer, strategy, settings, progress)
-    project.forget()
-    return project.rounds[-1]
+        raise UserError(
+            "--budget outline is predicted by a trained model: give --model, or leave it out of the first round"
+        )
 
 
-def strategy_of(asked: Mapping[str, Any], model: int | None) -> str:
-    """The strategy of a round: what was asked for, or else one that suits whether a model chooses."""
-    if asked["strategy"] is not None:
-        return str(asked["strategy"])
-    has_model = model is not None or asked["model"] is not None
-    return default_strategy(model=has_model, windows=asked["regions"] is not None)
-
-
-def _asked(settings: NextSettings) -> dict[str, Any]:
-    return {**asdict(settings), "reject": list(settings.reject)}  # as JSON has it
-
-
-def _in_hand(project: Project, settings: NextSettings) -> tuple[NextSettings, Round | None]:
-    """The settings with what was rejected before in the same round; that round, where it is out.
+def _in_hand(project: Project, settings: NextSettings, reject: Sequence[str]) -> tuple[Sequence[str], Round | None]:
+    """What is rejected, with what was before in the same round; that round, where it is out.
 
     Raises:
         UserError: a round is out that was asked for in other words, or that can no longer be changed.
     """
     last = project.rounds[-1] if project.rounds else None
     if last is None or not last.asked or project.answered(last):
-        return settings, None
-    before = {**_asked(NextSettings()), **last.asked}
-    if {**before, "reject": []} == _asked(replace(settings, reject=())):
-        settings = replace(settings, reject=tuple(dict.fromkeys([*before["reject"], *settings.reject])))
+        return reject, None
+    before = whole(last.asked)
+    if {**before, "reject": []} == asked_for(settings, ()):
+        reject = tuple(dict.fromkeys([*before["reject"], *reject]))
     elif last.picks is not None:
         raise UserError(
             f"round {last.number} is out and nothing of it came back: {project.command('import', 'EXPORT')} first, or "
             f"delete {last.folder} to choose anew"
         )
     if last.picks is None:
-        return settings, None
-    if _asked(settings) != before and (last.folder / "label_studio" / SERVER).exists():
+        return reject, None
+    if asked_for(settings, reject) != before and (last.folder / "label_studio" / SERVER).exists():
         raise UserError(f"round {last.number} is on a server: skip the frames there, then {project.command('import')}")
-    return settings, last
+    return reject, last
+
+
+def _listed(project: Project, settings: NextSettings) -> tuple[ProjectPool, list[Candidate]]:
+    """The pool, with pictures from elsewhere that are labelled, and all that is labelled."""
+    pool = list_pool(project, LeftOut(settings.on_bad_image))
+    frames, elsewhere = with_labelled(pool.frames, settings.labelled, pool.left_out)
+    check_names(project.root, (frame.id for frame in frames))
+    labelled: list[Candidate] = []
+    for id, windows in project.labelled.items():
+        labelled += [id] if windows is None else windows
+    return ProjectPool(frames, pool.left_out, pool.root), [*labelled, *elsewhere]
 
 
 def _check_others_stay(
@@ -204,85 +194,97 @@ def _newest_model(project: Project, settings: NextSettings) -> TrainedModel | No
     newest = project.models[-1] if project.models else None
     if newest is not None and project.known_to(newest):
         return newest
-    wants_model = settings.strategy is None or get_strategy(settings.strategy).needs_model
-    if wants_model and settings.model is None:
+    if settings.strategy is None or get_strategy(settings.strategy).needs_model:
         raise UserError(f"the labels changed since the last training: {project.command('train')} first")
     return newest
 
 
-def _scorer(
+def _query(
     project: Project,
-    pool: ProjectPool,
-    images: NDArray[np.uint8],
-    frozen: network.Frozen,
-    own: TrainedModel | None,
+    frames: Frames,
+    model: Model | None,
     settings: NextSettings,
-) -> _Scorer:
-    size = project.config.image_size
-    frames = FramePool([frame.id for frame in pool.frames], lambda at: torch.from_numpy(np.array(images[at])))
-    if settings.model is not None:
+    number: int,
+    labelled: Sequence[Candidate],
+    progress: Progress,
+    job: Job,
+) -> Query:
+    pool = frames.pool
+    writes = model is not None and not model.over_maps  # maps are quicker read than what is said of them
 
-        def build(n_classes: int) -> nn.Module:
-            raise UserError(f"--model {settings.model}: give the whole model (.pt2, .ts or package.module:function)")
+    def scored(done: int, total: int | None) -> None:
+        progress("scoring frames", done, total or len(pool.frames))
 
-        model, _ = load_model(settings.model, image_size=size, build=build)
-        model.eval().requires_grad_(False)
-        transform = normalisation_in(settings.model) or IMAGENET
-        return _Scorer(frames, frozen.maps, model, Path(settings.model).name, transform)
-    if own is None:
-        return _Scorer(frames, frozen.maps, None, None)
-    if not network.is_frozen(own):
-        model, transform = network.load_whole(own)
-        return _Scorer(frames, frozen.maps, model, f"model {own.number}", transform)
-    head = network.load_head(project, own, frozen.encoder.trunk).requires_grad_(False)
-    return _Scorer(frozen.maps, frozen.maps, head, f"model {own.number}")
-
-
-def _query(project: Project, pool: ProjectPool, scorer: _Scorer, settings: NextSettings, number: int) -> Query:
-    labelled = project.labelled
     return Query(
         candidates=[frame.id for frame in pool.frames],
-        pool=scorer.pool,
-        model=scorer.model,
-        labelled=[piece for id, windows in labelled.items() if id in pool.by_id for piece in (windows or [id])],
+        pool=frames.inputs,
+        model=None if model is None else model.network,
+        labelled=[item for item in labelled if frame_of(item) in pool.by_id],
         regions=settings.grid,
         sizes=pool.sizes if settings.grid or settings.budget == "outline" else {},
-        class_shares=read_labels(project).shares() if labelled else None,
+        class_shares=read_labels(project).shares() if project.labelled else None,
+        class_weights=None if model is None else model.weights,
         videos={frame.id: frame.video for frame in pool.frames},
-        features=scorer.maps if scorer.model is None or scorer.pool is scorer.maps else None,
+        features=frames.maps,
         seed=project.config.seed,
         round=sum(1 for round in project.rounds if round.asked and round.number < number),
         n_rounds=PLANNED_ROUNDS,
-        transform=scorer.transform,
+        batch_size=(model.fixed if model is not None and model.fixed else settings.batch_size),
+        device=device_of(settings.device),
+        precision=settings.precision,
+        transform=None if model is None else model.transform,
+        scores_out=project.root / "scores" / _scores_of(settings, number) if writes else None,
+        progress=scored,
+        group=job.group,
     )
+
+
+def _scores_of(settings: NextSettings, number: int) -> str:
+    """The folder of what is said of the pool for a round: other settings, or a later round, leave it alone."""
+    asked = json.dumps(asked_for(settings, ()))
+    return f"{number:03d}-{hashlib.blake2b(asked.encode(), digest_size=4).hexdigest()}"
 
 
 def _chosen(
     project: Project,
-    pool: ProjectPool,
-    query: Query,
+    frames: Frames,
+    model: Model | None,
     strategy: Strategy,
     settings: NextSettings,
     number: int,
+    labelled: Sequence[Candidate],
     refused: Sequence[Candidate],
+    progress: Progress,
+    job: Job,
 ) -> Selection:
     """What is neither labelled nor refused nor out with an annotator; others in the place of what is refused now."""
-    out = project.out_before(number)
+    query = _query(project, frames, model, settings, number, labelled, progress, job)
     away = [*project.refused_before(number)]
-    for id, windows in out.items():
+    for id, windows in project.out_before(number).items():
         away += [id] if windows is None or settings.grid is None else windows
-    gap = GAP_SECONDS if settings.min_gap is None else settings.min_gap
-    apart = places(pool.frames, settings.min_gap)
+    how: dict[str, Any] = {
+        "budget": settings.budget,
+        "pixels": settings.budget_pixels,
+        "places": places(frames.pool.frames, settings.min_gap),
+        "min_gap": GAP_SECONDS if settings.min_gap is None else settings.min_gap,
+        "away": away,
+    }
     try:
-        chosen = choose(strategy, query, settings.n, budget=settings.budget, places=apart, min_gap=gap, away=away)
+        chosen = choose(strategy, query, settings.n, **how)
     except NotEnough as error:
+        if settings.budget_pixels is not None:
+            raise UserError(f"--budget_pixels: the budget {error}") from None
         what = "frames" if settings.grid is None else "windows"
         raise UserError(
             f"-n {settings.n}: the pool has {error.n_left} {what} left to choose from, and {len(project.missing)} are "
             "out with annotators: ask for fewer"
         ) from None
-    except BrokenPromise as error:
-        raise UserError(str(error)) from None
+    except CannotContinue as error:
+        raise UserError(f"{one_line(error.reason)}: delete {query.scores_out} to score anew") from None
+    except RowsNotWritten as error:
+        raise UserError(f"{error.filename} cannot be written ({error.strerror}): make room, then run again") from None
+    except ValueError as error:
+        raise UserError(one_line(str(error))) from error
     try:
         return chosen.without(refused)
     except NotEnough:
@@ -303,12 +305,24 @@ def _picks(pool: ProjectPool, chosen: Selection) -> list[Pick]:
     ]
 
 
+def _faults_of(picks: Sequence[Pick]) -> dict[str, FaultyFile]:
+    """Why picked frames cannot be read, by id."""
+    reader, faults = FrameReader(), {}
+    for frame in {pick.frame.id: pick.frame for pick in picks}.values():
+        try:
+            reader.read(frame)
+        except FaultyFile as fault:
+            faults[frame.id] = fault
+    return faults
+
+
 def _write(
     project: Project,
     round: Round,
-    pool: ProjectPool,
+    frames: Frames,
     picks: Sequence[Pick],
-    scorer: _Scorer,
+    budget: int,
+    model: Model | None,
     strategy: Strategy,
     settings: NextSettings,
     progress: Progress,
@@ -318,7 +332,7 @@ def _write(
         strategy=strategy.name,
         seed=config.seed,
         images=config.images,
-        model=scorer.name,
+        model=None if model is None else model.name,
         regions=settings.regions,
         refusing="Once it is with annotators: in CVAT give the frame the tag “refused”, in Label Studio skip it. What "
         "is refused is not asked for again.",
@@ -327,7 +341,7 @@ def _write(
     n_frames = len({pick.frame.id for pick in picks})
 
     def picked_frames() -> Iterator[PickedFrame]:
-        for number, shown in enumerate(_picked_frames(picks, scorer, pool, strategy, settings)):
+        for number, shown in enumerate(_shown(picks, frames, model, strategy, settings)):
             progress("drawing the picks", number, n_frames)
             yield shown
 
@@ -337,27 +351,33 @@ def _write(
         config.classes,
         picks,
         picked_frames(),
-        budget=sum(pick.cost for pick in picks) if settings.grid else None,
-        left_out=pool.left_out,
+        budget=budget if settings.grid else None,
+        left_out=frames.pool.left_out,
         image_prefix=config.image_prefix,
         desk=settings.desk,
         series=f"round{round.number:03d}",
     )
+    for old in (project.root / "scores").glob("*"):
+        if old.name != _scores_of(settings, round.number):
+            shutil.rmtree(old)
 
 
-def _picked_frames(
-    picks: Sequence[Pick], scorer: _Scorer, pool: ProjectPool, strategy: Strategy, settings: NextSettings
+def _shown(
+    picks: Sequence[Pick],
+    frames: Frames,
+    model: Model | None,
+    strategy: Strategy,
+    settings: NextSettings,
 ) -> Iterator[PickedFrame]:
-    if scorer.model is not None:
-        yield from show_picked(
-            scorer.model,
-            picks,
-            output=strategy.embedding,
-            class_weights=None,
-            regions=settings.grid,
-            inputs_of=scorer.inputs_of,
-            device=torch.device("cpu"),
-            precision="32-true",
-        )
-        return
-    yield from show_untrained(picks, scorer.maps, settings.grid)
+    if model is None:
+        return show_untrained(picks, frames.maps, settings.grid)
+    return show_picked(
+        model.network,
+        picks,
+        output=strategy.embedding,
+        class_weights=model.weights,
+        regions=settings.grid,
+        inputs_of=frames.inputs_of(model),
+        device=device_of(settings.device),
+        precision=settings.precision,
+    )

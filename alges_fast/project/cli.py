@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import NoReturn
 
@@ -123,6 +124,18 @@ def _parser() -> argparse.ArgumentParser:
         default=chosen.desk,
         help="what windows are annotated on; auto: sheets for CVAT, a picture each for Label Studio",
     )
+    choose("--budget_pixels", type=int, metavar="N", help="with regions, how many pixels to choose, in the place of n")
+    choose("--labelled", metavar="FILE", help="what is annotated elsewhere, an id or a picture's path a line")
+    choose("--class_weights", metavar="W,W", help="classes to aim at: a factor each, or JSON by name")
+    choose("--normalise", choices=("auto", "imagenet", "half", "unit"), default="auto", help="pictures for --model")
+    choose("--architecture", default=chosen.architecture, help="of a safetensors --model that does not say it")
+    choose("--encoder", help="its encoder (resnet18)")
+    choose("--encoder_weights", help="where the weights of its frozen encoder are, if elsewhere than the file says")
+    choose("--head_kernel", type=int, default=1, help="size of its last convolution (%(default)s)")
+    choose("--on_bad_image", choices=("skip", "stop"), default="skip", help="what cannot be used (%(default)s)")
+    choose("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the model runs (%(default)s)")
+    choose("--precision", choices=("32-true", "bf16-mixed", "16-mixed"), default="32-true", help="(%(default)s)")
+    choose("--batch_size", type=int, default=16, help="frames in a forward pass (%(default)s)")
     choose("--reject", type=Path, metavar="FILE", help="picks to replace, one a line as picks.csv names them")
     _server(of["next"], "also make a project with these tasks on this server")
 
@@ -192,10 +205,9 @@ def _new(root: Path, given: argparse.Namespace, progress: project.Progress) -> l
 
 def _next(root: Path, given: argparse.Namespace, progress: project.Progress) -> list[str]:
     reject = () if given.reject is None else tuple(read_lines(str(given.reject), "--reject"))
-    settings = project.NextSettings(
-        given.n, given.regions, given.strategy, given.model, given.min_gap, given.budget, reject, given.desk
-    )
-    round = project.next_round(root, settings, progress)
+    names = [each.name for each in fields(project.NextSettings)]
+    settings = project.NextSettings(**{name: getattr(given, name) for name in names})
+    round = project.next_round(root, settings, progress, reject=reject)
     lines = [f"{len(round.picks or ())} picks: {round.folder / 'picks.csv'}"]
     if given.label_studio:
         lines.append(project.send(root, given.label_studio, progress, plain_http=given.plain_http))

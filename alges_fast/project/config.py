@@ -26,7 +26,7 @@ class ProjectConfig:
 
     Args:
         images: the pool: a folder of pictures and videos (searched to its depths), a text list of paths, or one video.
-        classes: names in the order of their ids.
+        classes: names in the order of their ids; none where nothing is to be annotated yet.
         background: the class of pixels under no shape; None leaves them unlabelled.
         fps: frames taken from each second of a video.
         image_size: side of the square that frames are stretched to for the model.
@@ -47,7 +47,7 @@ class ProjectConfig:
 
     def __post_init__(self) -> None:
         names = [unicodedata.normalize("NFC", name) for name in self.classes]
-        if not 2 <= len(names) <= UNLABELLED or len(set(names)) < len(names):
+        if self.classes and (not 2 <= len(names) <= UNLABELLED or len(set(names)) < len(names)):
             raise UserError(
                 f"--classes {','.join(self.classes)}: give 2 to {UNLABELLED} different names with commas between, such "
                 "as background,liver,polyp"

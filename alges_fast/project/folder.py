@@ -19,10 +19,11 @@ most.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,7 +38,7 @@ from alges_fast.annotation.exports import csv_rows
 from alges_fast.annotation.pictures import encoded
 from alges_fast.data.files import read_ids
 from alges_fast.errors import UserError
-from alges_fast.project.config import ProjectConfig
+from alges_fast.project.config import FILE, ProjectConfig
 from alges_fast.strategies import Candidate
 from alges_fast.windows import Window, named
 
@@ -272,6 +273,17 @@ class Project:
         there = {round.number for round in self.rounds}
         return [number for number in range(self._next_round()) if number not in there]
 
+    @property
+    def next_number(self) -> int:
+        """That `begin_round` gives."""
+        last = self.rounds[-1] if self.rounds else None
+        return last.number if last is not None and self._makes_room(last) else self._next_round()
+
+    def _makes_room(self, last: Round) -> bool:
+        """Whether the last round was begun and never went out."""
+        newest = last.number == self._next_round() - 1
+        return newest and not _begun(last) and not (last.folder / "returned").exists()
+
     def _next_round(self) -> int:
         """The number after the largest that any folder has, or that a model was trained with: none comes twice."""
         folders = [number for number, _ in _numbered(self.root / "rounds")]
@@ -286,12 +298,12 @@ class Project:
 
     def begin_round(self, asked: Mapping[str, Any], model: int | None) -> Round:
         """A new round that is not out yet; one that was begun last and never went out makes room."""
-        number, last = self._next_round(), self.rounds[-1] if self.rounds else None
-        never_out = last is not None and last.number == number - 1 and not _begun(last)
-        if last is not None and never_out and not (last.folder / "returned").exists():
-            number = last.number
-            shutil.rmtree(last.folder)
+        number = self.next_number
+        if not (self.root / FILE).exists():
+            self.config.write(self.root)
         folder = self.root / "rounds" / f"{number:03d}"
+        if folder.exists():
+            shutil.rmtree(folder)
         atomic.write_json(folder / ROUND, {"asked": dict(asked), "model": model})
         self.forget()
         return next(round for round in self.rounds if round.number == number)
@@ -393,13 +405,57 @@ def opened(root: Path) -> Iterator[Project]:
         UserError: no project, a damaged one, or another process in it.
     """
     config = ProjectConfig.read(root)
-    with atomic.locked(root / LOCK, wait=False) as alone:
-        if not alone:
-            raise UserError(f"{root}: another process works there: wait until it is done")
+    with _alone(root):
         project = Project(root, config)
         atomic.remove_draft(root / DRAFTS)
         project.finish_import()
         yield project
+
+
+@contextmanager
+def begun(root: Path, config: ProjectConfig) -> Iterator[Project]:
+    """As `opened`, the project of this configuration, which may not be written yet: its first round does that. One
+    without classes takes those that are there.
+
+    Raises:
+        UserError: no such pool, a folder of something else, or a project of other settings.
+    """
+    pool = Path(config.images).expanduser().resolve()
+    if not pool.exists():
+        raise UserError(
+            f"--images {config.images}: no such file or folder: give a folder of frames, a list, or a video"
+        )
+    inside = pool.is_relative_to(root.resolve())
+    config = replace(config, images=os.path.relpath(pool, root.resolve()) if inside else pool.as_posix())
+    if (root / FILE).exists():
+        before = ProjectConfig.read(root)
+        config = config if config.classes else replace(config, classes=before.classes)
+        if changed := [name for name in vars(config) if getattr(before, name) != getattr(config, name)]:
+            raise UserError(
+                f"{root} is a project with another {changed[0]} ({getattr(before, changed[0])}): choose another folder"
+            )
+    left = {
+        LOCK,
+        DRAFTS,
+        f".{FILE}.draft",
+        "scores",
+    }  # by one that ended before the first round
+    taken = root.exists() and (not root.is_dir() or not left.issuperset(path.name for path in root.iterdir()))
+    if taken and not (root / FILE).exists() and not (inside and root.is_dir()):
+        raise UserError(f"{root} holds other files: choose a new folder")
+    with _alone(root):
+        project = Project(root, config)
+        atomic.remove_draft(root / DRAFTS)
+        project.finish_import()
+        yield project
+
+
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    with atomic.locked(root / LOCK, wait=False) as alone:
+        if not alone:
+            raise UserError(f"{root}: another process works there: wait until it is done")
+        yield
 
 
 def _begun(round: Round) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from alges_fast.project.choosing import strategy_of
+from alges_fast.project.asking import strategy_of
 from alges_fast.project.folder import Project
 from alges_fast.random_streams import stream_seed
 from alges_fast.training.metrics import class_dice, mean_dice

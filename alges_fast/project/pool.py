@@ -54,11 +54,13 @@ class ProjectPool:
         return frame_sizes(self.frames, self.left_out)
 
 
-def list_pool(project: Project) -> ProjectPool:
-    """The pool's frames; files that cannot be listed are left out. Raises UserError where labelled frames are gone, or
-    the pool holds the project."""
+def list_pool(project: Project, left_out: LeftOut | None = None) -> ProjectPool:
+    """The pool's frames; files that cannot be listed are left out, if nothing else is said.
+
+    Raises UserError where labelled frames are gone, or the pool holds the project.
+    """
     check_apart(project.root, project.images)
-    left_out = LeftOut("skip")
+    left_out = LeftOut("skip") if left_out is None else left_out
     frames = list_frames(project.images, fps=project.config.fps, left_out=left_out)
     present = {frame.id for frame in frames}
     if gone := [id for id in project.labelled if id not in present]:

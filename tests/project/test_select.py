@@ -5,14 +5,9 @@ from __future__ import annotations
 import csv
 import html
 import json
-import os
-import random
-import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,11 +18,14 @@ from PIL import Image
 
 import alges_fast
 from alges_fast import atomic
-from alges_fast.annotation.cli import main, parse
-from alges_fast.annotation.record import LOCK
 from alges_fast.errors import UserError
+from alges_fast.project import network, scoring
+from alges_fast.project.cli import main as project
+from alges_fast.project.folder import LOCK
+from alges_fast.project.selecting import main, parse
 
 ROOT = Path(__file__).resolve().parents[2]
+ROUND = "out/rounds/000"
 MODEL = """
 import torch
 
@@ -60,7 +58,7 @@ def command(*more: str, out: str = "out", n: int = 6) -> list[str]:
 
 
 def picks(out: Path) -> list[dict[str, str]]:
-    with (out / "picks.csv").open(newline="") as file:
+    with (out / "rounds/000/picks.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -96,12 +94,12 @@ def test_one_command_leaves_picks_with_reasons_and_pictures(pool: Path) -> None:
         assert float(row["score"]) > 0
         assert row["nearest"] in [earlier["id"] for earlier in rows[:at]] or at == 0
         original = (pool / "pool" / row["id"]).read_bytes()
-        assert (pool / "out" / "images" / row["id"]).read_bytes() == original
-        mask = np.asarray(Image.open(pool / "out" / "masks" / f"{row['id']}.png"))
+        assert (pool / ROUND / "images" / row["id"]).read_bytes() == original
+        mask = np.asarray(Image.open(pool / ROUND / "masks" / f"{row['id']}.png"))
         assert mask.shape == (32, 48)
         assert mask.max() < 3
-        assert Image.open(pool / "out" / "norm_maps" / f"{row['id']}.jpg").size == (48, 32)
-    assert Image.open(pool / "out" / "contact_sheet.png").size[0] > 1000
+        assert Image.open(pool / ROUND / "norm_maps" / f"{row['id']}.jpg").size == (48, 32)
+    assert Image.open(pool / ROUND / "contact_sheet.png").size[0] > 1000
 
 
 def test_default_gap_keeps_consecutive_frames_apart_and_zero_does_not(pool: Path) -> None:
@@ -119,9 +117,9 @@ def test_import_files_load_in_the_tools_own_libraries(pool: Path) -> None:
 
     assert main(command()) == 0
     expected = {
-        row["id"]: np.asarray(Image.open(pool / "out" / "masks" / f"{row['id']}.png")) for row in picks(pool / "out")
+        row["id"]: np.asarray(Image.open(pool / ROUND / "masks" / f"{row['id']}.png")) for row in picks(pool / "out")
     }
-    with zipfile.ZipFile(pool / "out" / "cvat.zip") as archive:
+    with zipfile.ZipFile(pool / ROUND / "cvat.zip") as archive:
         archive.extractall(pool / "cvat")
     read = datumaro.Dataset.import_from(str(pool / "cvat"), "cvat")
     assert len(read) == 6
@@ -131,8 +129,8 @@ def test_import_files_load_in_the_tools_own_libraries(pool: Path) -> None:
             found[np.asarray(annotation.image, bool)] = annotation.label
         np.testing.assert_array_equal(found, expected[f"{item.id}.png"])
         assert item.media.data.shape == (32, 48, 3)
-    interface = LabelInterface((pool / "out" / "label_studio" / "config.xml").read_text())
-    tasks = json.loads((pool / "out" / "label_studio" / "tasks.json").read_text())
+    interface = LabelInterface((pool / ROUND / "label_studio" / "config.xml").read_text())
+    tasks = json.loads((pool / ROUND / "label_studio" / "tasks.json").read_text())
     for task in tasks:
         assert interface.validate_prediction(task["predictions"][0], return_errors=True) == []
         mask = expected[task["data"]["image"].removeprefix("/data/local-files/?d=images/")]
@@ -140,15 +138,6 @@ def test_import_files_load_in_the_tools_own_libraries(pool: Path) -> None:
             alpha = brush.decode_rle(result["value"]["rle"]).reshape(32, 48, 4)[..., 3]
             label = ("wall", "vessel", "tool").index(result["value"]["brushlabels"][0])
             np.testing.assert_array_equal(alpha > 0, mask == label)
-
-
-def test_page_asks_nothing_of_the_network_and_shows_every_pick(pool: Path) -> None:
-    assert main(command()) == 0
-    page = (pool / "out" / "index.html").read_text()
-    assert not re.findall(r"""(?:src|href)=["'](?!data:)|https?://|@import|url\(""", page)
-    assert page.count("data:image/webp") == 3 * 6
-    for row in picks(pool / "out"):
-        assert f'data-id="{row["id"]}"' in page
 
 
 def test_labelled_frames_count_by_id_path_and_from_elsewhere(pool: Path) -> None:
@@ -166,14 +155,14 @@ def test_labelled_frames_count_by_id_path_and_from_elsewhere(pool: Path) -> None
 def test_refused_picks_are_replaced_with_their_files_and_a_longer_list_goes_on(pool: Path) -> None:
     assert main(command()) == 0
     first = [row["id"] for row in picks(pool / "out")]
-    corrected = pool / "out" / "masks" / f"{first[1]}.png"
+    corrected = pool / ROUND / "masks" / f"{first[1]}.png"
     corrected.write_bytes(b"corrected by hand")
     (pool / "refused.txt").write_text(first[0] + "\n")
     assert main(command("--reject", "refused.txt")) == 0
     second = [row["id"] for row in picks(pool / "out")]
     assert second[:5] == first[1:]
     assert corrected.read_bytes() == b"corrected by hand"
-    assert not (pool / "out" / "images" / first[0]).exists()
+    assert not (pool / ROUND / "images" / first[0]).exists()
     (pool / "refused.txt").write_text(f"{first[0]}\n{first[2]}\n")
     assert main(command("--reject", "refused.txt")) == 0
     third = [row["id"] for row in picks(pool / "out")]
@@ -198,32 +187,12 @@ def stopped_at_writes(root: Path, more: list[str], stops: Iterable[int], monkeyp
             patch.setattr(atomic, "write_bytes", stopping)
             assert main(command(*more, out=out)) in (0, 130)
         assert main(command(*more, out=out)) == 0
-        found = files(root / out)
-        found["config.yaml"] = found["config.yaml"].replace(out.encode(), b"whole")
-        assert found == files(root / "whole")
+        assert files(root / out) == files(root / "whole")
 
 
 def test_stopped_at_any_write_it_continues_to_the_same_files(pool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert main(command(out="whole")) == 0
     stopped_at_writes(pool, [], range(0, 25, 4), monkeypatch)
-
-
-@pytest.mark.slow
-def test_killed_at_random_instants_it_makes_the_same_picks(pool: Path) -> None:
-    run = [sys.executable, "-m", "alges_fast.select", *command(out="killed"), "--batch_size", "1"]
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{pool}"}
-    start = time.monotonic()
-    reference = [*run[:3], *command(out="whole"), "--batch_size", "1"]
-    subprocess.run(reference, env=environment, check=True, capture_output=True)
-    whole = time.monotonic() - start
-    generator = random.Random(0)
-    for _ in range(4):
-        process = subprocess.Popen(run, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(whole * generator.uniform(0.5, 1))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    subprocess.run(run, env=environment, check=True, capture_output=True)
-    assert picks(pool / "killed") == picks(pool / "whole")
 
 
 @pytest.mark.parametrize("strategy", ["alges-effort", "random"])
@@ -237,7 +206,7 @@ def test_a_budget_of_outline_buys_what_as_many_frames_cost(
     expected = sum(float(row["outline"]) for row in rows)
     said = capsys.readouterr().out
     assert f"with {expected:,.0f} pixels of predicted outline" in said
-    page = (pool / "out" / "index.html").read_text()
+    page = (pool / ROUND / "index.html").read_text()
     assert f"expects {expected:,.0f} pixels of outline to be drawn" in page
     if regions:
         assert 0.8 < float(rows[-1]["budget_spent"]) <= 1
@@ -246,7 +215,7 @@ def test_a_budget_of_outline_buys_what_as_many_frames_cost(
     assert main(given) == 0
     assert files(pool / "out") == before
     assert main(command("--strategy", strategy, *regions, n=3)) == 2
-    assert "budget was outline and is now pixels" in capsys.readouterr().err
+    assert "round 0 is out and nothing of it came back" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -254,13 +223,14 @@ def test_a_budget_of_outline_buys_what_as_many_frames_cost(
     [
         (["--strategy", "deal"], "'deal' needs a model that was trained for it"),
         (["--strategy", "deal", "--model", "x.pt2"], "--strategy deal needs a model that was trained for it: give it"),
+        (["--strategy", "random", "--class_weights", "1,2,3"], "random has no rows per class to weigh"),
         (["--strategy", "nonsense"], "strategy 'nonsense' is unknown"),
         (["--strategy", "nowhere.py:Mine"], "strategy 'nowhere.py:Mine': no file nowhere.py"),
         (["--strategy", "full"], "takes the whole pool, so there is nothing to choose"),
         (["--images", "nowhere"], "nowhere: no such file or folder"),
         (["--model", "nowhere.pt2"], "nowhere.pt2: no such file"),
         (["--model", "tiny_model:absent"], "cannot be imported"),
-        (["--n", "41"], "the pool has 40 frames"),
+        (["--n", "41"], "the pool has 40 frames left"),
         (["--classes", "a,b"], "the model has 3 classes"),
         (["--class_weights", "1,2"], "class_weights: expected 3"),
         (["--class_weights", '{"nose": 2}'], "no class 'nose'"),
@@ -269,12 +239,12 @@ def test_a_budget_of_outline_buys_what_as_many_frames_cost(
         (["--reject", "tiny_model.py"], "is no id of the pool"),
         (["--regions", "8"], "--regions 8: give rows x columns, such as 8x8"),
         (["--regions", "33x4"], "33 rows x 4 columns of windows do not fit 32 x 48 pixels"),
-        (["--regions", "4x4", "--budget_pixels", "9"], "budget_pixels must be between 96 and 61440"),
+        (["--regions", "4x4", "--budget_pixels", "9"], "--budget_pixels: the budget must be between 96 and 61440"),
         (["--budget_pixels", "900"], "--budget_pixels counts pixels of windows: give --regions too"),
         (["--regions", "4x4", "--classes", "annotate,b,c"], "rename the class"),
         (["--classes", ",".join(f"a class of a long name {k}" for k in range(20))], "the model has 3 classes"),
-        (["--min_gap", ".inf"], "--min_gap is inf: give a finite number"),
-        (["--fps", ".inf"], "--fps is inf: give a finite number"),
+        (["--min_gap", "inf"], "--min_gap is inf: give a finite number"),
+        (["--fps", "inf"], "--fps is inf: give a finite number"),
         (["--nonsense", "1"], "nonsense"),
         (["--n", "many"], "--n many: give a whole number"),
     ],
@@ -288,30 +258,13 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert len(error.splitlines()) == 1
 
 
-def test_another_configuration_or_a_folder_of_others_is_refused(pool: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(command()) == 0
-    assert main(command("--seed", "1")) == 2
-    assert "seed was 0 and is now 1" in capsys.readouterr().err
-    Image.new("RGB", (48, 32)).save(pool / "pool" / "a" / "frame_9999.png")
-    assert main(command()) == 2
-    assert "begun with another pool (a/frame_9999.png is new): restore that" in capsys.readouterr().err
-    (pool / "pool" / "a" / "frame_9999.png").rename(pool / "pool" / "a" / "frame_0000.png")
-    assert main(command()) == 0
-    (pool / "tiny_model.py").write_text(MODEL.replace("seed(0)", "seed(1)"))
-    del sys.modules["tiny_model"]
-    assert main(command("--strategy", "alges-img")) == 2
-    assert "tiny_model:make has other weights than when out was begun" in capsys.readouterr().err
-    assert main(command(out="pool")) == 2
-    assert "holds other files" in capsys.readouterr().err
-
-
 def test_a_folder_in_use_is_refused_and_one_that_was_just_made_is_not(
     pool: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with atomic.locked(pool / "out" / LOCK):
         assert main(command()) == 2
-        assert "out: another process is choosing there" in capsys.readouterr().err
-    (pool / "out" / ".config.yaml.draft").write_text("killed while it wr")
+        assert "out: another process works there" in capsys.readouterr().err
+    (pool / "out" / ".project.yaml.draft").write_text("killed while it wr")
     assert main(command()) == 0
 
 
@@ -322,10 +275,10 @@ def test_home_is_found_in_flags_and_files(pool: Path, monkeypatch: pytest.Monkey
     )
     config = parse(["--model=~/m.ts", "--reject", "~/r.txt", "--config", str(pool / "settings.yaml")])
     home = str(pool / "home")
-    assert [config.model, config.images, config.out, config.labelled, config.reject] == [
+    assert [config.next.model, config.images, config.out, config.next.labelled, config.reject] == [
         f"{home}/{name}" for name in ("m.ts", "pool", "out", "l.txt", "r.txt")
     ]
-    assert (config.classes, config.class_weights) == ("a,b", '{"a": 2}')
+    assert (config.classes, config.next.class_weights) == ("a,b", '{"a": 2}')
     with pytest.raises(UserError, match="--out ~nobody-has-this-name/x: no such home folder"):
         parse(["--model", "m:f", "--images", "x", "--out=~nobody-has-this-name/x"])
 
@@ -359,80 +312,22 @@ def test_files_that_cannot_be_used_are_left_out_as_if_they_were_not_there(
 ) -> None:
     (spoilt / "old.txt").write_text(f"{SPOILT[1]}\na/frame_0000.png\n")
     more += ["--labelled", "old.txt"]
-    assert main(command(*more)) == 2
+    assert main(command(*more, "--on_bad_image", "stop")) == 2
     said = capsys.readouterr().err
     assert "(or leave such files out: --on_bad_image skip)" in said
     assert any(name in said for name in SPOILT)
-    assert main(command(*more, "--on_bad_image", "skip")) == 0
+    assert main(command(*more)) == 0
     said = capsys.readouterr().out
-    with (spoilt / "out" / "left_out.csv").open(newline="") as file:
+    with (spoilt / ROUND / "left_out.csv").open(newline="") as file:
         left_out = {row["id"]: row["reason"] for row in csv.DictReader(file)}
     assert set(left_out) == set(SPOILT[:1] if "random" in more else SPOILT)  # what is labelled no draw looks at
-    page = html.unescape((spoilt / "out" / "index.html").read_text())
+    page = html.unescape((spoilt / ROUND / "index.html").read_text())
     for reason in left_out.values():
         assert f"left out: {reason}" in said
         assert f"<li>{reason}</li>" in page
     (spoilt / "old.txt").write_text("a/frame_0000.png\n")
     assert main([*command(*more, out="expected"), "--images", "good"]) == 0
     assert picks(spoilt / "out") == picks(spoilt / "expected")
-
-
-def test_what_was_left_out_stays_out_when_it_is_mended_or_removed(
-    spoilt: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    whole = (spoilt / "pool" / "a" / "frame_0000.png").read_bytes()
-    assert main(command("--on_bad_image", "skip")) == 0
-    before = files(spoilt / "out")
-    (spoilt / "pool" / SPOILT[0]).write_bytes(whole)
-    (spoilt / "pool" / SPOILT[1]).unlink()
-    assert main(command("--on_bad_image", "skip")) == 0
-    assert files(spoilt / "out") == before
-    assert main(command()) == 2
-    assert f"out was begun without {SPOILT[0]} (" in capsys.readouterr().err
-
-
-def test_a_broken_video_does_not_hold_up_the_pool(pool: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("av", reason="PyAV is not installed")
-    (pool / "pool" / "a" / "theatre.mp4").write_bytes(b"no video at all")
-    (pool / "old.txt").write_text("a/theatre.mp4@00001.000s\n")  # from when it was whole
-    more = ["--on_bad_image", "skip", "--labelled", "old.txt"]
-    assert main(command(*more)) == 0
-    assert "left out: pool/a/theatre.mp4: not a video" in capsys.readouterr().out
-    assert "a/theatre.mp4" in (pool / "out" / "left_out.csv").read_text()
-    before = files(pool / "out")
-    (pool / "pool" / "a" / "frame_0000.png").replace(pool / "whole.png")
-    (pool / "pool" / "a" / "frame_0000.png").write_bytes(b"")
-    assert main(command(*more, out="out2")) == 0
-    (pool / "pool" / "a" / "frame_0000.png").unlink()
-    again = files(pool / "out2")
-    assert main(command(*more, out="out2")) == 0
-    assert files(pool / "out2") == again
-    (pool / "whole.png").replace(pool / "pool" / "a" / "frame_0000.png")
-    assert main(command(*more)) == 0
-    assert files(pool / "out") == before
-    (pool / "pool" / "b" / "theatre.mp4").write_bytes(b"nor this")
-    assert main(command(*more)) == 2
-    assert "pool/b/theatre.mp4: not a video" in capsys.readouterr().err
-
-
-def test_stopped_at_any_write_it_leaves_out_the_same_files(spoilt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    more = ["--n", "2", "--on_bad_image", "skip", "--batch_size", "4"]
-    assert main(command(*more, out="whole")) == 0
-    stopped_at_writes(spoilt, more, (1, 2, 3, 5, 12), monkeypatch)
-
-
-def test_a_folder_of_an_earlier_version_is_refused_by_name(pool: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(command()) == 0
-    record = json.loads((pool / "out" / "pool.json").read_text())
-    del record["format"]
-    (pool / "out" / "pool.json").write_text(json.dumps(record))
-    assert main(command()) == 2
-    assert "out was begun with another version of alges_fast: choose another --out" in capsys.readouterr().err
-
-
-def test_a_pool_that_lost_too_much_says_so(spoilt: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(command("--on_bad_image", "skip", n=39)) == 2
-    assert "--n 39: the pool has 38 frames to choose from (2 more are left out: pool/" in capsys.readouterr().err
 
 
 def boxes(row: dict[str, str]) -> tuple[slice, slice]:
@@ -452,11 +347,11 @@ def test_windows_are_listed_with_their_share_and_masks_end_at_them(pool: Path) -
         assert row["id"] == window
         picked.setdefault(row["frame"], np.zeros((32, 48), bool))[boxes(row)] = True
     for frame, inside in picked.items():
-        mask = np.asarray(Image.open(pool / "out" / "masks" / f"{frame}.png"))
+        mask = np.asarray(Image.open(pool / ROUND / "masks" / f"{frame}.png"))
         np.testing.assert_array_equal(mask != 255, inside)
-        assert (pool / "out" / "images" / frame).is_file()
-        assert (pool / "out" / "norm_maps" / f"{frame}.jpg").is_file()
-    page = (pool / "out" / "index.html").read_text()
+        assert (pool / ROUND / "images" / frame).is_file()
+        assert (pool / ROUND / "norm_maps" / f"{frame}.jpg").is_file()
+    page = (pool / ROUND / "index.html").read_text()
     assert page.count("<svg ") == page.count('class="frame"') == len(picked)
     assert page.count("<rect ") == 60
 
@@ -479,13 +374,13 @@ def test_import_files_say_which_windows_to_annotate(pool: Path) -> None:
     for row in picks(pool / "out"):
         corner = tuple(float(row[name]) for name in ("x", "y", "width", "height"))
         expected.setdefault(row["frame"], set()).add(corner)
-    with zipfile.ZipFile(pool / "out" / "cvat.zip") as archive:
+    with zipfile.ZipFile(pool / ROUND / "cvat.zip") as archive:
         archive.extractall(pool / "cvat")
     read = datumaro.Dataset.import_from(str(pool / "cvat"), "cvat")
     labels = [label.name for label in read.categories()[datumaro.AnnotationType.label].items]
     assert len(read) == len(expected)
     for item in read:
-        mask = np.asarray(Image.open(pool / "out" / "masks" / f"{item.id}.png.png"))
+        mask = np.asarray(Image.open(pool / ROUND / "masks" / f"{item.id}.png.png"))
         found = np.full((32, 48), 255, np.uint8)
         windows = set()
         for annotation in item.annotations:
@@ -496,8 +391,8 @@ def test_import_files_say_which_windows_to_annotate(pool: Path) -> None:
                 found[np.asarray(annotation.image, bool)] = annotation.label
         assert windows == expected[f"{item.id}.png"]
         np.testing.assert_array_equal(found, mask)
-    interface = LabelInterface((pool / "out" / "label_studio" / "config.xml").read_text())
-    tasks = json.loads((pool / "out" / "label_studio" / "tasks.json").read_text())
+    interface = LabelInterface((pool / ROUND / "label_studio" / "config.xml").read_text())
+    tasks = json.loads((pool / ROUND / "label_studio" / "tasks.json").read_text())
     assert len(tasks) == len(expected)
     for task in tasks:
         (prediction,) = task["predictions"]
@@ -519,7 +414,7 @@ def test_refused_windows_are_replaced_and_corrected_ones_stay(pool: Path) -> Non
     frames = [row["frame"] for row in first]
     crowded = max(frames, key=frames.count)
     mine = [row for row in first if row["frame"] == crowded]
-    path = pool / "out" / "masks" / f"{crowded}.png"
+    path = pool / ROUND / "masks" / f"{crowded}.png"
     mask = np.array(Image.open(path))
     mask[boxes(mine[0])] = mask[boxes(mine[1])] = 2  # corrected by hand
     Image.fromarray(mask).save(path)
@@ -530,7 +425,7 @@ def test_refused_windows_are_replaced_and_corrected_ones_stay(pool: Path) -> Non
     kept = [row["id"] for row in first if row["id"] != mine[1]["id"] and row["frame"] != alone]
     assert [row["id"] for row in second[: len(kept)]] == kept
     assert len(second) == 60
-    assert not (pool / "out" / "images" / alone).exists()
+    assert not (pool / ROUND / "images" / alone).exists()
     assert alone not in {row["frame"] for row in second}
     mask = np.asarray(Image.open(path))
     assert (mask[boxes(mine[0])] == 2).all()
@@ -554,13 +449,6 @@ def test_windows_of_the_last_round_are_labelled_in_the_next(pool: Path) -> None:
     assert len(found) == 20 * 12
     assert not {row["id"] for row in found} & set(labelled)
     assert "a/frame_0000.png" not in {row["frame"] for row in found}
-
-
-def test_default_gap_keeps_windows_of_consecutive_frames_apart(pool: Path) -> None:
-    assert main(command("--regions", "4x3", n=5)) == 0
-    frames = {row["frame"] for row in picks(pool / "out")}
-    numbers = sorted(int(name[-8:-4]) + 10_000 * (name[0] == "b") for name in frames)
-    assert min(np.diff(numbers)) >= 60
 
 
 def test_windows_stopped_at_any_write_continue_to_the_same_files(pool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -592,12 +480,12 @@ def test_a_video_is_picked_from_by_time(pool: Path, camvid: Path, regions: list[
     assert set(times) <= {i / 2 for i in range(20)}
     assert min(np.diff(times)) >= 2  # the default gap is in seconds
     for name in ids:
-        decoded = np.asarray(Image.open(pool / "out" / "images" / f"{name}.png"), np.float32)
+        decoded = np.asarray(Image.open(pool / ROUND / "images" / f"{name}.png"), np.float32)
         seconds = float(name.removeprefix("drive.mp4@").removesuffix("s"))
         drawn = np.asarray(Image.open(sources[round(4 * seconds)]).convert("RGB").resize((96, 72)), np.float32)
         assert np.abs(decoded - drawn).mean() < 12  # the picture of that instant, less what the codec lost
-        assert np.asarray(Image.open(pool / "out" / "masks" / f"{name}.png.png")).shape == (72, 96)
-    page = (pool / "out" / "index.html").read_text()
+        assert np.asarray(Image.open(pool / ROUND / "masks" / f"{name}.png.png")).shape == (72, 96)
+    page = (pool / ROUND / "index.html").read_text()
     assert all(name in page for name in ids)
 
 
@@ -617,4 +505,44 @@ def test_select_is_the_function_and_the_module_is_only_a_command() -> None:
         text=True,
     )
     assert said.returncode == 2
-    assert said.stderr.startswith("error: --strategy full")
+    assert said.stderr.startswith("error: --images x")
+
+
+def test_the_folder_is_a_project_and_goes_on_as_one(pool: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command()) == 0
+    assert main(command("--seed", "1")) == 2
+    assert "out is a project with another seed (0)" in capsys.readouterr().err
+    assert main(command("--strategy", "entropy")) == 2
+    assert "round 0 is out and nothing of it came back" in capsys.readouterr().err
+    for row in picks(pool / "out")[:4]:
+        mask = pool / "masks" / f"{row['id']}.png"
+        mask.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((32, 48), len(row["id"]) % 2 + int(row["rank"]) % 2, np.uint8)).save(mask)
+    assert project(["import", "out", "masks"]) == 0
+    assert project(["next", "out", "-n", "3", "--model", "tiny_model:make", "--regions", "2x2"]) == 0
+    with (pool / "out/rounds/001/picks.csv").open(newline="") as file:
+        assert {row["frame"] for row in csv.DictReader(file)}.isdisjoint(row["id"] for row in picks(pool / "out"))
+
+
+def test_without_a_model_it_is_the_cold_start_of_a_project(pool: Path) -> None:
+    for regions in ([], ["--regions", "2x2"]):
+        out = f"cold{len(regions)}"
+        assert main([*command(*regions, out=out, n=4)[2:]]) == 0  # without --model
+        assert (
+            project(["new", f"p{out}", "--images", "pool", "--classes", "wall,vessel,tool", "--image_size", "32"]) == 0
+        )
+        assert project(["next", f"p{out}", "-n", "4", *regions]) == 0
+        assert (pool / f"p{out}/rounds/000/picks.csv").read_bytes() == (
+            pool / f"{out}/rounds/000/picks.csv"
+        ).read_bytes()
+        assert not (pool / f"{out}/rounds/000/masks").exists()
+
+
+def test_nothing_is_read_but_the_picks_where_nothing_looks(pool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network, "_trunk", lambda *_: pytest.fail("an encoder is built and nothing looks at it"))
+    monkeypatch.setattr(scoring, "decoded", lambda *_: pytest.fail("frames are read and nothing looks at them"))
+    (pool / "pool/a/frame_0000.png").write_bytes(b"")
+    given = ["--images", "pool", "--out", "out", "--strategy", "strided", "--min_gap", "0"]
+    assert main([*given, "-n", "39"]) == 0
+    assert "a/frame_0000.png" not in {row["id"] for row in picks(pool / "out")}
+    assert not (pool / ROUND / "label_studio/config.xml").exists()  # nobody has named classes

@@ -1,0 +1,149 @@
+"""What rates a project's pool, and predicts on its frames: a model of the user's, the project's own, or a frozen
+encoder alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from alges_fast.annotation.lists import class_names, class_weights
+from alges_fast.annotation.models import load_model, normalisation_in
+from alges_fast.annotation.sources import PoolFrame, resized
+from alges_fast.command import one_line
+from alges_fast.data.frame_pool import FramePool
+from alges_fast.errors import UserError
+from alges_fast.job import device_of
+from alges_fast.last_layer import LastLayer
+from alges_fast.models import build_model
+from alges_fast.models.frozen import FrozenModel
+from alges_fast.normalisation import HALF, IMAGENET, UNIT
+from alges_fast.project import network
+from alges_fast.project.asking import NextSettings
+from alges_fast.project.folder import Project, TrainedModel
+from alges_fast.project.pool import Progress, ProjectPool, decoded
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network over pictures or over the maps of the project's encoder.
+
+    name: as pages say it. over_maps: whether it is a head over maps. transform: what makes its input of pictures, on
+    their device. image_size: side of the pictures. classes: names, in the order of its logits. weights: of classes, where some are aimed at. fixed: how
+    many pictures it takes at a time, where it takes no other number.
+    """
+
+    network: nn.Module
+    name: str
+    over_maps: bool
+    transform: Callable[[Tensor], Tensor] | None
+    image_size: int
+    classes: tuple[str, ...]
+    weights: Sequence[float] | None
+    fixed: int | None = None
+
+
+@dataclass(frozen=True)
+class Frames:
+    """What a query is made over.
+
+    pool: frames that can be used. inputs: by id, what the model takes, or pictures before its transform. maps: those of
+    the frozen encoder, where something looks at them.
+    """
+
+    pool: ProjectPool
+    inputs: FramePool
+    maps: network.Maps | None
+
+    def inputs_of(self, model: Model) -> Callable[[PoolFrame, NDArray[np.uint8]], Tensor]:
+        """Makes of a frame and its picture (H, W, 3) a batch of one for the model."""
+
+        def of_maps(frame: PoolFrame, image: NDArray[np.uint8]) -> Tensor:
+            item: Tensor = self.inputs[self.inputs.ids.index(frame.id)][1]
+            return item[None].float()
+
+        def of_pictures(frame: PoolFrame, image: NDArray[np.uint8]) -> Tensor:
+            picture = resized(image, model.image_size)[None]
+            return picture if model.transform is None else model.transform(picture)
+
+        return of_maps if model.over_maps else of_pictures
+
+
+def chooser(project: Project, own: TrainedModel | None, settings: NextSettings) -> Model | None:
+    """The model that chooses; None before there is one.
+
+    Raises:
+        UserError: one that cannot be had, that cannot score frames of this size, or that has other classes.
+    """
+    size = project.config.image_size
+    if settings.model is not None:
+        model = _of_the_user(project, settings.model, settings)
+    elif own is None:
+        return None
+    elif network.is_frozen(own):
+        head = network.load_head(project, own, network.trunk_of(project)).requires_grad_(False)
+        model = Model(head, f"model {own.number}", True, None, size, project.config.classes, None)
+    else:
+        whole, transform = network.load_whole(own)
+        model = Model(whole, f"model {own.number}", False, transform, size, project.config.classes, None)
+    model.network.to(device_of(settings.device))
+    weights = class_weights(settings.class_weights, model.classes)
+    return replace(model, weights=weights)
+
+
+def _of_the_user(project: Project, name: str, settings: NextSettings) -> Model:
+    size = project.config.image_size
+
+    def build(n_classes: int) -> nn.Module:
+        encoder = settings.encoder or "resnet18"
+        return build_model(
+            settings.architecture, encoder, num_classes=n_classes, head_kernel=settings.head_kernel, seed=0
+        )
+
+    module, fixed = load_model(name, image_size=size, build=build, encoder_weights=settings.encoder_weights)
+    if fixed not in (None, 1):
+        raise UserError(f"{name}: takes {fixed} frames at a time: export it for one, or for any number")
+    module.eval().requires_grad_(False)
+    size = module.side if isinstance(module, FrozenModel) else size
+    try:
+        layer: Any = LastLayer.find(module, torch.zeros(1, 3, size, size))
+    except Exception as error:  # whatever the user's model does with it
+        raise UserError(f"{name} cannot score frames of --image_size {size}: {one_line(str(error))[:300]}") from error
+    given = ",".join(project.config.classes) or None
+    classes = tuple(class_names(given, layer.n_classes, windows=settings.grid is not None))
+    known = {"imagenet": IMAGENET, "half": HALF, "unit": UNIT}
+    transform = known.get(settings.normalise) or normalisation_in(name) or IMAGENET
+    return Model(module, Path(name).name, False, transform, size, classes, None, fixed)
+
+
+def read_frames(
+    project: Project,
+    pool: ProjectPool,
+    model: Model | None,
+    *,
+    looks: bool,
+    device: torch.device,
+    progress: Progress,
+) -> Frames:
+    """What the model, or the frozen encoder in its place, looks at; nothing is read where nothing looks."""
+    if not looks:
+        ids = [frame.id for frame in pool.frames]
+        return Frames(pool, FramePool(ids, _never_read), None)
+    pool, images = decoded(pool, project.config.image_size if model is None else model.image_size, progress)
+    ids = [frame.id for frame in pool.frames]
+    if model is not None and not model.over_maps:
+        return Frames(pool, FramePool(ids, lambda at: torch.from_numpy(np.array(images[at]))), None)
+    network.trunk_of(project).to(device)
+    maps = network.frozen(project, pool.frames, images, progress).maps
+    pictures = FramePool(ids, lambda at: torch.from_numpy(np.array(images[at])))
+    return Frames(pool, pictures if model is None else maps, maps)
+
+
+def _never_read(position: int) -> Tensor:
+    raise AssertionError("a strategy whose reads_images is False has asked for an image")
