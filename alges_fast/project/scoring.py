@@ -35,8 +35,8 @@ class Model:
     """A network over pictures or over the maps of the project's encoder.
 
     name: as pages say it. over_maps: whether it is a head over maps. transform: what makes its input of pictures, on
-    their device. image_size: side of the pictures. classes: names, in the order of its logits. weights: of classes, where some are aimed at. fixed: how
-    many pictures it takes at a time, where it takes no other number.
+    their device. image_size: side of the pictures. classes: names, in the order of its logits. weights: of classes,
+    where some are aimed at. fixed: how many pictures it takes at a time, where it takes no other number.
     """
 
     network: nn.Module
