@@ -54,7 +54,7 @@ def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def command(*more: str, out: str = "out", n: int = 6) -> list[str]:
     fixed = ["--model", "tiny_model:make", "--images", "pool", "--n", str(n), "--out", out, "--image_size", "32"]
-    return [*fixed, "--classes", "wall,vessel,tool", "--device", "cpu", *more]
+    return [*fixed, "--classes", "wall,vessel,tool", "--device", "cpu", "--desk", "frames", *more]
 
 
 def picks(out: Path) -> list[dict[str, str]]:
@@ -531,7 +531,7 @@ def test_without_a_model_it_is_the_cold_start_of_a_project(pool: Path) -> None:
         assert (
             project(["new", f"p{out}", "--images", "pool", "--classes", "wall,vessel,tool", "--image_size", "32"]) == 0
         )
-        assert project(["next", f"p{out}", "-n", "4", *regions]) == 0
+        assert project(["next", f"p{out}", "-n", "4", "--desk", "frames", *regions]) == 0
         assert (pool / f"p{out}/rounds/000/picks.csv").read_bytes() == (
             pool / f"{out}/rounds/000/picks.csv"
         ).read_bytes()
