@@ -159,7 +159,7 @@ class Project:
         found = []
         for number, folder in _numbered(self.root / "rounds"):
             if (folder / ROUND).exists():
-                facts = _json(folder / ROUND, "asked", "model")
+                facts = _json(folder / ROUND, {"asked": dict, "model": (int, type(None))})
                 rows = _read_picks(folder / PICKS) if (folder / PICKS).exists() else None
                 picks = None if rows is None else [pick for pick, _ in rows]
                 outlines = {pick: outline for pick, outline in rows or () if outline is not None}
@@ -171,11 +171,8 @@ class Project:
         found = []
         for round in self.rounds:
             for number, folder in _numbered(round.folder / "returned"):
-                facts = _json(folder / IMPORT, "frames", "refused", "sources", "outline")
-                frames = {
-                    id: None if boxes is None else [Window(id, *box) for box in boxes]
-                    for id, boxes in facts["frames"].items()
-                }
+                facts = _json(folder / IMPORT, {"frames": dict, "refused": list, "sources": list, "outline": int})
+                frames = {id: _windows(id, boxes, folder / IMPORT) for id, boxes in facts["frames"].items()}
                 found.append(
                     Import(
                         number,
@@ -194,7 +191,7 @@ class Project:
     @cached_property
     def models(self) -> list[TrainedModel]:
         return [
-            TrainedModel(number, folder, _json(folder / MODEL, "imports", "round"))
+            TrainedModel(number, folder, _json(folder / MODEL, {"imports": (int, list), "round": int}))
             for number, folder in _numbered(self.root / "models")
             if (folder / MODEL).exists()
         ]
@@ -487,12 +484,26 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is damaged ({error}): restore it from a backup") from None
 
 
-def _json(path: Path, *names: str) -> dict[str, Any]:
+def _json(path: Path, kinds: Mapping[str, type | tuple[type, ...]]) -> dict[str, Any]:
+    """A mapping with these names, of these kinds, among others."""
     facts = read_json(path)
-    if not isinstance(facts, dict) or (missing := [name for name in names if name not in facts]):
-        what = "it is no mapping" if not isinstance(facts, dict) else f"no {missing[0]}"
-        raise UserError(f"{path} is damaged ({what}): restore it from a backup")
+    if not isinstance(facts, dict):
+        raise UserError(f"{path} is damaged (no mapping): restore it from a backup")
+    for name, kind in kinds.items():
+        if name not in facts or not isinstance(facts[name], kind):
+            raise UserError(f"{path} is damaged ({name} is not there, or no such thing): restore it from a backup")
     return facts
+
+
+def _windows(id: str, boxes: Any, path: Path) -> list[Window] | None:
+    if boxes is None:
+        return None
+    if not isinstance(boxes, list) or not all(
+        isinstance(box, list) and len(box) == 4 and all(type(side) is int and side >= 0 for side in box)
+        for box in boxes
+    ):
+        raise UserError(f"{path} is damaged (the windows of {id}): restore it from a backup")
+    return [Window(id, *box) for box in boxes]
 
 
 def _numbered(folder: Path) -> list[tuple[int, Path]]:

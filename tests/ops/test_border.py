@@ -82,6 +82,42 @@ def test_operands_of_another_shape_are_refused_by_name(operand: str, shape: list
         pixel_gradients(**replace(inputs, **{operand: other}).keywords(), backend="cpu")
 
 
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.bool, torch.complex64]
+
+
+@SETTINGS
+@given(
+    sizes=st.tuples(*[st.integers(0, 4)] * 3),
+    spatial=st.lists(st.integers(0, 4), max_size=4),
+    dtypes=st.one_of(
+        st.sampled_from(DTYPES).map(lambda dtype: [dtype] * 5),
+        st.lists(st.sampled_from(DTYPES), min_size=5, max_size=5),
+    ),
+    there=st.lists(st.booleans(), min_size=4, max_size=4),
+    backend=st.sampled_from([None, "cpu", "reference"]),
+    outputs=st.lists(st.sampled_from(OUTPUTS), unique=True),
+)
+def test_any_types_and_empties_are_computed_or_refused(
+    sizes: tuple[int, int, int],
+    spatial: list[int],
+    dtypes: list[torch.dtype],
+    there: list[bool],
+    backend: str | None,
+    outputs: list[str],
+) -> None:
+    batch, n_classes, channels = sizes
+    shapes = [(batch, channels, *spatial), (n_classes, channels), (n_classes,), *[(batch, n_classes, *spatial)] * 2]
+    features, weight, *more = (torch.zeros(shape, dtype=dtype) for shape, dtype in zip(shapes, dtypes, strict=True))
+    more.append(torch.ones((batch, *spatial), dtype=torch.bool))
+    names = ("bias", "logits", "residual", "valid")
+    given = {name: tensor for name, tensor, is_there in zip(names, more, there, strict=True) if is_there}
+    try:
+        found = pixel_gradients(features, weight, **given, outputs=outputs, backend=backend)  # type: ignore[arg-type]
+    except (ValueError, TypeError):
+        return
+    assert all(len(value) == batch for value in found if value is not None)
+
+
 SIZES = st.one_of(st.integers(-2, 40), st.integers(0, 70).map(lambda power: 2**power), st.integers(-(2**70), 2**70))
 
 

@@ -187,3 +187,23 @@ def test_a_project_is_not_in_its_own_pool(
 def test_a_pool_that_came_to_hold_its_project_is_refused(project: Project) -> None:
     ProjectConfig(str(project.root.parent), CLASSES).write(project.root)
     assert main(["status", str(project.root)]) == 2
+
+
+@pytest.mark.parametrize(
+    "name", ["rounds/000/round.json", "rounds/000/returned/000/import.json", "models/000/model.json"]
+)
+@pytest.mark.parametrize("damage", ["", "{", "[]", "5", "{}", "[" * 100_000, '{"asked": 5}', "cut", "kinds", "flat"])
+def test_a_damaged_file_of_the_project_is_one_line(project: Project, name: str, damage: str) -> None:
+    import_one(project, "a")
+    atomic.write_json(project.root / "models" / "000" / "model.json", {"imports": [0], "round": 0})
+    path = project.root / name
+    whole = path.read_text()
+    facts = {key: [5] if isinstance(value, dict) else {"a": 5} for key, value in json.loads(whole).items()}
+    damages = {"cut": whole[:-5], "kinds": json.dumps(facts), "flat": whole.replace("null", "[[1, 2, 3, -4]]")}
+    path.write_text(damages.get(damage, damage))
+    if damage == "flat" and "import" not in name:
+        return
+    project.forget()
+    with pytest.raises(UserError, match=r"\.json is damaged") as caught:
+        _ = project.rounds, project.imports, project.models
+    assert str(path) in str(caught.value)
