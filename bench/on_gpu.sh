@@ -1,35 +1,55 @@
 #!/usr/bin/env bash
-# bench/on_gpu.sh OUTDIR checks|bench: what needs a GPU, in two commands of less than ten minutes each. `checks` builds the
-# CUDA kernels, looks for bad accesses and races, and runs the tests on them; `bench` measures. Each stage has a time limit;
-# a failed stage does not stop the next. OUTDIR gets two files, whole after every stage: summary.txt, and archive.tar.gz with
-# a log a stage, a JSON of results a benchmark and a file of JSON lines a file of tests. Exits with 1 if a stage failed.
+# bench/on_gpu.sh OUTDIR [SECONDS]: all that needs a GPU, in one command of at most 540 seconds (or so many): builds the CUDA
+# kernels, checks them, measures them, then looks at them through the profiler and the sanitizers. Stages come in the order
+# of their worth, each with a limit of its own within what is left; one that fails or hangs stops no other. OUTDIR gets two
+# files, whole after every stage: summary.txt, and archive.tar.gz with a log a stage and, a line of JSON each, every test and
+# every result as soon as it was there. Exits with 1 if a stage failed.
 set -uo pipefail
-out=$(mkdir -p "${1:?usage: bench/on_gpu.sh OUTDIR checks|bench}" && cd "$1" && pwd)
-part=${2:?usage: bench/on_gpu.sh OUTDIR checks|bench}
+out=$(mkdir -p "${1:?usage: bench/on_gpu.sh OUTDIR [SECONDS]}" && cd "$1" && pwd)
+total=${2:-540}
 cd "$(dirname "$0")/.."
 work=$(mktemp -d)
 export PYTHONUNBUFFERED=1 PYTHONPATH="/tmp/alges_fast_site:$PWD:$PWD/bench${PYTHONPATH:+:$PYTHONPATH}"
 : > "$out/summary.txt"
 failed=()
+begun=$(date +%s%N)
 
+ms() { echo $((($(date +%s%N) - begun) / 1000000)); }
 keep() { tar -czf "$out/.archive" -C "$work" . && mv "$out/.archive" "$out/archive.tar.gz"; }
-row() { printf '%-10s %-8s %5ss  %s\n' "$@" | tee -a "$out/summary.txt"; }
+row() { printf '%-12s %-8s %5ss  %s\n' "$@" | tee -a "$out/summary.txt"; }
 
-stage() {  # NAME SECONDS cpu|gpu COMMAND...
-  local name=$1 limit=$2 needs=$3 start=$SECONDS status
+stage() {  # NAME SECONDS cpu|gpu COMMAND...; the seconds are of 540, and what is kept back at the end is for the archive
+  local name=$1 limit=$(($2 * total * 1000 / 540)) needs=$3 start left status
   shift 3
   if [ "$needs" = gpu ] && [ "$gpu" = no ]; then row "$name" skipped 0 "needs a GPU"; return; fi
-  echo "== $name (at most $limit s)"
-  timeout --kill-after=5 "$limit" "$@" > "$work/$name.log" 2>&1
+  start=$(ms) left=$((total * 985 - $(ms)))
+  if [ $left -lt $((total * 5)) ]; then row "$name" skipped 0 "no time is left"; return; fi
+  [ $limit -le $left ] || limit=$left
+  RESULTS="$work/$name.results.jsonl" REPORT="$work/$name.tests.jsonl" \
+    timeout --kill-after=1 "$(printf '%d.%03d' $((limit / 1000)) $((limit % 1000)))" "$@" > "$work/$name.log" 2>&1
   status=$?
   if [ $status = 0 ]; then
-    row "$name" passed $((SECONDS - start)) "$(grep -E ' (passed|failed)|ERROR SUMMARY|RACECHECK SUMMARY' "$work/$name.log" | tail -1)"
+    row "$name" passed $((($(ms) - start) / 1000)) "$(grep -E ' (passed|failed)|ERROR SUMMARY|RACECHECK SUMMARY' "$work/$name.log" | tail -1)"
   else
     failed+=("$name")
-    row "$name" FAILED $((SECONDS - start)) "exit $status; the end of $name.log:"
+    [ $status = 124 ] || [ $status = 137 ] && status="stopped at its limit"
+    row "$name" FAILED $((($(ms) - start) / 1000)) "$status; the end of $name.log:"
     tail -15 "$work/$name.log"
   fi
+  [ -s "$work/$name.results.jsonl" ] && table "$work/$name.results.jsonl" | tee -a "$out/summary.txt"
   keep
+}
+
+table() {  # FILE: a line a result
+  python3 - "$1" << 'TABLE'
+import json
+import sys
+
+for line in open(sys.argv[1]):
+    result = json.loads(line)
+    extra = "  ".join(f"{n} {v:.4g}" if isinstance(v, float) else f"{n} {v}" for n, v in result["extra_info"].items())
+    print(f"{result['median'] * 1e6:12.1f} us  {result['name']}  {extra}")
+TABLE
 }
 
 machine() {
@@ -47,9 +67,22 @@ build() {  # by CMake alone: the machine's setuptools may be older than pyprojec
   capability=$(python3 -c 'import torch; print(*torch.cuda.get_device_capability(), sep="")' 2> /dev/null) || capability=90
   cmake -S . -B build/on_gpu -G Ninja -DCMAKE_BUILD_TYPE=Release "-DCMAKE_LIBRARY_OUTPUT_DIRECTORY=$PWD/alges_fast" \
     "-DPython_EXECUTABLE=$(command -v python3)" "-DALGES_FAST_RECORD=$PWD/alges_fast/_build.json" \
-    -DALGES_FAST_CUDA=1 "-DALGES_FAST_CUDA_ARCHITECTURES=$capability-real" && cmake --build build/on_gpu -j "$(nproc)"
+    -DALGES_FAST_CUDA=1 -DCMAKE_CUDA_FLAGS=-lineinfo "-DALGES_FAST_CUDA_ARCHITECTURES=$capability-real" \
+    && cmake --build build/on_gpu -j "$(nproc)"
 }
 
+profile() {  # what bounds each kernel: share of the machine's peak, reasons for stalls, occupancy
+  ncu --clock-control none --section SpeedOfLight --section WarpStateStats --section Occupancy --launch-count 40 \
+    --kernel-name regex:"stream|tile|finish|seed|chain" python3 bench/gpu_calls.py large
+}
+
+memcheck() {  # with an allocation of its own for every tensor: a pool's neighbours would hide an overrun
+  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 1 --kernel-regex kns=alges \
+    python3 bench/gpu_calls.py small
+}
+racecheck() {
+  compute-sanitizer --tool racecheck --error-exitcode 1 --kernel-regex kns=alges python3 bench/gpu_calls.py small
+}
 lacks() {  # MODULE...: names those that are not installed; fails where all are
   python3 - "$@" << 'MODULES'
 import importlib.util
@@ -60,78 +93,40 @@ print(*missing, sep=", ")
 sys.exit(not missing)
 MODULES
 }
-
-sanitize() {  # TOOL; small calls of every kernel
-  compute-sanitizer --tool "$1" --error-exitcode 1 --kernel-regex kns=alges python3 - << 'CALLS'
-import torch
-from alges_fast import kmeans_plusplus, pixel_gradients
-from alges_fast.ops import OUTPUTS
-
-torch.manual_seed(0)
-for dtype in (torch.float32, torch.bfloat16):
-    for channels, n_classes, kernel in ((16, 13, ()), (256, 21, ()), (20, 40, ()), (16, 13, (3, 3))):
-        features = torch.randn(2, channels, 16, 24, device="cuda", dtype=dtype)
-        for layout in (features, features.to(memory_format=torch.channels_last)):
-            weight = torch.randn(n_classes, channels, *kernel, device="cuda", dtype=dtype)
-            valid = torch.rand(2, 16, 24, device="cuda") > 0.3
-            pixel_gradients(layout, weight, outputs=OUTPUTS, valid=valid, backend="cuda")
-for trials in (1, 3):
-    kmeans_plusplus(torch.randn(2000, 64, device="cuda"), 5, trials=trials, backend="cuda")
-torch.cuda.synchronize()
-CALLS
-}
-export -f machine build sanitize
+export -f machine build profile memcheck racecheck
 
 # Triton compiles on the processor: tests side by side where pytest-xdist is at hand.
 beside=$(python3 -c 'import xdist' 2> /dev/null && echo "-n 8")
-tests() {  # NAME SECONDS FILE...
-  stage "$1" "$2" gpu env OMP_NUM_THREADS=2 "REPORT=$work/$1.jsonl" python3 -m pytest -q $beside -m "gpu or not slow" \
-    -p report_at_once -p no:cacheprovider "${@:3}"
+tests() {  # NAME SECONDS ARGUMENT...
+  stage "$1" "$2" gpu env OMP_NUM_THREADS=2 python3 -m pytest -q $beside -m gpu -p report_at_once -p no:cacheprovider "${@:3}"
 }
-bench() {  # NAME SECONDS -k EXPRESSION FILE; a file of results each, written when its stage ends, and lines as they come
-  stage "$1" "$2" gpu env "REPORT=$work/$1.jsonl" python3 -m pytest -q --benchmark-only "${@:3}" \
-    --benchmark-json "$work/$1.json" -p report_at_once -p no:cacheprovider
-  [ -s "$work/$1.json" ] || return
-  python3 - "$work/$1.json" << 'TABLE' | tee -a "$out/summary.txt"
-import json
-import sys
-
-found = json.load(open(sys.argv[1]))
-print("on", found["machine_info"]["gpu"])
-for row in found["benchmarks"]:
-    extra = "  ".join(f"{name} {value}" for name, value in row["extra_info"].items())
-    print(f"{row['stats']['median'] * 1e6:12.1f} us  {row['name']}  {extra}")
-TABLE
+bench() {  # NAME SECONDS ARGUMENT...
+  stage "$1" "$2" gpu python3 -m pytest -q --benchmark-only -p report_at_once -p no:cacheprovider "${@:3}"
 }
 
 gpu=$(python3 -c 'import torch; print("yes" if torch.cuda.is_available() else "no")')
-stage machine 20 cpu bash -c machine
-stage build 110 gpu bash -c build
-case $part in
-  checks)
-    stage memcheck 120 gpu bash -c 'sanitize memcheck'
-    stage racecheck 120 gpu bash -c 'sanitize racecheck'
-    tests op 140 tests/ops/test_pixel_gradients.py
-    tests cuda 30 tests/ops/test_cuda.py
-    tests seeding 40 tests/seeding
-    ;;
-  bench)
-    # In the order of their worth: the device's time may end before the last.
-    bench ours 130 -k "(alges_fast and cuda) or host_cost or replayed" bench/test_bench_pixel_gradients.py
-    bench seeding 40 -k alges_fast_gpu bench/test_bench_seeding.py
-    bench rivals 120 -k "rival and cuda" bench/test_bench_pixel_gradients.py
-    if missing=$(lacks segmentation_models_pytorch jsonargparse lightning_fabric jinja2 matplotlib timm rich); then
-      row paper skipped 0 "no $missing (bench/gpu_wheels.sh brings them)"
-    else
-      stage paper 60 gpu python3 bench/paper_run.py
-      grep -h seconds_of_30_rounds "$work/paper.log" 2> /dev/null | tee -a "$out/summary.txt"
-    fi
-    bench frozen 40 -k on_a_gpu bench/test_bench_frozen.py
-    bench pool 60 -k overhead bench/test_bench_pool.py
-    row cuvs skipped 0 "libcuvs-cu13's wheel is 241 MB (cu12: 393); a call carries 64 MiB"
-    ;;
-  *) echo "checks or bench, not $part"; exit 2 ;;
-esac
+op=bench/test_bench_pixel_gradients.py
+stage machine 12 cpu bash -c machine
+stage build 80 gpu bash -c build
+stage smoke 15 gpu python3 bench/gpu_calls.py against-float64
+tests conformance 55 tests/ops/test_pixel_gradients.py -k "cuda-cuda"
+bench ours 60 "$op" -k "test_alges_fast and cuda and cuda]"
+bench host_cost 10 "$op" -k host_cost
+stage profile 45 gpu bash -c profile
+bench seeding 20 bench/test_bench_seeding.py -k alges_fast_gpu
+bench triton 35 "$op" -k "test_alges_fast and cuda and triton]"
+bench rivals 35 "$op" -k "rival and cuda and (compiled or eager)"
+tests triton_cases 25 tests/ops/test_pixel_gradients.py -k "triton-cuda and test_types_and_given_operands and plain and not float16"
+tests seeding_gpu 15 tests/seeding
+stage memcheck 35 gpu bash -c memcheck
+stage racecheck 35 gpu bash -c racecheck
+bench frozen 20 bench/test_bench_frozen.py -k on_a_gpu
+if missing=$(lacks segmentation_models_pytorch jsonargparse lightning_fabric jinja2 matplotlib timm rich); then
+  row paper skipped 0 "no $missing (bench/gpu_wheels.sh brings them)"
+else
+  stage paper 40 gpu python3 bench/paper_run.py
+  grep -h seconds_of_30_rounds "$work/paper.log" 2> /dev/null | tee -a "$out/summary.txt"
+fi
 keep
 echo
 cat "$out/summary.txt"

@@ -15,6 +15,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 import torch.nn.functional as F
+from _pytest.mark import ParameterSet
 from hypothesis import HealthCheck, given, settings
 from oracle import (
     OUTPUTS,
@@ -81,7 +82,13 @@ def cannot_run(backend: Backend) -> str | None:
     return unavailable(backend.name)
 
 
-@pytest.fixture(params=[each for each in ALL_BACKENDS if cannot_run(each) is None], ids=str)
+def running(device: str | None = None) -> list[ParameterSet]:
+    """The backends that can run here, marked `gpu` where that is on one."""
+    able = [each for each in ALL_BACKENDS if cannot_run(each) is None and device in (None, each.device)]
+    return [pytest.param(each, id=str(each), marks=[pytest.mark.gpu] * (each.device == "cuda")) for each in able]
+
+
+@pytest.fixture(params=running())
 def backend(request: pytest.FixtureRequest) -> Backend:
     chosen: Backend = request.param
     return chosen
@@ -211,13 +218,19 @@ def test_types_and_given_operands(
 
 
 @pytest.mark.parametrize("dtype", HALF)
-def test_half_precision_features_with_float32_operands(backend: Backend, dtype: torch.dtype) -> None:
-    inputs = draw(2, 13, 48, (11, 13), given=("valid",))
-    mixed = replace(inputs, features=inputs.features.to(dtype))
-    assert_within_budget(backend(mixed), mixed)
-    given_logits = draw(2, 5, 48, (11, 13), given=("logits", "residual"))
-    mixed = replace(given_logits, features=given_logits.features.to(dtype))
-    assert_within_budget(backend(mixed), mixed)
+@pytest.mark.parametrize("spatial", [(11, 13), (12, 16)], ids=["odd rows", "rows of 16 bytes"])
+def test_half_precision_features_with_float32_operands(
+    backend: Backend, dtype: torch.dtype, spatial: tuple[int, int]
+) -> None:
+    """What autocast gives: the features of a model in half precision beside the weights of one in float32."""
+    for inputs in (
+        draw(2, 13, 48, spatial, given=("valid",)),
+        draw(2, 5, 48, spatial, given=("logits", "residual")),
+    ):
+        mixed = replace(inputs, features=inputs.features.to(dtype))
+        assert_within_budget(backend(mixed), mixed)
+        last = replace(mixed, features=channels_last(mixed.features))
+        assert_within_budget(backend(last), last)
 
 
 def test_float64_is_float64_throughout_or_refused(backend: Backend) -> None:
@@ -324,15 +337,17 @@ def test_weight_and_bias_of_any_strides(backend: Backend) -> None:
     same(backend(strided), backend(inputs))
 
 
+@pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize("axis", [0, 1, 2, 3], ids=["image", "channel", "row", "column"])
-def test_offsets_beyond_32_bits(backend: Backend, axis: int) -> None:
-    """Neighbours along an axis 2^31 elements apart; the memory between is reserved and never touched."""
-    inputs = draw(2, 3, 2, (2, 2), dtype=torch.float16)
+def test_offsets_beyond_32_bits(backend: Backend, axis: int, dtype: torch.dtype) -> None:
+    """Neighbours along an axis 2^31 elements apart; the memory between is reserved and never touched. bfloat16 images
+    and channels that far apart are rows of 16 bytes all the same."""
+    inputs = draw(2, 3, 2, (2, 8) if axis < 2 else (2, 2), dtype=dtype)
     strides = list(inputs.features.stride())
-    strides[axis] = 2**31 + 5
+    strides[axis] = 2**31 + (8 if axis < 2 else 5)
     if backend.device == "cuda" and torch.cuda.mem_get_info()[0] < 6 * 2**30:
         pytest.skip("less than 6 GiB free on the GPU")
-    far = torch.empty(2**31 + 64, dtype=torch.float16, device=backend.device).as_strided((2, 2, 2, 2), strides)
+    far = torch.empty(2**31 + 64, dtype=dtype, device=backend.device).as_strided(inputs.features.shape, strides)
     far.copy_(inputs.features)
     assert_within_budget(backend(replace(inputs, features=far)), inputs)
 
@@ -614,8 +629,9 @@ def test_many_equal_pixels_are_summed_without_loss(backend: Backend) -> None:
         torch.testing.assert_close(getattr(found, name), getattr(one, name) * count, rtol=1e-4, atol=0, msg=name)
 
 
-@pytest.mark.slow
-def test_more_than_2_to_the_31_elements(backend: Backend) -> None:
+def test_more_than_2_to_the_31_elements(backend: Backend, request: pytest.FixtureRequest) -> None:
+    if backend.device == "cpu" and not request.config.getoption("--slow"):
+        pytest.skip("slow: run with --slow")
     if backend.most_pixels is not None or backend.name == "reference":
         pytest.skip(f"{backend.name} on {backend.device} would take hours or more memory than there is")
     inputs = draw(1, 3, 16, (1, 1))
@@ -698,7 +714,7 @@ def test_inductor(backend: Backend) -> None:
 # On a GPU
 
 
-@pytest.fixture(params=[each for each in ALL_BACKENDS if each.device == "cuda" and cannot_run(each) is None], ids=str)
+@pytest.fixture(params=running("cuda"))
 def on_gpu(request: pytest.FixtureRequest) -> Backend:
     chosen: Backend = request.param
     return chosen

@@ -186,8 +186,8 @@ def test_small_pools_spread_over_the_device() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("rows", [4640, 100_000])
 def test_a_gpu_picks_as_the_cpu_does(dtype: torch.dtype, rows: int, backend: str) -> None:
-    if backend == "faiss" and dtype == torch.float64:
-        pytest.skip("faiss computes in float32")
+    if (reason := seeding._missing(torch.device("cuda", 0), dtype).get(backend)) is not None:
+        pytest.skip(f"{backend}: {reason}")
     points = points_of(dtype, 208, rows)
     for arguments in ({}, {"trials": 3}, {"first": "largest"}, {"existing": points[:4].float() + 0.5}):
         expected = kmeans_plusplus(points, 20, seed=5, **arguments)  # type: ignore[arg-type]
