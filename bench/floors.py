@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from alges_fast._native import cpu_kernels, native_status
+
 SLEEP_HZ = 2e9
 """Cycles a second of a sleeping GPU, at the most."""
 
@@ -97,6 +99,20 @@ def read_bandwidth(device: str = "cpu") -> float:
     """Bytes a second of summing 400 MB of float32."""
     source = torch.randn(100_000_000, device=device)
     return source.nbytes / seconds(source.sum)
+
+
+@cache
+def fma_rate(threads: int) -> float:
+    """Flops a second of the processor's multiply-adds, in a loop of nothing else and the kernels' own instruction set.
+
+    What torch's matrix product reaches is no floor: on AMD it runs AVX2.
+    """
+    kernels = cpu_kernels()
+    if kernels is None:
+        raise RuntimeError(native_status())
+    flops: list[int] = []
+    taken = seconds(lambda: flops.append(kernels.multiply_add(2_000_000, threads)), repeats=15)
+    return flops[-1] / taken
 
 
 @cache

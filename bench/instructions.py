@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -497,10 +497,10 @@ def nvdisasm() -> str:
     return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm")
 
 
-def compiled(csrc: Path, architecture: int, folder: Path) -> dict[str, dict[str, Kernel]]:
+def compiled(csrc: Path, architecture: int, folder: Path, types: Sequence[str]) -> dict[str, dict[str, Kernel]]:
     """The kernels by type."""
     running = {}
-    for name in ("float32", "bfloat16"):
+    for name in types:
         source = csrc / "cuda" / f"pixel_gradients_stream_{name}.cu"
         made = str(folder / f"{name}.cubin")
         target = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
@@ -519,6 +519,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--csrc", type=Path, default=ROOT / "csrc")
     parser.add_argument("--architecture", type=int, default=90, choices=sorted(PARAMETERS))
+    parser.add_argument(
+        "--types", nargs="+", default=["float32", "bfloat16"], help="of features; each compiles for minutes"
+    )
     parser.add_argument("--opcodes", action="store_true", help="what the instructions are")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -527,16 +530,20 @@ def main() -> None:
         include = [f"-I{ROOT / 'tests' / 'ops' / 'emulation'}", f"-I{given.csrc}"]
         sources = [str(at / "planner.cpp"), str(given.csrc / "cuda" / "pixel_gradients_plan.cpp")]
         subprocess.run(["g++", "-std=c++17", *include, *sources, "-o", str(at / "planner")], check=True)
-        kernels = compiled(given.csrc, given.architecture, at)
+        kernels = compiled(given.csrc, given.architecture, at, given.types)
         print(f"sm_{given.architecture}: warp instructions for 32 pixels")
         for dtype, weight, layout, channels, classes, outputs in CASES:
+            if dtype not in given.types:
+                continue
             issued = []
             for tiles in TILES:
                 arguments = [dtype, weight, layout, str(channels), str(classes), OUTPUTS[outputs], str(tiles)]
                 printed = subprocess.run([str(at / "planner"), *arguments], check=True, capture_output=True, text=True)
                 *numbers, data = printed.stdout.split()
                 pixels, class_tiles, a_warp, shared = map(int, numbers)
-                most = 2 if a_warp <= 2 else 4 if dtype == "float32" else 8
+                most = 2 if a_warp <= 2 else 4 if a_warp <= 4 else 8
+                if not any(f"ELi{most}ELb0EE" in name for name in kernels[dtype]):
+                    most = 8  # of sources without an instance of 4
                 of = "f" if dtype == "float32" else "NS_8Bfloat16E"
                 wanted = f"stream_kernelI{of}Lb{int(layout != 'planar')}ELi{class_tiles}ELi{most}ELb0EE"
                 code, labels = next(found for name, found in kernels[dtype].items() if wanted in name)

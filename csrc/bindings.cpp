@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 
 #include "call.h"
+#include "cpu/fma.h"
 #include "cpu/isa.h"
 #ifdef ALGES_FAST_WITH_CUDA
 #include "cuda/device.h"
@@ -22,6 +23,8 @@ void bind_cuda_seeding(py::module_& m);
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native kernels of alges_fast; call them through alges_fast.ops and alges_fast.seeding.";
   m.def("isa", [] { return alges::name(alges::isa()); }, "Instruction set the CPU kernels run with.");
+  m.def("multiply_add", py::overload_cast<int64_t, int>(&alges::multiply_add), py::arg("steps"), py::arg("threads"),
+        py::call_guard<py::gil_scoped_release>(), "A loop of multiply-adds and nothing else; the flops it made.");
   m.attr("INTERFACE") = 2;  // of alges_fast/_native.py
 #define ALGES_NAME(type, name, predicts) #name,
   m.attr("OUTPUTS") = py::make_tuple(ALGES_OUTPUTS(ALGES_NAME) "")[py::slice(0, -1, 1)];

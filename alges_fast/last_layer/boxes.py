@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from alges_fast.last_layer.cells import CellBatch
 from alges_fast.last_layer.layouts import (
     CONVOLUTIONS,
     TRANSPOSED,
@@ -146,6 +147,17 @@ class OnOwnGrid(Boxes):
             cut(self.features, around), outputs=outputs, valid=valid, backend=self.request.backend, **given
         )
         return {name: getattr(results, name) for name in outputs}
+
+    def op_in_cells(self, cells: Sequence[Box], outputs: Sequence[str]) -> dict[str, Tensor]:
+        if not outputs or len(cells) == 1 or self.request.loss is not None or not at_once(self.features):
+            return super().op_in_cells(cells, outputs)
+        batch = CellBatch(cells, kernel_of(self.weight, self.size), self.size, self.features.device)
+        given = {} if self.logits is None else {"logits": batch.cut(self.logits)}
+        valid = batch.valid(len(self.features), self.request.valid)
+        results = self.run_op(
+            batch.cut(self.features), outputs=outputs, valid=valid, backend=self.request.backend, **given
+        )
+        return {name: getattr(results, name).unflatten(0, (-1, len(cells))) for name in outputs}
 
     def run_op(self, features: Tensor, **how: Any) -> PixelGradients:
         return pixel_gradients(features, self.weight, self.bias, **how)
@@ -295,6 +307,12 @@ class ThroughTail(Boxes):
         return upsampled_patch_norms(
             self.features, kernel, self.size, mode=resize.mode, align_corners=resize.align_corners
         ).unsqueeze(1)
+
+
+def at_once(features: Tensor) -> bool:
+    """Whether cells are copied into a batch and asked for in one call: on a GPU, where a call costs the host more than
+    a cell costs the device. On the CPU views of them cost nothing."""
+    return features.is_cuda
 
 
 def _parameters(layer: nn.Module) -> tuple[Tensor, Tensor | None]:

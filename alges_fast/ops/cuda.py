@@ -40,6 +40,15 @@ def unsupported(problem: Problem) -> str | None:
     return plan if isinstance(plan, str) else None
 
 
+def streams(problem: Problem) -> bool:
+    """Whether the stream kernel takes this call, where any does."""
+    if unsupported(problem) is not None:
+        return False
+    native: Any = _native.cuda_kernels()
+    call = native.CudaPixelGradientsCall(**layout(problem), weight_is_bfloat16=problem.weight_dtype == torch.bfloat16)
+    return not isinstance(call.plan_stream(native.cuda_shared_limit(problem.features.device.index)), str)
+
+
 def bind(operands: Operands) -> Callable[[Operands], list[Tensor]]:
     """What runs calls of this layout."""
     device = operands.features.device

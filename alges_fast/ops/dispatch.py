@@ -40,7 +40,7 @@ _runners: dict[Hashable, Runner] = {}
 
 def run(operands: Operands) -> list[Tensor]:
     """The results, in order; of an empty batch or map, zeros."""
-    if operands.features.numel() == 0 or not operands.names:
+    if operands.features.numel() == 0 or not operands.outputs:
         return [tensor.zero_() for tensor in operands.empty()]
     key = operands.key()
     runner = _runners.get(key)
@@ -65,12 +65,13 @@ def one_pass_with_hidden(inputs: Tensor, hidden_weight: Tensor, weight: Tensor, 
     return inputs.ndim == 4 and _module("cpu").unsupported(operands._replace(regions=(1, 1)).problem()) is None
 
 
-def preferred_backends(device: str, *, kernel: bool, float32: bool, channels: int) -> tuple[str, ...]:
+def preferred_backends(device: str, *, kernel: bool, streams: bool, float32: bool, channels: int) -> tuple[str, ...]:
     """Backends to try, the one expected to be fastest first.
 
     Args:
         device: the inputs' device type.
         kernel: whether the last layer's kernel is larger than 1.
+        streams: whether the CUDA stream kernel takes the call.
         float32: whether the features are float32.
         channels: of the features.
     """
@@ -78,9 +79,10 @@ def preferred_backends(device: str, *, kernel: bool, float32: bool, channels: in
         return "cpu", "reference"
     if device != "cuda":
         return ("reference",)
-    # By machine code, not measured yet: Triton re-reads every tap of a kernel, and spills registers in float32 beyond
-    # 128 channels (bench/NOTES.md).
-    if kernel or (float32 and channels > 128):
+    # By machine code, not measured yet: the stream kernel issues a quarter of the instructions it did when Triton was
+    # preferred to it; Triton re-reads every tap of a kernel, and spills registers in float32 beyond 128 channels
+    # (bench/NOTES.md).
+    if kernel or streams or (float32 and channels > 128):
         return "cuda", "triton", "reference"
     return "triton", "cuda", "reference"
 
@@ -103,6 +105,7 @@ def _choose(problem: Problem, requested: str) -> str:
     preferred = preferred_backends(
         problem.features.device.type,
         kernel=problem.kernel != (1, 1, 1),
+        streams=problem.features.is_cuda and unavailable("cuda") is None and _module("cuda").streams(problem),
         float32=problem.features.dtype == torch.float32,
         channels=problem.channels,
     )

@@ -61,10 +61,12 @@ class Operands(NamedTuple):
             # What is known of the features: their shape, and that they have the inputs' type or float32.
             made = features.new_empty(()).expand(len(features), len(hidden), *features.shape[2:])
             _check_layer(made, self.weight, self.bias)
-        batch, _, *spatial = features.shape
+        batch, spatial = features.shape[0], features.shape[2:]
         for name, operand in (("logits", self.logits), ("residual", self.residual)):
-            _check_operand(name, operand, features, (batch, len(self.weight), *spatial))
-        _check_operand("valid", self.valid, features, (batch, *spatial))
+            if operand is not None:
+                _check_operand(name, operand, features, (batch, len(self.weight), *spatial))
+        if self.valid is not None:
+            _check_operand("valid", self.valid, features, (batch, *spatial))
         if self.regions:
             cell_boxes(spatial, (self.regions[0], self.regions[1]))  # refuses what does not fit
         check_backend(None if self.backend == "auto" else self.backend, BACKENDS)
@@ -150,14 +152,15 @@ def _check_layer(features: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         _check_dense(name, tensor)
     if features.dtype not in DTYPES:
         raise TypeError(f"features must be float16, bfloat16, float32 or float64, got {_name(features.dtype)}")
-    if not 3 <= features.ndim <= 5:
+    sizes, of_weight = features.shape, weight.shape
+    if not 3 <= len(sizes) <= 5:
         raise ValueError(f"features must be (B, d, *spatial) with 1 to 3 spatial axes, got shape {_shape(features)}")
-    if weight.ndim not in (2, features.ndim):
+    if len(of_weight) not in (2, len(sizes)):
         raise ValueError(
-            f"weight must be (K, d) or (K, d, *kernel) with {features.ndim - 2} kernel axes for features of shape "
+            f"weight must be (K, d) or (K, d, *kernel) with {len(sizes) - 2} kernel axes for features of shape "
             f"{_shape(features)}, got {_shape(weight)}"
         )
-    channels, n_classes, weight_channels = features.shape[1], weight.shape[0], weight.shape[1]
+    channels, n_classes, weight_channels = sizes[1], of_weight[0], of_weight[1]
     if n_classes < 1 or channels < 1:
         raise ValueError(
             f"weight and features must have at least one class and one channel, got shapes {_shape(weight)} and "
@@ -168,15 +171,14 @@ def _check_layer(features: Tensor, weight: Tensor, bias: Tensor | None) -> None:
             f"weight has {weight_channels} channels (shape {_shape(weight)}) but features have {channels} (shape "
             f"{_shape(features)})"
         )
-    if any(size % 2 == 0 for size in weight.shape[2:]):
+    if len(of_weight) > 2 and any(size % 2 == 0 for size in of_weight[2:]):
         raise ValueError(f"weight must have an odd kernel, got shape {_shape(weight)}")
     _check_operand("weight", weight, features, None)
-    _check_operand("bias", bias, features, (n_classes,))
+    if bias is not None:
+        _check_operand("bias", bias, features, (n_classes,))
 
 
-def _check_operand(name: str, operand: Tensor | None, features: Tensor, shape: tuple[int, ...] | None) -> None:
-    if operand is None:
-        return
+def _check_operand(name: str, operand: Tensor, features: Tensor, shape: tuple[int, ...] | None) -> None:
     if not isinstance(operand, Tensor):
         raise TypeError(f"{name} must be a tensor or None, got {type(operand).__name__}")
     _check_dense(name, operand)

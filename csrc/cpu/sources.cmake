@@ -6,6 +6,7 @@ find_package(Threads REQUIRED)
 target_link_libraries(_C PRIVATE Threads::Threads)
 target_sources(_C PRIVATE csrc/cpu/pixel_gradients.cpp csrc/cpu/pixel_gradients_bindings.cpp)
 target_sources(_C PRIVATE csrc/cpu/seeding.cpp csrc/cpu/seeding_bindings.cpp)
+target_sources(_C PRIVATE csrc/cpu/fma.cpp)
 
 # Compiled once per instruction set; which one runs is decided at run time (csrc/cpu/isa.h), so that a wheel built here
 # never meets an illegal instruction elsewhere. Such a file puts everything, down to its helpers, in
@@ -14,6 +15,7 @@ target_sources(_C PRIVATE csrc/cpu/seeding.cpp csrc/cpu/seeding_bindings.cpp)
 # with ALGES_FOR_EACH_ISA, and the caller picks one with ALGES_DISPATCH.
 set(isa_sources
     csrc/cpu/vec.h
+    csrc/cpu/fma_kernel.cpp
     csrc/cpu/pixel_gradients_kernel.cpp
     csrc/cpu/seeding_kernels.cpp
 )

@@ -53,7 +53,8 @@ void read(Pass& pass, const Plan& plan, void* stream) {
   for (pass.first_image = 0; pass.first_image < pass.call.shape.batch; pass.first_image += cut.images_a_launch) {
     const int64_t images = std::min(cut.images_a_launch, pass.call.shape.batch - pass.first_image);
     launch_main(pass, plan, images, stream);
-    const dim3 grid(static_cast<unsigned>((cut.words + kFinishThreads - 1) / kFinishThreads), static_cast<unsigned>(images));
+    const int64_t words_a_block = kFinishThreads / kFinishLanes;
+    const dim3 grid(static_cast<unsigned>((cut.words + words_a_block - 1) / words_a_block), static_cast<unsigned>(images));
     launch(finish_kernel, grid, kFinishThreads, 0, stream, pass, cut);
   }
 }

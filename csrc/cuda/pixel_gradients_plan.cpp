@@ -32,14 +32,19 @@ int64_t tile_shared_bytes(const Shape& shape, const TilePlan& plan) {
   return 4 * words;
 }
 
-// Chunks of `chunk_tiles` tiles where scratch holds that many: few enough that a chunk's float32 sums keep their digits and
-// that one image alone spreads over a GPU, many enough that partial results stay a small share of the traffic.
+// Chunks of an image, at most, unless one would have more pixels than float32 sums keep their digits over: each costs the
+// kernel that adds them up a step, and beyond two blocks a multiprocessor they make no image faster.
+constexpr int64_t kMostChunks = 256, kChunkPixels = 1 << 16;
+
+// Chunks of `chunk_tiles` tiles where scratch holds that many: few enough that partial results stay a small share of the
+// traffic, many enough that one image alone spreads over a GPU.
 Cut cut(const Shape& shape, int64_t tiles, int64_t chunk_tiles) {
   Cut result;
   result.tiles = tiles;
   result.words = partial_words(shape);
   const int64_t in_scratch = kScratchBytes / (4 * result.words);
-  result.chunks = static_cast<int>(std::max<int64_t>(1, std::min(ceil_div(tiles, chunk_tiles), in_scratch)));
+  const int64_t most = std::max(kMostChunks, std::min(ceil_div(shape.pixels(), kChunkPixels), tiles));
+  result.chunks = static_cast<int>(std::max<int64_t>(1, std::min({ceil_div(tiles, chunk_tiles), in_scratch, most})));
   result.images_a_launch = std::min<int64_t>({in_scratch / result.chunks, shape.batch, 65535});  // a grid's y axis
   return result;
 }

@@ -6,8 +6,11 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <map>
+#include <mutex>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #define ALGES_DEVICE __device__ __forceinline__
 #define ALGES_KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
@@ -39,6 +42,7 @@ ALGES_DEVICE bool block_any(bool value) { return __syncthreads_or(value); }
 ALGES_DEVICE unsigned ballot(bool value) { return __ballot_sync(0xffffffffu, value); }
 ALGES_DEVICE float shuffle_xor(float value, int lanes) { return __shfl_xor_sync(0xffffffffu, value, lanes); }
 ALGES_DEVICE int shuffle_xor(int value, int lanes) { return __shfl_xor_sync(0xffffffffu, value, lanes); }
+ALGES_DEVICE double shuffle_xor(double value, int lanes) { return __shfl_xor_sync(0xffffffffu, value, lanes); }
 
 // Lane `lane`'s value, on every lane; the same lane on all of them.
 template <typename T>
@@ -116,6 +120,11 @@ ALGES_DEVICE uint32_t transpose(uint32_t value) {
 ALGES_DEVICE uint32_t low_halves(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x5410); }
 ALGES_DEVICE uint32_t high_halves(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x7632); }
 
+// Two bytes into what other code takes for floats, in shared memory: no store of one type may be moved past the other's.
+ALGES_DEVICE void store_half(float* row, int half, uint32_t bits) {
+  asm volatile("st.shared.u16 [%0], %1;" ::"r"(shared_address(row) + 2 * half), "h"(static_cast<uint16_t>(bits)) : "memory");
+}
+
 // 16 bytes to shared memory in the background, or zeros without reading, wherever `from` points; both aligned to 16.
 ALGES_DEVICE void copy_async(void* to, const void* from, bool read) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(read ? 16 : 0)
@@ -143,11 +152,23 @@ inline int shared_memory_limit(int device) {
 // This module has a runtime of its own (static cudart), so torch's choice of device is made known to it before a launch.
 inline void use_device(int device) { check(cudaSetDevice(device), "device"); }
 
+// Leave for a kernel to take so much shared memory: asked for once a device, and again for more. Up to 48 KB needs none.
+inline void allow_shared(const void* kernel, int bytes) {
+  if (bytes <= 48 * 1024) return;
+  static std::mutex mutex;
+  static std::map<std::pair<const void*, int>, int> allowed;
+  int device = 0;
+  check(cudaGetDevice(&device), "device");
+  const std::lock_guard<std::mutex> lock(mutex);
+  int& most = allowed[{kernel, device}];
+  if (bytes <= most) return;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "shared memory");
+  most = bytes;
+}
+
 template <typename... Parameters>
 void launch(void (*kernel)(Parameters...), dim3 grid, int threads, int shared_bytes, void* stream, Parameters... arguments) {
-  // Up to 48 KB needs no leave.
-  if (shared_bytes > 48 * 1024)
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes), "shared memory");
+  allow_shared(reinterpret_cast<const void*>(kernel), shared_bytes);
   kernel<<<grid, threads, shared_bytes, static_cast<cudaStream_t>(stream)>>>(arguments...);
   check(cudaGetLastError(), "launch");
 }

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alges_fast import LastLayer, PixelGradients, embed_pool
+from alges_fast.last_layer import boxes
 from alges_fast.losses import cross_entropy_with_dice
-from alges_fast.ops import OUTPUTS
+from alges_fast.ops import OUTPUTS, pixel_gradients
 from alges_fast.windows import class_changes, windows_of
 
 N_CLASSES, SIZE = 4, (19, 14)
@@ -95,6 +96,25 @@ def test_another_loss_sees_one_window_at_a_time(kernel: int, tail: str) -> None:
         loss = cross_entropy_with_dice(logits[:, :, ys, xs], logits.argmax(1)[:, ys, xs])
         (expected,) = torch.autograd.grad(loss, model.head.weight)
         torch.testing.assert_close(found[0, at], expected, rtol=1e-9, atol=1e-12)
+
+
+@every_net
+@pytest.mark.parametrize("regions", [REGIONS, (1, 5)])
+def test_cells_asked_for_at_once_are_those_asked_for_one_by_one(
+    monkeypatch: pytest.MonkeyPatch, kernel: int, tail: str, regions: tuple[int, int]
+) -> None:
+    """As on a GPU: one call of the op for all windows."""
+    layer = LastLayer.find(net(kernel, tail), images())
+    outputs = [name for name in OUTPUTS if name != "norm_map" and layer.defines(name, images())]
+    expected = layer.window_gradients(images(), regions, outputs=outputs)
+    monkeypatch.setattr(boxes, "at_once", lambda features: True)
+    calls: list[int] = []
+    monkeypatch.setattr(boxes, "pixel_gradients", lambda *a, **k: (calls.append(1), pixel_gradients(*a, **k))[1])
+    together = layer.window_gradients(images(), regions, outputs=outputs)
+    for name in outputs:
+        torch.testing.assert_close(getattr(together, name), getattr(expected, name), msg=name)
+    if tail in ("none", "sum"):
+        assert calls == [1]
 
 
 @every_net

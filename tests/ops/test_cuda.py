@@ -220,6 +220,21 @@ def test_plans_fit_the_machine(emulated: ModuleType, limit: int) -> None:
             assert plan["channel_blocks"] * plan["channel_block"] >= d
 
 
+def test_an_image_has_at_most_256_chunks_unless_they_outgrow_float32_sums(emulated: ModuleType) -> None:
+    for side, most in ((224, 256), (1024, 256), (2048, 256), (8192, 1024)):
+        inputs = Inputs(torch.empty(1, 64, side, side, dtype=torch.bfloat16, device="meta"), torch.empty(19, 64))
+        plan = call(emulated, inputs).plan_stream(SHARED_LIMITS["sm_90"])
+        assert plan["chunks"] <= most
+        assert plan["chunks"] * 2**16 >= side**2
+
+
+def test_chunks_are_added_by_lanes_without_loss(backend: conformance.Backend, emulated: ModuleType) -> None:
+    """More chunks than lanes, a number of them that the lanes do not share evenly, in all three readings."""
+    inputs = draw(1, 3, 4, (1, 1, 5300), given=("valid",))
+    assert emulated.cuda_tile_plan((1, 4, 3, 1, 1, 5300, 1, 1, 1), SHARED_LIMITS["sm_90"])["chunks"] % 8
+    conformance.assert_within_budget(backend(inputs), inputs)
+
+
 def test_a_plan_does_not_depend_on_the_batch(emulated: ModuleType) -> None:
     shapes = [(batch, 256, 19, 1, 128, 128, 1, 1, 1) for batch in (1, 7, 512)]
     plans = [emulated.cuda_tile_plan(shape, SHARED_LIMITS["sm_90"]) for shape in shapes]

@@ -837,21 +837,24 @@ def test_float32_weights_serve_half_features_but_not_the_other_way_round() -> No
 
 
 @pytest.mark.parametrize(
-    ("device", "kernel", "float32", "channels", "expected"),
+    ("device", "kernel", "streams", "float32", "channels", "expected"),
     [
-        ("cpu", False, True, 16, ("cpu", "reference")),
-        ("cpu", True, True, 256, ("cpu", "reference")),
-        ("mps", False, True, 16, ("reference",)),
-        ("cuda", False, True, 16, ("triton", "cuda", "reference")),
-        ("cuda", False, True, 256, ("cuda", "triton", "reference")),
-        ("cuda", False, False, 256, ("triton", "cuda", "reference")),
-        ("cuda", True, False, 16, ("cuda", "triton", "reference")),
+        ("cpu", False, False, True, 16, ("cpu", "reference")),
+        ("cpu", True, False, True, 256, ("cpu", "reference")),
+        ("mps", False, False, True, 16, ("reference",)),
+        ("cuda", False, True, True, 16, ("cuda", "triton", "reference")),
+        ("cuda", False, True, False, 256, ("cuda", "triton", "reference")),
+        ("cuda", False, False, True, 16, ("triton", "cuda", "reference")),
+        ("cuda", False, False, True, 256, ("cuda", "triton", "reference")),
+        ("cuda", False, False, False, 256, ("triton", "cuda", "reference")),
+        ("cuda", True, False, False, 16, ("cuda", "triton", "reference")),
     ],
 )
 def test_which_backend_is_preferred(
-    device: str, kernel: bool, float32: bool, channels: int, expected: tuple[str, ...]
+    device: str, kernel: bool, streams: bool, float32: bool, channels: int, expected: tuple[str, ...]
 ) -> None:
-    assert preferred_backends(device, kernel=kernel, float32=float32, channels=channels) == expected
+    preferred = preferred_backends(device, kernel=kernel, streams=streams, float32=float32, channels=channels)
+    assert preferred == expected
 
 
 def test_only_the_default_falls_back_and_says_so_once(

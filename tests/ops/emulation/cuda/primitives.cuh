@@ -271,6 +271,10 @@ struct Bfloat16 {
   uint16_t bits;
 };
 
+inline void store_half(float* row, int half, uint32_t bits) {
+  const uint16_t value = static_cast<uint16_t>(bits);
+  std::memcpy(reinterpret_cast<char*>(row) + 2 * half, &value, 2);
+}
 inline float bits_to_float(uint32_t bits) {
   float value;
   std::memcpy(&value, &bits, 4);
@@ -292,6 +296,7 @@ inline float to_float(Half value) {
 inline unsigned char* dynamic_shared() { return emulation::machine.shared; }
 
 inline float shuffle_xor(float value, int lanes) { return emulation::gather(value, "shuffle")[(threadIdx.x % 32) ^ lanes]; }
+inline double shuffle_xor(double value, int lanes) { return emulation::gather(value, "shuffle")[(threadIdx.x % 32) ^ lanes]; }
 inline int shuffle_xor(int value, int lanes) { return emulation::gather(value, "shuffle")[(threadIdx.x % 32) ^ lanes]; }
 
 template <typename T>
