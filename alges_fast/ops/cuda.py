@@ -55,8 +55,11 @@ def bind(operands: Operands) -> Callable[[Operands], list[Tensor]]:
     launch = launcher(_native.cuda_kernels(), operands, device.index)
 
     def run(operands: Operands) -> list[Tensor]:
+        stream = torch.cuda.current_stream(device).cuda_stream
+        if torch.cuda.current_device() == device.index:  # to enter a device and leave it costs as much as a launch
+            return launch(operands, stream)
         with torch.cuda.device(device):
-            return launch(operands, torch.cuda.current_stream(device).cuda_stream)
+            return launch(operands, stream)
 
     return run
 

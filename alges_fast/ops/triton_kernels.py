@@ -244,7 +244,8 @@ class Head(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """What the kernels are compiled to do for each pixel."""
+    """What the kernels are compiled to do for each pixel. A field that is handed to a function is named first:
+    triton 3.6 hands over a bare str of it, not a constant."""
 
     WEIGHT_PRODUCT: str
     SUM_PRODUCT: str
@@ -417,11 +418,11 @@ def _product(features, other, MODE: tl.constexpr):
 
 
 @triton.jit
-def _position(first, height, width, TILE_P: tl.constexpr, FLAT: tl.constexpr):
+def _position(first, height, width, HEAD: tl.constexpr):
     """The pixels of a tile from `first` on, and their z, y, x; of a map that is one long row, 0, 0 and the pixel."""
-    inside = tl.arange(0, TILE_P)
+    inside = tl.arange(0, HEAD.TILE_P)
     pixel = first + inside
-    if FLAT:
+    if HEAD.FLAT:
         z, y, x = pixel * 0, pixel * 0, pixel
     else:
         # One 64-bit division a tile; within it 32 bits do.
@@ -560,12 +561,14 @@ def _one_pass(
     TILE_P: tl.constexpr = HEAD.TILE_P
     TILE_C: tl.constexpr = HEAD.TILE_C
     TILE_K: tl.constexpr = HEAD.TILE_K
+    WEIGHT_PRODUCT: tl.constexpr = ASKED.WEIGHT_PRODUCT
+    SUM_PRODUCT: tl.constexpr = ASKED.SUM_PRODUCT
     TAPS: tl.constexpr = HEAD.KERNEL[0] * HEAD.KERNEL[1] * HEAD.KERNEL[2]
     COLUMNS: tl.constexpr = K + 3 + 2 * K * ASKED.BY_CLASS
     chunk, image = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     row = image * tl.num_programs(0) + chunk
     channel, class_ = tl.arange(0, TILE_C), tl.arange(0, TILE_K)
-    IN_PIECES: tl.constexpr = TILE_C > 128 and ASKED.WEIGHT_PRODUCT == "tf32x3"
+    IN_PIECES: tl.constexpr = TILE_C > 128 and WEIGHT_PRODUCT == "tf32x3"
     if ASKED.PREDICTION and given.logits is None and not IN_PIECES:
         weights = _weights(given.weight, channel, HEAD)
     image_sum = tl.zeros((TILE_K, TILE_C), tl.float32)
@@ -584,7 +587,7 @@ def _one_pass(
     chunk_pixels = chunk_tiles.to(tl.int64) * TILE_P
     stop = tl.minimum((chunk + 1) * chunk_pixels, pixels)
     for start in range(chunk * chunk_pixels, stop, TILE_P):
-        pixel, z, y, x = _position(start, height, width, TILE_P, HEAD.FLAT)
+        pixel, z, y, x = _position(start, height, width, HEAD)
         at = (image, z, y, x)
         inside = pixel < stop
         counting = _counting(given.valid, at, inside)
@@ -599,11 +602,11 @@ def _one_pass(
                     for first in tl.static_range(0, TILE_C, 64):
                         some = first + tl.arange(0, 64)
                         piece = _patches(given.features, at, counting, some, height, width, pixels, HEAD)
-                        product = _product(piece, _weights(given.weight, some, HEAD), ASKED.WEIGHT_PRODUCT)
+                        product = _product(piece, _weights(given.weight, some, HEAD), WEIGHT_PRODUCT)
                         by_class += tl.trans(product)
                     s = tl.trans(by_class)
                 else:
-                    s = _product(patch, weights, ASKED.WEIGHT_PRODUCT)
+                    s = _product(patch, weights, WEIGHT_PRODUCT)
                 if given.bias is not None:
                     s += tl.load(given.bias + class_, mask=class_ < K, other=0.0)[None, :]
             else:
@@ -620,9 +623,9 @@ def _one_pass(
 
         # Each tile's product is added outside the tensor core; transposed, for Triton would fuse the sum back in.
         if ASKED.IMAGE:
-            image_sum += tl.trans(_product(tl.trans(patch), r, ASKED.SUM_PRODUCT))
+            image_sum += tl.trans(_product(tl.trans(patch), r, SUM_PRODUCT))
         if ASKED.VECTOR:
-            vector_sum += tl.trans(_product(tl.trans(patch), tl.where(own, r, 0.0), ASKED.SUM_PRODUCT))
+            vector_sum += tl.trans(_product(tl.trans(patch), tl.where(own, r, 0.0), SUM_PRODUCT))
         if ASKED.NORMS:
             values = patch.to(tl.float32)
             norm = tl.sqrt(tl.sum(r * r, 1)) * tl.sqrt(tl.sum(values * values, 1))
@@ -688,6 +691,7 @@ def _residuals(
     TILE_P: tl.constexpr = HEAD.TILE_P
     TILE_C: tl.constexpr = HEAD.TILE_C
     TILE_K: tl.constexpr = HEAD.TILE_K
+    WEIGHT_PRODUCT: tl.constexpr = ASKED.WEIGHT_PRODUCT
     program, image = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     chunk, tile = program // tiles_in_flight, program % tiles_in_flight
     row = image * tl.num_programs(0) + program
@@ -696,7 +700,7 @@ def _residuals(
     stop = tl.minimum((chunk + 1) * chunk_pixels, pixels)
     # A chunk need not be whole segments: tiles past its end count nothing.
     first = chunk * chunk_pixels + (segment * tiles_in_flight + tile) * TILE_P
-    pixel, z, y, x = _position(first, height, width, TILE_P, HEAD.FLAT)
+    pixel, z, y, x = _position(first, height, width, HEAD)
     at = (image, z, y, x)
     inside = pixel < stop
     counting = _counting(given.valid, at, inside)
@@ -709,7 +713,7 @@ def _residuals(
             patch = _patches(given.features, at, counting, channel, height, width, pixels, HEAD)
             if ASKED.PREDICTION and given.logits is None:
                 weights = _weights(given.weight, channel, HEAD)
-                s += tl.trans(_product(patch, weights, ASKED.WEIGHT_PRODUCT))  # transposed as in `_one_pass`
+                s += tl.trans(_product(patch, weights, WEIGHT_PRODUCT))  # transposed as in `_one_pass`
             if ASKED.NORMS:
                 values = patch.to(tl.float32)
                 squares += tl.sum(values * values, 1)
@@ -780,6 +784,7 @@ def _outer_sums(
     TILE_P: tl.constexpr = HEAD.TILE_P
     TILE_C: tl.constexpr = HEAD.TILE_C
     TILE_R: tl.constexpr = min(64, HEAD.TILE_K)
+    SUM_PRODUCT: tl.constexpr = ASKED.SUM_PRODUCT
     TAPS: tl.constexpr = HEAD.KERNEL[0] * HEAD.KERNEL[1] * HEAD.KERNEL[2]
     N_TILES: tl.constexpr = (C + TILE_C - 1) // TILE_C
     chunk, image = (tl.program_id(0) // N_TILES).to(tl.int64), tl.program_id(2).to(tl.int64)
@@ -805,7 +810,7 @@ def _outer_sums(
     first = chunk * chunk_pixels + segment.to(tl.int64) * segment_pixels
     for start in range(0, segment_pixels, TILE_P):
         in_segment = start + tl.arange(0, TILE_P)
-        pixel, z, y, x = _position(first + start, height, width, TILE_P, HEAD.FLAT)
+        pixel, z, y, x = _position(first + start, height, width, HEAD)
         at = (image, z, y, x)
         counting = _counting(given.valid, at, pixel < stop)
         patch = tl.trans(_patches(given.features, at, counting, channel, height, width, pixels, HEAD))
@@ -815,10 +820,10 @@ def _outer_sums(
         if sums.features is not None:
             feature_sum += tl.sum(patch.to(tl.float32), 1)
         if ASKED.IMAGE:
-            image_sum += tl.trans(_product(patch, r, ASKED.SUM_PRODUCT))  # transposed as in `_one_pass`
+            image_sum += tl.trans(_product(patch, r, SUM_PRODUCT))  # transposed as in `_one_pass`
         if ASKED.VECTOR:
             own = class_[None, :] == tl.load(scratch[1] + kept_at)[:, None]
-            vector_sum += tl.trans(_product(patch, tl.where(own, r, 0.0), ASKED.SUM_PRODUCT))
+            vector_sum += tl.trans(_product(patch, tl.where(own, r, 0.0), SUM_PRODUCT))
 
     if ASKED.IMAGE:
         tl.store(sums.image + place, image_sum, mask=kept)
