@@ -25,47 +25,61 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from alges_fast.prices import HIGH, LOW, Prices
 from alges_fast.report.statistics import LEVEL, Row, complete_runs
 
 RESAMPLES = 2000
-PRICES = (0.02, 0.1)
-"""What opening a frame may cost beside drawing, in outlines of an average whole frame: one fiftieth, one tenth."""
-
 Values = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Measure:
-    """What labelling is counted in: `column + price x frames opened`, a row of `MEASURES`.
+    """What labelling is counted in, a row of `MEASURES`.
 
     Attributes:
         column: of results.csv.
         name: in a sentence: "outline drawn".
         less: what a saving is of: "2 times LESS".
-        axis: of the learning curve over it, in average whole frames; empty where none is drawn.
+        axis: of the learning curve over it; empty where none is drawn.
+        unit: how much of it is 1 on that axis; None for what an average whole frame takes.
         log: whether that axis is logarithmic.
-        price: of an opened frame, in an average whole frame's amount.
         windows: of which runs it is told, those that chose windows or those that did not; None of both.
+        prices: where it is in seconds by these, `column` being what is drawn.
+        pictures: the column of pictures opened, where there are prices.
     """
 
     column: str
     name: str
     less: str = ""
     axis: str = ""
+    unit: float | None = None
     log: bool = False
-    price: float = 0.0
     windows: bool | None = None
+    prices: Prices | None = None
+    pictures: str = "pictures"
+
+    def of(self, row: Row) -> float:
+        """What a row of results.csv has spent; NaN where that was not recorded."""
+        drawn: float = row.get(self.column, math.nan)
+        if self.prices is None:
+            return drawn
+        pictures, looks, side = (row.get(name, math.nan) for name in (self.pictures, "windows", "side"))
+        return self.prices.seconds(pictures=pictures, looks=looks, outline=drawn, side=side)
 
 
+SECONDS = Measure("seconds", "annotating time", "less time", "hours of annotating, by assumed prices", 3600.0)
+CORRECTING = Measure("seconds_corrected", "time of correcting predictions", "less time")
 OUTLINE = Measure("outline", "outline drawn", "less drawing", "outline drawn, in average whole frames")
 PIXELS = Measure("labelled_share", "pixels labelled", "fewer pixels", "pixels labelled, in whole frames", windows=True)
-PRICED = tuple(
-    Measure("outline", f"drawing with {100 * price:g} % of a frame's for each opened", price=price, windows=True)
-    for price in PRICES
+PRICED = (
+    Measure("outline", "time by low prices", windows=True, prices=LOW),
+    Measure("outline", "time by high prices", windows=True, prices=HIGH),
+    Measure("outline", "time, windows in their frames", windows=True, prices=Prices(), pictures="openings"),
+    Measure("outline", "the same by high prices", windows=True, prices=HIGH, pictures="openings"),
 )
-FRAMES = Measure("n_frames", "frames opened", "fewer frames", "frames opened", log=True, windows=True)
+FRAMES = Measure("n_frames", "frames opened", "fewer frames", "frames opened", 1.0, log=True, windows=True)
 IMAGES = Measure("n_labelled", "frames labelled", "fewer labelled frames", windows=False)
-MEASURES = (OUTLINE, PIXELS, *PRICED, FRAMES, IMAGES)
+MEASURES = (SECONDS, CORRECTING, OUTLINE, PIXELS, *PRICED, FRAMES, IMAGES)
 """All that a report counts: curves, savings and distances to full supervision, in this order."""
 
 FULL_PART = 0.95
@@ -121,9 +135,8 @@ def savings(
     seeds = sorted(curves[0].keys() & curves[1].keys())
     if not seeds:
         return {}
-    first = [curves[1][each][0] for each in seeds]
     weights = _resamples(len(seeds), seed)
-    (x, y), (base_x, base_y) = (_means([of[each] for each in seeds], measure, first, weights) for of in curves)
+    (x, y), (base_x, base_y) = (_means([of[each] for each in seeds], measure, weights) for of in curves)
     if not (np.isfinite(x).all() and np.isfinite(base_x).all() and (x > 0).all()):
         return {}
     points, base_points = ([row["n_labelled"] for row in of[seeds[0]]] for of in curves)
@@ -146,9 +159,9 @@ def share_of_full(
     curves = complete_runs(rows, strategy)
     if not curves:
         return None
-    first, runs = [run[0] for run in curves.values()], [*curves.values()]
-    x, y = _means(runs, measure, first, _resamples(len(runs), seed))
-    (amount,), (level,) = (of[0] for of in _means([[row] for row in full], measure, first, _resamples(len(full), seed)))
+    runs = [*curves.values()]
+    x, y = _means(runs, measure, _resamples(len(runs), seed))
+    (amount,), (level,) = (of[0] for of in _means([[row] for row in full], measure, _resamples(len(full), seed)))
     needed, sides = first_reached(x, y, np.full((len(x), 1), FULL_PART * level))
     share = needed[:, 0] / amount
     return Factor(*_factor(share, sides[:, 0], len(runs))) if np.isfinite(share).all() else None
@@ -157,7 +170,7 @@ def share_of_full(
 def measures_of(rows: Sequence[Row], *, windows: bool) -> list[Measure]:
     """The measures of a run that its rows have."""
     of_run = [measure for measure in MEASURES if measure.windows in (None, windows)]
-    return [measure for measure in of_run if np.isfinite(_amounts(rows, measure, rows)).all()]
+    return [measure for measure in of_run if np.isfinite([measure.of(row) for row in rows]).all()]
 
 
 def of_a_frame(rows: Sequence[Row], column: str) -> float:
@@ -198,18 +211,10 @@ def _resamples(n: int, seed: int) -> Values:
     return np.stack([np.bincount(draw, minlength=n) for draw in (np.arange(n), *draws)]) / n
 
 
-def _means(
-    runs: Sequence[Sequence[Row]], measure: Measure, first: Sequence[Row], weights: Values
-) -> tuple[Values, Values]:
+def _means(runs: Sequence[Sequence[Row]], measure: Measure, weights: Values) -> tuple[Values, Values]:
     """(resamples, points) of the measure's and the Dice's means over seeds."""
-    spent = np.array([_amounts(run, measure, first) for run in runs], np.float64)
+    spent = np.array([[measure.of(row) for row in run] for run in runs], np.float64)
     return weights @ spent, weights @ np.array([[row["dice"] for row in run] for run in runs], np.float64)
-
-
-def _amounts(rows: Sequence[Row], measure: Measure, first: Sequence[Row]) -> list[float]:
-    """What rows have spent of a measure; `first` are those of whole frames, which an opened frame is priced by."""
-    price = measure.price and measure.price * of_a_frame(first, measure.column)
-    return [row.get(measure.column, math.nan) + (price and price * row.get("n_frames", math.nan)) for row in rows]
 
 
 def _factor(

@@ -115,7 +115,7 @@ def axes_of(run: RunFolder) -> list[figures.Axis]:
         return [figures.images_axis(run.pool_size)]
     first = [row for row in run.curve_rows if row["round"] == 0]  # whole frames, whatever is chosen later
     measures = [measure for measure in measures_of(run.curve_rows, windows=True) if measure.axis]
-    return [figures.Axis(m.column, m.axis, of_a_frame(first, m.column), log=m.log) for m in measures]
+    return [figures.Axis(m.column, m.axis, m.unit or of_a_frame(first, m.column), log=m.log) for m in measures]
 
 
 def _shown(run: RunFolder, findings: Findings) -> list[str]:

@@ -7,7 +7,7 @@ Effort is counted in several measures, because pixels alone mislead: background 
     windows         windows and whole frames that were looked at
     pictures        pictures that were opened for them: a sheet for every 30 windows of a query, and whole frames
     openings        frames that were opened in their place where windows are annotated in their frames, query by query
-    outline         what an annotator draws: see `outline`
+    outline         what an annotator draws: see `outline`; in pixels of frames whose sides are `side` long
     corrected       what one draws who is shown a prediction: see `corrected`
     seconds         what all of that takes on sheets, from outline; seconds_corrected from what is corrected
 """
@@ -47,6 +47,7 @@ class Effort:
     openings: int
     outline: int
     corrected: int
+    side: float
     seconds: float
     seconds_corrected: float
 
@@ -134,6 +135,7 @@ class Labelled:
             openings=self.openings,
             outline=drawn,
             corrected=self.corrected,
+            side=side,
             seconds=round(seconds, 1),
             seconds_corrected=round(corrected, 1),
         )

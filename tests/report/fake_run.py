@@ -99,7 +99,8 @@ def write_fake_run(
                 drawn = 300 * (POOL if strategy == "full" else 10) + 300 * r * step * (
                     1 - 0.08 * (i % 5) * (per_frame > 1)
                 )
-                effort = {"labelled_share": n / POOL, "n_frames": spread, "outline": round(drawn)}
+                effort = {"labelled_share": n / POOL, "n_frames": spread, "outline": round(drawn), "side": 96.0}
+                effort |= _effort(r, step, per_frame, round(drawn), n)
                 row = _row(strategy, seed, r, n, dice, generator)
                 rows.append({**row, "regions": "none" if name == strategy else grid, **effort})
                 if artefacts and strategy != "full":
@@ -153,6 +154,18 @@ def _row(
         "eval_seconds": 2.1,
         **{f"dice_{c}": "" if c in ABSENT else v for c, v in zip(CLASSES, per_class, strict=True)},
     }
+
+
+def _effort(queries: int, step: int, per_frame: int, drawn: int, n: int) -> dict[str, float]:
+    """Windows on sheets; a third of what is drawn is corrected."""
+    windows = n if per_frame == 1 else 10 + queries * step * per_frame
+    pictures = n if per_frame == 1 else 10 + queries * math.ceil(step * per_frame / 30)
+    openings, corrected = n if per_frame == 1 else 10 + queries * step * per_frame, round(drawn / 3)
+    seconds = {
+        name: 5 * pictures + 2 * windows + 100 * length / 96
+        for name, length in (("seconds", drawn), ("seconds_corrected", corrected))
+    }
+    return {"windows": windows, "pictures": pictures, "openings": openings, "corrected": corrected, **seconds}
 
 
 def _frame_id(k: int) -> str:

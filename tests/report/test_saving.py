@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from alges_fast.prices import Prices
 from alges_fast.report.saving import FRAMES, OUTLINE, PIXELS, Measure, first_reached, savings
 from alges_fast.report.statistics import compare_differences, differences_at_equal
 
@@ -67,14 +68,18 @@ def test_a_dip_of_the_baseline_does_not_raise_the_factor() -> None:
     assert savings(rows, "a")[20].factor == pytest.approx(1.9)
 
 
-def test_an_opened_frame_has_a_price() -> None:
-    # A whole frame's outline is 10 (100 in 10 frames): at half of one a frame, both spend 5 more for each opened.
+def test_prices_make_seconds_of_what_was_opened_looked_at_and_drawn() -> None:
     rows = table({"random": [RANDOM], "a": [[(100, 0.2), (125, 0.45)]]})
     for row in rows:
+        row |= {"pictures": row["n_frames"], "openings": row["n_frames"], "windows": row["n_frames"], "side": 10.0}
         if row["strategy"] == "a" and row["round"] == 1:
-            row["n_frames"] = 60
-    found = savings(rows, "a", measure=Measure("outline", "", price=0.5))
-    assert found[20].factor == pytest.approx((250 + 5 * 25) / (125 + 5 * 60))
+            row |= {"pictures": 12, "openings": 60, "windows": 300}
+    # Random frames reach .45 at 250 pixels and 25 frames.
+    random = 5 * 25 + 2 * 25 + 100 * 25
+    sheets = Measure("outline", "", prices=Prices())
+    frames = Measure("outline", "", prices=Prices(), pictures="openings")
+    assert savings(rows, "a", measure=sheets)[20].factor == pytest.approx(random / (5 * 12 + 2 * 300 + 1250))
+    assert savings(rows, "a", measure=frames)[20].factor == pytest.approx(random / (5 * 60 + 2 * 300 + 1250))
 
 
 def test_means_over_seeds_come_first() -> None:

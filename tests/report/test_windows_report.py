@@ -15,7 +15,7 @@ from alges_fast.report import figures, sections, tables
 from alges_fast.report.artefacts import PickRecord
 from alges_fast.report.findings import RANDOM_WINDOWS, find, sentences
 from alges_fast.report.run_folder import RunFolder, read_results, read_run
-from alges_fast.report.saving import FRAMES, OUTLINE, PIXELS, PRICED
+from alges_fast.report.saving import CORRECTING, FRAMES, OUTLINE, PIXELS, PRICED, SECONDS
 from alges_fast.report.style import LIGHT, in_order, strategy_styles
 
 STRATEGIES = ("random", "stratified-random", "entropy", "alges-effort", "full")
@@ -94,7 +94,7 @@ def test_families_are_random_frames_stratified_frames_and_random_windows(run: Ru
     pairs = [(c.first, c.second) for c in found.at_equal[2].comparisons]
     assert ("alges-effort@8x8", "random@8x8") in pairs
     assert ("alges-effort@4x4", "random@4x4") in pairs
-    assert set(found.savings) == {OUTLINE, PIXELS, FRAMES, *PRICED}
+    assert set(found.savings) == {SECONDS, CORRECTING, OUTLINE, PIXELS, FRAMES, *PRICED}
     assert set(found.savings_to_windows) == {first for first, _ in pairs}
 
 
@@ -108,15 +108,16 @@ def test_comparisons_end_where_all_curves_end_and_savings_are_read_off_the_longe
 def test_the_opening_names_a_strategy_that_beats_random_windows_and_says_by_how_much(run: RunFolder) -> None:
     said = sentences(run, find(run))
     assert re.fullmatch(
-        r"For the accuracy \(mean Dice 0\.\d{3}\) that \d+ frames chosen at random give, windows \(8 x 8 to a frame\) "
-        r"chosen by alges-effort need \d\.\d times less drawing \(95 % interval [\d.> to]+, 6 seeds\)\.",
+        r"For the accuracy \(mean Dice 0\.\d{3}\) that \d+ frames chosen at random give, windows \(4 x 4 to a frame\) "
+        r"chosen by alges-effort need \d\.\d times less time \(95 % interval [\d.> to]+, 6 seeds\)\.",
         said[0],
     ), said[0]
     assert re.match(r"Windows of the same grid chosen at random take \d\.\d .* times as much as these\.", said[1])
     assert "highest of 11" in said[2]
-    assert "in drawing with 2 % of a frame's for each opened" in said[3]
+    assert "in outline drawn" in said[3]
+    assert "in time, windows in their frames" in said[3]
     assert said[4].startswith("Every frame labelled gives")
-    assert "over equal outline drawn: above: " in said[5]
+    assert "over equal annotating time: above: " in said[5]
 
 
 @pytest.mark.parametrize(("others", "how"), [(0.0, "however chosen,"), (-0.05, "chosen at random")])
@@ -130,7 +131,7 @@ def test_no_strategy_is_credited_with_what_random_windows_do_too(
         windows, chosen = row["regions"] != "none", row["strategy"] != "random"
         gain = (0.1 + others * chosen) * windows if row["round"] != "0" else 0.0
         row["dice"] = str(0.3 + 0.02 * int(row["round"]) + gain + noise.normal(0, 0.004))
-        row["outline"] = str(3000 * (1 + int(row["round"])))
+        row["outline"] = row["seconds"] = str(3000 * (1 + int(row["round"])))
 
     said = sentences(alike := changed(run, tmp_path / "out", level), find(alike))
     assert re.search(rf"windows \(\d x \d to a frame\) {how} need \d", said[0]), said[0]
@@ -157,14 +158,14 @@ def test_random_frames_that_never_get_there_give_a_bound(run: RunFolder, tmp_pat
     said = sentences(high := changed(run, tmp_path / "out", raise_one), find(high))
     assert re.search(
         r"\(mean Dice 0\.80\d\) that 80 frames chosen at random do not reach, windows \(8 x 8 to a frame\) chosen by "
-        r"alges-effort need at least \d\.\d times less drawing \(95 % interval > \d\.\d, 6 seeds\)",
+        r"alges-effort need at least \d\.\d times less time \(95 % interval > \d\.\d, 6 seeds\)",
         said[0],
     ), said[0]
 
 
 def test_the_distance_to_full_supervision_is_in_every_measure(run: RunFolder) -> None:
     found = find(run).to_full
-    assert list(found) == [OUTLINE, PIXELS, *PRICED, FRAMES]
+    assert list(found) == [SECONDS, CORRECTING, OUTLINE, PIXELS, *PRICED, FRAMES]
     assert {*found[PIXELS]} == {*run.strategies} - {"full"}
     random = found[PIXELS]["random"]  # of a pool of 640, 80 labelled in the end
     assert (random.bound, random.factor) == (">", pytest.approx(80 / 640))
@@ -172,7 +173,10 @@ def test_the_distance_to_full_supervision_is_in_every_measure(run: RunFolder) ->
 
 def test_curves_are_drawn_over_outline_pixels_and_frames_in_frames_worth(run: RunFolder) -> None:
     axes = sections.axes_of(run)
-    outline, pixels, frames = axes
+    hours, outline, pixels, frames = axes
+    assert list(hours.curves(run.curve_rows)["random"])[:1] == pytest.approx(
+        [(5 * 10 + 2 * 10 + 100 * 3000 / 96) / 3600]
+    )
     assert list(outline.curves(run.curve_rows)["random"])[:2] == pytest.approx([10, 20], rel=0.01)
     assert list(pixels.curves(run.curve_rows)["random@8x8"])[:4] == pytest.approx([10, 20, 30, 40])
     assert list(frames.curves(run.curve_rows)["random"])[:2] == [10, 20]
