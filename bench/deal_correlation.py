@@ -33,6 +33,7 @@ from alges_fast.models import build_model
 from alges_fast.models.deal import DealModel
 from alges_fast.random_streams import stream_seed
 from alges_fast.strategies import get_strategy
+from alges_fast.training.config import TrainConfig
 from alges_fast.training.whole_network import train
 
 RESULTS = Path(__file__).parent / "results"
@@ -70,8 +71,8 @@ def trained(fabric: Fabric, dataset: Dataset, seed: int, options: argparse.Names
     model = DealModel(network, n_classes, stream_seed("strategy's weights", seed, 0))
     frames = dataset.train.subset(initial_pool(len(dataset.train), options.labelled, seed))
     loss = get_strategy("deal")().loss
-    settings = {"epochs": options.epochs, "batch_size": options.batch_size, "lr": 1e-3}
-    train(fabric, model, frames, **settings, seed=seed, round=0, loss=loss)
+    config = TrainConfig(epochs=options.epochs, batch_size=options.batch_size)
+    train(fabric, model, frames, config, seed=seed, round=0, loss=loss)
     return model
 
 
