@@ -115,9 +115,14 @@ def status() -> str:
         "another": "That cannot be told yet.",
         "saving": "That cannot be known.",
         "next": NextStep("the model knows all labels", ["python -m alges_fast.project next liver -n 20"]),
-        "curve": {
-            "points": [{"x": 600, "y": 60, "low": 80, "high": 40, "title": "10 frames: 0.8", "frames": 10}],
-            "line": "600,60",
+        "curves": {
+            "lines": [
+                {
+                    "name": "head",
+                    "line": "600,60",
+                    "points": [{"x": 600, "y": 60, "low": 80, "high": 40, "title": "10 frames: 0.8", "frames": 10}],
+                }
+            ],
             "grid": [(220, "0.0"), (20, "1.0")],
         },
         "left_out": ["b.png: cannot be read"],

@@ -11,10 +11,11 @@ import numpy as np
 
 from alges_fast import atomic
 from alges_fast.data.loading import palette
+from alges_fast.models import FROZEN
 from alges_fast.pages import render
 from alges_fast.prices import sheets_for
 from alges_fast.project.asking import as_flags, strategy_of
-from alges_fast.project.folder import Import, Project, Round
+from alges_fast.project.folder import Import, Project, Round, TrainedModel
 from alges_fast.project.labels import Labels, read_labels
 from alges_fast.project.measuring import ENOUGH, TELLING
 from alges_fast.project.pool import ProjectPool, list_pool
@@ -149,11 +150,9 @@ def dice_line(project: Project) -> str:
         return "No model is trained yet."
     model = project.models[-1]
     facts = model.facts
+    knows = f"Model {model.number} ({_network_of(model)}) knows {facts['frames']} frames."
     if facts["dice"] is None:
-        return (
-            f"Model {model.number} knows {facts['frames']} frames. How good it is cannot be told yet: from {ENOUGH} "
-            "annotated frames on a fifth is held out to measure with."
-        )
+        return f"{knows} How good it is cannot be told yet: from {ENOUGH} annotated frames on a fifth is held out to measure with."
     unit = "videos"
     if facts["of_pictures"]:
         unit = "series of pictures"
@@ -163,8 +162,8 @@ def dice_line(project: Project) -> str:
     elif facts["of_pictures"]:
         how += " (it flatters if several series are of one video)"
     return (
-        f"Model {model.number} knows {facts['frames']} frames. Dice {_interval(facts['dice']['mean'])} on "
-        f"{len(facts['held_out'])} held-out frames {how}, by a model trained without them."
+        f"{knows} Dice {_interval(facts['dice']['mean'])} on {len(facts['held_out'])} held-out frames {how}, by a "
+        "model trained without them."
     )
 
 
@@ -207,7 +206,7 @@ def _facts(project: Project, pool: ProjectPool) -> dict[str, Any]:
         "another": another_round(project),
         "saving": label_saving(project),
         "next": next_step(project),
-        "curve": _curve(project),
+        "curves": _curves(project),
         "lost": [
             f"round {number} is missing: what it picked and what came back for it no longer count"
             for number in project.lost_rounds
@@ -281,38 +280,50 @@ def _round_row(project: Project, round: Round) -> dict[str, Any]:
     }
 
 
-def _curve(project: Project) -> dict[str, Any] | None:
-    """Points of Dice over annotated frames, as coordinates of a picture of 640 x 260; None for fewer than one."""
-    points = [
-        (model.facts["frames"], model.facts["dice"]["mean"])
-        for model in project.models
-        if model.facts["dice"] is not None and model.facts["dice"]["mean"][0] is not None
-    ]
-    if not points:
+def _curves(project: Project) -> dict[str, Any] | None:
+    """Dice over annotated frames, a line for the head and for each whole network, as coordinates of a picture of 640 x
+    260; None for no point."""
+    measured: dict[str, list[tuple[int, Sequence[float | None]]]] = {}
+    for model in project.models:
+        dice = model.facts["dice"]
+        if dice is not None and dice["mean"][0] is not None:
+            measured.setdefault(_network_of(model), []).append((model.facts["frames"], dice["mean"]))
+    if not measured:
         return None
-    most = max(int(frames) for frames, _ in points)
+    most = max(frames for points in measured.values() for frames, _ in points)
 
     def x(frames: float) -> float:
         return round(44 + 580 * frames / most, 1)
 
-    def y(dice: float) -> float:
-        return round(220 - 200 * dice, 1)
+    def y(dice: float | None) -> float | None:
+        return None if dice is None else round(220 - 200 * dice, 1)
 
     return {
-        "points": [
+        "lines": [
             {
-                "x": x(frames),
-                "y": y(value),
-                "low": None if low is None else y(low),
-                "high": None if high is None else y(high),
-                "title": f"{frames} frames: Dice {_interval([value, low, high])}",
-                "frames": frames,
+                "name": name,
+                "line": " ".join(f"{x(frames)},{y(dice[0])}" for frames, dice in points),
+                "points": [
+                    {
+                        "x": x(frames),
+                        "y": y(value),
+                        "low": y(low),
+                        "high": y(high),
+                        "title": f"{name}, {frames} frames: Dice {_interval([value, low, high])}",
+                        "frames": frames,
+                    }
+                    for frames, (value, low, high) in points
+                ],
             }
-            for frames, (value, low, high) in points
+            for name, points in measured.items()
         ],
-        "line": " ".join(f"{x(frames)},{y(value)}" for frames, (value, _, _) in points),
         "grid": [(y(dice), f"{dice:.1f}") for dice in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)],
     }
+
+
+def _network_of(model: TrainedModel) -> str:
+    architecture = str(model.network["architecture"])
+    return "head" if architecture == FROZEN else architecture
 
 
 def _page(project: Project, facts: dict[str, Any]) -> str:

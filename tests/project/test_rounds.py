@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -347,3 +348,9 @@ def test_a_whole_network_in_the_place_of_the_head(annotator: Annotator, capsys: 
     assert run("next", "p", "-n", "1") == 0
     with Path("p/history.csv").open() as file:
         assert [row["architecture"] for row in csv.DictReader(file)] == ["unet", "unet", "frozen"]
+    capsys.readouterr()
+    assert run("status", "p") == 0
+    assert "Model 2 (head) knows" in capsys.readouterr().out
+    page = Path("p/status.html").read_text(encoding="utf-8")
+    assert page.count("<polyline") == 2  # a curve for each network
+    assert re.findall(r'text-anchor="end">([a-z]+)</text>', page) == ["unet", "head"]
