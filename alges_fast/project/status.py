@@ -152,7 +152,8 @@ def dice_line(project: Project) -> str:
     facts = model.facts
     knows = f"Model {model.number} ({_network_of(model)}) knows {facts['frames']} frames."
     if facts["dice"] is None:
-        return f"{knows} How good it is cannot be told yet: from {ENOUGH} annotated frames on a fifth is held out to measure with."
+        unknown = f"How good it is cannot be told yet: from {ENOUGH} annotated frames on a fifth is held out"
+        return f"{knows} {unknown} to measure with."
     unit = "videos"
     if facts["of_pictures"]:
         unit = "series of pictures"
