@@ -126,6 +126,7 @@ def status() -> str:
             "grid": [(220, "0.0"), (20, "1.0")],
         },
         "left_out": ["b.png: cannot be read"],
+        "lost": ["round 1 is no longer in the folder"],
     }
     return _page(project, facts)
 

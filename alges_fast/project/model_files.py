@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alges_fast import atomic
@@ -24,21 +25,39 @@ CHECKED = 10
 SAME = 0.9999
 """Of the pixels: two runtimes round differently, and where two classes are equally likely either is right."""
 
+SIZES = {
+    0: torch.export.Dim("batch", min=1, max=1024),
+    2: torch.export.Dim("height", min=32, max=4096),
+    3: torch.export.Dim("width", min=32, max=4096),
+}
+"""What may differ from one batch of images to the next."""
+
 
 class Deployed(nn.Module):
-    """Images (B, 3, H, W) float32 between 0 and 1 to logits (B, K, H, W): the normalisation is inside."""
+    """Images (B, 3, H, W) of any size, float32 between 0 and 1, to logits (B, K, H, W): all else is inside.
+
+    Args:
+        model: normalised images to logits of their size.
+        normalisation: that it wants.
+        side: of the square that images are stretched to for it; None for a model that does so itself.
+    """
 
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, model: nn.Module, normalisation: Normalisation) -> None:
+    def __init__(self, model: nn.Module, normalisation: Normalisation, side: int | None) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.side = model, side
         self.register_buffer("mean", torch.tensor(normalisation.mean).view(1, 3, 1, 1))
         self.register_buffer("deviation", torch.tensor(normalisation.deviation).view(1, 3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.model((images - self.mean) / self.deviation)
+        shown = images
+        if self.side is not None:
+            shown = F.interpolate(images, (self.side, self.side), mode="bilinear", antialias=True)
+        logits: Tensor = self.model((shown - self.mean) / self.deviation)
+        if self.side is not None:
+            logits = F.interpolate(logits, images.shape[2:], mode="bilinear", align_corners=False)
         return logits
 
 
@@ -53,28 +72,22 @@ def export_model(project: Project, out: Path | None = None) -> list[Path]:
     newest = project.models[-1]
     folder = newest.folder if out is None else out
     folder.mkdir(parents=True, exist_ok=True)
-    model = Deployed(*network.load_whole(newest, project.config.encoder_weights)).eval()
+    side = None if network.is_frozen(newest) else project.config.image_size
+    model = Deployed(*network.load_whole(newest, project.config.encoder_weights), side).eval()
     pool, _ = decoded(list_pool(project), project.config.image_size)
     first = range(min(CHECKED, len(pool.frames)))
     frames = torch.from_numpy(pictures_of(pool.frames)(first, network.shown_size(newest))).float() / 255
     with torch.no_grad():
         expected = torch.cat([model(frame[None]) for frame in frames]).argmax(1)
-    sizes = _sizes(network.is_frozen(newest))
-    written = [_torch_export(model, frames, sizes, folder / "model.pt2", expected)]
+    written = [_torch_export(model, frames, folder / "model.pt2", expected)]
     if importlib.util.find_spec("onnx") and importlib.util.find_spec("onnxscript"):
-        written.append(_onnx(model, frames, sizes, folder / "model.onnx", expected))
+        written.append(_onnx(model, frames, folder / "model.onnx", expected))
     return written
 
 
-def _sizes(any_size: bool) -> dict[int, Any]:
-    """What may differ from one batch to the next: their number, and of a frozen encoder's model their size."""
-    sizes = {2: torch.export.Dim("height", min=32, max=4096), 3: torch.export.Dim("width", min=32, max=4096)}
-    return {0: torch.export.Dim("batch", min=1, max=1024), **(sizes if any_size else {})}
-
-
-def _torch_export(model: nn.Module, frames: Tensor, sizes: dict[int, Any], path: Path, expected: Tensor) -> Path:
+def _torch_export(model: nn.Module, frames: Tensor, path: Path, expected: Tensor) -> Path:
     example = frames[:1].repeat(2, 1, 1, 1)
-    program = torch.export.export(model, (example,), dynamic_shapes=(sizes,))
+    program = torch.export.export(model, (example,), dynamic_shapes=(SIZES,))
     draft = path.with_name(f".{path.name}")
     with atomic.new_file(draft) as file:
         torch.export.save(program, file)
@@ -84,7 +97,7 @@ def _torch_export(model: nn.Module, frames: Tensor, sizes: dict[int, Any], path:
     return _checked(draft, path, found, expected)
 
 
-def _onnx(model: nn.Module, frames: Tensor, sizes: dict[int, Any], path: Path, expected: Tensor) -> Path:
+def _onnx(model: nn.Module, frames: Tensor, path: Path, expected: Tensor) -> Path:
     draft = path.with_name(f".{path.name}")
     draft.unlink(missing_ok=True)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -95,7 +108,7 @@ def _onnx(model: nn.Module, frames: Tensor, sizes: dict[int, Any], path: Path, e
         draft,
         input_names=["images"],
         output_names=["logits"],
-        dynamic_shapes=(sizes,),
+        dynamic_shapes=(SIZES,),
         dynamo=True,
         external_data=False,
         verbose=False,

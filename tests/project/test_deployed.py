@@ -14,11 +14,13 @@ from PIL import Image
 
 from alges_fast.annotation.sources import LeftOut, list_frames
 from alges_fast.errors import UserError
-from alges_fast.models import saved
+from alges_fast.models import FROZEN, saved
 from alges_fast.models.frozen import FrozenModel
 from alges_fast.project import model_files, network
 from alges_fast.project.config import ProjectConfig
 from alges_fast.project.pool import ProjectPool, decoded
+from alges_fast.training.config import TrainConfig
+from alges_fast.training.learner import WholeNetwork
 
 
 @pytest.fixture
@@ -29,7 +31,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     (tmp_path / "pool").mkdir()
     for number, picture in enumerate(np.random.default_rng(0).integers(0, 256, (12, 90, 160, 3)).astype(np.uint8)):
         Image.fromarray(picture).save(tmp_path / "pool" / f"{number:02}.png")
-    pool = ProjectPool(list_frames(tmp_path / "pool"), LeftOut("stop"))
+    pool = ProjectPool(list_frames(tmp_path / "pool"), LeftOut("stop"), tmp_path)
     monkeypatch.setattr(model_files, "list_pool", lambda project: pool)
     monkeypatch.setenv("ALGES_FAST_CACHE", str(tmp_path / "cache"))
     frozen = network.frozen(project, pool.frames, decoded(pool, 64)[1])
@@ -39,14 +41,20 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return project
 
 
-def test_files_predict_what_the_model_does(trained: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("architecture", [FROZEN, "unet"])
+def test_files_predict_what_the_model_does(trained: Any, tmp_path: Path, architecture: str) -> None:
+    side = None
+    if architecture != FROZEN:
+        side, settings = 64, TrainConfig(64, architecture, "tu-mobilenetv4_conv_small_050")
+        learner = WholeNetwork(settings, 3)
+        network.save(tmp_path, learner.new_network(3, 0), learner.card(trained.config.classes))
     written = model_files.export_model(trained, tmp_path / "out")
     has_onnx = importlib.util.find_spec("onnx") is not None and importlib.util.find_spec("onnxscript") is not None
     assert [path.name for path in written] == ["model.pt2", "model.onnx"][: 1 + has_onnx]
     program = torch.export.load(tmp_path / "out" / "model.pt2").module()
     assert program(torch.rand(3, 3, 64, 64)).shape == (3, 3, 64, 64)  # any number of frames at a time
     frames = torch.rand(1, 3, 90, 160)  # as large as a user has them
-    own = model_files.Deployed(*network.load_whole(trained.models[0], "packaged"))
+    own = model_files.Deployed(*network.load_whole(trained.models[0], "packaged"), side)
     with torch.no_grad():
         torch.testing.assert_close(program(frames), own(frames), rtol=1e-3, atol=1e-3)
 
