@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple, overload
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from torch import Tensor
 
 __all__ = [
     "Box",
+    "GridWindows",
     "Window",
     "cell_boxes",
     "class_changes",
@@ -107,6 +109,133 @@ def cell_boxes(size: Sequence[int], regions: tuple[int, int]) -> list[Box]:
 def windows_of(id: str | int, size: Sequence[int], regions: tuple[int, int]) -> list[Window]:
     """The windows of an image of (height, width) pixels, row by row."""
     return [Window(id, xs.start, ys.start, len(xs), len(ys)) for ys, xs in cell_boxes(size, regions)]
+
+
+class GridWindows(Sequence[Window]):
+    """Windows of a grid over images, in order, kept as numbers: a `Window` is made when one is indexed, so hours of video
+    hold millions. What is asked of many at once is answered by arrays.
+
+    Args:
+        ids: of the images, no one twice.
+        sizes: (height, width) of each.
+        regions: rows R and columns C of the grid.
+        numbers: (n,) int64 ascending, image x R C + cell of those that belong; all by default.
+
+    Raises:
+        ValueError: a grid finer than an image.
+    """
+
+    def __init__(
+        self,
+        ids: Sequence[str | int],
+        sizes: Sequence[Sequence[int]],
+        regions: tuple[int, int],
+        numbers: Tensor | None = None,
+    ) -> None:
+        self.ids = tuple(ids)
+        self.sizes = sizes
+        self.regions = regions
+        self.n_cells = regions[0] * regions[1]
+        self.numbers = torch.arange(len(self.ids) * self.n_cells) if numbers is None else numbers
+        kinds: dict[tuple[int, ...], int] = {}
+        self._kind = torch.tensor([kinds.setdefault(tuple(size), len(kinds)) for size in sizes], dtype=torch.int64)
+        boxes = [[window[1:] for window in windows_of("", size, regions)] for size in kinds]
+        self._boxes = torch.tensor(boxes, dtype=torch.int64).view(len(kinds), self.n_cells, 4)  # x, y, width, height
+        self._cells = [{box: cell for cell, box in enumerate(of_size)} for of_size in boxes]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> Window: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Window]: ...
+
+    def __getitem__(self, index: int | slice) -> Window | list[Window]:
+        if isinstance(index, slice):
+            return [self._window(number) for number in self.numbers[index].tolist()]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"window {index} of {len(self)}")
+        return self._window(int(self.numbers[index]))
+
+    def __iter__(self) -> Iterator[Window]:
+        for part in self.numbers.split(1 << 16):
+            yield from map(self._window, part.tolist())
+
+    def __contains__(self, item: object) -> bool:
+        return bool(self.positions_of([item])[0] >= 0)
+
+    def index(self, value: Any, start: int = 0, stop: int | None = None) -> int:
+        """As of any sequence."""
+        at = int(self.positions_of([value])[0])
+        if not start <= at < (len(self) if stop is None else stop):
+            raise ValueError(f"{value} is not among the windows")
+        return at
+
+    @property
+    def images(self) -> Tensor:
+        """(n,) int64: of which image each is, as a place in `ids`."""
+        return self.numbers // self.n_cells
+
+    @property
+    def cells(self) -> Tensor:
+        """(n,) int64: which window of its image each is, row by row."""
+        return self.numbers % self.n_cells
+
+    def widths_and_heights(self) -> Tensor:
+        """(n, 2) int64."""
+        return self._boxes[self._kind[self.images], self.cells, 2:]
+
+    def numbers_of(self, items: Iterable[object]) -> Tensor:
+        """(m,) int64: the number of each window of the grid, whether it belongs or not; -1 of anything else."""
+        found = []
+        for item in items:
+            image = self._images.get(item.id) if isinstance(item, Window) else None
+            cell = None if image is None else self._cells[int(self._kind[image])].get(tuple(item[1:]))  # type: ignore[index]
+            found.append(-1 if image is None or cell is None else image * self.n_cells + cell)
+        return torch.tensor(found, dtype=torch.int64)
+
+    def positions_of(self, items: Iterable[object]) -> Tensor:
+        """(m,) int64: where each is among the windows; -1 where it is not."""
+        numbers = self.numbers_of(items)
+        if not len(self.numbers):
+            return torch.full_like(numbers, -1)
+        at = torch.searchsorted(self.numbers, numbers).clamp(max=len(self.numbers) - 1)
+        return torch.where(self.numbers[at] == numbers, at, -1)
+
+    def overlapping(self, item: Window | str | int) -> Tensor:
+        """(m,) int64: numbers of the grid's windows that share a pixel with one of any grid, or are of an image."""
+        image = self._images.get(item.id if isinstance(item, Window) else item)
+        if image is None:
+            return torch.empty(0, dtype=torch.int64)
+        numbers = torch.arange(image * self.n_cells, (image + 1) * self.n_cells)
+        if not isinstance(item, Window):
+            return numbers
+        x, y, width, height = self._boxes[int(self._kind[image])].unbind(1)
+        across = (x < item.x + item.width) & (item.x < x + width)
+        return numbers[across & (y < item.y + item.height) & (item.y < y + height)]
+
+    def of_images(self, images: Collection[str | int]) -> Tensor:
+        """(n,) bool: which are windows of these images."""
+        wanted = torch.tensor([id in images for id in self.ids], dtype=torch.bool)
+        return wanted[self.images]
+
+    def without(self, numbers: Tensor) -> GridWindows:
+        """The others."""
+        stay = torch.ones(len(self), dtype=torch.bool)
+        if len(self) and len(numbers):
+            at = torch.searchsorted(self.numbers, numbers).clamp(max=len(self) - 1)
+            stay[at[self.numbers[at] == numbers]] = False
+        return GridWindows(self.ids, self.sizes, self.regions, self.numbers[stay])
+
+    @cached_property
+    def _images(self) -> dict[str | int, int]:
+        return {id: image for image, id in enumerate(self.ids)}
+
+    def _window(self, number: int) -> Window:
+        image, cell = divmod(number, self.n_cells)
+        return Window(self.ids[image], *self._boxes[self._kind[image], cell].tolist())
 
 
 def class_changes(classes: Tensor, regions: tuple[int, int] = (1, 1)) -> Tensor:

@@ -21,7 +21,7 @@ from alges_fast.ops import check_outputs
 from alges_fast.ops.outputs import TABLE
 from alges_fast.pool.row_file import RowFile, fingerprint, signature
 from alges_fast.pool.rows import PoolEmbeddings, Rows, Scored, finite_rows
-from alges_fast.pool.source import Batch, Pool, Source, checksums, digest_of_ids, known_ids
+from alges_fast.pool.source import Batch, Id, Pool, Source, checksums, digest_of_ids, known_ids
 from alges_fast.pool.transfer import (
     PRECISIONS,
     are_finite,
@@ -35,6 +35,7 @@ from alges_fast.pool.transfer import (
 __all__ = ["Progress", "embed_pool"]
 
 Progress: TypeAlias = Callable[[int, "int | None"], None]
+Keep: TypeAlias = Callable[[Sequence[Id], dict[str, Tensor]], dict[str, Tensor]]
 
 
 def embed_pool(
@@ -58,6 +59,7 @@ def embed_pool(
     rank: int | None = None,
     world_size: int | None = None,
     group: Any = None,
+    keep: Keep | None = None,
 ) -> PoolEmbeddings:
     """Gradient embeddings or uncertainty scores of every image of a pool, in one pass of the model.
 
@@ -91,6 +93,8 @@ def embed_pool(
             out and logs their ids.
         rank, world_size: score the images rank, rank + world_size, ... only.
         group: a torch.distributed group to take rank and world_size from.
+        keep: what is kept of a batch in the place of its outputs, where these would take too much memory: a function of
+            (ids, name -> (B, ...)) that gives name -> (B, ...), on the CPU. Not with `out`.
 
     Returns:
         PoolEmbeddings of the images this rank scored.
@@ -105,6 +109,8 @@ def embed_pool(
     names = (output,) if isinstance(output, str) else tuple(output)
     _check_names(names)
     validate(batch_size, precision, resume, out)
+    if keep is not None and out is not None:
+        raise ValueError("keep: what is written to out are the outputs themselves; leave one of the two out")
     if on_nan not in ("raise", "skip"):
         raise ValueError(f"on_nan must be 'raise' or 'skip', got {on_nan!r}")
     rank, world_size = _shard(rank, world_size, group)
@@ -161,6 +167,9 @@ def embed_pool(
                 measured = last_layer.measure(part, names, regions=regions, loss=loss, backend=backend)
                 parts.append([measured[name] for name in names])
             values = parts[0] if len(parts) == 1 else [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
+            if keep is not None:
+                kept = keep(batch.ids, dict(zip(names, values, strict=True)))
+                rows.names, values = tuple(kept), list(kept.values())
             # Of what is read as it is kept every NaN and infinity shows in the results, so one pass is enough.
             shown = as_kept and not _COUNTS.issuperset(names) and all(bool(finite_rows(v).all()) for v in values)
             finite = torch.ones(len(images), dtype=torch.bool) if shown else are_finite(images)
