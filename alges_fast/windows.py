@@ -112,8 +112,8 @@ def windows_of(id: str | int, size: Sequence[int], regions: tuple[int, int]) -> 
 
 
 class GridWindows(Sequence[Window]):
-    """Windows of a grid over images, in order, kept as numbers: a `Window` is made when one is indexed, so hours of video
-    hold millions. What is asked of many at once is answered by arrays.
+    """Windows of a grid over images, in order, kept as numbers: a `Window` is made when one is indexed, as hours of
+    video hold millions. What is asked of many at once is answered by arrays.
 
     Args:
         ids: of the images, no one twice.

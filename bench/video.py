@@ -2,8 +2,9 @@
 
 Videos of an hour at one frame a second are encoded, small and plain; what the packaged encoder would make of their
 frames is drawn instead: fields of 13 classes that move slowly, a blend of one prototype of 64 channels a class, and
-noise, 56 x 56 x 64 float16 a frame, every frame its own. They lie in the cache in the place of the encoder's, in full,
-401 kB a frame, and are read from there. The pool's decoded pictures, which no measured command reads, are a sparse file.
+noise, 56 x 56 x 64 float16 a frame. One hour is drawn; every other hour is that one with its frames shifted in space and
+mirrored, each hour otherwise. All lie in the cache in the place of the encoder's, in full, 401 kB a frame, and are read
+from there. The pool's decoded pictures, which no measured command reads, are a sparse file.
 The head is trained by `project train` on 20 frames labelled by the field.
 
     python bench/video.py --frames 3600 61200 [--against CHECKOUT] [--json FILE]
@@ -36,10 +37,10 @@ CELLS = "16x16"
 
 
 class Drawn:
-    """The frames of one video, as the encoder would see them."""
+    """The frames of an hour of video, as the encoder would see them."""
 
-    def __init__(self, video: int) -> None:
-        generator = np.random.default_rng([video, 7])
+    def __init__(self) -> None:
+        generator = np.random.default_rng(7)
         waves = generator.normal(0, 2.2, (WAVES, 2)) / GRID * 2 * np.pi
         y, x = np.mgrid[:GRID, :GRID].reshape(2, -1)
         self.waves = np.exp(1j * (waves[:, :1] * x + waves[:, 1:] * y))
@@ -54,9 +55,9 @@ class Drawn:
         heights: NDArray[np.float32] = (moved @ self.waves).real.T.astype(np.float32)
         return heights
 
-    def mask(self, second: int) -> NDArray[np.uint8]:
+    def mask(self, video: int, second: int) -> NDArray[np.uint8]:
         """(224, 224) class ids."""
-        classes = self.heights(second).argmax(1).reshape(GRID, GRID).astype(np.uint8)
+        classes = moved(self.heights(second).argmax(1).reshape(GRID, GRID).astype(np.uint8), video)
         return classes.repeat(SIDE // GRID, 0).repeat(SIDE // GRID, 1)
 
     def features(self, second: int) -> NDArray[np.float16]:
@@ -67,6 +68,11 @@ class Drawn:
         clean = (shares @ self.prototypes).reshape(GRID, GRID, CHANNELS)
         noise = _noise()[second * 31 % len(_noise())]
         return (clean + np.roll(noise, (second * 7 % GRID, second * 13 % GRID), (0, 1))).astype(np.float16)
+
+
+def moved(frame: NDArray[Any], video: int) -> NDArray[Any]:
+    """A frame (56, 56, ...) of the first hour as one of another hour."""
+    return np.roll(frame, (11 * video % GRID, 17 * video % GRID), (0, 1))[:, :: 1 if video % 2 == 0 else -1]
 
 
 @cache
@@ -103,6 +109,16 @@ def write_sparse(place: Path, n: int) -> None:
     (place / "index.json").write_text(json.dumps(index))
 
 
+def drawn_hour(folder: Path, n: int) -> NDArray[np.float16]:
+    """(n, 56, 56, 64), drawn once."""
+    path = folder / f"hour-{n}.npy"
+    if not path.exists():
+        drawn = Drawn()
+        np.save(path, np.stack([drawn.features(second) for second in range(n)]))
+    hour: NDArray[np.float16] = np.load(path, mmap_mode="r")
+    return hour
+
+
 def prepare(folder: Path, n_frames: int) -> Path:
     """The project, with features in the cache, one round labelled and a head trained; what is there is not made again."""
     from alges_fast.annotation import decoded
@@ -127,14 +143,11 @@ def prepare(folder: Path, n_frames: int) -> Path:
     assert len(frames) == n_frames, len(frames)
     place = folder / "cache" / f"pool-{SIDE}-{decoded._key(frames, SIDE)}"
     write_sparse(place, n_frames)
-    videos: dict[int, Drawn] = {}
+    hour = drawn_hour(folder.parent, min(n_frames, HOUR))
 
     def make_features() -> Iterator[NDArray[np.float16]]:
         for at in range(n_frames):
-            video = videos.setdefault(at // HOUR, Drawn(at // HOUR))
-            if at % 600 == 0:
-                print(f"\rdrawing features {at} of {n_frames}", end="", file=sys.stderr)
-            yield video.features(at % HOUR)[None]
+            yield moved(hour[at % HOUR], at // HOUR)[None]
 
     encode = network.FrozenEncoder.__call__
     rows = make_features()
@@ -171,10 +184,10 @@ def answers(picks: Path) -> list[Any]:
         for row in csv.DictReader(file):
             box = [int(row[name]) for name in ("x", "y", "width", "height")] if row["x"] else []
             windows.setdefault(row["frame"], []).extend([Window(row["frame"], *box)] if box else [])
-    found = []
+    found, drawn = [], Drawn()
     for id, boxes in windows.items():
         video, second = int(id[:2]), round(float(id.split("@")[1].rstrip("s")))
-        mask = Drawn(video).mask(second)
+        mask = drawn.mask(video, second)
         shown = mask if not boxes else np.full_like(mask, 255)
         for _, x, y, width, height in boxes:
             shown[y : y + height, x : x + width] = mask[y : y + height, x : x + width]

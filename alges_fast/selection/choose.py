@@ -8,12 +8,17 @@ import time
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
 
 from alges_fast.pool import Id, pool_ids
 from alges_fast.selection.effort import predict_effort
 from alges_fast.strategies import Candidate, Query, Rating, Strategy, Taken, frame_of, scores_of
-from alges_fast.windows import Window, windows_of
+from alges_fast.strategies.base import ByCandidate, Closed, frames_of, in_frames, positions_of
+from alges_fast.windows import GridWindows, Window, windows_of
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +29,9 @@ On validation data of CamVid and ACDC nothing was gained by it, and drawing took
 whole is as many centres as it has windows (bench/results/CENTRES.md)."""
 LABELLED_COUNT_IN_NORMS = False
 """Whether classes' mean norms are over what is labelled too; measured together with the centres."""
+
+MANY = 1 << 20
+"""Candidates of which no score is kept but those of the picks."""
 
 Place: TypeAlias = tuple[str, float]
 """A frame's video, and its time in it."""
@@ -39,9 +47,10 @@ class NotEnough(ValueError):
         n_left: candidates that could be picked.
     """
 
-    def __init__(self, budget: int, costs: Sequence[int]) -> None:
-        most = f"what the {len(costs)} that can be picked cost together"
-        super().__init__(f"must be between {min(costs, default=1)} and {sum(costs)}, {most}, got {budget}")
+    def __init__(self, budget: int, costs: Tensor) -> None:
+        least, most = (int(costs.min()), int(costs.sum())) if len(costs) else (1, 0)
+        what = f"what the {len(costs)} that can be picked cost together"
+        super().__init__(f"must be between {least} and {most}, {what}, got {budget}")
         self.n_left = len(costs)
 
 
@@ -56,7 +65,8 @@ class Selection:
     Attributes:
         ids: ids of images, or windows of images, in order of picking.
         scores: a number per candidate, higher is more wanted: the norm of an ALGES embedding, or the mean uncertainty
-            of a pixel; where processes share the pool, of the picks alone. Empty for strategies that rate nothing by
+            of a pixel; where processes share the pool, or it has millions of windows, of the picks alone.
+            Empty for strategies that rate nothing by
             itself, such as coreset and the random ones.
         outlines: the predicted outline of every candidate, in pixels of its image, where the budget is counted in it;
             else empty.
@@ -92,7 +102,8 @@ class Selection:
             these = [pick for pick in kept if pick == item]
             if self._pool.windows and not isinstance(item, Window):
                 already = frozenset(gone)
-                these = [window for window in self.rating.ids if frame_of(window) == item and window not in already]
+                of_image = in_frames(self.rating.ids, [item]).nonzero()[:, 0].tolist()
+                these = [window for at in of_image if (window := self.rating.ids[at]) not in already]
             if not these:
                 raise ValueError(f"refused: {str(item)!r} is not among the picks, or refused already")
             gone += these
@@ -186,7 +197,7 @@ def _over_candidates(query: Query, away: frozenset[Candidate]) -> Query:
         raise ValueError(f"labelled: {str(unknown[0])!r} is not in the pool ({len(unknown)} such ids)")
     labelled: tuple[Candidate, ...]
     known: tuple[Candidate, ...]
-    candidates: list[Candidate]
+    candidates: Sequence[Candidate]
     if query.regions is None:
         labelled = known = tuple(dict.fromkeys(map(frame_of, query.labelled)))
         candidates = [id for id in frames if id not in away.union(known)]
@@ -197,7 +208,8 @@ def _over_candidates(query: Query, away: frozenset[Candidate]) -> Query:
         labelled = tuple(dict.fromkeys(piece for item in pieces for piece in grid.pieces(item)))
         known = tuple(cell for piece in labelled for cell in grid.cells(piece))
         shut = {*known, *(cell for item in away if frame_of(item) in ids for cell in grid.cells(item))}
-        candidates = [cell for id in frames for cell in grid.cells(id) if cell not in shut]
+        windows = GridWindows(frames, [query.sizes[id] for id in frames], grid.regions)
+        candidates = windows.without(windows.numbers_of(shut))
     centres = known if LABELLED_ARE_CENTRES else ()
     in_norms = known if LABELLED_COUNT_IN_NORMS else ()
     return replace(query, candidates=candidates, labelled=labelled, centres=centres, in_norms=in_norms)
@@ -207,6 +219,7 @@ class _Grid:
     """The windows of a query's frames."""
 
     def __init__(self, query: Query) -> None:
+        assert query.regions is not None
         self.sizes = query.sizes
         self.regions = query.regions
         self.known: dict[Id, list[Window]] = {}
@@ -215,7 +228,6 @@ class _Grid:
         """All of a frame; those that share a pixel with a window, which may be one of another grid."""
         id = frame_of(item)
         if id not in self.known:
-            assert self.regions is not None
             self.known[id] = windows_of(id, self.sizes[id], self.regions)
         cells = self.known[id]
         return [cell for cell in cells if cell.overlaps(item)] if isinstance(item, Window) else cells
@@ -254,9 +266,20 @@ class _RatedPool:
             return self.costs[candidate]
         return candidate.pixels if isinstance(candidate, Window) else 1
 
+    @cached_property
+    def all_costs(self) -> Tensor:
+        """(n,) int64, of all that are rated."""
+        ids, costs = self.rating.ids, self.costs
+        if isinstance(costs, ByCandidate) and costs.candidates is ids and len(costs) == len(ids):
+            return costs.values_in_order
+        if costs is None and isinstance(ids, GridWindows):
+            return ids.widths_and_heights().prod(1)
+        return torch.tensor([self.cost(item) for item in ids], dtype=torch.int64)
+
     def scores(self, picks: Sequence[Candidate]) -> Mapping[Any, float]:
-        """Of all candidates; where processes share the query of the picks alone, so that a pool's are not sent."""
-        return scores_of(self.rating, picks) if self.shared else self.rating.scores
+        """Of all candidates; where processes share the query, or these are millions, of the picks alone."""
+        alone = self.shared or len(self.rating.ids) > MANY
+        return scores_of(self.rating, picks) if alone else self.rating.scores
 
     def fill(self, picks: Sequence[Candidate], budget: int, refused: Collection[Candidate]) -> list[Candidate]:
         """Add picks until the next would exceed the budget.
@@ -264,30 +287,33 @@ class _RatedPool:
         As many as may be missing are drawn and taken in order, but for those too near an earlier one in its video; what
         is then missing is drawn again from what is far enough from all of them.
         """
-        refused = frozenset(refused)
-        costs = [self.cost(item) for item in self.rating.ids if item not in refused]
-        if not (costs and min(costs) <= budget <= sum(costs)):
+        ids, refused = self.rating.ids, frozenset(refused)
+        shut = Taken(refused).among(ids)[1]
+        costs = self.all_costs[~shut] if len(refused) else self.all_costs
+        if not (len(costs) and costs.min() <= budget <= costs.sum()):
             raise NotEnough(budget, costs)
         chosen, gap, left = list(picks), self.min_gap, budget - sum(map(self.cost, picks))
-        frames = dict.fromkeys(map(frame_of, self.rating.ids))
+        frames = frames_of(ids)
         while left > 0:
-            out = refused.union(chosen)
             min_gap = _MinGap((*self.known, *map(frame_of, chosen)), self.places, gap)
-            near = {frame for frame in frames if min_gap.forbids(frame)}
-            open = [item for item in self.rating.ids if item not in out and frame_of(item) not in near]
-            if not open:
+            near = [frame for frame in frames if min_gap.forbids(frame)] if gap else []
+            open = ~(shut | Taken(chosen).among(ids)[1])
+            if near:
+                open &= ~in_frames(ids, frozenset(near))
+            if not open.any():
                 gap = gap / 2 if gap > 1e-3 else 0.0
                 logger.warning("too few images lie that far apart: min_gap is now %g", gap)
                 continue
-            missing = min(left // min(map(self.cost, open)), len(open))
+            missing = min(left // int(self.all_costs[open].min()), int(open.sum()))
             if not missing:
                 break
-            too_near = [item for item in self.rating.ids if item not in out and frame_of(item) in near] if near else []
-            drawn = self.rating.draw(missing, Taken(chosen, (*refused, *too_near)))
-            if not drawn or len(set(drawn)) < len(drawn) or not set(open).issuperset(drawn):
+            drawn = self.rating.draw(missing, Taken(chosen, Closed(refused, near, ids)))
+            at = positions_of(ids, drawn)
+            free = (at >= 0) & open[at]
+            if not drawn or len(set(drawn)) < len(drawn) or not free.all():
                 raise BrokenPromise(
                     f"strategy {self.strategy!r} must draw up to {missing} different candidates, none of them taken; "
-                    f"it gave {len(drawn)}, {len(set(open).intersection(drawn))} of them different and free"
+                    f"it gave {len(drawn)}, {len(at[free].unique())} of them different and free"
                 )
             for pick in drawn:
                 if min_gap.forbids(frame_of(pick)):

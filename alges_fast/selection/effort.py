@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from alges_fast.last_layer import OUTLINE
-from alges_fast.strategies import Candidate, Query, frame_of
+from alges_fast.strategies import Candidate, Query
+from alges_fast.strategies.base import ByCandidate, frames_of
 from alges_fast.strategies.effort import IDLE, predicted_outlines
 from alges_fast.strategies.embedding import embed, gathered
 
@@ -26,7 +27,7 @@ class PredictedEffort:
     """
 
     outlines: Mapping[Candidate, float]
-    costs: Mapping[Candidate, int]
+    costs: Mapping[Candidate, Any]
     average_frame: float
 
     def of_frames(self, n: float) -> int:
@@ -49,19 +50,17 @@ def predict_effort(query: Query) -> PredictedEffort:
         raise ValueError("budget: outlines are predicted by a trained model, got None")
     found = embed(query, (OUTLINE,))
     positions, measured = gathered(query, found.positions, predicted_outlines(query, found))
-    candidates = [query.candidates[at] for at in positions.tolist()]
-    sizes: Mapping[Any, Sequence[int]] = query.sizes
+    frames = frames_of(query.candidates)
+    image_sides = {frame: sum(query.sizes[frame]) / 2 for frame in frames}
     outlines, sides = measured.unbind(1)
     if query.regions is None:  # in pixels of the logits so far
-        image_sides = torch.tensor([sum(sizes[candidate]) / 2 for candidate in candidates]).double()
-        outlines, sides = outlines * image_sides / sides, image_sides
-    costs = (outlines + IDLE * sides).ceil().clamp(min=1).long().tolist()
-    frames = {frame_of(candidate) for candidate in candidates}
-    side = sum(sum(sizes[frame]) / 2 for frame in frames) / max(len(frames), 1)
+        of_images = torch.tensor([image_sides[query.candidates[at]] for at in positions.tolist()]).double()
+        outlines, sides = outlines * of_images / sides, of_images
+    costs = (outlines + IDLE * sides).ceil().clamp(min=1).long()
     in_frame = 1 if query.regions is None else query.regions[0] * query.regions[1]
     average = float(outlines.mean()) if frames else 0.0
     return PredictedEffort(
-        outlines=dict(zip(candidates, outlines.tolist(), strict=True)),
-        costs=dict(zip(candidates, costs, strict=True)),
-        average_frame=average * in_frame + IDLE * side,
+        outlines=ByCandidate(query.candidates, positions, outlines),
+        costs=ByCandidate(query.candidates, positions, costs),
+        average_frame=average * in_frame + IDLE * sum(image_sides.values()) / max(len(frames), 1),
     )

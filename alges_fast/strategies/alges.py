@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from alges_fast.seeding import kmeans_plusplus
+from alges_fast.seeding.sketched import SketchedRows
 from alges_fast.strategies.base import Query, Rating, Strategy
-from alges_fast.strategies.embedding import embed, on_every_process
+from alges_fast.strategies.embedded_rows import embed_rows
+from alges_fast.strategies.embedding import on_every_process
 from alges_fast.strategies.rating import by_seeding
 from alges_fast.strategies.registry import register_strategy
 
@@ -21,14 +22,25 @@ class _Alges(Strategy):
 
     def rate(self, query: Query) -> Rating:
         positions, points = self.points(query)
-        centres = on_every_process(query, query.centres, self.points) if query.centres else None
-        scores = partial(points.norm, dim=1)
-        return by_seeding(query, points, positions, kmeans_plusplus, existing=centres, scores=scores)
 
-    def points(self, query: Query) -> tuple[Tensor, Tensor]:
-        """Positions and rows (N, ...) of this process's candidates."""
-        found = embed(query, (self.embedding,))
-        return found.positions, weighted(found.outputs[self.embedding], query.class_weights).flatten(1)
+        def of_centres(asked: Query) -> tuple[Tensor, Tensor]:
+            positions, points = self.points(asked)
+            return positions, points[range(len(points))]
+
+        centres = on_every_process(query, query.centres, of_centres) if query.centres else None
+        return by_seeding(query, points, positions, kmeans_plusplus, existing=centres, scores=True)
+
+    def points(self, query: Query) -> tuple[Tensor, Tensor | SketchedRows]:
+        """Positions and points (N, D) of this process's candidates."""
+        found = embed_rows(query, self.embedding)
+        weights = query.class_weights
+
+        def scale(rows: Tensor, at: Tensor) -> Tensor:
+            return weighted(rows, weights)
+
+        n_classes = 1 if found.sketched is None else found.sketched.norm_sums.shape[1]
+        of_classes = torch.ones(n_classes) if weights is None else torch.tensor(weights)
+        return found.positions, found.points(scale, of_classes.double(), None)
 
 
 @register_strategy

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from alges_fast.losses import labelled_cross_entropy
 from alges_fast.pool import Id, Pool, Progress
 from alges_fast.random_streams import stream_seed
-from alges_fast.windows import Window, frame_of
+from alges_fast.windows import GridWindows, Window, frame_of
 
 __all__ = ["Candidate", "Draw", "Query", "Rating", "Strategy", "Taken", "frame_of"]
 
@@ -87,21 +87,132 @@ class Query:
         return [item for item in self.labelled if item not in candidates]
 
 
-class Taken(frozenset[Candidate]):
+class Closed(Set[Candidate]):
+    """Frames or windows, and all windows of some frames, which are not made before they are asked for.
+
+    Args:
+        items: they.
+        frames: of which all windows belong.
+        among: the candidates that these windows are.
+    """
+
+    def __init__(
+        self, items: Iterable[Candidate] = (), frames: Iterable[Id] = (), among: Sequence[Candidate] = ()
+    ) -> None:
+        self.items = frozenset(items)
+        self.frames = frozenset(frames)
+        self.among = among
+
+    def __contains__(self, item: object) -> bool:
+        if item in self.items:
+            return True
+        return bool(self.frames) and isinstance(item, Window | str | int) and frame_of(item) in self.frames
+
+    def __iter__(self) -> Iterator[Candidate]:
+        yield from self.items
+        if self.frames:
+            of_frames = (self.among[at] for at in in_frames(self.among, self.frames).nonzero()[:, 0].tolist())
+            yield from (item for item in of_frames if item not in self.items)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    @classmethod
+    def _from_iterable(cls, items: Iterable[Any]) -> Any:
+        return frozenset(items)
+
+
+class Taken(Set[Candidate]):
     """Candidates that must not be drawn.
 
     Attributes:
-        closed: those that an annotator refused or a driver does not want now. The others count as picked, and are
-            centres of a seeding.
+        picked: those that count as picked, and are centres of a seeding.
+        closed: the others, that an annotator refused or a driver does not want now.
     """
 
-    closed: frozenset[Candidate]
+    def __init__(self, picked: Iterable[Candidate] = (), closed: Iterable[Candidate] = ()) -> None:
+        self.closed = closed if isinstance(closed, Closed) else Closed(closed)
+        self.picked = frozenset(item for item in picked if item not in self.closed)
 
-    def __new__(cls, picked: Iterable[Candidate] = (), closed: Iterable[Candidate] = ()) -> Taken:
-        closed = frozenset(closed)
-        made = super().__new__(cls, closed.union(picked))
-        made.closed = closed
-        return made
+    def __contains__(self, item: object) -> bool:
+        return item in self.picked or item in self.closed
+
+    def __iter__(self) -> Iterator[Candidate]:
+        yield from self.picked
+        yield from self.closed
+
+    def __len__(self) -> int:
+        return len(self.picked) + len(self.closed)
+
+    @classmethod
+    def _from_iterable(cls, items: Iterable[Any]) -> Any:
+        return frozenset(items)
+
+    def among(self, candidates: Sequence[Candidate]) -> tuple[Tensor, Tensor]:
+        """Of candidates (n,): where the picked ones are, (m,) int64 ascending, and (n,) bool, which are taken."""
+        gone = torch.zeros(len(candidates), dtype=torch.bool)
+        if self.closed.frames:
+            gone |= in_frames(candidates, self.closed.frames)
+        picked = positions_of(candidates, self.picked).sort().values
+        picked = picked[picked >= 0]
+        closed = positions_of(candidates, self.closed.items)
+        gone[picked] = gone[closed[closed >= 0]] = True
+        return picked, gone
+
+
+def positions_of(candidates: Sequence[Candidate], items: Collection[Candidate]) -> Tensor:
+    """(m,) int64: where each is among candidates; -1 where it is not."""
+    if isinstance(candidates, GridWindows):
+        return candidates.positions_of(items)
+    wanted = frozenset(items)
+    places = {item: at for at, item in enumerate(candidates) if item in wanted} if wanted else {}
+    return torch.tensor([places.get(item, -1) for item in items], dtype=torch.int64)
+
+
+def in_frames(candidates: Sequence[Candidate], frames: Collection[Id]) -> Tensor:
+    """(n,) bool: which candidates are, or are windows of, these frames."""
+    if isinstance(candidates, GridWindows):
+        return candidates.of_images(frames)
+    return torch.tensor([frame_of(item) in frames for item in candidates], dtype=torch.bool)
+
+
+def frames_of(candidates: Sequence[Candidate]) -> list[Id]:
+    """The frames that are, or have, candidates, in their order."""
+    if isinstance(candidates, GridWindows):
+        return [candidates.ids[image] for image in candidates.images.unique_consecutive().tolist()]
+    return list(dict.fromkeys(map(frame_of, candidates)))
+
+
+class ByCandidate(Mapping[Candidate, float]):
+    """A number for each of some candidates, kept as an array.
+
+    Args:
+        candidates: a query's.
+        positions: (n,) int64 ascending, of which of them.
+        values: (n,).
+    """
+
+    def __init__(self, candidates: Sequence[Candidate], positions: Tensor, values: Tensor) -> None:
+        self.candidates = candidates
+        self.positions = positions
+        self.values_in_order = values
+
+    def __getitem__(self, candidate: Candidate) -> Any:
+        at = positions_of(self.candidates, [candidate])
+        row = torch.searchsorted(self.positions, at)
+        if at[0] < 0 or row[0] == len(self.positions) or self.positions[row[0]] != at[0]:
+            raise KeyError(candidate)
+        return self.values_in_order[row[0]].item()
+
+    def __iter__(self) -> Iterator[Candidate]:
+        return (self.candidates[at] for part in self.positions.split(1 << 16) for at in part.tolist())
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def items(self) -> Any:
+        """As of any mapping, in one go."""
+        return dict(zip(self, self.values_in_order.tolist(), strict=True)).items()
 
 
 Draw: TypeAlias = Callable[[int, Taken], Sequence[Candidate]]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import ClassVar
 
 import torch
@@ -18,10 +17,12 @@ from alges_fast.seeding import kmeans_plusplus
 from alges_fast.seeding.native import NativeShard
 from alges_fast.seeding.ranks import Leaders, Ranks
 from alges_fast.seeding.shard import DrawSpec, Shard, TorchShard
+from alges_fast.seeding.sketched import SketchedRows
 from alges_fast.strategies.alges import weighted
 from alges_fast.strategies.base import Candidate, Query, Rating, Strategy, Taken
 from alges_fast.strategies.effort import predicted_costs
-from alges_fast.strategies.embedding import Embedded, embed, gathered, on_every_process
+from alges_fast.strategies.embedded_rows import EmbeddedRows, embed_rows, norms_of, sum_of_norms
+from alges_fast.strategies.embedding import embed, gathered, on_every_process
 from alges_fast.strategies.power import predicted_shares
 from alges_fast.strategies.rating import by_seeding
 from alges_fast.strategies.registry import register_strategy
@@ -38,25 +39,38 @@ class AlgesImageBalanced(Strategy):
     reference: ClassVar[str] = "alges_fast: Aklilu & Yeung 2022, Eq. 4, with rows of mean norm 1"
     weighs_classes: ClassVar[bool] = True
 
-    outputs: ClassVar[tuple[str, ...]] = ("image",)
-    """What `points` needs to know of a candidate."""
+    beside: ClassVar[tuple[str, ...]] = ()
+    """What `cost` needs to know of a candidate."""
 
     def rate(self, query: Query) -> Rating:
-        found = embed(query, self.outputs)
-        norms = mean_norms(query, found.positions, found.outputs["image"])
-        points = self.points(query, found, norms).flatten(1)
+        found = embed_rows(query, "image", self.beside)
+        norms = mean_norms(query, found)
 
         def of_centres(asked: Query) -> tuple[Tensor, Tensor]:
-            known = embed(asked, self.outputs)
-            return known.positions, self.points(asked, known, norms).flatten(1)
+            known = embed_rows(asked, "image", self.beside)
+            points = self.points(asked, known, norms)
+            return known.positions, points[range(len(points))]
 
         centres = on_every_process(query, query.centres, of_centres) if query.centres else None
-        scores = partial(points.norm, dim=1)
-        return by_seeding(query, points, found.positions, kmeans_plusplus, existing=centres, scores=scores)
+        points = self.points(query, found, norms)
+        return by_seeding(query, points, found.positions, kmeans_plusplus, existing=centres, scores=True)
 
-    def points(self, query: Query, found: Embedded, norms: Tensor) -> Tensor:
-        """(N, K, ...) of this process's candidates, of classes with these mean norms (K,)."""
-        return weighted(balanced(found.outputs["image"], norms), query.class_weights)
+    def points(self, query: Query, found: EmbeddedRows, norms: Tensor) -> Tensor | SketchedRows:
+        """(N, D) of this process's candidates, of classes with these mean norms (K,)."""
+        weights, cost = query.class_weights, self.cost(query, found)
+
+        def scale(rows: Tensor, at: Tensor) -> Tensor:
+            rows = weighted(balanced(rows, norms), weights)  # made there, so that they may be changed here
+            return rows if cost is None else rows.div_(cost[at].view(-1, *[1] * (rows.ndim - 1)))
+
+        of_classes = torch.where(norms > 0, 1 / norms, 0)
+        if weights is not None:
+            of_classes = of_classes * torch.tensor(weights)
+        return found.points(scale, of_classes, None if cost is None else 1 / cost)
+
+    def cost(self, query: Query, found: EmbeddedRows) -> Tensor | None:
+        """(N,) float32 that every embedding is divided by."""
+        return None
 
 
 @register_strategy
@@ -73,14 +87,12 @@ class AlgesEffort(AlgesImageBalanced):
     name: ClassVar[str] = "alges-effort"
     reference: ClassVar[str] = "alges_fast; cost-aware as Mackowiak et al., CEREALS, BMVC 2018"
 
-    outputs: ClassVar[tuple[str, ...]] = ("image", OUTLINE)
+    beside: ClassVar[tuple[str, ...]] = (OUTLINE,)
     power: ClassVar[float] = 0.5
     """Of the cost that an embedding is divided by."""
 
-    def points(self, query: Query, found: Embedded, norms: Tensor) -> Tensor:
-        rows = super().points(query, found, norms)  # made there, so that they may be changed here
-        cost = predicted_costs(query, found).pow(self.power)
-        return rows.div_(cost.to(rows).view(-1, *[1] * (rows.ndim - 1)))
+    def cost(self, query: Query, found: EmbeddedRows) -> Tensor:
+        return predicted_costs(query, found).pow(self.power).float()
 
 
 @register_strategy
@@ -112,7 +124,7 @@ class AlgesClass(Strategy):
         found = embed(query, ("image", "class_mass"))
         image, positions = found.outputs["image"], found.positions
         # D² sampling does not see a row's scale, but squares of tiny gradients would underflow.
-        norms = mean_norms(query, positions, image)
+        norms = mean_norms(query, EmbeddedRows(positions, {}, image))
         rows = balanced(image, norms).flatten(2).to(query.device)
         turns = predicted_shares(query, found.outputs["class_mass"]).sort(stable=True).indices.tolist()
         others = query.labelled_elsewhere()
@@ -125,24 +137,16 @@ def _images(query: Query) -> tuple[Tensor, Tensor]:
     return found.positions, found.outputs["image"]
 
 
-def mean_norms(query: Query, positions: Tensor, rows: Tensor) -> Tensor:
+def mean_norms(query: Query, found: EmbeddedRows) -> Tensor:
     """(K,) float64: the mean norm of each class's row over all candidates of all processes, and the query's `in_norms`.
 
     Summed in the query's order on every process: the same bit for bit however the pool is cut.
     """
-    norms = gathered(query, positions, _norms(rows))[1]
+    total, n = sum_of_norms(query, found)
     if query.in_norms:
-        norms = torch.cat([norms, _norms(on_every_process(query, query.in_norms, _images))])
-    return norms.mean(0)
-
-
-def _norms(rows: Tensor) -> Tensor:
-    """(N, K) float64 of (N, K, ...), piece by piece: windows of a pool take gigabytes, and twice as much in float64."""
-    return torch.cat([part.flatten(2).double().norm(dim=2) for part in rows.split(_PIECE)])
-
-
-_PIECE = 256
-"""Rows whose copy in float64 stays in the cache."""
+        others = norms_of(on_every_process(query, query.in_norms, _images))
+        total, n = total + others.sum(0), n + len(others)
+    return total / n
 
 
 def balanced(rows: Tensor, mean_norms: Tensor) -> Tensor:
@@ -163,11 +167,10 @@ def by_shards(query: Query, positions: Tensor, rows: Tensor, existing: Tensor, c
     ids = [query.candidates[at] for at in everywhere.tolist()]
 
     def draw(n: int, taken: Taken) -> list[Candidate]:
-        own = [query.candidates[at] for at in positions.tolist()]
-        free = torch.tensor([item not in taken for item in own], dtype=torch.bool)
-        picked = torch.tensor([item in taken and item not in taken.closed for item in own], dtype=torch.bool)
+        at, gone = taken.among(query.candidates)
+        free, picked = ~gone[positions], torch.isin(positions, at)
         _, centres = gathered(query, positions[picked], rows[picked].cpu())
-        n = min(n, sum(item not in taken for item in ids))
+        n = min(n, int((~gone[everywhere]).sum()))
         if n <= 0:
             return []
         chosen = seed_by_class(

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from alges_fast.last_layer import LastLayer
-from alges_fast.pool import PRECISIONS, Id, embed_pool, pool_ids
-from alges_fast.strategies.base import Candidate, Query, frame_of
-from alges_fast.windows import Window, cell_boxes, cut, windows_of
+from alges_fast.pool import PRECISIONS, Id, PoolEmbeddings, embed_pool, pool_ids
+from alges_fast.strategies.base import ByCandidate, Candidate, Query, frame_of, frames_of
+from alges_fast.windows import GridWindows, Window, cell_boxes, cut, windows_of
 
 T = TypeVar("T")
 
@@ -41,13 +41,22 @@ def embed(query: Query, outputs: Sequence[str]) -> Embedded:
     Raises:
         ValueError: the query has no model, or what `embed_pool` raises.
     """
+    found = embed_frames(query, outputs)
+    return _by_candidate(query, query.candidates, found.ids, found.outputs)
+
+
+def embed_frames(
+    query: Query, outputs: Sequence[str], frames: Sequence[int] | None = None, **arguments: Any
+) -> PoolEmbeddings:
+    """What `embed_pool` makes, with these arguments besides, of frames at these places of the pool; by default of this
+    process's share of those with a candidate."""
     model, pool, out = trained_model(query), query.pool, query.scores_out
     if out is None and not isinstance(pool, DataLoader):
-        frames = _frames_with_candidates(query)
+        frames = _frames_with_candidates(query) if frames is None else frames
         pool = pool if len(frames) == len(pool) else Frames(pool, frames)
     elif out is not None and query.group is not None:
         out = out / f"rank{dist.get_rank(query.group)}of{dist.get_world_size(query.group)}"
-    found = embed_pool(
+    return embed_pool(
         model,
         pool,
         **{
@@ -63,9 +72,9 @@ def embed(query: Query, outputs: Sequence[str]) -> Embedded:
             "group": query.group,
             **query.embedding,
             **({"resume": False} if out is None else {}),
+            **arguments,
         },
     )
-    return _by_candidate(query, query.candidates, found.ids, found.outputs)
 
 
 def embed_features(query: Query) -> Embedded:
@@ -75,7 +84,7 @@ def embed_features(query: Query) -> Embedded:
     other tail they are those of the layer's own grid.
     """
     if not isinstance(query.pool, DataLoader):
-        layer, example = _last_layer(query)
+        layer, example = found_layer(query)
         if not layer.defines("feature_sum", example):
             means = [by_cell(query, _mean, features) for features in forward(query, layer.features)]
             positions, rows = by_candidate(query, means)
@@ -118,8 +127,7 @@ def on_every_process(
         return found[torch.tensor(whole + windows).argsort()]
     if unknown := {frame_of(candidate) for candidate in candidates}.difference(pool_ids(query.pool)):
         raise ValueError(f"labelled: {min(map(str, unknown))!r} is not in the pool ({len(unknown)} such ids)")
-    known = (*query.candidates, *query.labelled)  # of which frames' sizes are told
-    asked = replace(query, candidates=candidates, labelled=known, scores_out=None, progress=False)
+    asked = replace(query, candidates=candidates, sizes=_sizes(query), scores_out=None, progress=False)
     return gathered(query, *rows(asked))[1]
 
 
@@ -140,9 +148,9 @@ def gather(query: Query, value: T) -> list[T]:
     return parts
 
 
-def named(query: Query, positions: Tensor, values: Tensor) -> dict[Candidate, float]:
-    """Candidate -> its value, of values (n,) of the candidates at these positions."""
-    return dict(zip((query.candidates[at] for at in positions.tolist()), values.tolist(), strict=True))
+def named(query: Query, positions: Tensor, values: Tensor) -> ByCandidate:
+    """Candidate -> its value, of values (n,) of the candidates at these positions, which rise."""
+    return ByCandidate(query.candidates, positions, values)
 
 
 def trained_model(query: Query) -> nn.Module:
@@ -159,7 +167,7 @@ def trained_model(query: Query) -> nn.Module:
 # Frame by frame, for strategies that look at more than `pixel_gradients` has.
 
 
-def share(query: Query) -> list[int]:
+def embedded_frames(query: Query) -> list[int]:
     """Where this process's frames with a candidate are in the query's pool."""
     rank, world_size = (0, 1) if query.group is None else (dist.get_rank(query.group), dist.get_world_size(query.group))
     return _frames_with_candidates(query)[rank::world_size]
@@ -169,7 +177,7 @@ def share(query: Query) -> list[int]:
 def forward(query: Query, run: Callable[[Tensor], T]) -> Iterator[T]:
     """run(images (B, C, H, W)) for this process's frames, batch by batch, in the query's precision."""
     dtype = PRECISIONS[query.precision or "32-true"]
-    positions = share(query)
+    positions = embedded_frames(query)
     for start in range(0, len(positions), query.batch_size):
         images = torch.stack([_image(query.pool, at) for at in positions[start : start + query.batch_size]])
         images = _as_input(query, images.to(query.device))
@@ -180,7 +188,7 @@ def forward(query: Query, run: Callable[[Tensor], T]) -> Iterator[T]:
 
 def last_layer_inputs(query: Query) -> Iterator[tuple[Tensor, Tensor]]:
     """(features (B, d, *grid), logits (B, K, *spatial)) of this process's frames, batch by batch."""
-    return forward(query, _last_layer(query)[0].features_and_logits)
+    return forward(query, found_layer(query)[0].features_and_logits)
 
 
 def by_cell(query: Query, measure: Callable[..., Tensor], *maps: Tensor) -> Tensor:
@@ -196,14 +204,14 @@ def by_candidate(query: Query, rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     goes through them: (B, ...), with windows (B, cells, ...)."""
     ids = pool_ids(query.pool)
     found = {"rows": torch.cat(list(rows))} if rows else {}
-    embedded = _by_candidate(query, query.candidates, [ids[at] for at in share(query)], found)
+    embedded = _by_candidate(query, query.candidates, [ids[at] for at in embedded_frames(query)], found)
     return embedded.positions, embedded.outputs.get("rows", torch.empty(0))
 
 
 def candidate_images(query: Query) -> Iterator[tuple[Candidate, Tensor]]:
     """(candidate, image (C, height, width)) of this process's candidates as the query's transform makes it, without one
     as the pool has it; a window's is cut out of its frame."""
-    ids, frames = pool_ids(query.pool), share(query)
+    ids, frames = pool_ids(query.pool), embedded_frames(query)
     place = _Places(query, [ids[at] for at in frames])
     for candidate in query.candidates:
         where = place.of(candidate)
@@ -250,7 +258,7 @@ class Frames(Sequence[tuple[Id, Tensor]]):
 
 
 def _frames_with_candidates(query: Query) -> list[int]:
-    wanted = {frame_of(candidate) for candidate in query.candidates}
+    wanted = frozenset(frames_of(query.candidates))
     return [at for at, id in enumerate(pool_ids(query.pool)) if id in wanted]
 
 
@@ -271,7 +279,7 @@ def _as_input(query: Query, images: Tensor) -> Tensor:
     return images.to(weight.dtype)
 
 
-def _last_layer(query: Query) -> tuple[LastLayer, Tensor]:
+def found_layer(query: Query) -> tuple[LastLayer, Tensor]:
     """The model's last layer, and the first image of the pool as the model takes it."""
     example = _as_input(query, _image(query.pool, 0)[None].to(query.device))
     known = query.embedding.get("last_layer")
@@ -283,20 +291,27 @@ def _mean(features: Tensor) -> Tensor:
     return features.float().flatten(2).mean(2).cpu()
 
 
+def _sizes(query: Query) -> Mapping[Any, Sequence[int]]:
+    """id -> (height, width) that windows are given in: as the query has them; of a frame that it has none of, so large
+    that its windows fit."""
+    if isinstance(query.candidates, GridWindows):
+        return {**dict(zip(query.candidates.ids, query.candidates.sizes, strict=True)), **query.sizes}
+    sizes: dict[Id, tuple[int, int]] = {}
+    for item in (*query.candidates, *query.labelled):
+        if isinstance(item, Window) and item.id not in query.sizes:
+            height, width = sizes.get(item.id, (0, 0))
+            sizes[item.id] = max(height, item.y + item.height), max(width, item.x + item.width)
+    return {**sizes, **query.sizes}
+
+
 class _Places:
     """Where candidates are among these frames and their cells."""
 
     def __init__(self, query: Query, ids: Sequence[Id]) -> None:
         self.regions = query.regions
         self.frames = {id: row for row, id in enumerate(ids)}
-        self.sizes: dict[Id, tuple[int, int]] = {}
-        self.cells: dict[tuple[int, int], dict[tuple[int, ...], int]] = {}
-        if query.regions is not None:
-            self.sizes.update((id, (size[0], size[1])) for id, size in query.sizes.items())
-            for item in (*query.candidates, *query.labelled):
-                if isinstance(item, Window) and item.id not in query.sizes:
-                    height, width = self.sizes.get(item.id, (0, 0))
-                    self.sizes[item.id] = max(height, item.y + item.height), max(width, item.x + item.width)
+        self.sizes = {} if query.regions is None else _sizes(query)
+        self.cells: dict[tuple[int, ...], dict[tuple[int, ...], int]] = {}
 
     def of(self, candidate: Candidate) -> tuple[int, int] | None:
         """Number of its frame and of its cell; None where the frame is not among them."""
@@ -305,7 +320,7 @@ class _Places:
             return None if row is None else (row, 0)
         if not isinstance(candidate, Window):
             raise ValueError(f"candidates: with regions they must be windows, got {candidate!r}")
-        size = self.sizes[candidate.id]
+        size = tuple(self.sizes[candidate.id])
         if size not in self.cells:
             grid = windows_of("", size, self.regions)
             self.cells[size] = {tuple(window[1:]): cell for cell, window in enumerate(grid)}
@@ -316,20 +331,32 @@ class _Places:
         return row, cell
 
 
+def placed(query: Query, candidates: Sequence[Candidate], ids: Sequence[Id]) -> tuple[Tensor, Tensor]:
+    """Which candidates are of these frames, and where: positions (m,) int64 ascending, and rows (m,), the frame's place
+    in `ids` times the windows of a frame plus the window's number in it."""
+    n_cells = 1 if query.regions is None else query.regions[0] * query.regions[1]
+    if isinstance(candidates, GridWindows) and candidates.regions == query.regions:
+        places = {id: row for row, id in enumerate(ids)}
+        row_of = torch.tensor([places.get(id, -1) for id in candidates.ids], dtype=torch.int64)
+        if len(candidates) == len(ids) * n_cells and torch.equal(row_of, torch.arange(len(ids))):
+            return torch.arange(len(candidates)), candidates.numbers
+        frames = row_of[candidates.images]
+        mine = frames >= 0
+        return mine.nonzero()[:, 0], frames[mine] * n_cells + candidates.cells[mine]
+    place = _Places(query, ids)
+    found = [(at, where) for at, candidate in enumerate(candidates) if (where := place.of(candidate)) is not None]
+    rows = [frame * n_cells + cell for _, (frame, cell) in found]
+    return torch.tensor([at for at, _ in found], dtype=torch.int64), torch.tensor(rows, dtype=torch.int64)
+
+
 def _by_candidate(
     query: Query, candidates: Sequence[Candidate], ids: Sequence[Id], outputs: Mapping[str, Tensor]
 ) -> Embedded:
     """Rows of the candidates whose frames these ids are, from outputs (frames, ...) or (frames, cells, ...)."""
-    place, n_cells = _Places(query, ids), 1 if query.regions is None else query.regions[0] * query.regions[1]
-    positions, rows = [], []
-    for at, candidate in enumerate(candidates):
-        where = place.of(candidate)
-        if where is not None:
-            positions.append(at)
-            rows.append(where[0] * n_cells + where[1])
+    positions, rows = placed(query, candidates, ids)
     if query.regions is not None:
         outputs = {name: values.flatten(0, 1) for name, values in outputs.items()}
-    if rows != list(range(len(ids) * n_cells)):  # else as they are: they may be mapped from a file
-        index = torch.tensor(rows, dtype=torch.int64)
-        outputs = {name: values[index] for name, values in outputs.items()}
-    return Embedded(torch.tensor(positions, dtype=torch.int64), dict(outputs))
+    n_rows = len(ids) * (1 if query.regions is None else query.regions[0] * query.regions[1])
+    if len(rows) != n_rows or not torch.equal(rows, torch.arange(n_rows)):  # else as they are: they may be mapped
+        outputs = {name: values[rows] for name, values in outputs.items()}
+    return Embedded(positions, dict(outputs))

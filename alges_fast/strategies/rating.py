@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 
@@ -12,7 +11,8 @@ from torch import Tensor
 from alges_fast.errors import UserError
 from alges_fast.random_streams import stream_seed
 from alges_fast.seeding import Seeding
-from alges_fast.strategies.base import Candidate, Query, Rating, Taken, frame_of
+from alges_fast.seeding.sketched import SketchedRows
+from alges_fast.strategies.base import ByCandidate, Candidate, Query, Rating, Taken, frame_of, positions_of
 from alges_fast.strategies.embedding import gather
 
 
@@ -26,44 +26,40 @@ def by_score(query: Query, scores: Mapping[Candidate, float]) -> Rating:
     Raises:
         UserError: a score is not finite.
     """
-    positions, values = [], []
-    for at, candidate in enumerate(query.candidates):
-        if candidate in scores:
-            positions.append(at)
-            values.append(float(scores[candidate]))
-    broken = [at for at, value in zip(positions, values, strict=True) if not math.isfinite(value)]
-    found = gather(query, broken)
+    if isinstance(scores, ByCandidate) and scores.candidates is query.candidates:
+        places, own = scores.positions, scores.values_in_order.double()
+    else:
+        rows = [(at, float(scores[item])) for at, item in enumerate(query.candidates) if item in scores]
+        places = torch.tensor([at for at, _ in rows], dtype=torch.int64)
+        own = torch.tensor([value for _, value in rows], dtype=torch.float64)
+    found = gather(query, places[~own.isfinite()].tolist())
     if n_broken := sum(map(len, found)):
         first = query.candidates[min(at for part in found for at in part)]
         raise UserError(
             f"the model makes a NaN or infinity of {n_broken} of the pool's candidates, first of {str(first)!r}: train "
             "at a lower --lr or in another --precision"
         )
-    own, places = torch.tensor(values, dtype=torch.float64), torch.tensor(positions, dtype=torch.int64)
-    order = own.argsort(descending=True, stable=True).tolist()
+    best_first = own.argsort(descending=True, stable=True)
 
     def draw(n: int, taken: Taken) -> list[Candidate]:
         """From the n best of every process."""
-        best: list[tuple[float, int]] = []
-        for row in order:
-            if len(best) == n:
-                break
-            if query.candidates[positions[row]] not in taken:
-                best.append((-values[row], positions[row]))
-        ranked = sorted(pair for part in gather(query, best) for pair in part)
+        _, gone = taken.among(query.candidates)
+        best = best_first[~gone[places[best_first]]][:n]
+        pairs = list(zip((-own[best]).tolist(), places[best].tolist(), strict=True))
+        ranked = sorted(pair for part in gather(query, pairs) for pair in part)
         return [query.candidates[position] for _, position in ranked[:n]]
 
-    return Rating(_rated(query, places), _Scores(query, places, lambda: own), draw)
+    return Rating(_rated(query, places), _Scores(query, places, lambda rows: own if rows is None else own[rows]), draw)
 
 
 def by_seeding(
     query: Query,
-    points: Tensor,
+    points: Tensor | SketchedRows,
     positions: Tensor,
     choose: Callable[..., Seeding],
     *,
     existing: Tensor | None = None,
-    scores: Callable[[], Tensor] | None = None,
+    scores: bool | Callable[[], Tensor] = False,
 ) -> Rating:
     """By k-means++ or another seeding, the points staying on the process that made them.
 
@@ -73,22 +69,25 @@ def by_seeding(
     Args:
         query: what is asked.
         points, positions: this process's points (N, D), and where they are among the query's candidates, (N,).
-        choose: `kmeans_plusplus`, `k_center_greedy` or what has their form.
+        choose: `kmeans_plusplus`, `k_center_greedy` or what has their form; of `SketchedRows` the first.
         existing: (M, D) further points that count as picked from the start; the same on every process.
-        scores: makes the scores (N,) of this process's candidates, where there are any.
+        scores: whether a point's norm is its candidate's score; or what makes the scores (N,).
     """
-    points = points.to(query.device)
+    if isinstance(points, Tensor):
+        points = points.to(query.device)
+        order = positions.argsort()
+        if not torch.equal(positions[order], positions):
+            points, positions = points.index_select(0, order.to(points.device)), positions[order]
     labelled = frozenset(query.labelled)
-    places: list[int] = positions.tolist()
 
     def draw(n: int, taken: Taken) -> list[Candidate]:
-        free, picked = [], []
-        for row, at in enumerate(places):
-            if query.candidates[at] not in taken:
-                free.append(row)
-            elif query.candidates[at] not in taken.closed:
-                picked.append(row)
-        parts = gather(query, (len(free), [places[row] for row in picked], points[picked].cpu()))
+        at, gone = taken.among(query.candidates)
+        free = ~gone[positions]
+        held = torch.searchsorted(positions, at)
+        mine = held < len(positions)
+        mine[mine.clone()] = positions[held[mine]] == at[mine]
+        n_free = int(free.sum())
+        parts = gather(query, (n_free, at[mine].tolist(), points[held[mine].tolist()].cpu()))
         n = min(n, sum(n_free for n_free, _, _ in parts))
         if n == 0:
             return []
@@ -98,19 +97,37 @@ def by_seeding(
         if centres:
             rows = torch.cat([rows for _, _, rows in parts if len(rows)])
             known.append(rows[torch.tensor(centres).argsort()])
-        whole = len(free) == len(places)
+        whole = n_free == len(positions)
+        some: Tensor | SketchedRows
+        if isinstance(points, SketchedRows):
+            some, index = points if whole else points.only(free), positions
+        else:
+            some, index = (points, positions) if whole else (points[free.to(points.device)], positions[free])
         seeding = choose(
-            points if whole else points[free],
+            some,
             n,
             seed=stream_seed("seeding", query.seed, query.round, len(drawn)) if drawn else query.stream_seed("seeding"),
-            existing=torch.cat([rows.to(points) for rows in known]) if known else None,
+            existing=torch.cat([rows.to(points.device, points.dtype) for rows in known]) if known else None,
             group=query.group,
             # Named by their place in the query, candidates keep their random numbers whichever others are free.
-            global_index=positions if whole else positions[free],
+            global_index=index,
         )
         return [query.candidates[at] for at in seeding.indices.tolist()]
 
-    return Rating(_rated(query, positions), {} if scores is None else _Scores(query, positions, scores), draw)
+    def score(rows: Tensor | None) -> Tensor:
+        if callable(scores):
+            all_scores: Tensor = scores()
+            return all_scores if rows is None else all_scores[rows]
+        if rows is None and isinstance(points, Tensor):
+            return torch.linalg.vector_norm(points, dim=1)
+        some = torch.arange(len(points)) if rows is None else rows
+        return torch.cat([torch.linalg.vector_norm(points[part.tolist()], dim=1) for part in some.split(_PIECE)])
+
+    return Rating(_rated(query, positions), _Scores(query, positions, score) if scores else {}, draw)
+
+
+_PIECE = 1 << 14
+"""Points whose scores are made at a time, where points are not kept."""
 
 
 def by_order(query: Query, order: Sequence[Candidate]) -> Rating:
@@ -143,15 +160,15 @@ def by_choosing(
             n that may; what is taken and rated counts as picked, but for what is `Taken.closed`.
         scores: (N,) of the rows, where there are any.
     """
-    ids = [query.candidates[at] for at in positions.tolist()]
+    whole = len(positions) == len(query.candidates)
+    ids = query.candidates if whole else [query.candidates[at] for at in positions.tolist()]
 
     def draw(n: int, taken: Taken) -> list[Candidate]:
-        gone = torch.tensor([item in taken for item in ids], dtype=torch.bool)
-        picked = [row for row in gone.nonzero()[:, 0].tolist() if ids[row] not in taken.closed]
+        picked, gone = taken.among(ids)
         n = min(n, len(ids) - int(gone.sum()))
-        return [ids[row] for row in choose(n, picked, gone)] if n > 0 else []
+        return [ids[row] for row in choose(n, picked.tolist(), gone)] if n > 0 else []
 
-    return Rating(ids, {} if scores is None else dict(zip(ids, scores.tolist(), strict=True)), draw)
+    return Rating(ids, {} if scores is None else ByCandidate(query.candidates, positions, scores), draw)
 
 
 def scores_of(rating: Rating, candidates: Collection[Candidate]) -> dict[Candidate, float]:
@@ -163,41 +180,55 @@ def scores_of(rating: Rating, candidates: Collection[Candidate]) -> dict[Candida
 
 
 class _Scores(Mapping[Candidate, float]):
-    """The scores of every process's candidates in the query's order, made and gathered when they are first read."""
+    """The scores of every process's candidates in the query's order, made and gathered when they are first read.
 
-    def __init__(self, query: Query, positions: Tensor, make: Callable[[], Tensor]) -> None:
+    Args:
+        positions: (n,) int64 ascending, of which of the query's candidates this process makes them.
+        make: makes those of some rows (m,) of these, or of all for None.
+    """
+
+    def __init__(self, query: Query, positions: Tensor, make: Callable[[Tensor | None], Tensor]) -> None:
         self._query = query
         self._positions = positions
         self._make = make
 
     def of(self, candidates: Collection[Candidate]) -> dict[Candidate, float]:
         """Of these candidates alone, those that were rated."""
-        wanted = frozenset(candidates)
-        places = ((row, self._query.candidates[at]) for row, at in enumerate(self._positions.tolist()))
-        own = {candidate: float(self._own[row]) for row, candidate in places if candidate in wanted}
-        known = {candidate: score for part in gather(self._query, own) for candidate, score in part.items()}
-        return {candidate: known[candidate] for candidate in candidates if candidate in known}
+        at = positions_of(self._query.candidates, candidates)
+        rows = torch.searchsorted(self._positions, at)
+        mine = (at >= 0) & (rows < len(self._positions))
+        mine[mine.clone()] = self._positions[rows[mine]] == at[mine]
+        own = dict(zip(at[mine].tolist(), self._make(rows[mine]).double().tolist(), strict=True)) if mine.any() else {}
+        known = {position: score for part in gather(self._query, own) for position, score in part.items()}
+        places = zip(candidates, at.tolist(), strict=True)
+        return {candidate: known[position] for candidate, position in places if position in known}
 
     @cached_property
-    def _own(self) -> Tensor:
-        return self._make().double().cpu()
+    def _all(self) -> ByCandidate:
+        parts = gather(self._query, (self._positions, self._make(None).double().cpu()))
+        positions = torch.cat([positions for positions, _ in parts])
+        order = positions.argsort()
+        values = torch.cat([values for _, values in parts])[order]
+        return ByCandidate(self._query.candidates, positions[order], values)
 
     @cached_property
     def _found(self) -> dict[Candidate, float]:
-        parts = gather(self._query, (self._positions, self._own))
-        positions = torch.cat([positions for positions, _ in parts])
-        order = positions.argsort()
-        values = torch.cat([values for _, values in parts])[order].tolist()
-        return dict(zip((self._query.candidates[at] for at in positions[order].tolist()), values, strict=True))
+        return dict(self._all.items())
 
     def __getitem__(self, candidate: Candidate) -> float:
+        if len(self._all) > _MANY:
+            return float(self._all[candidate])
         return self._found[candidate]
 
     def __iter__(self) -> Iterator[Candidate]:
-        return iter(self._found)
+        return iter(self._all)
 
     def __len__(self) -> int:
-        return len(self._found)
+        return len(self._all)
+
+
+_MANY = 1 << 20
+"""Candidates of whose scores no dictionary is made."""
 
 
 def _rated(query: Query, positions: Tensor) -> Sequence[Candidate]:
