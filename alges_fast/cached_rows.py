@@ -19,6 +19,7 @@ import itertools
 import json
 import logging
 import math
+import mmap
 import os
 import shutil
 import zlib
@@ -152,6 +153,16 @@ def content_digest(rows: NDArray[Any]) -> str:
             return digest.hexdigest()
     digest.update(_sums(rows).tobytes())
     return digest.hexdigest()
+
+
+def let_go(rows: NDArray[Any]) -> None:
+    """Take what was read of mapped rows out of this process's memory; it is mapped again where it is read again. What
+    was written to copies is lost, so only for rows that nobody writes to. Of an array in memory nothing changes."""
+    base: Any = rows
+    while base is not None and not isinstance(base, mmap.mmap):
+        base = getattr(base, "_mmap", None) or getattr(base, "base", None)
+    if base is not None and hasattr(mmap, "MADV_DONTNEED"):
+        base.madvise(mmap.MADV_DONTNEED)
 
 
 @contextlib.contextmanager

@@ -1,10 +1,10 @@
-"""Rounds of a project over hours of video: seconds, CPU seconds and peak memory of each command, in a process of its own.
+"""Rounds of a project over hours of video: seconds, CPU seconds and peak memory of each command, each in a process.
 
 Videos of an hour at one frame a second are encoded, small and plain; what the packaged encoder would make of their
 frames is drawn instead: fields of 13 classes that move slowly, a blend of one prototype of 64 channels a class, and
-noise, 56 x 56 x 64 float16 a frame. One hour is drawn; every other hour is that one with its frames shifted in space and
-mirrored, each hour otherwise. All lie in the cache in the place of the encoder's, in full, 401 kB a frame, and are read
-from there. The pool's decoded pictures, which no measured command reads, are a sparse file.
+noise, 56 x 56 x 64 float16 a frame. One hour is drawn; every other hour is that one with its frames shifted in space
+and mirrored, each hour otherwise. All lie in the cache in the place of the encoder's, in full, 401 kB a frame, and are
+read from there. The pool's decoded pictures, which no measured command reads, are a sparse file.
 The head is trained by `project train` on 20 frames labelled by the field.
 
     python bench/video.py --frames 3600 61200 [--against CHECKOUT] [--json FILE]
@@ -120,7 +120,7 @@ def drawn_hour(folder: Path, n: int) -> NDArray[np.float16]:
 
 
 def prepare(folder: Path, n_frames: int) -> Path:
-    """The project, with features in the cache, one round labelled and a head trained; what is there is not made again."""
+    """The project, features in the cache, one round labelled and a head trained; what is there is not made again."""
     from alges_fast.annotation import decoded
     from alges_fast.annotation.exports import cvat_xml
     from alges_fast.data.loading import palette

@@ -107,4 +107,4 @@ def selection_page(
 
 
 def _address(picture: Image.Image) -> str:
-    return f"data:image/webp;base64,{base64.b64encode(encoded(picture, 'webp', quality=78)).decode()}"
+    return f"data:image/webp;base64,{base64.b64encode(encoded(picture, 'webp', quality=78, method=1)).decode()}"

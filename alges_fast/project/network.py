@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from alges_fast import atomic
 from alges_fast.annotation.decoded import pictures_of
 from alges_fast.annotation.sources import PoolFrame
+from alges_fast.cached_rows import let_go
 from alges_fast.data.frame_pool import FramePool
 from alges_fast.errors import UserError
 from alges_fast.models import FROZEN
@@ -35,15 +36,28 @@ from alges_fast.training.config import TrainConfig
 from alges_fast.training.learner import HeadOfFrozenEncoder
 
 WEIGHTS = "model.safetensors"
+MAPPED = 1 << 27
+"""Bytes of maps that stay in memory while a pool is read."""
 
 
 class Maps(FramePool):
-    """(id, map (channels, h, w) float16) of the pool's frames."""
+    """(id, map (channels, h, w) float16) of the pool's frames, mapped from a file.
+
+    What was read stays in the system's cache but not in this process's memory, which hours of video would fill.
+    """
 
     def __init__(self, ids: Sequence[str], values: NDArray[np.float16]) -> None:
         stacked = torch.from_numpy(values)
         super().__init__(ids, stacked.__getitem__, stacked)
         self.values = values
+        self._mapped = 0  # bytes handed out since they were last let go
+
+    def views_of(self, positions: Sequence[int]) -> list[Tensor] | None:
+        if self._mapped > MAPPED:
+            let_go(self.values)
+            self._mapped = 0
+        self._mapped += len(positions) * self.values[0].nbytes
+        return super().views_of(positions)
 
 
 @dataclass(frozen=True)

@@ -238,7 +238,8 @@ class Frames(Sequence[tuple[Id, Tensor]]):
     """
 
     def __init__(self, pool: Any, positions: Sequence[int] | None = None) -> None:
-        ids = pool_ids(pool)
+        known = getattr(pool, "ids", None)  # looked at where there are many of these over one pool: as they are
+        ids = known if isinstance(known, tuple) and positions is not None else pool_ids(pool)
         self.pool = pool
         self.positions = range(len(ids)) if positions is None else positions
         self.ids = tuple(ids[at] for at in self.positions)

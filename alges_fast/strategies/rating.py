@@ -118,8 +118,6 @@ def by_seeding(
         if callable(scores):
             all_scores: Tensor = scores()
             return all_scores if rows is None else all_scores[rows]
-        if rows is None and isinstance(points, Tensor):
-            return torch.linalg.vector_norm(points, dim=1)
         some = torch.arange(len(points)) if rows is None else rows
         return torch.cat([torch.linalg.vector_norm(points[part.tolist()], dim=1) for part in some.split(_PIECE)])
 
