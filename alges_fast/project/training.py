@@ -93,7 +93,7 @@ WHOLE: Mapping[str, Any] = {
     "encoder_weights": PACKAGED,
     "steps": TrainConfig().steps,
     "batch_size": TrainConfig.batch_size,
-    "lr": TrainConfig.lr,
+    "lr": TrainConfig().lr,
     "augment": TrainConfig().augment,
     "teacher": FROZEN,
 }

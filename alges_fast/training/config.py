@@ -33,7 +33,7 @@ class TrainConfig:
             nor epochs are given. The learning rate rises and falls, and the weights are averaged.
         epochs: the paper's budget in place of steps: passes over the labelled images, at one learning rate.
         batch_size: images per optimiser step.
-        lr: learning rate of Adam; with steps, the highest.
+        lr: learning rate of Adam, 1e-3 where it is not given; with steps the highest, 4e-3.
         augment: how images are moved while a whole network trains: flip, scale, colour, with commas between, or none.
             All of them with steps, none with epochs.
         teacher: what tells a whole network of pixels without a label. frozen is a head over a frozen encoder, trained
@@ -56,7 +56,7 @@ class TrainConfig:
     steps: int | None = None
     epochs: int | None = None
     batch_size: int = 8
-    lr: float = 1e-3
+    lr: float | None = None
     augment: str = ""
     teacher: Literal["none", "frozen"] = "none"
     head_steps: int = 600
@@ -82,6 +82,8 @@ class TrainConfig:
         for name in ("steps", "epochs", "batch_size", "head_steps", "head_pixels"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"--{name} is {value}: give at least 1")
+        if self.lr is None:
+            object.__setattr__(self, "lr", 4e-3 if self.epochs is None else 1e-3)
         for name in ("lr", "head_lr"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"--{name} is {getattr(self, name)}: give a finite number above 0")

@@ -74,13 +74,13 @@ def train(
         TooFewLabels: the model's batch normalisation needs more than one image.
         Diverged: the loss is not finite.
     """
-    device = fabric.device
+    device, lr = fabric.device, config.lr or 0.0
     labelled = float((frames.masks != UNLABELLED).mean())  # of the pixels: of a batch's, on average
     if config.steps is not None and soft is None and not labelled:
         raise TooFewLabels("no pixel of the labelled frames has a class")
     model.to(device, memory_format=MEMORY_FORMAT).train()  # type: ignore[call-overload]
     kind = torch.optim.Adam if config.steps is None else torch.optim.AdamW
-    wrapped, optimizer = fabric.setup(model, kind(model.parameters(), lr=config.lr, betas=(0.9, 0.999), fused=True))
+    wrapped, optimizer = fabric.setup(model, kind(model.parameters(), lr=lr, betas=(0.9, 0.999), fused=True))
     images, masks = (torch.from_numpy(np.array(part)).to(device) for part in (frames.images, frames.masks))
     of_teacher = None if soft is None else torch.from_numpy(soft).to(device)
     n_pass = len(shuffled_batches(len(frames), config.batch_size, 0))
@@ -113,7 +113,7 @@ def train(
                     value = value * ((truth != UNLABELLED).float().mean() / labelled)
             fabric.backward(value)
             if config.steps is not None:
-                optimizer.param_groups[0]["lr"] = one_cycle(step, n_steps, config.lr)
+                optimizer.param_groups[0]["lr"] = one_cycle(step, n_steps, lr)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             if average is not None:

@@ -83,7 +83,7 @@ def test_weights_depend_on_seed_and_round_and_not_on_global_generators(budget: d
 
 
 def test_how_frames_are_moved_is_a_setting() -> None:
-    assert TrainConfig(epochs=1).augment == "none"
+    assert (TrainConfig(epochs=1).augment, TrainConfig(epochs=1).lr) == ("none", 1e-3)  # the paper's way
     assert TrainConfig(steps=1).augment == TrainConfig().augment == "flip,scale,colour"
     assert not torch.equal(weights(fit(**STEPS)), weights(fit(**STEPS, augment="none")))
 
