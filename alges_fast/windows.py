@@ -23,10 +23,10 @@ __all__ = [
     "class_changes",
     "cut",
     "frame_of",
-    "grid_of",
     "inside",
     "named",
     "padded",
+    "parse_regions",
     "rim",
     "whole_box",
     "windows_of",
@@ -73,16 +73,16 @@ def frame_of(piece: str | int | Window) -> str | int:
 
 def named(text: str) -> str | Window:
     """The window that `str` wrote so, or the text itself where it names none."""
-    found = re.fullmatch(r"(.+)#xywh=(\d+),(\d+),(\d+),(\d+)", text, re.DOTALL)
-    return Window(found[1], *(int(found[i]) for i in range(2, 6))) if found else text
+    match = re.fullmatch(r"(.+)#xywh=(\d+),(\d+),(\d+),(\d+)", text, re.DOTALL)
+    return Window(match[1], *(int(match[i]) for i in range(2, 6))) if match else text
 
 
-def grid_of(text: str) -> tuple[int, int]:
+def parse_regions(text: str) -> tuple[int, int]:
     """Rows and columns of a grid as people write it, "4x3". Raises ValueError where it is not one."""
-    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
-    if found is None:
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if match is None:
         raise ValueError(f"{text}: give rows x columns, such as 8x8")
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])
 
 
 def cell_boxes(size: Sequence[int], regions: tuple[int, int]) -> list[Box]:

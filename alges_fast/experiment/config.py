@@ -95,7 +95,7 @@ class RunConfig(TrainConfig):
                     f"many as --rounds {self.rounds} does"
                 )
         for grid in self.regions:
-            grid_of(grid)
+            regions_of(grid)
         for name in ("strategies", "regions", "seeds"):
             values = getattr(self, name)
             if not values:
@@ -106,7 +106,7 @@ class RunConfig(TrainConfig):
             raise UserError(f"--seeds has {min(self.seeds)}: give numbers from 0 on")
 
 
-def grid_of(text: str) -> tuple[int, int] | None:
+def regions_of(text: str) -> tuple[int, int] | None:
     """Rows and columns of windows as `--regions` names them, None for whole frames.
 
     Raises:
@@ -115,7 +115,7 @@ def grid_of(text: str) -> tuple[int, int] | None:
     if text == "none":
         return None
     try:
-        return windows.grid_of(text)
+        return windows.parse_regions(text)
     except ValueError as error:
         raise UserError(f"--regions {error}, or none for whole frames") from error
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from alges_fast.errors import UserError
-from alges_fast.experiment.config import RunConfig, grid_of
+from alges_fast.experiment.config import RunConfig, regions_of
 from alges_fast.strategies import Strategy, get_strategy
 from alges_fast.strategies.random import Random
 
@@ -63,7 +63,7 @@ def curves_of(config: RunConfig) -> list[Curve]:
         strategy = get_strategy(own[1] if own else text)()
         grids: Sequence[str] = [own[2]] if own else config.regions
         for grid in ["none"] if strategy.takes_whole_pool else grids:
-            curves.append(Curve(strategy, grid_of(grid), *_steps(config, strategy)))
+            curves.append(Curve(strategy, regions_of(grid), *_steps(config, strategy)))
     names = [curve.name for curve in curves]
     if len(set(names)) < len(names):
         raise UserError(f"--strategies gives two strategies of one name: {', '.join(names)}")

@@ -30,7 +30,7 @@ from alges_fast import atomic
 from alges_fast.cache_folder import default_cache_dir
 from alges_fast.cached_rows import RowWriter, content_digest, load_or_make, writable
 from alges_fast.errors import UserError
-from alges_fast.models.frozen import PLAIN, RAISED, Projection, Trunk, View, features, fit_projection, grid_of, join
+from alges_fast.models.frozen import PLAIN, RAISED, Projection, Trunk, View, features, fit_projection, grid_size, join
 from alges_fast.random_streams import stream_seed
 
 __all__ = ["FrozenEncoder", "Pictures", "load_or_fit"]
@@ -93,7 +93,7 @@ class FrozenEncoder:
         view, folder = self.projection.view, _folder(self._cache_dir)
         parts = self.projection.weight, self.projection.bias, content_digest(images)
         key = _key(self.trunk, view, images.shape[2:], *parts)
-        shape = *grid_of(images.shape[2:]), self.projection.n_features
+        shape = *grid_size(images.shape[2:]), self.projection.n_features
         step, frame_bytes = _batch(self.trunk, view, images), 2 * int(np.prod(shape))
 
         def make(writer: RowWriter) -> dict[str, Any]:
@@ -170,7 +170,7 @@ def _some_positions(
 ) -> Tensor:
     """(positions, channels of all maps) of frames evenly spaced over the pool."""
     frames = np.unique(np.linspace(0, len(pool) - 1, min(FITTED_FRAMES, len(pool))).round().astype(int))
-    grid = grid_of(pool.shape[2:])
+    grid = grid_size(pool.shape[2:])
     positions_in_all = min(FITTED_POSITIONS, FITTED_VALUES // sum(trunk.channels))
     each = min(positions_in_all // len(frames), grid[0] * grid[1])
     generator = np.random.default_rng(stream_seed("positions of the projection"))

@@ -185,11 +185,11 @@ class FrozenModel(nn.Module):
 
 def features(trunk: Trunk, projection: Projection, images: Tensor) -> Tensor:
     """(B, n_features, *grid) of normalised images (B, 3, S, S) at the view's scale."""
-    maps: Tensor = projection(trunk(images), grid_of(images.shape[2:], projection.view.scale))
+    maps: Tensor = projection(trunk(images), grid_size(images.shape[2:], projection.view.scale))
     return maps
 
 
-def grid_of(size: Sequence[int], scale: int = 1) -> tuple[int, int]:
+def grid_size(size: Sequence[int], scale: int = 1) -> tuple[int, int]:
     """Sides of the features of images of this size, which are those of masks enlarged by the scale."""
     return math.ceil(size[0] / (STRIDE * scale)), math.ceil(size[1] / (STRIDE * scale))
 

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from alges_fast._native import cpu_kernels, native_status
-from alges_fast.ops.native import addresses, layout, tensors
+from alges_fast.ops.native import Arguments, layout
 from alges_fast.ops.operands import Operands
-from alges_fast.ops.outputs import OUTPUTS
 from alges_fast.ops.problem import Problem
 
 
@@ -52,16 +51,12 @@ def unsupported(problem: Problem) -> str | None:
 
 def bind(operands: Operands) -> Callable[[Operands], list[Tensor]]:
     """What runs calls of this layout."""
-    call, shapes = _call(operands.problem()), operands.shapes()
-    places = [OUTPUTS.index(name) for name in operands.names if name in OUTPUTS]
+    call, arguments = _call(operands.problem()), Arguments(operands)
 
     def run(operands: Operands) -> list[Tensor]:
-        results = [operands.features.new_empty(shape, dtype=dtype) for shape, dtype in shapes]
-        given, outputs = tensors(operands), [0] * len(OUTPUTS)
-        for place, result in zip(places, results, strict=False):  # an outline is none of them
-            outputs[place] = result.data_ptr()
+        results, _kept, given, outputs = arguments.of(operands)
         outline = results[-1].data_ptr() if operands.regions else 0
-        call.run(addresses(given), outputs, outline, torch.get_num_threads())
+        call.run(given, outputs, outline, torch.get_num_threads())
         return results
 
     return run

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from alges_fast import _native
-from alges_fast.ops.native import addresses, layout, sizes, tensors
+from alges_fast.ops.native import Arguments, layout, sizes
 from alges_fast.ops.operands import Operands
-from alges_fast.ops.outputs import OUTPUTS
 from alges_fast.ops.problem import HIDDEN, Problem, tf32_allowed
 
 
@@ -66,19 +65,14 @@ def bind(operands: Operands) -> Callable[[Operands], list[Tensor]]:
 
 def launcher(native: Any, operands: Operands, device: int) -> Callable[[Operands, int], list[Tensor]]:
     """What allocates outputs and scratch, and launches the kernels of the module `native` on a stream."""
-    problem, shapes = operands.problem(), operands.shapes()
+    problem, arguments = operands.problem(), Arguments(operands)
     call = native.CudaPixelGradientsCall(**layout(problem), weight_is_bfloat16=problem.weight_dtype == torch.bfloat16)
     scratch_bytes = call.scratch_bytes(device)
-    places = [OUTPUTS.index(name) for name in operands.names]
 
     def launch(operands: Operands, stream: int) -> list[Tensor]:
-        new = operands.features.new_empty
-        results = [new(shape, dtype=dtype) for shape, dtype in shapes]
-        given, outputs = tensors(operands), [0] * len(OUTPUTS)
-        for place, result in zip(places, results, strict=True):
-            outputs[place] = result.data_ptr()
-        scratch = new(scratch_bytes, dtype=torch.uint8)
-        call.run(addresses(given), outputs, tf32_allowed(), device, scratch.data_ptr(), stream)
+        results, _kept, given, outputs = arguments.of(operands)
+        scratch = operands.features.new_empty(scratch_bytes, dtype=torch.uint8)
+        call.run(given, outputs, tf32_allowed(), device, scratch.data_ptr(), stream)
         return results
 
     return launch

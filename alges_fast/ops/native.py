@@ -33,25 +33,36 @@ def layout(problem: Problem) -> dict[str, Any]:
     }
 
 
-def tensors(operands: Operands) -> list[Tensor | None]:
-    """What a call of this layout is given, in the order of `Tensors`; those of a layer as kernels read them."""
-    return [
-        operands.features,
-        *map(_small, (operands.weight, operands.bias)),
-        operands.logits,
-        operands.residual,
-        operands.valid,
-        *map(_small, (operands.hidden_weight, operands.hidden_bias)),
-    ]
+class Arguments:
+    """What every call of one layout hands to the kernels: room for its results, and where everything lies."""
 
+    def __init__(self, operands: Operands) -> None:
+        self.shapes = operands.shapes()
+        self.places = [OUTPUTS.index(name) for name in operands.names if name in OUTPUTS]  # an outline is none of them
 
-def addresses(given: list[Tensor | None]) -> list[int]:
-    """0 where there is none. The tensors must outlive the call."""
-    return [0 if tensor is None else tensor.data_ptr() for tensor in given]
+    def of(self, operands: Operands) -> tuple[list[Tensor], list[Tensor | None], list[int], list[int]]:
+        """The results; the tensors given, to be kept until the call returns; addresses of both, 0 where there is none,
+        in the order of `Tensors` and of `OUTPUTS`."""
+        new = operands.features.new_empty
+        results = [new(shape, dtype=dtype) for shape, dtype in self.shapes]
+        given = [
+            operands.features,
+            *map(_small, (operands.weight, operands.bias)),
+            operands.logits,
+            operands.residual,
+            operands.valid,
+            *map(_small, (operands.hidden_weight, operands.hidden_bias)),
+        ]
+        outputs = [0] * len(OUTPUTS)
+        for place, result in zip(self.places, results, strict=False):
+            outputs[place] = result.data_ptr()
+        return results, given, [0 if tensor is None else tensor.data_ptr() for tensor in given], outputs
 
 
 def _small(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.float().contiguous()
+    if tensor is None or (tensor.dtype == torch.float32 and tensor.is_contiguous()):
+        return tensor
+    return tensor.float().contiguous()
 
 
 def _map(tensor: Tensor | None) -> tuple[int, int, tuple[int, ...]] | None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from alges_fast.ops.operands import Operands, mask_of
-from alges_fast.ops.outputs import OUTPUTS, PixelGradients, check_outputs
+from alges_fast.ops.outputs import PixelGradients, check_outputs
 from alges_fast.ops.schema import op
 
 __all__ = ["WindowSums", "hidden_pixel_gradients", "hidden_windows", "pixel_gradients"]
@@ -143,6 +143,4 @@ def hidden_windows(
 
 def _outputs(operands: Operands) -> PixelGradients:
     operands.validate()
-    results = iter(op(*operands))
-    mask = operands.outputs
-    return PixelGradients(*[next(results) if mask >> bit & 1 else None for bit in range(len(OUTPUTS))])
+    return PixelGradients(**dict(zip(operands.names, op(*operands), strict=True)))

@@ -12,7 +12,7 @@ from alges_fast.errors import UserError
 from alges_fast.selection import Unit
 from alges_fast.selection.defaults import default_strategy
 from alges_fast.settings import setting
-from alges_fast.windows import grid_of
+from alges_fast.windows import parse_regions
 
 NOT_ASKED = frozenset({"on_bad_image", "device", "batch_size"})
 """Settings that may differ where a round is asked for again: nothing is chosen by them."""
@@ -97,7 +97,7 @@ class NextSettings:
     @property
     def grid(self) -> tuple[int, int] | None:
         """Rows and columns of `regions`."""
-        return None if self.regions is None else grid_of(self.regions)
+        return None if self.regions is None else parse_regions(self.regions)
 
 
 def asked_for(settings: NextSettings, reject: Sequence[str]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from alges_fast.windows import Window, frame_of
 Piece: TypeAlias = str | Window
 """What is labelled in one go: a whole frame, by its id, or a window of one."""
 
-Box: TypeAlias = tuple[slice, slice]
+Slices: TypeAlias = tuple[slice, slice]
 """Rows and columns of a piece."""
 
 
@@ -92,9 +92,9 @@ class Labelled:
         return mask[box_of(piece)]
 
     @cached_property
-    def boxes(self) -> dict[int, list[Box]]:
+    def boxes(self) -> dict[int, list[Slices]]:
         """The labelled boxes of every frame that has one, by its position, in the order of the first of each."""
-        found: dict[int, list[Box]] = {}
+        found: dict[int, list[Slices]] = {}
         for piece in self.pieces:
             found.setdefault(self.pool.index(str(frame_of(piece))), []).append(box_of(piece))
         return found
@@ -193,7 +193,7 @@ def unlabelled(pieces: Sequence[Piece], labelled: Iterable[Piece]) -> list[Piece
     return [piece for piece in pieces if piece not in taken and frame_of(piece) not in taken]
 
 
-def box_of(piece: Piece) -> Box:
+def box_of(piece: Piece) -> Slices:
     """Where the piece is in its frame."""
     if not isinstance(piece, Window):
         return slice(None), slice(None)

@@ -20,7 +20,7 @@ from alges_fast.data import FrameSet
 from alges_fast.models import FROZEN, build_model, check_image_size
 from alges_fast.models.features_cache import FrozenEncoder, load_or_fit
 from alges_fast.models.features_cache import Progress as Encoding
-from alges_fast.models.frozen import FrozenHead, build_trunk, grid_of
+from alges_fast.models.frozen import FrozenHead, build_trunk, grid_size
 from alges_fast.models.saved import Card
 from alges_fast.models.weights import normalisation_of
 from alges_fast.normalisation import Normalisation
@@ -181,7 +181,7 @@ class HeadOfFrozenEncoder(Learner):
         return Card.of_frozen(self.encoder.trunk, self.encoder.projection.view, self.config.image_size, classes)
 
     def training_work(self, n_frames: float) -> float:
-        rows, columns = grid_of((self.config.image_size, self.config.image_size))
+        rows, columns = grid_size((self.config.image_size, self.config.image_size))
         return self.config.head_steps * self.config.head_pixels / (rows * columns)
 
     def train(self, fabric: Fabric, model: nn.Module, training: Training) -> float:

@@ -23,7 +23,7 @@ from alges_fast.models.frozen import (
     build_trunk,
     features,
     fit_projection,
-    grid_of,
+    grid_size,
     join,
 )
 from alges_fast.normalisation import HALF
@@ -95,7 +95,7 @@ def test_images_of_any_size_are_shown_to_the_encoder_at_its_own() -> None:
 
 
 def test_the_grid_is_a_quarter_of_the_side_rounded_up() -> None:
-    assert grid_of((192, 190)) == (48, 48)
+    assert grid_size((192, 190)) == (48, 48)
     assert model()(torch.randn(1, 3, 34, 40)).shape == (1, 5, 34, 40)
 
 
