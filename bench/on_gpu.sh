@@ -116,7 +116,7 @@ stage profile 45 gpu bash -c profile
 bench seeding 20 bench/test_bench_seeding.py -k alges_fast_gpu
 bench triton 35 "$op" -k "test_alges_fast and cuda and triton]"
 bench rivals 35 "$op" -k "rival and cuda and (compiled or eager)"
-tests triton_cases 25 tests/ops/test_pixel_gradients.py -k "triton-cuda and test_types_and_given_operands and plain and not float16"
+tests triton_cases 25 tests/ops/test_pixel_gradients.py -k "triton-cuda and test_types_and_given_operands and plain and not dtype0"
 tests seeding_gpu 15 tests/seeding
 stage memcheck 35 gpu bash -c memcheck
 stage racecheck 35 gpu bash -c racecheck
