@@ -32,7 +32,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -41,6 +41,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from alges_fast.ops.native import Arguments
 from alges_fast.ops.operands import Operands
 from alges_fast.ops.outputs import TABLE, PixelGradients
 from alges_fast.ops.problem import HIDDEN, Problem, tf32_allowed
@@ -86,7 +87,7 @@ def unsupported(problem: Problem) -> str | None:
 
 def bind(operands: Operands) -> Callable[[Operands], list[Tensor]]:
     """What runs calls of this layout."""
-    problem, shapes, names = operands.problem(), operands.shapes(), operands.names
+    problem, names, arguments = operands.problem(), operands.names, Arguments(operands)
     plan = choose_plan(
         problem.batch,
         problem.classes,
@@ -100,10 +101,11 @@ def bind(operands: Operands) -> Callable[[Operands], list[Tensor]]:
     launch = _Launch(problem, plan)
 
     def run(operands: Operands) -> list[Tensor]:
-        features = operands.features
-        results = [features.new_empty(shape, dtype=dtype) for shape, dtype in shapes]
-        with torch.cuda.device(features.device) if features.is_cuda else contextlib.nullcontext():
-            launch(operands.problem(), dict(zip(names, results, strict=True)))
+        results, given, _, _ = arguments.of(operands)
+        device = operands.features.device
+        elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
+        with torch.cuda.device(device) if elsewhere else contextlib.nullcontext():
+            launch(given, dict(zip(names, results, strict=True)))
         return results
 
     return run
@@ -264,7 +266,7 @@ class _Launch:
     """Launches the kernels of a plan for groups of images. Holds the layout of calls, and no tensor."""
 
     def __init__(self, problem: Problem, plan: Plan) -> None:
-        self.plan, self.outputs = plan, problem.outputs
+        self.plan, self.outputs, self.batch = plan, problem.outputs, problem.batch
         depth, self.height, self.width = problem.spatial
         self.pixels = depth * self.height * self.width
         maps = [(problem.features, 2), (problem.logits, 2), (problem.residual, 2), (problem.valid, 1)]
@@ -277,54 +279,44 @@ class _Launch:
             for (tensor, axis), step in zip(maps, steps, strict=True)
         ]
         tiles = plan.tile_pixels, plan.tile_channels, plan.tile_classes
+        self.channels = problem.channels
         self.head = Head(problem.classes, problem.weight[0].numel(), problem.kernel, flat, *tiles)
         self.columns = _score_columns(problem.classes, bool(problem.outputs & _BY_CLASS))
+        self.asked = {relaxed: _asked(problem, relaxed) for relaxed in (False, True)}
 
-    def asked(self, problem: Problem) -> Asked:
-        outputs, exact = problem.outputs, problem.features.dtype
-        of_logits = problem.needs_prediction and problem.logits is None
-        product = _product_mode(exact, tf32_allowed())
-        return Asked(
-            WEIGHT_PRODUCT="exact" if problem.weight_dtype == exact and exact != torch.float32 else product,
-            SUM_PRODUCT=product,
-            PATCHES=of_logits or any(TABLE[name].patch is not None for name in outputs),
-            PREDICTION=problem.needs_prediction,
-            NORMS=bool(outputs & {"semantic", "norm_map"}),
-            SEMANTIC="semantic" in outputs,
-            UNCERTAINTY=bool(outputs & {"entropy", "margin", "confidence"}),
-            BY_CLASS=bool(outputs & _BY_CLASS),
-            COUNTS="class_pixels" in outputs or ("image" in outputs and problem.valid is not None),
-            IMAGE="image" in outputs,
-            VECTOR="semantic_vector" in outputs,
-        )
+    def __call__(self, tensors: Sequence[Tensor | None], results: dict[str, Tensor]) -> None:
+        """tensors: as a call of this layout is given them, in the order of `Arguments`."""
+        asked = self.asked[tf32_allowed()]
+        if self.plan.images >= self.batch:
+            self.launch(tensors, self.batch, asked, PixelGradients(**results))
+            return
+        for images in _groups(self.batch, self.plan.images):
+            features, weight, bias, *maps = tensors[:6]
+            of_group = [None if tensor is None else tensor[images] for tensor in (features, *maps)]
+            given = [of_group[0], weight, bias, *of_group[1:]]
+            here = PixelGradients(**{name: tensor[images] for name, tensor in results.items()})
+            self.launch(given, images.stop - images.start, asked, here)
 
-    def __call__(self, problem: Problem, results: dict[str, Tensor]) -> None:
-        asked = self.asked(problem)
-        for images in _groups(problem.batch, self.plan.images):
-            of_group = {name: tensor[images] for name, tensor in results.items()}
-            self.launch(problem, images, asked, PixelGradients(**of_group))
-
-    def launch(self, problem: Problem, images: slice, asked: Asked, results: PixelGradients) -> None:
+    def launch(self, tensors: Sequence[Tensor | None], n_images: int, asked: Asked, results: PixelGradients) -> None:
         plan, head = self.plan, self.head
-        features, logits, residual, valid = (
-            None if tensor is None else (tensor[images], strides)
-            for tensor, strides in zip(
-                (problem.features, problem.logits, problem.residual, problem.valid), self.strides, strict=True
-            )
+        features, weight, bias, *others = tensors[:6]
+        assert features is not None
+        of_features, logits, residual, valid = (
+            None if tensor is None else (tensor, strides)
+            for tensor, strides in zip((features, *others), self.strides, strict=True)
         )
-        given = Given(features, problem.weight, problem.bias, logits, residual, valid)
-        n_images, n_scores = images.stop - images.start, plan.chunks * plan.tiles_in_flight
-        new = functools.partial(torch.empty, device=problem.features.device)
+        given, n_scores = Given(of_features, weight, bias, logits, residual, valid), plan.chunks * plan.tiles_in_flight
+        new = functools.partial(torch.empty, device=features.device)
 
         def partial(name: str, size: int) -> Tensor | None:
             return new(n_images, plan.chunks, size, dtype=torch.float32) if name in self.outputs else None
 
-        size = problem.weight.numel() if asked.IMAGE or asked.VECTOR else 0
+        size = head.K * head.C if asked.IMAGE or asked.VECTOR else 0
         several = plan.chunks > 1  # of a single chunk the sums are the result
         sums = Sums(
             image=partial("image", size) if several else results.image,
             vector=partial("semantic_vector", size) if several else results.semantic_vector,
-            features=partial("feature_sum", problem.channels),
+            features=partial("feature_sum", self.channels),
             scores=new(n_images, n_scores, self.columns, dtype=torch.float32),
             counts=new(n_images, n_scores, head.K + 1, dtype=torch.int32),
         )
@@ -342,11 +334,31 @@ class _Launch:
                 _residuals[n_scores, n_images](given, scratch, sums, results.norm_map, *of_segment, **compiled)
                 if size or sums.features is not None:
                     _outer_sums[outer_grid](given, scratch, sums, *of_segment, **compiled)
-        n_features = 0 if sums.features is None else problem.channels
+        n_features = 0 if sums.features is None else self.channels
         _finish[1 + triton.cdiv(size, 256) + triton.cdiv(n_features, 256), n_images](
             sums, results, self.pixels, plan.chunks, n_scores, size, n_features,
             VALID_GIVEN=valid is not None, HEAD=head, COLUMNS=self.columns, TILE=256,
         )  # fmt: skip
+
+
+def _asked(problem: Problem, relaxed: bool) -> Asked:
+    """What is asked of the kernels, with TF32 allowed or not."""
+    outputs, exact = problem.outputs, problem.features.dtype
+    of_logits = problem.needs_prediction and problem.logits is None
+    product = _product_mode(exact, relaxed)
+    return Asked(
+        WEIGHT_PRODUCT="exact" if problem.weight_dtype == exact and exact != torch.float32 else product,
+        SUM_PRODUCT=product,
+        PATCHES=of_logits or any(TABLE[name].patch is not None for name in outputs),
+        PREDICTION=problem.needs_prediction,
+        NORMS=bool(outputs & {"semantic", "norm_map"}),
+        SEMANTIC="semantic" in outputs,
+        UNCERTAINTY=bool(outputs & {"entropy", "margin", "confidence"}),
+        BY_CLASS=bool(outputs & _BY_CLASS),
+        COUNTS="class_pixels" in outputs or ("image" in outputs and problem.valid is not None),
+        IMAGE="image" in outputs,
+        VECTOR="semantic_vector" in outputs,
+    )
 
 
 def _product_mode(features: torch.dtype, relaxed: bool) -> str:
