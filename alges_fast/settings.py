@@ -68,6 +68,7 @@ class Family:
     about: str
     example: str
     more: str
+    if_out_of_memory: str = "run it on smaller images"
 
     def step(self, given: Sequence[str]) -> Command:
         """The step that is named. Raises UserError where none is."""

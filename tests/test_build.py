@@ -84,7 +84,6 @@ def test_importing_the_package_needs_torch_and_numpy_alone() -> None:
         "segmentation_models_pytorch",
         "faiss",
         "lightning_fabric",
-        "jsonargparse",
         "rich",
         "matplotlib",
         "jinja2",

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 pytest.importorskip("argcomplete", reason="argcomplete is not installed")
-pytest.importorskip("jsonargparse", reason="needs the extra `run`")
+pytest.importorskip("yaml", reason="needs the extra `run`")
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def test_python_in_the_pages_runs(page: Path, code: str, tmp_path: Path, monkeyp
 
 
 def test_there_are_commands_to_look_at() -> None:
-    pytest.importorskip("jsonargparse", reason="needs the extra `run`")
+    pytest.importorskip("yaml", reason="needs the extra `run`")
     assert len(COMMANDS) >= 25
     assert {words[0] for _, words in COMMANDS} >= {
         f"alges_fast.{name}" for name in ("run", "select", "data", "project")
@@ -112,7 +112,7 @@ def test_there_are_commands_to_look_at() -> None:
 
 @pytest.mark.parametrize(("page", "words"), COMMANDS, ids=[f"{page}-{i}" for i, (page, _) in enumerate(COMMANDS)])
 def test_commands_in_the_pages_are_accepted(page: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("jsonargparse", reason="needs the extra `run`")
+    pytest.importorskip("yaml", reason="needs the extra `run`")
     monkeypatch.chdir(ROOT)  # where examples/strategy.py is
     parsers()[words[0]](words[1:])
 
@@ -131,7 +131,7 @@ def parsers() -> dict[str, Callable[[list[str]], Any]]:
         "alges_fast.run": alges_fast.run.parse,
         "alges_fast.select": alges_fast.project.selecting.parse,
         "alges_fast.data": partial(read, alges_fast.data.__main__.DATA),
-        "alges_fast.project": alges_fast.project.cli._parser().parse_args,
+        "alges_fast.project": partial(read, alges_fast.project.cli.PROJECT),
         "alges_fast.report": report,
     }
 

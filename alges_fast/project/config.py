@@ -16,6 +16,7 @@ from alges_fast.annotation.exports import ANNOTATE
 from alges_fast.data.frames import TAKEN_NAMES
 from alges_fast.errors import UserError
 from alges_fast.labels import UNLABELLED
+from alges_fast.settings import setting
 
 FILE = "project.yaml"
 
@@ -35,8 +36,8 @@ class ProjectConfig:
         image_prefix: what Label Studio serves a round's folder images under, where it reads files.
     """
 
-    images: str
-    classes: tuple[str, ...]
+    images: str = setting(value="POOL", first=True)
+    classes: tuple[str, ...] = setting(value="A,B,..", first=True)
     background: str | None = None
     fps: float = 1.0
     image_size: int = 224
