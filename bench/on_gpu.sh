@@ -121,7 +121,7 @@ tests seeding_gpu 15 tests/seeding
 stage memcheck 35 gpu bash -c memcheck
 stage racecheck 35 gpu bash -c racecheck
 bench frozen 20 bench/test_bench_frozen.py -k on_a_gpu
-if missing=$(lacks segmentation_models_pytorch jsonargparse lightning_fabric jinja2 matplotlib timm rich); then
+if missing=$(lacks segmentation_models_pytorch lightning_fabric jinja2 matplotlib timm rich); then
   row paper skipped 0 "no $missing (bench/gpu_wheels.sh brings them)"
 else
   stage paper 40 gpu python3 bench/paper_run.py

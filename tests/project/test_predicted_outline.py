@@ -25,7 +25,10 @@ def test_predicted_outline_is_spent_and_stands_beside_what_was_drawn(
     annotator = small_pool(tmp_path / "pool")
     assert run("new", "p", "--images", "pool", "--classes", ",".join(CLASSES), "--image_size", "64") == 0
     assert run("next", "p", "--budget", "outline") == 2
-    assert "--budget outline is predicted by a trained model: leave it out of the first" in capsys.readouterr().err
+    assert (
+        "--budget outline is predicted by a trained model: give --model, or leave it out of the first"
+        in capsys.readouterr().err
+    )
     assert run("next", "p", "-n", "8") == 0
     annotator.cvat(Path("p/rounds/000/picks.csv"), Path("first.xml"))
     assert run("import", "p", "first.xml") == 0
