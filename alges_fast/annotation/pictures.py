@@ -38,7 +38,8 @@ def with_mask(
 
 def thumbnail(picture: Image.Image, width: int) -> Image.Image:
     """The picture at this width in pixels, its shape kept."""
-    return picture.resize((width, max(1, round(picture.height * width / picture.width))), Image.Resampling.LANCZOS)
+    size = width, max(1, round(picture.height * width / picture.width))
+    return picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
 
 
 def outlined(picture: Image.Image, windows: Sequence[Window]) -> Image.Image:
