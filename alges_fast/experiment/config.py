@@ -46,6 +46,7 @@ class RunConfig(TrainConfig):
             saves is read off these curves, and cannot be larger than they are long.
         random_query_size: images that random, frames and windows, draws after each training, a multiple of query_size:
             it learns nothing from a training, so larger steps give the same curve with fewer of them.
+        frames_at_most: of how many frames a query's windows may be; by default of any.
         device: auto, cpu or cuda.
         precision: 32-true, bf16-mixed or 16-mixed.
         out: folder for results, one for each configuration; the same command again continues what is in it.
@@ -68,6 +69,7 @@ class RunConfig(TrainConfig):
     query_size: int = setting(10, first=True)
     random_rounds: int | None = None
     random_query_size: int | None = None
+    frames_at_most: int | None = None
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "NAME", first=True)
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     out: str = setting("alges_fast_run", "DIR", first=True)
@@ -80,6 +82,8 @@ class RunConfig(TrainConfig):
                 raise UserError(f"--{name} is {getattr(self, name)}: give at least 1")
         if not self.out:
             raise UserError("--out is empty: give a folder")
+        if self.frames_at_most is not None and self.frames_at_most < 1:
+            raise UserError(f"--frames_at_most is {self.frames_at_most}: give at least 1")
         if self.random_query_size is not None and (
             self.random_query_size < 1 or self.random_query_size % self.query_size
         ):

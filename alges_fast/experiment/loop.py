@@ -274,7 +274,8 @@ def _query(round: Round, model: nn.Module) -> dict[str, Any]:
     if regions is not None:  # what an earlier query left over, too
         pixels = round.curve.n_labelled(config, len(pool), round.number + 1) * side**2 - round.labelled.n_pixels
     try:
-        chosen = choose(round.strategy, query, round.curve.query_size, pixels=pixels)
+        most = config.frames_at_most if regions is not None else None
+        chosen = choose(round.strategy, query, round.curve.query_size, pixels=pixels, frames_at_most=most)
     except BrokenPromise as error:
         raise UserError(str(error)) from error
     # Of windows, of which a pool has very many, the scores of those picked alone.

@@ -36,6 +36,7 @@ class NextSettings:
         budget: pixels, or outline: as many frames, or windows, as cost together what n frames do on average, where each
             costs the outline that the model predicts in it and a quarter of its side.
         budget_pixels: with regions, how many pixels (of the frames' own size) to choose, in the place of n.
+        frames_at_most: with regions, of how many frames windows may be picked, for who wants few frames whole in view.
         labelled: what is annotated elsewhere, one a line. A text list of ids, paths of pictures, or windows as
             picks.csv names them. They are not picked, and strategies that cover the pool see them.
         class_weights: classes to aim at: a factor per class, comma separated, or JSON by name such as
@@ -64,6 +65,7 @@ class NextSettings:
     min_gap: float | None = None
     budget: Unit = "pixels"
     budget_pixels: int | None = None
+    frames_at_most: int | None = None
     labelled: str | None = setting(None, "FILE", first=True)
     class_weights: str | None = None
     normalise: Literal["auto", "imagenet", "half", "unit"] = "auto"
@@ -78,9 +80,11 @@ class NextSettings:
     batch_size: int = 16
 
     def __post_init__(self) -> None:
-        for name, dashes in (("n", "-"), ("budget_pixels", "--"), ("batch_size", "--"), ("head_kernel", "--")):
+        for name in ("n", "budget_pixels", "frames_at_most", "batch_size", "head_kernel"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UserError(f"{dashes}{name} is {getattr(self, name)}: give at least 1")
+                raise UserError(f"{'-' if name == 'n' else '--'}{name} is {getattr(self, name)}: give at least 1")
+        if self.frames_at_most is not None and self.regions is None:
+            raise UserError("--frames_at_most is of windows: give --regions too, such as --regions 16x16")
         if self.budget not in ("pixels", "outline"):
             raise UserError(f"--budget is {self.budget}: give pixels or outline")
         if self.desk not in get_args(Desk):

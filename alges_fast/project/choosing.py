@@ -268,6 +268,7 @@ def _chosen(
         "places": places(frames.pool.frames, settings.min_gap),
         "min_gap": GAP_SECONDS if settings.min_gap is None else settings.min_gap,
         "away": away,
+        "frames_at_most": settings.frames_at_most,
     }
     try:
         chosen = choose(strategy, query, settings.n, **how)

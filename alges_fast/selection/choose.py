@@ -134,6 +134,7 @@ def choose(
     places: Mapping[Id, Place] | None = None,
     min_gap: float = 0.0,
     away: Iterable[Candidate] = (),
+    frames_at_most: int | None = None,
 ) -> Selection:
     """Ask a strategy which frames, or windows of frames, to annotate next.
 
@@ -150,6 +151,8 @@ def choose(
         min_gap: frames of one video are picked at least this far apart in time, and from labelled ones. Halved where
             too few are left, with a warning.
         away: frames and windows that are no candidates, such as those that an annotator has now.
+        frames_at_most: windows are picked of so many frames at most, those that are drawn first. Where these have too
+            few, less is picked than there is to spend, with a warning.
 
     Raises:
         NotEnough: a budget out of range. BrokenPromise: what the strategy drew. ValueError: what is labelled is not of
@@ -169,6 +172,7 @@ def choose(
         min_gap=min_gap,
         costs=None if effort is None else effort.costs,
         shared=query.group is not None,
+        frames_at_most=frames_at_most,
     )
     spend = _pixels(query, frames, n or 0) if pixels is None and query.regions is not None else pixels or n or 0
     if effort is not None:
@@ -250,6 +254,7 @@ class _RatedPool:
         min_gap: frames of one video are picked at least this far apart in time, and from known ones.
         costs: what each costs; None for 1 a frame and the pixels of a window.
         shared: whether processes share the query.
+        frames_at_most: that picks may be of; None for any number.
     """
 
     rating: Rating
@@ -260,6 +265,7 @@ class _RatedPool:
     min_gap: float
     costs: Mapping[Candidate, int] | None
     shared: bool
+    frames_at_most: int | None
 
     def cost(self, candidate: Candidate) -> int:
         if self.costs is not None:
@@ -296,10 +302,17 @@ class _RatedPool:
         frames = frames_of(ids)
         while left > 0:
             min_gap = _MinGap((*self.known, *map(frame_of, chosen)), self.places, gap)
+            opened = frozenset(map(frame_of, chosen))
+            is_full = self.frames_at_most is not None and len(opened) >= self.frames_at_most
             near = [frame for frame in frames if min_gap.forbids(frame)] if gap else []
+            if is_full:
+                near = [frame for frame in frames if frame not in opened]
             open = ~(shut | Taken(chosen).among(ids)[1])
             if near:
                 open &= ~in_frames(ids, frozenset(near))
+            if is_full and not open.any():
+                logger.warning("frames_at_most: %d frames have no more windows: %d are not spent", len(opened), left)
+                break
             if not open.any():
                 gap = gap / 2 if gap > 1e-3 else 0.0
                 logger.warning("too few images lie that far apart: min_gap is now %g", gap)
@@ -316,13 +329,15 @@ class _RatedPool:
                     f"it gave {len(drawn)}, {len(at[free].unique())} of them different and free"
                 )
             for pick in drawn:
-                if min_gap.forbids(frame_of(pick)):
+                frame = frame_of(pick)
+                if min_gap.forbids(frame) or (frame not in opened and len(opened) == self.frames_at_most):
                     continue
+                opened |= {frame}
                 if self.cost(pick) > left:
                     return chosen
                 chosen.append(pick)
                 left -= self.cost(pick)
-                min_gap.add(frame_of(pick))
+                min_gap.add(frame)
         return chosen
 
 

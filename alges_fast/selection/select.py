@@ -35,6 +35,7 @@ def select(
     regions: tuple[int, int] | None = None,
     pixels: int | None = None,
     budget: Unit = "pixels",
+    frames_at_most: int | None = None,
     strategy: str | Strategy | None = None,
     seed: int = 0,
     labelled: Iterable[Candidate] = (),
@@ -67,9 +68,10 @@ def select(
             The model sees the same grid over its logits: where the two do not divide alike, a window's border there is
             within a pixel of its own.
         pixels: with regions and in the place of n, how many pixels: windows are picked until the next would exceed
-        them. budget: "pixels", or "outline": as many images, or windows, as cost together what so many images do on
-        average,
+            them.
+        budget: "pixels", or "outline": as many images, or windows, as cost together what so many images do on average,
             where each costs the outline that the model predicts in it and a quarter of its side, for a look at it.
+        frames_at_most: with regions, of how many images windows may be picked; by default of any.
         strategy: a name of `alges_fast.strategies.strategy_names()` but `full`, a class of your own as
             "path/to/file.py:Class" or "package.module:Class", or an instance; see `alges_fast.strategies.Strategy`. By
             default alges-img, with regions alges-effort.
@@ -113,6 +115,8 @@ def select(
     _check(chosen, model, class_weights)
     if not 0 <= min_gap < math.inf:
         raise ValueError(f"min_gap must be finite, 0 or more, got {min_gap}")
+    if frames_at_most is not None and (frames_at_most < 1 or regions is None):
+        raise ValueError(f"frames_at_most must be 1 or more, with regions, got {frames_at_most}")
     if seed < 0:
         raise ValueError(f"seed must be 0 or more, got {seed}")
     if (n is None) == (pixels is None) or (regions is None and pixels is not None):
@@ -145,7 +149,16 @@ def select(
         **{"progress": True, **own},
     )
     try:
-        return choose(chosen, query, n, pixels=pixels, budget=budget, places=places, min_gap=min_gap)
+        return choose(
+            chosen,
+            query,
+            n,
+            pixels=pixels,
+            budget=budget,
+            places=places,
+            min_gap=min_gap,
+            frames_at_most=frames_at_most,
+        )
     except NotEnough as error:
         raise ValueError(f"{'n' if pixels is None else 'pixels'}: the budget {error}") from error
 

@@ -91,6 +91,26 @@ def test_windows_with_gradient_are_picked_over_windows_without(model: nn.Module)
     assert len(found.ids) == 12
 
 
+@pytest.mark.parametrize("strategy", ["random", "alges-effort", "entropy", "typical"])
+def test_windows_are_of_few_frames_where_that_is_asked(
+    strategy: str, model: nn.Module, pool: list[tuple[str, Tensor]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first frames that are drawn from; rejecting a window does not open another frame."""
+    anywhere = choose(model, pool, strategy=strategy)
+    few = choose(model, pool, strategy=strategy, frames_at_most=5)
+    frames = list(dict.fromkeys(window.id for window in anywhere.ids))
+    assert len({window.id for window in few.ids}) == 5 < len(frames)
+    assert few.ids[:5] == anywhere.ids[:5] or frames[:5] != [window.id for window in anywhere.ids[:5]]
+    assert 4 * PIXELS - max(window.pixels for window in WINDOWS) < cost(few.ids) <= 4 * PIXELS
+    again = few.reject([few.ids[3]])
+    assert {window.id for window in again.ids} <= {window.id for window in few.ids}
+    assert not caplog.records
+    least = choose(model, pool, strategy=strategy, frames_at_most=2)
+    assert {window.id for window in least.ids} <= set(frames)
+    assert cost(least.ids) == 2 * PIXELS  # both frames whole, and no more
+    assert "2 frames have no more windows" in caplog.text
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_labelled_images_and_windows_are_never_picked(
     strategy: str, model: nn.Module, pool: list[tuple[str, Tensor]]
