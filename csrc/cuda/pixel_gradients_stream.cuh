@@ -398,8 +398,8 @@ ALGES_DEVICE void residual_of_pixel(const Pass& pass, const Pixel& pixel, float*
 }
 
 // Blocks a multiprocessor that registers must leave room for: as many as they can without spilling.
-constexpr int stream_blocks(bool is_float, int class_tiles, int most_channel_tiles) {
-  return class_tiles == 2 && (most_channel_tiles == 2 || (most_channel_tiles == 4 && !is_float)) ? 3 : 2;
+constexpr int stream_blocks(int class_tiles, int most_channel_tiles) {
+  return class_tiles == 2 && most_channel_tiles == 2 ? 3 : 2;
 }
 
 // The sum over the lanes of a warp, the same in all of them.
@@ -411,7 +411,7 @@ ALGES_DEVICE V sum_over_warp(V value) {
 }
 
 template <typename T, bool channels_last, int class_tiles, int most_channel_tiles, bool by_class>
-ALGES_KERNEL(kStreamThreads, stream_blocks(sizeof(T) == 4, class_tiles, most_channel_tiles))
+ALGES_KERNEL(kStreamThreads, stream_blocks(class_tiles, most_channel_tiles))
 stream_kernel(ALGES_PARAMETER Pass pass, ALGES_PARAMETER StreamPlan plan) {
   constexpr bool is_float = sizeof(T) == 4;
   constexpr int steps_a_tile = is_float ? 2 : 1;  // products that 16 channels take
