@@ -2,7 +2,7 @@
 # Downloads into .whl/ what a GPU machine without a network lacks (Python 3.12, Linux x86-64); bench/on_gpu.sh installs them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-packages=(faiss-cpu segmentation-models-pytorch lightning-fabric)
+packages=(segmentation-models-pytorch lightning-fabric)
 rm -rf .whl && mkdir .whl
 platforms=()
 for glibc in 2_39 2_35 2_34 2_31 2_28 2_27 2_24 2_17; do platforms+=(--platform "manylinux_${glibc}_x86_64"); done
