@@ -88,6 +88,7 @@ class Basis:
             codes.data_ptr(),
             *(measure.data_ptr() for measure in measures),
             norms.data_ptr(),
+            torch.get_num_threads(),
         )
         return codes, measures.T, norms
 
@@ -253,7 +254,7 @@ class SketchedShard(Shard):
     def _coded(self, centres: Tensor) -> tuple[Tensor, Tensor]:
         """Centres as the kernel reads them: codes, and (5, M) step, norm, error, rest, error of a dot product."""
         width, directions = self.sketched.codes.shape[1], self.sketched.basis.directions.double()
-        blocks = centres.double().view(len(centres), -1, len(directions))
+        blocks = centres.double().view(len(centres), len(self.sketched.factors), len(directions))
         inside = (blocks @ directions).flatten(1)
         all_sq, inside_sq = blocks.square().sum((1, 2)), inside.square().sum(1)
         weighted = torch.zeros(len(centres), width, dtype=torch.float64)

@@ -108,6 +108,7 @@ struct Sketching {
   int8_t* codes;
   float *scale, *error, *rest;
   double* norms;  // (rows, blocks): the norm of each block; or null
+  int threads;
 };
 
 #define DECLARE(isa)                             \

@@ -83,11 +83,11 @@ void bind_seeding(py::module_& m) {
   // Addresses and sizes in the order of csrc/cpu/seeding.h; alges_fast/seeding/sketched.py keeps the tensors alive.
   m.def("sketch_rows", [](uintptr_t points, int64_t rows, int64_t blocks, int64_t columns, int64_t kept, uintptr_t basis,
                           uintptr_t factors, double rounding, int64_t width, uintptr_t codes, uintptr_t scale,
-                          uintptr_t error, uintptr_t rest, uintptr_t norms) {
+                          uintptr_t error, uintptr_t rest, uintptr_t norms, int threads) {
     py::gil_scoped_release release;
     const Sketching sketching{at<const float>(points), rows, blocks, columns, kept, at<const float>(basis),
                               at<const float>(factors), rounding, width, at<int8_t>(codes), at<float>(scale),
-                              at<float>(error), at<float>(rest), at<double>(norms)};
+                              at<float>(error), at<float>(rest), at<double>(norms), threads};
     ALGES_DISPATCH(sketch_rows(sketching));
   });
   py::class_<SketchedRows>(m, "SketchedRows")

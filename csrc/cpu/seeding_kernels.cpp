@@ -683,67 +683,83 @@ void sketched_pass(SketchedPass& pass) {
   pass.read = read;
 }
 
+namespace {
+
+typedef float Eight __attribute__((vector_size(32)));
+typedef double EightDoubles __attribute__((vector_size(64)));
+
+ALGES_INLINE Eight eight(const float* p) {
+  Eight v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+
+ALGES_INLINE double add_up(EightDoubles v) { return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])); }
+
+// `kept` has room for `width` coordinates; those beyond the blocks' stay zero.
+void sketch_row(const Sketching& s, int64_t i, float* kept) {
+  double rest_sq = 0, all_sq = 0;
+  Eight largest = {};
+  for (int64_t b = 0; b < s.blocks; ++b) {
+    const float* x = s.points + (i * s.blocks + b) * s.columns;
+    EightDoubles squares = {}, kept_squares = {};
+    int64_t k = 0;
+    for (; k + 8 <= s.columns; k += 8) {
+      const EightDoubles wide = __builtin_convertvector(eight(x + k), EightDoubles);
+      squares += wide * wide;
+    }
+    for (; k < s.columns; ++k) squares[0] += static_cast<double>(x[k]) * static_cast<double>(x[k]);
+    for (int64_t at = 0; at < s.kept; at += 8) {
+      Eight sums[4] = {};  // four, since each waits for its last product
+      const float* basis = s.basis + at;
+      for (k = 0; k + 4 <= s.columns; k += 4)
+        for (int l = 0; l < 4; ++l) sums[l] += x[k + l] * eight(basis + (k + l) * s.kept);
+      for (; k < s.columns; ++k) sums[0] += x[k] * eight(basis + k * s.kept);
+      const Eight coordinates = (sums[0] + sums[2]) + (sums[1] + sums[3]);
+      const EightDoubles wide = __builtin_convertvector(coordinates, EightDoubles);
+      kept_squares += wide * wide;
+      const Eight scaled = coordinates * s.factors[b], size = scaled < 0 ? -scaled : scaled;
+      memcpy(kept + b * s.kept + at, &scaled, sizeof scaled);
+      largest = size > largest ? size : largest;
+    }
+    const double norm_sq = add_up(squares), lost = norm_sq - add_up(kept_squares);
+    const double factor_sq = static_cast<double>(s.factors[b]) * s.factors[b];
+    rest_sq += factor_sq * (lost > 0 ? lost : 0);
+    all_sq += factor_sq * norm_sq;
+    if (s.norms) s.norms[i * s.blocks + b] = ::sqrt(norm_sq);
+  }
+  float most = 0;
+  for (int l = 0; l < 8; ++l) most = largest[l] > most ? largest[l] : most;
+  const float scale = most * (1.0f / 127.0f);
+  const bool usable = most > 1e-15f && most < 1e18f;  // squares of what codes leave neither vanish nor overflow
+  const float inverse = usable ? 1.0f / scale : 0.0f;
+  int8_t* codes = s.codes + i * s.width;
+  double error_sq = 0;
+  for (int64_t k = 0; k < s.width; k += kLanes) {
+    const Vec v = load(kept + k);
+    const Vec scaled = usable ? v * inverse : Vec{};
+    const Vec rounded = (scaled + 12582912.0f) - 12582912.0f;  // 1.5 * 2^23: to the nearest whole number
+    const Bytes bytes = __builtin_convertvector(__builtin_convertvector(rounded, Int), Bytes);
+    memcpy(codes + k, &bytes, sizeof bytes);
+    const Vec off = v - rounded * scale;
+    error_sq += static_cast<double>(sum(off * off));
+  }
+  const double size = ::sqrt(all_sq);
+  s.scale[i] = usable ? scale : 0.0f;
+  s.error[i] = static_cast<float>((usable ? ::sqrt(error_sq) : size) + s.rounding * size);
+  s.rest[i] = static_cast<float>(::sqrt(rest_sq + s.rounding * all_sq));
+  if (!(all_sq < 1e36)) s.scale[i] = s.error[i] = s.rest[i] = __builtin_nanf("");
+}
+
+}  // namespace
+
 void sketch_rows(const Sketching& s) {
-  typedef float Eight __attribute__((vector_size(32)));
-  const int64_t parts = s.kept / 8;
-  Eight* sums = static_cast<Eight*>(__builtin_alloca_with_align(parts * sizeof(Eight), 256));
-  float* kept = static_cast<float*>(__builtin_alloca_with_align(s.width * sizeof(float), 512));
-  for (int64_t i = 0; i < s.rows; ++i) {
-    double rest_sq = 0, all_sq = 0;
-    float most = 0;
-    memset(kept, 0, s.width * sizeof(float));
-    for (int64_t b = 0; b < s.blocks; ++b) {
-      const float* x = s.points + (i * s.blocks + b) * s.columns;
-      for (int64_t p = 0; p < parts; ++p) sums[p] = Eight{};
-      double lanes[8] = {};
-      int64_t k = 0;
-      for (; k + 8 <= s.columns; k += 8)
-        for (int l = 0; l < 8; ++l) lanes[l] += static_cast<double>(x[k + l]) * static_cast<double>(x[k + l]);
-      for (; k < s.columns; ++k) lanes[0] += static_cast<double>(x[k]) * static_cast<double>(x[k]);
-      double norm_sq = 0, kept_sq = 0;
-      for (int l = 0; l < 8; ++l) norm_sq += lanes[l];
-      for (k = 0; k < s.columns; ++k) {
-        const float* basis = s.basis + k * s.kept;
-        for (int64_t p = 0; p < parts; ++p) {
-          Eight direction;
-          memcpy(&direction, basis + 8 * p, sizeof direction);
-          sums[p] += x[k] * direction;
-        }
-      }
-      const float factor = s.factors[b];
-      for (int64_t p = 0; p < parts; ++p)
-        for (int l = 0; l < 8; ++l) {
-          const float coordinate = sums[p][l];
-          kept_sq += static_cast<double>(coordinate) * coordinate;
-          const float scaled = coordinate * factor;
-          kept[b * s.kept + 8 * p + l] = scaled;
-          const float size = scaled < 0 ? -scaled : scaled;
-          most = size <= most ? most : size;  // a NaN becomes the most
-        }
-      const double factor_sq = static_cast<double>(factor) * factor, lost = norm_sq - kept_sq;
-      rest_sq += factor_sq * (lost > 0 ? lost : 0);
-      all_sq += factor_sq * norm_sq;
-      if (s.norms) s.norms[i * s.blocks + b] = ::sqrt(norm_sq);
-    }
-    const float scale = most * (1.0f / 127.0f);
-    const bool usable = most > 1e-15f && most < 1e18f;  // squares of what codes leave neither vanish nor overflow
-    const float inverse = usable ? 1.0f / scale : 0.0f;
-    int8_t* codes = s.codes + i * s.width;
-    double error_sq = 0;
-    for (int64_t k = 0; k < s.width; k += kLanes) {
-      const Vec v = load(kept + k);
-      const Vec scaled = usable ? v * inverse : Vec{};
-      const Vec rounded = (scaled + 12582912.0f) - 12582912.0f;  // 1.5 * 2^23: to the nearest whole number
-      const Bytes bytes = __builtin_convertvector(__builtin_convertvector(rounded, Int), Bytes);
-      memcpy(codes + k, &bytes, sizeof bytes);
-      const Vec off = v - rounded * scale;
-      error_sq += static_cast<double>(sum(off * off));
-    }
-    const double size = ::sqrt(all_sq);
-    s.scale[i] = usable ? scale : 0.0f;
-    s.error[i] = static_cast<float>((usable ? ::sqrt(error_sq) : size) + s.rounding * size);
-    s.rest[i] = static_cast<float>(::sqrt(rest_sq + s.rounding * all_sq));
-    if (!(all_sq < 1e36)) s.scale[i] = s.error[i] = s.rest[i] = __builtin_nanf("");
+#pragma omp parallel num_threads(s.threads) if (s.threads > 1 && s.rows > 64)
+  {
+    float* kept = new float[s.width]();
+#pragma omp for schedule(static) nowait
+    for (int64_t i = 0; i < s.rows; ++i) sketch_row(s, i, kept);
+    delete[] kept;
   }
 }
 
