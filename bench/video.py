@@ -227,7 +227,7 @@ def measured(folder: Path, checkout: Path, threads: int, only: Sequence[str]) ->
     steps = {
         "next, 256 windows": ["next", str(scratch), "-n", "1", "--regions", CELLS],
         "status": ["status", str(scratch)],
-        "import of 256 windows": ["import", str(scratch), str(folder / "windows.xml")],
+        "import of 256 windows": ["import", str(scratch), str(folder / "windows.xml"), "--accept_untouched"],
         "next, 20 frames": ["next", str(scratch), "-n", "20", "--strategy", "alges-img"],
     }
     found: dict[str, dict[str, float]] = {}
