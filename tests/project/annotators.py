@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from alges_fast.annotation.desk import DESK, Sheet, on_sheet
 from alges_fast.annotation.exports import AnnotatedFrame, cvat_xml, file_name
 from alges_fast.data.loading import palette
 from alges_fast.windows import Window
@@ -36,10 +38,29 @@ class Annotator:
             AnnotatedFrame(file_name(id), within(self.truth[id], boxes), 1.0, boxes) for id, boxes in windows.items()
         ]
 
+    def on_sheets(self, round: Path, *, alone: bool) -> list[AnnotatedFrame]:
+        """A round's sheets, or its windows that are alone in a picture, as they should come back."""
+        sheets = [Sheet.from_json(values) for values in json.loads((round / DESK).read_text(encoding="utf-8"))]
+        return [
+            AnnotatedFrame(
+                sheet.name,
+                on_sheet(
+                    sheet, {cell.window: self.truth[str(cell.window.id)][cell.window.box] for cell in sheet.cells}
+                ),
+                1.0,
+                [cell.on(sheet.name) for cell in sheet.cells],
+            )
+            for sheet in sheets
+            if (len(sheet.cells) == 1) == alone
+        ]
+
     def cvat(self, picks: Path, path: Path, *, only: slice = slice(None)) -> Path:
         """An export of CVAT with these of the picked frames."""
-        text = cvat_xml(self.frames(picks)[only], self.classes, palette(len(self.classes)))
-        path.write_text(text, encoding="utf-8")
+        return self.cvat_of(self.frames(picks)[only], path)
+
+    def cvat_of(self, pictures: Sequence[AnnotatedFrame], path: Path) -> Path:
+        """An export of CVAT with these pictures."""
+        path.write_text(cvat_xml(pictures, self.classes, palette(len(self.classes))), encoding="utf-8")
         return path
 
 

@@ -11,13 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alges_fast.annotation.desk import Sheet, on_sheet
-from alges_fast.annotation.exports import ALL, ANSWER, AnnotatedFrame, cvat_xml
-from alges_fast.data.loading import palette
+from alges_fast.annotation.desk import Sheet
+from alges_fast.annotation.exports import ALL, ANSWER
 from alges_fast.project.cli import main
 from alges_fast.project.folder import TimedPicture, opened
 from alges_fast.project.timing import ENOUGH, fit_prices
-from alges_fast.windows import Window
 from tests.project.annotators import Annotator, contents, small_pool
 
 
@@ -41,26 +39,9 @@ def sheets_of(root: str, round: int, *, alone: bool = False) -> list[Sheet]:
         return [sheet for sheet in project.rounds[round].sheets if (len(sheet.cells) == 1) == alone]
 
 
-def annotated(annotator: Annotator, sheets: list[Sheet]) -> list[AnnotatedFrame]:
-    def truth(window: Window) -> np.ndarray:
-        return annotator.truth[str(window.id)][window.box]
-
-    return [
-        AnnotatedFrame(
-            sheet.name,
-            on_sheet(sheet, {cell.window: truth(cell.window) for cell in sheet.cells}),
-            1.0,
-            [cell.on(sheet.name) for cell in sheet.cells],
-        )
-        for sheet in sheets
-    ]
-
-
 def cvat(annotator: Annotator, root: str, round: int) -> Path:
-    pictures = annotated(annotator, sheets_of(root, round))
-    path = Path(f"{root}-{round}.xml")
-    path.write_text(cvat_xml(pictures, annotator.classes, palette(len(annotator.classes))), encoding="utf-8")
-    return path
+    folder = Path(f"{root}/rounds/{round:03d}")
+    return annotator.cvat_of(annotator.on_sheets(folder, alone=False), Path(f"{root}-{round}.xml"))
 
 
 def through_frames(annotator: Annotator, root: str, round: int) -> Path:

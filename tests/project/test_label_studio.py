@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from alges_fast.annotation.desk import DESK
 from alges_fast.annotation.exports import label_studio_tasks
 from alges_fast.project.cli import main
 from alges_fast.project.folder import opened
@@ -33,9 +34,12 @@ def client(server: label_studio_server.Server, monkeypatch: pytest.MonkeyPatch) 
     return sdk.LabelStudio(base_url=server.url, api_key=server.key)
 
 
-def results(annotator: Annotator, picks: Path) -> dict[str, list[dict[str, Any]]]:
-    """Frame -> what is true of it, as the editor of Label Studio submits it."""
-    tasks = label_studio_tasks(annotator.frames(picks), annotator.classes, image_prefix="", model_version="truth")
+def results(annotator: Annotator, round: Path) -> dict[str, list[dict[str, Any]]]:
+    """Frame, or window alone -> what is true of it, as the editor of Label Studio submits it."""
+    pictures = annotator.frames(round / "picks.csv")
+    if (round / DESK).exists():
+        pictures = annotator.on_sheets(round, alone=True)
+    tasks = label_studio_tasks(pictures, annotator.classes, image_prefix="", model_version="truth")
     return {task["data"]["frame"]: task["predictions"][0]["result"] for task in json.loads(tasks)}
 
 
@@ -45,10 +49,10 @@ def server_project(round: Path) -> int:
 
 def annotate(client: Any, annotator: Annotator, round: Path, which: slice = slice(None)) -> Sequence[Any]:
     """Submit the truth of these tasks; all of them are returned, in their order."""
-    true = results(annotator, round / "picks.csv")
+    true = results(annotator, round)
     tasks = sorted(client.tasks.list(project=server_project(round), fields="all"), key=lambda task: task.id)
     for task in tasks[which]:
-        client.annotations.create(id=task.id, result=true[task.data["frame"]])
+        client.annotations.create(id=task.id, result=true[task.data["frame"]], lead_time=9.5)
     return tasks
 
 
@@ -84,8 +88,8 @@ def test_half_finished_one_refused_one_corrected(
     corrected = tasks[0].data["frame"]
     changed = Annotator({**annotator.truth, corrected: (annotator.truth[corrected] + 1) % 3}, annotator.classes)
     (annotation,) = client.annotations.list(tasks[0].id)
-    client.annotations.update(annotation.id, result=results(changed, first / "picks.csv")[corrected])
-    client.annotations.create(id=tasks[4].id, result=results(annotator, first / "picks.csv")[tasks[4].data["frame"]])
+    client.annotations.update(annotation.id, result=results(changed, first)[corrected])
+    client.annotations.create(id=tasks[4].id, result=results(annotator, first)[tasks[4].data["frame"]])
     assert main(fetch) == 0
     assert "2 frames imported, 0 refused" in capsys.readouterr().out
     with opened(Path("p")) as project:
@@ -130,7 +134,10 @@ def test_five_rounds_of_windows_equal_those_through_cvat(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One project through the server, one through CVAT's files, the same annotator: equal labels, a rising curve."""
+    """One project through the server, windows alone; one through CVAT's files, on sheets and on frames in turn.
+
+    The same annotator: equal labels, a rising curve.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ALGES_FAST_CACHE", str(tmp_path / "cache"))
     annotator = camvid_pool(camvid, tmp_path / "pool", every=18)
@@ -145,7 +152,10 @@ def test_five_rounds_of_windows_equal_those_through_cvat(
         rounds = [Path(name) / "rounds" / f"{number:03d}" for name in ("server", "files")]
         assert (rounds[0] / "picks.csv").read_bytes() == (rounds[1] / "picks.csv").read_bytes()
         annotate(client, annotator, rounds[0])
-        export = annotator.cvat(rounds[1] / "picks.csv", Path("export.xml"))
+        pictures = annotator.on_sheets(rounds[1], alone=False)
+        if number % 2:
+            pictures = annotator.frames(rounds[1] / "picks.csv")
+        export = annotator.cvat_of(pictures, Path("export.xml"))
         assert main(["import", "server", "--label_studio", server.url, "--accept_untouched"]) == 0
         assert main(["import", "files", str(export), "--accept_untouched"]) == 0
         for name in ("server", "files"):
@@ -155,6 +165,7 @@ def test_five_rounds_of_windows_equal_those_through_cvat(
     with opened(Path("server")) as project:
         for id, windows in project.labelled.items():
             np.testing.assert_array_equal(project.label(f"{id}"), within(annotator.truth[id], windows or ()))
+        assert {picture.seconds for import_ in project.imports for picture in import_.times} == {9.5}
         dice = [model.facts["dice"]["mean"][0] for model in project.models if model.facts["dice"]]
     assert len(dice) == 5
     assert dice[-1] > dice[0]
