@@ -47,7 +47,7 @@ def main(folder: Path) -> None:
     truth = draw_frames(folder / "frames")
     study = folder / "study"
     project.new(study, project.ProjectConfig(str(folder / "frames"), CLASSES, image_size=128))
-    for settings in (project.NextSettings(n=10), project.NextSettings(n=2, regions="4x4")):
+    for settings in (project.NextSettings(n=10), project.NextSettings(n=2, regions="4x4", strategy="alges-effort")):
         round = project.next_round(study, settings)  # nothing is labelled before the first
         project.import_(study, [annotate(round.folder / "picks.csv", truth)])
         model = project.train(study)

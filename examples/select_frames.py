@@ -40,6 +40,6 @@ print(f"loss on {len(labelled)} labelled frames: {loss.item():.2f}")
 # As many pixels as two frames have, in windows of a 4 x 4 grid; nothing like what is labelled already.
 model.eval()
 budget = 2 * SIZE[0] * SIZE[1]
-chosen = select(model, list(images.items()), pixels=budget, regions=(4, 4), labelled=labelled, seed=0)
+chosen = select(model, list(images.items()), pixels=budget, regions=(4, 4), strategy="alges-effort", labelled=labelled)
 for window in chosen.ids[:8]:
     print(f"{window.id}: {window.width} x {window.height} pixels at ({window.x}, {window.y})")

@@ -25,7 +25,7 @@ class NextSettings:
     Args:
         n: how many frames; with regions, how many whole frames the windows add up to.
         regions: windows of frames, rows x columns such as 8x8; without it whole frames.
-        strategy: how to choose, or your own as path/to/file.py:Class; by default alges-img, with regions alges-effort,
+        strategy: how to choose, or your own as path/to/file.py:Class; by default alges-img, with regions random,
             without a model typical.
         model: .pt2, .ts, .safetensors or package.module:function. A trained model of yours: model.pt2 (torch.export),
             model.ts or model.pt (TorchScript), package.module:function that returns one, or state.safetensors, the

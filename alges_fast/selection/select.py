@@ -74,7 +74,7 @@ def select(
         frames_at_most: with regions, of how many images windows may be picked; by default of any.
         strategy: a name of `alges_fast.strategies.strategy_names()` but `full`, a class of your own as
             "path/to/file.py:Class" or "package.module:Class", or an instance; see `alges_fast.strategies.Strategy`. By
-            default alges-img, with regions alges-effort.
+            default alges-img, with regions random.
         seed: fixes every pick.
         labelled: images, or windows, that are annotated already: never picked, and seen by the strategies that cover a
             pool. With regions a window counts for those of the grid that it shares a pixel with; without, for its

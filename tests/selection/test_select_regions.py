@@ -39,7 +39,9 @@ WINDOWS = [window for name in PLACES for window in windows_of(name, SIZE, REGION
 
 
 def choose(model: nn.Module, pool: list[tuple[str, Tensor]], budget: int = 4 * PIXELS, **options: Any) -> Selection:
-    return select(model, pool, pixels=budget, regions=REGIONS, progress=False, **options)
+    return select(
+        model, pool, pixels=budget, regions=REGIONS, progress=False, **{"strategy": "alges-effort", **options}
+    )
 
 
 def cost(windows: tuple[Window, ...]) -> int:
@@ -69,9 +71,9 @@ def test_picks_are_seeded_from_the_windows_embeddings(model: nn.Module, pool: li
     assert [found.scores[window] for window in WINDOWS] == pytest.approx(points.norm(dim=1).tolist(), rel=1e-4)
 
 
-def test_alges_effort_is_the_default(model: nn.Module, pool: list[tuple[str, Tensor]]) -> None:
-    assert choose(model, pool).ids == choose(model, pool, strategy="alges-effort").ids
-    assert choose(model, pool).ids != choose(model, pool, strategy="alges-img").ids
+def test_windows_are_random_where_no_strategy_is_named(model: nn.Module, pool: list[tuple[str, Tensor]]) -> None:
+    given = {"regions": REGIONS, "pixels": 4 * PIXELS, "progress": False}
+    assert select(model, pool, **given).ids == choose(model, pool, strategy="random").ids
 
 
 def test_a_larger_budget_goes_on_from_the_smaller_ones_picks(model: nn.Module, pool: list[tuple[str, Tensor]]) -> None:
@@ -86,7 +88,7 @@ def test_windows_with_gradient_are_picked_over_windows_without(model: nn.Module)
         head.weight.zero_()
     pool = torch.zeros(12, 3, 12, 12)  # z = 0: no gradient
     pool[:, :, :4, 8:] = torch.rand(12, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    found = select(head, pool, pixels=12 * 16, regions=(3, 3), progress=False, seed=1)
+    found = select(head, pool, pixels=12 * 16, regions=(3, 3), strategy="alges-effort", progress=False, seed=1)
     assert {window for window in found.ids[1:] if (window.x, window.y) != (8, 0)} == set()
     assert len(found.ids) == 12
 
