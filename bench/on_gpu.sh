@@ -26,8 +26,11 @@ stage() {  # NAME SECONDS cpu|gpu COMMAND...; the seconds are of 540, and what i
   if [ $left -lt $((total * 5)) ]; then row "$name" skipped 0 "no time is left"; return; fi
   [ $limit -le $left ] || limit=$left
   RESULTS="$work/$name.results.jsonl" REPORT="$work/$name.tests.jsonl" \
-    timeout --kill-after=1 "$(printf '%d.%03d' $((limit / 1000)) $((limit % 1000)))" "$@" > "$work/$name.log" 2>&1
+    setsid timeout --kill-after=1 "$(printf '%d.%03d' $((limit / 1000)) $((limit % 1000)))" "$@" > "$work/$name.log" 2>&1 &
+  local group=$!
+  wait $group
   status=$?
+  kill -KILL -- -$group 2> /dev/null  # what a stage that hangs has started would keep the GPU from the next
   if [ $status = 0 ]; then
     row "$name" passed $((($(ms) - start) / 1000)) "$(grep -E ' (passed|failed)|ERROR SUMMARY|RACECHECK SUMMARY' "$work/$name.log" | tail -1)"
   else

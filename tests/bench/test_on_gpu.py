@@ -68,6 +68,7 @@ def test_a_failed_and_a_hanging_stage_stop_no_other_and_cost_no_result(
     )
     assert "failed: profile rivals" in done.stdout
     assert taken < seconds
+    assert not _still_running(tmp_path)
     with tarfile.open(out / "archive.tar.gz") as archive:
         kept = {Path(name).name for name in archive.getnames()}
         rivals = archive.extractfile("./rivals.results.jsonl")
@@ -75,6 +76,12 @@ def test_a_failed_and_a_hanging_stage_stop_no_other_and_cost_no_result(
         assert rivals.read().decode().strip() == RESULT
     assert {"profile.log", "ours.results.jsonl", "racecheck.log"} <= kept
     assert summary.count("a case") == 6  # ours, host cost, seeding, triton, rivals, frozen
+
+
+def _still_running(folder: Path) -> list[str]:
+    """Commands of processes that a stage has left behind."""
+    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout.splitlines()
+    return [line for line in listed if str(folder / "bin") in line]
 
 
 def test_its_stages_fit_one_call() -> None:
