@@ -97,7 +97,8 @@ def page() -> str:
     ]
     asked = Asked("alges-img", 0, "frames", "model 0", "4x4")
     colours = [(200, 30, 30), (30, 200, 30)]
-    return selection_page(asked, ("liver", "tool"), colours, cards, rows, 1, 768, ["b.png: cannot be read"])
+    sheets = {f"round000_sheet{number}.jpg": Image.new("RGB", (320, 240)) for number in (1, 2)}
+    return selection_page(asked, ("liver", "tool"), colours, cards, rows, 1, 768, ["b.png: cannot be read"], sheets)
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +113,7 @@ def status() -> str:
         "videos": [{"name": f"video{number}", "labelled": number, "frames": 60} for number in range(4)],
         "rounds": [{"number": 0, "what": "10 frames", "state": "all back", "outline": "2,204", "page": "000.html"}],
         "dice": "Dice 0.8.",
+        "seconds": ["round 0: 7.0 s a window (40)"],
         "another": "That cannot be told yet.",
         "saving": "That cannot be known.",
         "next": NextStep("the model knows all labels", ["python -m alges_fast.project next liver -n 20"]),
@@ -227,12 +229,12 @@ def test_a_round_is_looked_through_and_refused_by_keyboard_alone(window: Browser
     def refused() -> Any:
         return window.run("return document.getElementById('refused').value")
 
-    window.press(TAB, RIGHT)  # the views are one stop; arrows choose
+    window.press(TAB, TAB, TAB, RIGHT)  # behind two sheets the views are one stop; arrows choose
     assert window.run("return document.querySelector('main').dataset.view") == "gradient"
     window.press(TAB)
     assert window.run("return document.activeElement.id") == "pick1"
     window.press(TAB, ENTER)  # the list of windows opens
-    assert window.run("return document.querySelector('details').open")
+    assert window.run("return document.querySelector('.cards details').open")
     window.press(TAB, SPACE)
     assert refused() == "video01/a.png#xywh=0,0,24,16\n"
     window.press(SPACE)

@@ -148,6 +148,11 @@ class Taken(Set[Candidate]):
     def _from_iterable(cls, items: Iterable[Any]) -> Any:
         return frozenset(items)
 
+    @staticmethod
+    def of(items: Iterable[Candidate]) -> Taken:
+        """These, which count as picked where nothing says that they are closed."""
+        return items if isinstance(items, Taken) else Taken(items)
+
     def among(self, candidates: Sequence[Candidate]) -> tuple[Tensor, Tensor]:
         """Of candidates (n,): where the picked ones are, (m,) int64 ascending, and (n,) bool, which are taken."""
         gone = torch.zeros(len(candidates), dtype=torch.bool)

@@ -167,7 +167,7 @@ def by_shards(query: Query, positions: Tensor, rows: Tensor, existing: Tensor, c
     ids = [query.candidates[at] for at in everywhere.tolist()]
 
     def draw(n: int, taken: Taken) -> list[Candidate]:
-        at, gone = taken.among(query.candidates)
+        at, gone = Taken.of(taken).among(query.candidates)
         free, picked = ~gone[positions], torch.isin(positions, at)
         _, centres = gathered(query, positions[picked], rows[picked].cpu())
         n = min(n, int((~gone[everywhere]).sum()))

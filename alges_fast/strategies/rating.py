@@ -43,7 +43,7 @@ def by_score(query: Query, scores: Mapping[Candidate, float]) -> Rating:
 
     def draw(n: int, taken: Taken) -> list[Candidate]:
         """From the n best of every process."""
-        _, gone = taken.among(query.candidates)
+        _, gone = Taken.of(taken).among(query.candidates)
         best = best_first[~gone[places[best_first]]][:n]
         pairs = list(zip((-own[best]).tolist(), places[best].tolist(), strict=True))
         ranked = sorted(pair for part in gather(query, pairs) for pair in part)
@@ -81,7 +81,7 @@ def by_seeding(
     labelled = frozenset(query.labelled)
 
     def draw(n: int, taken: Taken) -> list[Candidate]:
-        at, gone = taken.among(query.candidates)
+        at, gone = Taken.of(taken).among(query.candidates)
         free = ~gone[positions]
         held = torch.searchsorted(positions, at)
         mine = held < len(positions)
@@ -162,7 +162,7 @@ def by_choosing(
     ids = query.candidates if whole else [query.candidates[at] for at in positions.tolist()]
 
     def draw(n: int, taken: Taken) -> list[Candidate]:
-        picked, gone = taken.among(ids)
+        picked, gone = Taken.of(taken).among(ids)
         n = min(n, len(ids) - int(gone.sum()))
         return [ids[row] for row in choose(n, picked.tolist(), gone)] if n > 0 else []
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from alges_fast import atomic
-from alges_fast.annotation.decoded import by_id, decoded_images
+from alges_fast.annotation.decoded import decoded_images
 from alges_fast.annotation.sources import FrameReader, LeftOut, PoolFrame, list_frames
 from alges_fast.annotation.writing import check_names
 from alges_fast.data.frame_pool import FramePool
@@ -26,7 +26,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def decode_frames(frames: list[PoolFrame], size: int, left_out: LeftOut) -> FramePool:
-    return by_id(*decoded_images(frames, size, left_out), left_out)
+    read, images = decoded_images(frames, size, left_out)
+    used = [at for at, frame in enumerate(read) if not left_out.has(frame.id)]
+    return FramePool([read[at].id for at in used], lambda position: torch.from_numpy(np.array(images[used[position]])))
 
 
 def picture(path: Path, value: int = 100) -> Path:

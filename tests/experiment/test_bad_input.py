@@ -187,7 +187,8 @@ def test_nothing_is_read_by_pickle() -> None:
     """Weights are safetensors, or a state dict that torch reads without running what is in it; arrays are read with
     numpy's default (no pickle), the rest is JSON and safe YAML."""
     reads = re.compile(
-        r"torch\.load\b|pickle[.]|import pickle|allow_pickle|yaml\.(unsafe_|full_)?load\(|\bjoblib\b|\b(eval|exec)\("
+        r"torch\.load\(|pickle[.](load|Unpickler)|from pickle|allow_pickle|yaml\.(unsafe_|full_)?load\(|\bjoblib\b"
+        r"|\b(eval|exec)\("
     )
     found = [
         f"{path.name}:{number}: {line.strip()}"

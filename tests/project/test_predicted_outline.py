@@ -43,7 +43,7 @@ def test_predicted_outline_is_spent_and_stands_beside_what_was_drawn(
     assert expected > 0
     page = Path("p/rounds/001/index.html").read_text(encoding="utf-8")
     assert f"expects {expected:,.0f} pixels of outline to be drawn" in page
-    assert float(rows[-1]["budget_spent"]) == pytest.approx(1)  # of what the picks cost together
+    assert 0.9 < float(rows[-1]["budget_spent"]) <= 1  # the next window would have exceeded it
     assert run(*chosen[:-2]) == 2  # another round than the one that is out
     assert run(*chosen) == 0
 
