@@ -198,7 +198,7 @@ def label_studio_tasks(
         # The picture's address may change in the tool (uploads do); "frame" is what finds the frame again.
         data = {"image": image_prefix + quote(frame.name), "frame": frame.name}
         tasks.append({"data": data, "predictions": [prediction]})
-    return json.dumps(tasks, indent=1)
+    return json.dumps(tasks)  # an indent would take the encoder that is written in Python, ten times as long
 
 
 def _shapes(frame: AnnotatedFrame, n_classes: int) -> Iterator[tuple[int, int, int, NDArray[np.bool_]]]:
