@@ -24,7 +24,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 from alges_fast.errors import UserError
 from alges_fast.models.saved import load, read_card
@@ -209,6 +208,8 @@ def _as_modules(program: torch.export.ExportedProgram) -> tuple[nn.Module, int |
         node.replace_all_uses_with(replacement)
         graph.erase_node(node)
     graph_module.recompile()
+    from torch.fx.experimental.symbolic_shapes import is_concrete_int
+
     images = next(node for node in graph.nodes if node.op == "placeholder").meta["val"]
     batch = images.shape[0]
     return graph_module, int(batch) if is_concrete_int(batch) else None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 
-import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
@@ -20,6 +19,8 @@ _MARGIN, _CAPTION = 12, 22
 def with_norm_map(image: NDArray[np.uint8], norm_map: NDArray[np.float32]) -> Image.Image:
     """The frame in grey with its gradient mass in colour, on a scale of its own: black none, yellow the 99.5th
     percentile."""
+    import matplotlib
+
     top = max(float(np.percentile(norm_map, 99.5)), float(np.finfo(np.float32).tiny))
     share = np.clip(norm_map / top, 0, 1)
     colour = matplotlib.colormaps["inferno"](share)[..., :3] * 255

@@ -17,7 +17,6 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import fft
 
 Plane: TypeAlias = NDArray[np.float32]
 
@@ -483,6 +482,8 @@ def _textures() -> dict[int, Plane]:
 
 def _fractal(n: int, key: int, slope: float, low: float, high: float) -> Plane:
     """Periodic noise (n, n) of unit variance whose amplitude falls as frequency**-slope between low and high."""
+    from scipy import fft
+
     rows, columns = fft.fftfreq(n, 1 / n)[:, None], fft.rfftfreq(n, 1 / n)[None]
     frequency = np.hypot(rows, columns)
     band = np.where((frequency >= low) & (frequency <= high), np.maximum(frequency, 1) ** -slope, 0)

@@ -25,12 +25,8 @@ CHECKED = 10
 SAME = 0.9999
 """Of the pixels: two runtimes round differently, and where two classes are equally likely either is right."""
 
-SIZES = {
-    0: torch.export.Dim("batch", min=1, max=1024),
-    2: torch.export.Dim("height", min=32, max=4096),
-    3: torch.export.Dim("width", min=32, max=4096),
-}
-"""What may differ from one batch of images to the next."""
+SIZES = {0: ("batch", 1, 1024), 2: ("height", 32, 4096), 3: ("width", 32, 4096)}
+"""What may differ from one batch of images to the next: by axis its name, least and most."""
 
 
 class Deployed(nn.Module):
@@ -85,9 +81,13 @@ def export_model(project: Project, out: Path | None = None) -> list[Path]:
     return written
 
 
+def _dynamic() -> dict[int, Any]:
+    return {axis: torch.export.Dim(name, min=least, max=most) for axis, (name, least, most) in SIZES.items()}
+
+
 def _torch_export(model: nn.Module, frames: Tensor, path: Path, expected: Tensor) -> Path:
     example = frames[:1].repeat(2, 1, 1, 1)
-    program = torch.export.export(model, (example,), dynamic_shapes=(SIZES,))
+    program = torch.export.export(model, (example,), dynamic_shapes=(_dynamic(),))
     draft = path.with_name(f".{path.name}")
     with atomic.new_file(draft) as file:
         torch.export.save(program, file)
@@ -108,7 +108,7 @@ def _onnx(model: nn.Module, frames: Tensor, path: Path, expected: Tensor) -> Pat
         draft,
         input_names=["images"],
         output_names=["logits"],
-        dynamic_shapes=(SIZES,),
+        dynamic_shapes=(_dynamic(),),
         dynamo=True,
         external_data=False,
         verbose=False,

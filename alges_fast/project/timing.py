@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 
 from alges_fast.prices import Prices
 from alges_fast.project.folder import Project, TimedPicture
@@ -47,6 +46,8 @@ def fit_prices(times: Sequence[TimedPicture]) -> FittedPrices | None:
     """None where fewer than `ENOUGH` pictures have a time."""
     if len(times) < ENOUGH:
         return None
+    from scipy.optimize import nnls
+
     terms = np.array([(1.0, picture.looks, picture.sides) for picture in times])
     seconds = np.array([picture.seconds for picture in times])
     generator = np.random.default_rng(stream_seed("prices", len(times)))

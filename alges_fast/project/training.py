@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
@@ -37,6 +36,9 @@ from alges_fast.training.evaluation import evaluate
 from alges_fast.training.labelled import Labelled, Piece
 from alges_fast.training.learner import Learner, Teacher, Training, WholeNetwork
 from alges_fast.windows import Window
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,15 @@ What is drawn comes from torch's global generators, which a training seeds and p
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torchvision import tv_tensors
-from torchvision.transforms import v2
 
 from alges_fast.errors import UserError
+
+if TYPE_CHECKING:
+    from torchvision.transforms import v2
 
 KINDS = ("flip", "scale", "colour")
 """What suits endoscopy and most else: left and right are alike, the camera comes nearer, the light changes."""
@@ -40,6 +42,8 @@ def augmentation(kinds: Sequence[str], size: Sequence[int]) -> v2.Transform | No
         kinds: of `KINDS`: left for right; a crop of half the frame at least, enlarged; brightness, contrast and hue.
         size: of the frames.
     """
+    from torchvision.transforms import v2
+
     crop = v2.RandomResizedCrop(tuple(size), scale=(LEAST_AREA, 1), ratio=(0.8, 1.25), antialias=True)
     colour = v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.03)
     moves = {"flip": v2.RandomHorizontalFlip(), "scale": crop, "colour": colour}
@@ -50,6 +54,8 @@ def augmented(move: v2.Transform | None, images: Tensor, *labels: Tensor) -> tup
     """A batch of images (B, 3, H, W) uint8 and labels of them (B, ..., H, W), every frame moved by itself."""
     if move is None:
         return images, *labels
+    from torchvision import tv_tensors
+
     views = [
         move(tv_tensors.Image(image), *map(tv_tensors.Mask, of_image))
         for image, *of_image in zip(images, *labels, strict=True)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import torch
-from lightning_fabric import Fabric
 
 from alges_fast.job import device_of
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 
 def fabric_on(device: str, precision: str = "32-true") -> Fabric:
@@ -20,6 +23,8 @@ def fabric_on(device: str, precision: str = "32-true") -> Fabric:
     Raises:
         UserError: cuda is wanted and there is none.
     """
+    from lightning_fabric import Fabric
+
     own = device_of(device)
     if own.type == "cuda":
         # Equal picks from equal seeds: no kernel whose sums depend on the order in which threads arrive.

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from alges_fast.data import FrameSet, to_input
 from alges_fast.training.metrics import SegmentationCounts
 from alges_fast.training.optimising import MEMORY_FORMAT
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 
 @torch.inference_mode()

@@ -14,12 +14,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -31,6 +31,9 @@ from alges_fast.training.augmentation import augmentation, augmented, kinds_of
 from alges_fast.training.config import TrainConfig
 from alges_fast.training.errors import Diverged, TooFewLabels
 from alges_fast.training.optimising import MEMORY_FORMAT, LossFunction, one_cycle
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 AVERAGED = 0.1
 """Share of the steps that the average of the weights looks back on: the mean age of what it holds."""
