@@ -141,6 +141,7 @@ class GridWindows(Sequence[Window]):
         self._kind = torch.tensor([kinds.setdefault(tuple(size), len(kinds)) for size in sizes], dtype=torch.int64)
         boxes = [[window[1:] for window in windows_of("", size, regions)] for size in kinds]
         self._boxes = torch.tensor(boxes, dtype=torch.int64).view(len(kinds), self.n_cells, 4)  # x, y, width, height
+        self._box_lists = boxes
         self._cells = [{box: cell for cell, box in enumerate(of_size)} for of_size in boxes]
 
     def __len__(self) -> int:
@@ -189,12 +190,12 @@ class GridWindows(Sequence[Window]):
 
     def numbers_of(self, items: Iterable[object]) -> Tensor:
         """(m,) int64: the number of each window of the grid, whether it belongs or not; -1 of anything else."""
-        found = []
+        numbers = []
         for item in items:
             image = self._images.get(item.id) if isinstance(item, Window) else None
-            cell = None if image is None else self._cells[int(self._kind[image])].get(tuple(item[1:]))  # type: ignore[index]
-            found.append(-1 if image is None or cell is None else image * self.n_cells + cell)
-        return torch.tensor(found, dtype=torch.int64)
+            cell = None if image is None else self._cells[self._kinds[image]].get(tuple(item[1:]))  # type: ignore[index]
+            numbers.append(-1 if image is None or cell is None else image * self.n_cells + cell)
+        return torch.tensor(numbers, dtype=torch.int64)
 
     def positions_of(self, items: Iterable[object]) -> Tensor:
         """(m,) int64: where each is among the windows; -1 where it is not."""
@@ -212,7 +213,7 @@ class GridWindows(Sequence[Window]):
         numbers = torch.arange(image * self.n_cells, (image + 1) * self.n_cells)
         if not isinstance(item, Window):
             return numbers
-        x, y, width, height = self._boxes[int(self._kind[image])].unbind(1)
+        x, y, width, height = self._boxes[self._kinds[image]].unbind(1)
         across = (x < item.x + item.width) & (item.x < x + width)
         return numbers[across & (y < item.y + item.height) & (item.y < y + height)]
 
@@ -233,9 +234,13 @@ class GridWindows(Sequence[Window]):
     def _images(self) -> dict[str | int, int]:
         return {id: image for image, id in enumerate(self.ids)}
 
+    @cached_property
+    def _kinds(self) -> list[int]:
+        return list(self._kind.tolist())
+
     def _window(self, number: int) -> Window:
         image, cell = divmod(number, self.n_cells)
-        return Window(self.ids[image], *self._boxes[self._kind[image], cell].tolist())
+        return Window(self.ids[image], *self._box_lists[self._kinds[image]][cell])
 
 
 def class_changes(classes: Tensor, regions: tuple[int, int] = (1, 1)) -> Tensor:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import time
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
@@ -200,45 +200,41 @@ def _over_candidates(query: Query, away: frozenset[Candidate]) -> Query:
     if unknown := [frame for frame in map(frame_of, query.labelled) if frame not in ids]:
         raise ValueError(f"labelled: {str(unknown[0])!r} is not in the pool ({len(unknown)} such ids)")
     labelled: tuple[Candidate, ...]
-    known: tuple[Candidate, ...]
+    known: tuple[Candidate, ...] = ()
     candidates: Sequence[Candidate]
     if query.regions is None:
         labelled = known = tuple(dict.fromkeys(map(frame_of, query.labelled)))
         candidates = [id for id in frames if id not in away.union(known)]
     else:
-        grid = _Grid(query)
-        whole = {item for item in query.labelled if not isinstance(item, Window)}
-        pieces = (item for item in query.labelled if item in whole or frame_of(item) not in whole)
-        labelled = tuple(dict.fromkeys(piece for item in pieces for piece in grid.pieces(item)))
-        known = tuple(cell for piece in labelled for cell in grid.cells(piece))
-        shut = {*known, *(cell for item in away if frame_of(item) in ids for cell in grid.cells(item))}
-        windows = GridWindows(frames, [query.sizes[id] for id in frames], grid.regions)
-        candidates = windows.without(windows.numbers_of(shut))
+        grid = GridWindows(frames, [query.sizes[id] for id in frames], query.regions)
+        labelled = tuple(dict.fromkeys(_on_grid(query, grid)))
+        numbers = [grid.numbers_of(labelled), *map(grid.overlapping, away)]
+        candidates = grid.without(torch.cat(numbers).unique())
+        if LABELLED_ARE_CENTRES or LABELLED_COUNT_IN_NORMS:
+            known = tuple(cell for piece in labelled for cell in _cells(query, piece))
     centres = known if LABELLED_ARE_CENTRES else ()
     in_norms = known if LABELLED_COUNT_IN_NORMS else ()
     return replace(query, candidates=candidates, labelled=labelled, centres=centres, in_norms=in_norms)
 
 
-class _Grid:
-    """The windows of a query's frames."""
+def _on_grid(query: Query, grid: GridWindows) -> Iterator[Candidate]:
+    """What is labelled: frames as they are, and of others the windows, or those that share a pixel with one of another
+    grid."""
+    whole = {item for item in query.labelled if not isinstance(item, Window)}
+    pieces = [item for item in query.labelled if item in whole or frame_of(item) not in whole]
+    for piece, number in zip(pieces, grid.numbers_of(pieces).tolist(), strict=True):
+        if number >= 0 or piece in whole:
+            yield piece
+        else:
+            yield from _cells(query, piece)
 
-    def __init__(self, query: Query) -> None:
-        assert query.regions is not None
-        self.sizes = query.sizes
-        self.regions = query.regions
-        self.known: dict[Id, list[Window]] = {}
 
-    def cells(self, item: Candidate) -> list[Window]:
-        """All of a frame; those that share a pixel with a window, which may be one of another grid."""
-        id = frame_of(item)
-        if id not in self.known:
-            self.known[id] = windows_of(id, self.sizes[id], self.regions)
-        cells = self.known[id]
-        return [cell for cell in cells if cell.overlaps(item)] if isinstance(item, Window) else cells
-
-    def pieces(self, item: Candidate) -> Sequence[Candidate]:
-        """A frame as it is, a window as windows of this grid."""
-        return self.cells(item) if isinstance(item, Window) else [item]
+def _cells(query: Query, item: Candidate) -> list[Window]:
+    """All windows of a frame; those that share a pixel with a window, which may be one of another grid."""
+    assert query.regions is not None
+    id = frame_of(item)
+    cells = windows_of(id, query.sizes[id], query.regions)
+    return [cell for cell in cells if cell.overlaps(item)] if isinstance(item, Window) else cells
 
 
 @dataclass(frozen=True)

@@ -188,6 +188,13 @@ def frames_of(candidates: Sequence[Candidate]) -> list[Id]:
     return list(dict.fromkeys(map(frame_of, candidates)))
 
 
+def frames_at(candidates: Sequence[Candidate], positions: Tensor) -> list[Id]:
+    """The frame that each candidate at (n,) positions is, or is a window of."""
+    if isinstance(candidates, GridWindows):
+        return [candidates.ids[image] for image in candidates.images[positions].tolist()]
+    return [frame_of(candidates[at]) for at in positions.tolist()]
+
+
 class ByCandidate(Mapping[Candidate, float]):
     """A number for each of some candidates, kept as an array.
 

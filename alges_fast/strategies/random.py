@@ -6,8 +6,10 @@ from collections import Counter
 from typing import ClassVar
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from alges_fast.strategies.base import Candidate, Query, Rating, Strategy, frame_of
+from alges_fast.strategies.base import Query, Rating, Strategy, Taken, frame_of, frames_at
 from alges_fast.strategies.rating import by_order
 from alges_fast.strategies.registry import register_strategy
 
@@ -24,7 +26,7 @@ class Random(Strategy):
     def rate(self, query: Query) -> Rating:
         free = _unlabelled(query)
         generator = np.random.default_rng(query.stream_seed("random"))
-        return by_order(query, [free[i] for i in generator.permutation(len(free))])
+        return by_order(query, free[torch.from_numpy(generator.permutation(len(free)))])
 
 
 @register_strategy
@@ -42,12 +44,13 @@ class StratifiedRandom(Strategy):
 
     def rate(self, query: Query) -> Rating:
         generator = np.random.default_rng(query.stream_seed("stratified-random"))
-        found: dict[str, list[Candidate]] = {}
-        for candidate in _unlabelled(query):
-            found.setdefault(_video(query, candidate), []).append(candidate)
-        unlabelled = {video: [these[i] for i in generator.permutation(len(these))] for video, these in found.items()}
-        n_labelled = Counter(_video(query, candidate) for candidate in query.labelled)
-        order: list[Candidate] = []
+        of_video: dict[str, list[int]] = {}
+        free = _unlabelled(query)
+        for at, frame in zip(free.tolist(), frames_at(query.candidates, free), strict=True):
+            of_video.setdefault(query.videos.get(frame, ""), []).append(at)
+        unlabelled = {video: [these[i] for i in generator.permutation(len(these))] for video, these in of_video.items()}
+        n_labelled = Counter(query.videos.get(frame_of(item), "") for item in query.labelled)
+        order: list[int] = []
         while unlabelled:
             fewest = min(n_labelled[video] for video in unlabelled)
             behind = [video for video in unlabelled if n_labelled[video] == fewest]
@@ -56,13 +59,9 @@ class StratifiedRandom(Strategy):
             n_labelled[video] += 1
             if not unlabelled[video]:
                 del unlabelled[video]
-        return by_order(query, order)
+        return by_order(query, torch.tensor(order, dtype=torch.int64))
 
 
-def _unlabelled(query: Query) -> list[Candidate]:
-    labelled = frozenset(query.labelled)
-    return [candidate for candidate in query.candidates if candidate not in labelled]
-
-
-def _video(query: Query, candidate: Candidate) -> str:
-    return query.videos.get(frame_of(candidate), "")
+def _unlabelled(query: Query) -> Tensor:
+    """(n,) int64 ascending: which candidates are not labelled."""
+    return (~Taken(query.labelled).among(query.candidates)[1]).nonzero()[:, 0]

@@ -128,17 +128,23 @@ _PIECE = 1 << 14
 """Points whose scores are made at a time, where points are not kept."""
 
 
-def by_order(query: Query, order: Sequence[Candidate]) -> Rating:
-    """In an order that does not depend on what is taken; the same on every process."""
+def by_order(query: Query, order: Sequence[Candidate] | Tensor) -> Rating:
+    """In an order that does not depend on what is taken; the same on every process.
+
+    Args:
+        query: what is asked.
+        order: candidates, or their places in the query, (n,) int64.
+
+    Raises:
+        UserError: something in the order is no candidate.
+    """
+    places = order if isinstance(order, Tensor) else positions_of(query.candidates, order)
+    if len(places) and int(places.min()) < 0:
+        raise UserError(f"{str(order[int(places.argmin())])!r} was put in order, which is no candidate of the query")
 
     def draw(n: int, taken: Taken) -> list[Candidate]:
-        found: list[Candidate] = []
-        for candidate in order:
-            if len(found) == n:
-                break
-            if candidate not in taken:
-                found.append(candidate)
-        return found
+        _, gone = Taken.of(taken).among(query.candidates)
+        return [query.candidates[at] for at in places[~gone[places]][:n].tolist()]
 
     return Rating(query.candidates, {}, draw)
 
