@@ -6,8 +6,6 @@ import functools
 import logging
 from collections.abc import Callable, Sequence
 
-__all__ = ["check_backend", "choose_backend", "say_what_was_passed_over"]
-
 logger = logging.getLogger(__name__)
 
 

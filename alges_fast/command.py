@@ -12,8 +12,6 @@ from alges_fast.errors import UserError
 from alges_fast.job import LostProcess, is_first_to_fail, leads_job
 from alges_fast.settings import Command, Family, complete, help_asked, read
 
-__all__ = ["keep_freed_memory", "main", "one_line", "run_command"]
-
 
 def main(command: Command | Family, argv: Sequence[str] | None = None) -> int:
     """Answer --help and completion, or read a command's settings and do it; the exit code of `run_command`.

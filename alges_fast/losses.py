@@ -16,16 +16,6 @@ from torch import Tensor
 
 from alges_fast.labels import UNLABELLED
 
-__all__ = [
-    "IGNORE",
-    "Loss",
-    "cross_entropy",
-    "cross_entropy_with_dice",
-    "focal",
-    "labelled_cross_entropy",
-    "loss_residual",
-]
-
 Loss = Callable[[Tensor, Tensor], Tensor]
 IGNORE = -100
 

@@ -15,23 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = [
-    "Box",
-    "GridWindows",
-    "Window",
-    "cell_boxes",
-    "class_changes",
-    "cut",
-    "frame_of",
-    "inside",
-    "named",
-    "padded",
-    "parse_regions",
-    "rim",
-    "whole_box",
-    "windows_of",
-]
-
 Box = tuple[range, ...]
 """Positions along each spatial axis: rows and columns of a cell."""
 

@@ -16,6 +16,7 @@ from alges_fast.data.cache import CacheWriter, load_or_build
 from alges_fast.data.files import SPLITS, Faults
 from alges_fast.data.frames import Dataset, FrameSet
 from alges_fast.data.layouts import LAYOUTS, list_tree
+from alges_fast.data.layouts.cholecseg8k import CLASSES, PALETTE
 from alges_fast.data.loading import Progress, load_listing, map_in_order
 from alges_fast.errors import UserError
 from alges_fast.normalisation import IMAGENET
@@ -92,4 +93,4 @@ def _load_synthetic(
         for part, kept in splits.items()
     }
     note = f"synthetic video, drawn (seed {seed}), not surgery: it shows that the method runs, not how well it does"
-    return Dataset(name, synthetic.CLASSES, synthetic.PALETTE, **splits, notes=(note,))
+    return Dataset(name, CLASSES, PALETTE, **splits, notes=(note,))

@@ -16,10 +16,8 @@ from numpy.typing import NDArray
 
 from alges_fast.data import scene
 from alges_fast.data.files import SPLITS
-from alges_fast.data.layouts.cholecseg8k import CLASSES, FRAMES_PER_VIDEO, PALETTE, VIDEO_SPLITS
+from alges_fast.data.layouts.cholecseg8k import CLASSES, FRAMES_PER_VIDEO, VIDEO_SPLITS
 from alges_fast.errors import UserError
-
-__all__ = ["CLASSES", "PALETTE", "SyntheticFrame", "draw", "drawing_key", "plan"]
 
 CLIPS = {name: frames // scene.FRAMES_PER_CLIP for name, frames in FRAMES_PER_VIDEO.items()}
 

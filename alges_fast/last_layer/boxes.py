@@ -36,8 +36,6 @@ from alges_fast.ops import PixelGradients, hidden_pixel_gradients, hidden_window
 from alges_fast.ops.outputs import TABLE
 from alges_fast.windows import Box, cell_boxes, class_changes, cut, inside, padded, rim, whole_box
 
-__all__ = ["OUTLINE", "BehindHidden", "Boxes", "OnOwnGrid", "Request", "ThroughTail"]
-
 OUTLINE = "outline"
 """An output beside those of the op: what an annotator would draw if the model were right."""
 

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from alges_fast.windows import Box
 
-__all__ = ["CellBatch"]
-
 
 class CellBatch:
     """Maps (B, C, height, width) cut into cells and what patches reach beyond them, all of one size: that of the

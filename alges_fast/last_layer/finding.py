@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from alges_fast.last_layer.layouts import CONVOLUTIONS, LAYERS, TRANSPOSED, channels_first, graph_nodes
 from alges_fast.last_layer.running import call_uncompiled, layer_input, logits_of, parameters_require_grad
 
-__all__ = ["Call", "Trace", "batch_norm_without_statistics", "choose", "hidden_layer", "trace", "without_nan"]
-
 
 @dataclass(frozen=True, eq=False)
 class Call:

@@ -42,8 +42,6 @@ from alges_fast.losses import Loss
 from alges_fast.ops import PixelGradients, check_outputs, one_pass_with_hidden
 from alges_fast.ops.outputs import TABLE
 
-__all__ = ["OUTLINE", "LastLayer"]
-
 
 @dataclass(frozen=True)
 class LastLayer:

@@ -8,18 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = [
-    "CONVOLUTIONS",
-    "LAYERS",
-    "TRANSPOSED",
-    "channels_first",
-    "full_precision",
-    "graph_nodes",
-    "kernel_of",
-    "on_grid",
-    "to_compute_dtype",
-]
-
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 LAYERS = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear, nn.Bilinear)

@@ -11,21 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = [
-    "Pass",
-    "buffers_kept",
-    "call_uncompiled",
-    "evaluating",
-    "layer_input",
-    "logits_of",
-    "outside_inference_mode",
-    "parameters_require_grad",
-    "resizes_in_one_operation",
-    "run_through",
-    "run_up_to",
-    "unwrapped",
-]
-
 
 @dataclass(frozen=True)
 class Pass:

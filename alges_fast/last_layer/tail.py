@@ -16,8 +16,6 @@ from alges_fast.last_layer.running import Pass
 from alges_fast.last_layer.upsampled_norms import resize_matrix
 from alges_fast.windows import Box
 
-__all__ = ["Resize", "Tail", "describe_tail", "resize_matrices", "resize_transposed"]
-
 _LINEAR_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 

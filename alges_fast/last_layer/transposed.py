@@ -22,8 +22,6 @@ from alges_fast.last_layer.layouts import to_compute_dtype
 from alges_fast.ops import pixel_gradients
 from alges_fast.windows import Box, cut
 
-__all__ = ["transposed_patch_norms", "transposed_weight_sum"]
-
 
 def transposed_weight_sum(
     features: Tensor, residual: Tensor, box: Box, layer: nn.Module, *, backend: str | None

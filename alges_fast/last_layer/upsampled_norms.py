@@ -15,8 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["resize_matrix", "upsampled_patch_norms"]
-
 
 def upsampled_patch_norms(
     features: Tensor, kernel: Sequence[int], size: Sequence[int], *, mode: str, align_corners: bool | None

@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["DealModel", "attention"]
-
 GRID_DIVISOR = 4
 """The attention grid's side is a quarter of the image's: 56 for the 224 of ALGES' experiments."""
 

@@ -33,8 +33,6 @@ from alges_fast.errors import UserError
 from alges_fast.models.frozen import PLAIN, RAISED, Projection, Trunk, View, features, fit_projection, grid_size, join
 from alges_fast.random_streams import stream_seed
 
-__all__ = ["FrozenEncoder", "Pictures", "load_or_fit"]
-
 logger = logging.getLogger(__name__)
 
 FORMAT = 1

@@ -21,19 +21,6 @@ from alges_fast.errors import UserError
 from alges_fast.models.weights import digest, encoder_with_tag, fetched, load_weights, normalisation_of, read_weights
 from alges_fast.normalisation import Normalisation
 
-__all__ = [
-    "PLAIN",
-    "RAISED",
-    "STRIDE",
-    "FrozenHead",
-    "FrozenModel",
-    "Projection",
-    "Trunk",
-    "View",
-    "build_trunk",
-    "fit_projection",
-]
-
 STRIDE = 4
 """Pixels of a mask's side to one of the features'."""
 HIDDEN = 32

@@ -20,8 +20,6 @@ from alges_fast.models.frozen import PLAIN, FrozenHead, FrozenModel, Projection,
 from alges_fast.models.weights import PACKAGED, is_registered
 from alges_fast.normalisation import Normalisation
 
-__all__ = ["Card", "load", "read_card", "serialized"]
-
 KEY = "alges_fast"
 
 

@@ -21,18 +21,6 @@ from torch import Tensor, nn
 from alges_fast.errors import UserError
 from alges_fast.normalisation import HALF, IMAGENET, Normalisation
 
-__all__ = [
-    "PACKAGED",
-    "PACKAGED_ENCODER",
-    "digest",
-    "fetched",
-    "frozen_encoder",
-    "is_registered",
-    "load_weights",
-    "normalisation_of",
-    "read_weights",
-]
-
 PACKAGED = "packaged"
 PACKAGED_ENCODER = "tu-tf_efficientnet_lite0"
 

@@ -24,8 +24,6 @@ from alges_fast.ops.operands import DTYPES, Operands, mask_of
 from alges_fast.ops.outputs import OUTPUTS
 from alges_fast.ops.problem import Problem
 
-__all__ = ["one_pass_with_hidden", "preferred_backends", "run", "unavailable"]
-
 Runner: TypeAlias = Callable[[Operands], "list[Tensor]"]
 
 _MODULES = {

@@ -13,8 +13,6 @@ from alges_fast.ops.outputs import OUTPUTS, TABLE
 from alges_fast.ops.problem import Problem
 from alges_fast.windows import cell_boxes
 
-__all__ = ["BACKENDS", "DTYPES", "OUTLINE", "SCHEMA", "Operands", "mask_of"]
-
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 OUTLINE = "outline"

@@ -9,8 +9,6 @@ from typing import Annotated, Literal, NamedTuple, get_type_hints
 import torch
 from torch import Tensor
 
-__all__ = ["OUTPUTS", "TABLE", "Output", "PixelGradients", "check_outputs"]
-
 
 @dataclass(frozen=True)
 class Output:

@@ -15,8 +15,6 @@ from alges_fast.ops.operands import Operands, mask_of
 from alges_fast.ops.outputs import PixelGradients, check_outputs
 from alges_fast.ops.schema import op
 
-__all__ = ["WindowSums", "hidden_pixel_gradients", "hidden_windows", "pixel_gradients"]
-
 
 def pixel_gradients(
     features: Tensor,

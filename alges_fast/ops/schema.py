@@ -10,8 +10,6 @@ from torch import Tensor
 from alges_fast.ops import dispatch
 from alges_fast.ops.operands import SCHEMA, Operands
 
-__all__ = ["op"]
-
 _library = torch.library.Library("alges_fast", "DEF")
 _library.define(SCHEMA)
 op = torch.ops.alges_fast.pixel_gradients.default

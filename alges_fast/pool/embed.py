@@ -32,8 +32,6 @@ from alges_fast.pool.transfer import (
     to_host,
 )
 
-__all__ = ["Progress", "embed_pool"]
-
 Progress: TypeAlias = Callable[[int, "int | None"], None]
 Keep: TypeAlias = Callable[[Sequence[Id], dict[str, Tensor]], dict[str, Tensor]]
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["CannotContinue", "FileInUse", "RowsNotWritten"]
-
 
 class CannotContinue(ValueError):
     """What is at `out` is no beginning of this call's rows: of something else, damaged, or of a pool without an order.

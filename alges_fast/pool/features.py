@@ -19,8 +19,6 @@ from alges_fast.pool.rows import PoolEmbeddings, Rows, Scored
 from alges_fast.pool.source import Batch, Id, Pool, Source, checksums, digest_of_ids, known_ids
 from alges_fast.pool.transfer import are_finite, autocast_to, in_parts, keep_freed_memory, to_device, to_host
 
-__all__ = ["Features", "frozen_features"]
-
 NAME = "features"
 
 

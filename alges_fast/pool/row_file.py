@@ -26,8 +26,6 @@ from torch import Tensor, nn
 from alges_fast import atomic
 from alges_fast.pool.errors import CannotContinue, FileInUse, RowsNotWritten
 
-__all__ = ["Item", "RowFile", "fingerprint", "signature"]
-
 Item = tuple[int, "str | int", bool, int]
 """Position, id, whether the image has a row, checksum of its pixels."""
 

@@ -13,8 +13,6 @@ from alges_fast.pool.errors import CannotContinue
 from alges_fast.pool.row_file import RowFile
 from alges_fast.pool.source import Batch, Id, Source, checksums
 
-__all__ = ["PoolEmbeddings", "Rows", "Scored", "finite_rows"]
-
 logger = logging.getLogger("alges_fast.pool")
 
 

@@ -16,8 +16,6 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sequenti
 
 from alges_fast.pool.errors import CannotContinue
 
-__all__ = ["Batch", "Id", "Pool", "Source", "checksums", "digest_of_ids", "known_ids", "pool_ids", "pool_sizes"]
-
 Id: TypeAlias = str | int
 Pool: TypeAlias = "Sequence[Any] | Tensor | np.ndarray[Any, Any] | DataLoader[Any]"
 

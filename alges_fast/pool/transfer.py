@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["PRECISIONS", "are_finite", "autocast_to", "in_parts", "keep_freed_memory", "to_device", "to_host"]
-
 PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 

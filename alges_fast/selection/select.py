@@ -24,8 +24,6 @@ from alges_fast.selection.defaults import FRAMES, WINDOWS
 from alges_fast.strategies import Candidate, Query, Strategy, get_strategy, strategy_names
 from alges_fast.strategies.embedding import Frames
 
-__all__ = ["select"]
-
 
 def select(
     model: nn.Module | None,

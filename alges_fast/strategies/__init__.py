@@ -10,10 +10,11 @@ Each other file is a family of strategies. This folder is listed, so a new file 
 import pkgutil
 from importlib import import_module
 
-from alges_fast.strategies.base import Candidate, Query, Rating, Strategy, Taken, frame_of
+from alges_fast.strategies.base import Candidate, Query, Rating, Strategy, Taken
 from alges_fast.strategies.embedding import candidate_images, embed, mean_features
 from alges_fast.strategies.rating import by_order, by_score, by_seeding, scores_of
 from alges_fast.strategies.registry import get_strategy, register_strategy, strategy_names
+from alges_fast.windows import frame_of
 
 __all__ = [
     "Candidate",

@@ -17,8 +17,6 @@ from alges_fast.pool import Id, Pool, Progress
 from alges_fast.random_streams import stream_seed
 from alges_fast.windows import GridWindows, Window, frame_of
 
-__all__ = ["Candidate", "Draw", "Query", "Rating", "Strategy", "Taken", "frame_of"]
-
 Candidate: TypeAlias = Id | Window
 """What is picked: a frame by its id, or a window of one, in pixels of the image as the annotator has it."""
 

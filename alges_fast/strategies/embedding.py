@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader
 
 from alges_fast.last_layer import LastLayer
 from alges_fast.pool import PRECISIONS, Id, PoolEmbeddings, embed_pool, pool_ids
-from alges_fast.strategies.base import ByCandidate, Candidate, Query, frame_of, frames_of
-from alges_fast.windows import GridWindows, Window, cell_boxes, cut, windows_of
+from alges_fast.strategies.base import ByCandidate, Candidate, Query, frames_of
+from alges_fast.windows import GridWindows, Window, cell_boxes, cut, frame_of, windows_of
 
 T = TypeVar("T")
 

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alges_fast.strategies.base import Query, Rating, Strategy, Taken, frame_of, frames_at
+from alges_fast.strategies.base import Query, Rating, Strategy, Taken, frames_at
 from alges_fast.strategies.rating import by_order
 from alges_fast.strategies.registry import register_strategy
+from alges_fast.windows import frame_of
 
 
 @register_strategy

@@ -12,8 +12,9 @@ from alges_fast.errors import UserError
 from alges_fast.random_streams import stream_seed
 from alges_fast.seeding import Seeding
 from alges_fast.seeding.sketched import SketchedRows
-from alges_fast.strategies.base import ByCandidate, Candidate, Query, Rating, Taken, frame_of, positions_of
+from alges_fast.strategies.base import ByCandidate, Candidate, Query, Rating, Taken, positions_of
 from alges_fast.strategies.embedding import gather
+from alges_fast.windows import frame_of
 
 
 def by_score(query: Query, scores: Mapping[Candidate, float]) -> Rating:

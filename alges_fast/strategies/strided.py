@@ -8,8 +8,9 @@ from collections.abc import Collection, Sequence
 from typing import ClassVar
 
 from alges_fast.pool import Id, pool_ids
-from alges_fast.strategies.base import Candidate, Query, Rating, Strategy, Taken, frame_of
+from alges_fast.strategies.base import Candidate, Query, Rating, Strategy, Taken
 from alges_fast.strategies.registry import register_strategy
+from alges_fast.windows import frame_of
 
 
 @register_strategy

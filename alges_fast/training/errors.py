@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["Diverged", "TooFewLabels", "TrainingError"]
-
 
 class TrainingError(Exception):
     """A training that came to nothing."""
