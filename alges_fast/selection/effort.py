@@ -57,10 +57,9 @@ def predict_effort(query: Query) -> PredictedEffort:
         of_images = torch.tensor([image_sides[query.candidates[at]] for at in positions.tolist()]).double()
         outlines, sides = outlines * of_images / sides, of_images
     costs = (outlines + IDLE * sides).ceil().clamp(min=1).long()
-    in_frame = 1 if query.regions is None else query.regions[0] * query.regions[1]
     average = float(outlines.mean()) if frames else 0.0
     return PredictedEffort(
         outlines=ByCandidate(query.candidates, positions, outlines),
         costs=ByCandidate(query.candidates, positions, costs),
-        average_frame=average * in_frame + IDLE * sum(image_sides.values()) / max(len(frames), 1),
+        average_frame=average * query.n_cells + IDLE * sum(image_sides.values()) / max(len(frames), 1),
     )

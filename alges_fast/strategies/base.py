@@ -75,6 +75,11 @@ class Query:
     group: dist.ProcessGroup | None = None
     embedding: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def n_cells(self) -> int:
+        """Candidates that a frame may have."""
+        return 1 if self.regions is None else self.regions[0] * self.regions[1]
+
     def stream_seed(self, purpose: str) -> int:
         """A generator's seed for this purpose, fixed by (seed, round)."""
         return stream_seed(purpose, self.seed, self.round)

@@ -13,23 +13,20 @@ from torch import Tensor
 
 from alges_fast._native import cpu_kernels
 from alges_fast.last_layer import OUTLINE
-from alges_fast.seeding import kmeans_plusplus
 from alges_fast.seeding.native import NativeShard
 from alges_fast.seeding.ranks import Leaders, Ranks
 from alges_fast.seeding.shard import DrawSpec, Shard, TorchShard
-from alges_fast.seeding.sketched import SketchedRows
-from alges_fast.strategies.alges import weighted
+from alges_fast.strategies.alges import Alges, balanced
 from alges_fast.strategies.base import Candidate, Query, Rating, Strategy, Taken
 from alges_fast.strategies.effort import predicted_costs
-from alges_fast.strategies.embedded_rows import EmbeddedRows, embed_rows, norms_of, sum_of_norms
+from alges_fast.strategies.embedded_rows import EmbeddedRows, norms_of, sum_of_norms
 from alges_fast.strategies.embedding import embed, gathered, on_every_process
 from alges_fast.strategies.power import predicted_shares
-from alges_fast.strategies.rating import by_seeding
 from alges_fast.strategies.registry import register_strategy
 
 
 @register_strategy
-class AlgesImageBalanced(Strategy):
+class AlgesImageBalanced(Alges):
     """k-means++ over Eq. 4 with class k's row divided by its mean norm over all candidates.
 
     The gradients of large classes are large in most candidates; so divided, every class has as much to say.
@@ -37,40 +34,9 @@ class AlgesImageBalanced(Strategy):
 
     name: ClassVar[str] = "alges-img-balanced"
     reference: ClassVar[str] = "alges_fast: Aklilu & Yeung 2022, Eq. 4, with rows of mean norm 1"
-    weighs_classes: ClassVar[bool] = True
 
-    beside: ClassVar[tuple[str, ...]] = ()
-    """What `cost` needs to know of a candidate."""
-
-    def rate(self, query: Query) -> Rating:
-        found = embed_rows(query, "image", self.beside)
-        norms = mean_norms(query, found)
-
-        def of_centres(asked: Query) -> tuple[Tensor, Tensor]:
-            known = embed_rows(asked, "image", self.beside)
-            points = self.points(asked, known, norms)
-            return known.positions, points[range(len(points))]
-
-        centres = on_every_process(query, query.centres, of_centres) if query.centres else None
-        points = self.points(query, found, norms)
-        return by_seeding(query, points, found.positions, kmeans_plusplus, existing=centres, scores=True)
-
-    def points(self, query: Query, found: EmbeddedRows, norms: Tensor) -> Tensor | SketchedRows:
-        """(N, D) of this process's candidates, of classes with these mean norms (K,)."""
-        weights, cost = query.class_weights, self.cost(query, found)
-
-        def scale(rows: Tensor, at: Tensor) -> Tensor:
-            rows = weighted(balanced(rows, norms), weights)  # made there, so that they may be changed here
-            return rows if cost is None else rows.div_(cost[at].view(-1, *[1] * (rows.ndim - 1)))
-
-        of_classes = torch.where(norms > 0, 1 / norms, 0)
-        if weights is not None:
-            of_classes = of_classes * torch.tensor(weights)
-        return found.points(scale, of_classes, None if cost is None else 1 / cost)
-
-    def cost(self, query: Query, found: EmbeddedRows) -> Tensor | None:
-        """(N,) float32 that every embedding is divided by."""
-        return None
+    def row_norms(self, query: Query, found: EmbeddedRows) -> Tensor:
+        return mean_norms(query, found)
 
 
 @register_strategy
@@ -147,12 +113,6 @@ def mean_norms(query: Query, found: EmbeddedRows) -> Tensor:
         others = norms_of(on_every_process(query, query.in_norms, _images))
         total, n = total + others.sum(0), n + len(others)
     return total / n
-
-
-def balanced(rows: Tensor, mean_norms: Tensor) -> Tensor:
-    """(N, K, ...) with row k divided by the k-th mean norm; a class without gradient anywhere keeps its zeros."""
-    scale = torch.where(mean_norms > 0, 1 / mean_norms, 0).to(rows.dtype)
-    return rows * scale.view(-1, *[1] * (rows.ndim - 2))
 
 
 def by_shards(query: Query, positions: Tensor, rows: Tensor, existing: Tensor, classes: Sequence[int]) -> Rating:

@@ -47,6 +47,13 @@ class EmbeddedRows:
     rows: Tensor | None
     sketched: Sketched | None = None
 
+    @property
+    def n_classes(self) -> int:
+        """K."""
+        rows = self.rows if self.sketched is None else self.sketched.norm_sums
+        assert rows is not None
+        return rows.shape[1]
+
     def points(self, scale: Scale, of_classes: Tensor, of_rows: Tensor | None) -> Tensor | SketchedRows:
         """(n, D) points.
 
@@ -92,7 +99,7 @@ class Sketched:
 
     def again(self, at: Sequence[int]) -> Tensor:
         """(m, K, ...), the embeddings of some candidates, their frames embedded once more."""
-        n_cells = cells_of(self.query)
+        n_cells = self.query.n_cells
         rows = self.rows[list(at)]
         numbers, place = (rows // n_cells).unique(return_inverse=True)
         frames = [self.frames[number] for number in numbers.tolist()]
@@ -112,7 +119,7 @@ def embed_rows(query: Query, output: str, beside: Sequence[str] = ()) -> Embedde
         return EmbeddedRows(found.positions, dict(found.outputs), found.outputs[output])
     layer, _ = found_layer(query)
     query = replace(query, embedding={**query.embedding, "last_layer": layer})
-    frames, n_cells = embedded_frames(query), cells_of(query)
+    frames, n_cells = embedded_frames(query), query.n_cells
     every = max(len(frames) // max(SAMPLED_FRAMES, SAMPLED_ROWS // n_cells), 1)
     sample = _embedded(query, output, frames[::every])
     basis = Basis.of(sample.flatten(0, 0 if query.regions is None else 1).flatten(2).float())
@@ -164,11 +171,6 @@ def norms_of(rows: Tensor) -> Tensor:
 
 _PIECE = 256
 """Rows whose copy in float64 stays in the cache."""
-
-
-def cells_of(query: Query) -> int:
-    """Candidates that a frame may have."""
-    return 1 if query.regions is None else query.regions[0] * query.regions[1]
 
 
 def _too_large(query: Query, output: str) -> bool:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from alges_fast.last_layer import LastLayer
 from alges_fast.pool import PRECISIONS, Id, PoolEmbeddings, embed_pool, pool_ids
 from alges_fast.strategies.base import ByCandidate, Candidate, Query, frames_of
-from alges_fast.windows import GridWindows, Window, cell_boxes, cut, frame_of, windows_of
+from alges_fast.windows import GridWindows, Window, cell_boxes, cut, frame_of
 
 T = TypeVar("T")
 
@@ -212,18 +212,14 @@ def candidate_images(query: Query) -> Iterator[tuple[Candidate, Tensor]]:
     """(candidate, image (C, height, width)) of this process's candidates as the query's transform makes it, without one
     as the pool has it; a window's is cut out of its frame."""
     ids, frames = pool_ids(query.pool), embedded_frames(query)
-    place = _Places(query, [ids[at] for at in frames])
-    for candidate in query.candidates:
-        where = place.of(candidate)
-        if where is None:
-            continue
-        frame, cell = where
+    for at, row in torch.stack(placed(query, query.candidates, [ids[at] for at in frames]), 1).tolist():
+        frame, cell = divmod(row, query.n_cells)
         image = _image(query.pool, frames[frame])
         if query.transform is not None:
             image = query.transform(image[None])[0]
         if query.regions is not None:
             image = cut(image, cell_boxes(image.shape[-2:], query.regions)[cell])
-        yield candidate, image
+        yield query.candidates[at], image
 
 
 class Frames(Sequence[tuple[Id, Tensor]]):
@@ -305,49 +301,29 @@ def _sizes(query: Query) -> Mapping[Any, Sequence[int]]:
     return {**sizes, **query.sizes}
 
 
-class _Places:
-    """Where candidates are among these frames and their cells."""
-
-    def __init__(self, query: Query, ids: Sequence[Id]) -> None:
-        self.regions = query.regions
-        self.frames = {id: row for row, id in enumerate(ids)}
-        self.sizes = {} if query.regions is None else _sizes(query)
-        self.cells: dict[tuple[int, ...], dict[tuple[int, ...], int]] = {}
-
-    def of(self, candidate: Candidate) -> tuple[int, int] | None:
-        """Number of its frame and of its cell; None where the frame is not among them."""
-        row = self.frames.get(frame_of(candidate))
-        if row is None or self.regions is None:
-            return None if row is None else (row, 0)
-        if not isinstance(candidate, Window):
-            raise ValueError(f"candidates: with regions they must be windows, got {candidate!r}")
-        size = tuple(self.sizes[candidate.id])
-        if size not in self.cells:
-            grid = windows_of("", size, self.regions)
-            self.cells[size] = {tuple(window[1:]): cell for cell, window in enumerate(grid)}
-        cell = self.cells[size].get(tuple(candidate[1:]))
-        if cell is None:
-            rows, columns = self.regions
-            raise ValueError(f"candidates: '{candidate}' is no window of a grid of {rows} x {columns} over its image")
-        return row, cell
-
-
 def placed(query: Query, candidates: Sequence[Candidate], ids: Sequence[Id]) -> tuple[Tensor, Tensor]:
     """Which candidates are of these frames, and where: positions (m,) int64 ascending, and rows (m,), the frame's place
     in `ids` times the windows of a frame plus the window's number in it."""
-    n_cells = 1 if query.regions is None else query.regions[0] * query.regions[1]
+    places = {id: row for row, id in enumerate(ids)}
     if isinstance(candidates, GridWindows) and candidates.regions == query.regions:
-        places = {id: row for row, id in enumerate(ids)}
         row_of = torch.tensor([places.get(id, -1) for id in candidates.ids], dtype=torch.int64)
-        if len(candidates) == len(ids) * n_cells and torch.equal(row_of, torch.arange(len(ids))):
+        if len(candidates) == len(ids) * query.n_cells and torch.equal(row_of, torch.arange(len(ids))):
             return torch.arange(len(candidates)), candidates.numbers
         frames = row_of[candidates.images]
         mine = frames >= 0
-        return mine.nonzero()[:, 0], frames[mine] * n_cells + candidates.cells[mine]
-    place = _Places(query, ids)
-    found = [(at, where) for at, candidate in enumerate(candidates) if (where := place.of(candidate)) is not None]
-    rows = [frame * n_cells + cell for _, (frame, cell) in found]
-    return torch.tensor([at for at, _ in found], dtype=torch.int64), torch.tensor(rows, dtype=torch.int64)
+        return mine.nonzero()[:, 0], frames[mine] * query.n_cells + candidates.cells[mine]
+    if query.regions is None:
+        rows = torch.tensor([places.get(frame_of(item), -1) for item in candidates], dtype=torch.int64)
+    else:
+        sizes = _sizes(query)
+        grid = GridWindows(ids, [sizes.get(id, query.regions) for id in ids], query.regions)
+        rows = grid.numbers_of(candidates)
+        strangers = [candidates[at] for at in (rows < 0).nonzero()[:, 0].tolist()]
+        if wrong := [item for item in strangers if frame_of(item) in places]:
+            of_grid = "is no window of a grid of {} x {} over its image".format(*query.regions)
+            raise ValueError(f"candidates: '{wrong[0]}' {of_grid}")
+    mine = (rows >= 0).nonzero()[:, 0]
+    return mine, rows[mine]
 
 
 def _by_candidate(
@@ -357,7 +333,7 @@ def _by_candidate(
     positions, rows = placed(query, candidates, ids)
     if query.regions is not None:
         outputs = {name: values.flatten(0, 1) for name, values in outputs.items()}
-    n_rows = len(ids) * (1 if query.regions is None else query.regions[0] * query.regions[1])
+    n_rows = len(ids) * query.n_cells
     if len(rows) != n_rows or not torch.equal(rows, torch.arange(n_rows)):  # else as they are: they may be mapped
         outputs = {name: values[rows] for name, values in outputs.items()}
     return Embedded(positions, dict(outputs))

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from alges_fast.strategies.base import Query, Rating, Strategy
-from alges_fast.strategies.embedding import embed, embed_features, gathered, mean_features
+from alges_fast.strategies.embedding import embed, gathered
 from alges_fast.strategies.rating import by_choosing
 from alges_fast.strategies.registry import register_strategy
-from alges_fast.strategies.untrained import over_features
+from alges_fast.strategies.untrained import mean_points
 
 BLOCK = 128, 2048
 """Rows and columns of the kernel at a time: 1 MB, which stays in cache, whatever the pool."""
@@ -40,14 +40,9 @@ class Herding(Strategy):
     needs_model: ClassVar[bool] = False
 
     def rate(self, query: Query) -> Rating:
-        looked = over_features(query)
-        found = embed_features(looked)
-        positions, points = gathered(query, found.positions, found.outputs["mean"])
-        others = query.labelled_elsewhere()
-        centres = mean_features(looked, others).to(query.device) if others else None
+        positions, points, centres = mean_points(query)
         points, weights = points.to(query.device), self.weights(query, positions)
-        coverage = Coverage(points, weights, typical_width(points), centres)
-        return by_choosing(query, positions, coverage.pick)
+        return by_choosing(query, positions, Coverage(points, weights, centres=centres).pick)
 
     def weights(self, query: Query, positions: Tensor) -> Tensor | None:
         """(N,) u of the candidates at these positions; None for 1 each."""
@@ -99,7 +94,7 @@ class Coverage:
         self.covered = torch.zeros_like(self.half_norms)
         if centres is not None and len(centres):
             self.covered = self._covered_by(
-                ((centres.double() - middle) / (width * math.sqrt(2))).float(), self.covered
+                ((centres.to(middle) - middle) / (width * math.sqrt(2))).float(), self.covered
             )
         self.bounds = self._gains(self.points, self.covered)
 

@@ -10,10 +10,9 @@ from torch import Tensor
 
 from alges_fast.seeding import kmeans_plusplus
 from alges_fast.strategies.base import Query, Rating, Strategy
-from alges_fast.strategies.embedding import embed_features, gathered, mean_features
 from alges_fast.strategies.rating import by_choosing
 from alges_fast.strategies.registry import register_strategy
-from alges_fast.strategies.untrained import over_features
+from alges_fast.strategies.untrained import mean_points
 
 ITERATIONS = 20
 TIED = 1e-5
@@ -35,11 +34,9 @@ class Typical(Strategy):
     needs_model: ClassVar[bool] = False
 
     def rate(self, query: Query) -> Rating:
-        looked = over_features(query)
-        found = embed_features(looked)
-        positions, points = gathered(query, found.positions, found.outputs["mean"].float())
-        others = query.labelled_elsewhere()
-        known = mean_features(looked, others).float() if others else points[:0]
+        positions, points, others = mean_points(query)
+        points = points.float()
+        known = points[:0] if others is None else others.float()
         seed = query.stream_seed("k-means")
 
         def choose(n: int, picked: Sequence[int], closed: Tensor) -> list[int]:

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from torch import Tensor
-
 from alges_fast.strategies.base import Query, Rating, Strategy
 from alges_fast.strategies.embedding import embed, named
 from alges_fast.strategies.rating import by_score
@@ -17,16 +15,14 @@ from alges_fast.strategies.registry import register_strategy
 
 class _Uncertainty(Strategy):
     output: ClassVar[str]
+    of_certainty: ClassVar[bool] = False
+    """Whether `output` is large where the model is sure."""
 
     def rate(self, query: Query) -> Rating:
         found = embed(query, (self.output, "class_pixels"))
         sums, class_pixels = found.outputs[self.output], found.outputs["class_pixels"]
-        scores = self.uncertainty(sums.double() / class_pixels.sum(1).clamp(min=1))
-        return by_score(query, named(query, found.positions, scores))
-
-    def uncertainty(self, mean: Tensor) -> Tensor:
-        """(N,) score, higher is less sure, from (N,) means over pixels of `output`."""
-        return mean
+        mean = sums.double() / class_pixels.sum(1).clamp(min=1)
+        return by_score(query, named(query, found.positions, 1 - mean if self.of_certainty else mean))
 
 
 @register_strategy
@@ -45,9 +41,7 @@ class Margin(_Uncertainty):
     name: ClassVar[str] = "margin"
     reference: ClassVar[str] = "Scheffer et al. 2001; ALGES, appendix B"
     output: ClassVar[str] = "margin"
-
-    def uncertainty(self, mean: Tensor) -> Tensor:
-        return 1 - mean
+    of_certainty: ClassVar[bool] = True
 
 
 @register_strategy
@@ -57,6 +51,4 @@ class LeastConfidence(_Uncertainty):
     name: ClassVar[str] = "least-confidence"
     reference: ClassVar[str] = "Lewis & Gale 1994; ALGES, appendix B"
     output: ClassVar[str] = "confidence"
-
-    def uncertainty(self, mean: Tensor) -> Tensor:
-        return 1 - mean
+    of_certainty: ClassVar[bool] = True

@@ -7,9 +7,19 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from alges_fast.strategies.base import Query
+from alges_fast.strategies.embedding import embed_features, gathered, mean_features
+
+
+def mean_points(query: Query) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Positions (n,) and mean features (n, d) of every process's candidates, and (m, d) of what else is labelled, if
+    anything: of a frozen encoder where the query has them, else what enters the last layer."""
+    looked, others = over_features(query), query.labelled_elsewhere()
+    found = embed_features(looked)
+    positions, points = gathered(query, found.positions, found.outputs["mean"])
+    return positions, points, mean_features(looked, others) if others else None
 
 
 def over_features(query: Query) -> Query:
