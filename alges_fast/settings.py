@@ -155,10 +155,10 @@ def begun_with(path: Path) -> dict[str, Any] | None:
         raise UserError(f"{path} is damaged: restore it, or choose another --out") from error
 
 
-def check_unchanged(path: Path, now: Mapping[str, Any], free: Collection[str]) -> None:
+def check_unchanged(path: Path, now: Mapping[str, Any], free: Collection[str], growing: Collection[str] = ()) -> None:
     """Refuse to continue a folder that was begun with another configuration, as its config.yaml, `path`, says.
 
-    Values named in `free` may differ.
+    Values named in `free` may differ; lists named in `growing` may have become longer.
 
     Raises:
         UserError: a damaged file, or the differences.
@@ -169,13 +169,18 @@ def check_unchanged(path: Path, now: Mapping[str, Any], free: Collection[str]) -
     differences = [
         f"{name} was {before.get(name)} and is now {now.get(name)}"
         for name in [*now, *(name for name in before if name not in now)]
-        if name not in free and before.get(name) != now.get(name)
+        if name not in free and before.get(name) != _begun(now.get(name), before.get(name), name in growing)
     ]
     if differences:
         raise UserError(
             f"{path.parent} holds a run of another configuration ({'; '.join(differences)}): choose another --out, or "
             "the old configuration to continue it"
         )
+
+
+def _begun(now: Any, before: Any, growing: bool) -> Any:
+    """As much of a list as there was, where it may grow; else the value as it is."""
+    return now[: len(before)] if growing and isinstance(now, list) and isinstance(before, list) else now
 
 
 def help_asked(command: Command | Family, given: Sequence[str]) -> str | None:

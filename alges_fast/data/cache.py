@@ -65,7 +65,7 @@ def load_or_build(
             videos=tuple(kept.facts["names"][split]["videos"]),
             clips=tuple(kept.facts["names"][split]["clips"]),
             images=kept.arrays[f"{split}-images"],
-            masks=kept.arrays[f"{split}-masks"],
+            masks=np.asarray(kept.arrays[f"{split}-masks"]),  # a view: slices of a memmap are slow
         )
         for split in SPLITS
     }

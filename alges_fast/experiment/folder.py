@@ -20,11 +20,13 @@ from alges_fast.settings import as_settings, begun_with, check_unchanged
 
 FREE_FIELDS = frozenset({"preset", "out", "keep_models"})
 """Fields of RunConfig that may differ when a run is resumed: no result depends on them."""
+GROWING_FIELDS = frozenset({"seeds", "strategies"})
+"""Fields that more may be added to: every curve of every seed stands alone."""
 
 
 def check_config(config: RunConfig) -> None:
     """Refuse a folder that was begun with another configuration. Raises UserError."""
-    check_unchanged(Path(config.out) / "config.yaml", as_settings(config), FREE_FIELDS)
+    check_unchanged(Path(config.out) / "config.yaml", as_settings(config), FREE_FIELDS, GROWING_FIELDS)
 
 
 def prepare_folder(setting: Setting) -> None:

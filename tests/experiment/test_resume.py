@@ -131,7 +131,7 @@ def test_the_same_command_twice_at_once_shares_the_work(
     assert sum(log.count(" labelled, Dice ") for log in told) <= 6
 
 
-@pytest.mark.parametrize("flags", [("--epochs", "2"), ("--seeds", "0,1"), ("--strategies", "random"), ("--lr", "0.1")])
+@pytest.mark.parametrize("flags", [("--epochs", "2"), ("--seeds", "1,0"), ("--strategies", "random"), ("--lr", "0.1")])
 def test_another_configuration_is_an_error_that_shows_the_difference(
     flags: tuple[str, str], whole: Path, command: list[str], alone: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -282,6 +282,19 @@ def test_a_round_is_the_same_whatever_ran_before(whole: Path, command: list[str]
     found = contents(tmp_path)
     assert all(found[name] == value for name, value in contents(whole).items())
     assert found["random/seed1/round00/model.safetensors"] != found["random/seed0/round00/model.safetensors"]
+
+
+def test_seeds_and_strategies_may_be_added(whole: Path, command: list[str], alone: None, tmp_path: Path) -> None:
+    """What there was stays, byte for byte; the rest is what one run of all of them has."""
+    grown, at_once = shutil.copytree(whole, tmp_path / "grown"), tmp_path / "at_once"
+    more = [*command, "--strategies", "random,alges-img,entropy", "--seeds", "0,1"]
+    before = {path: path.stat().st_mtime_ns for path in grown.rglob("picks.json")}
+    assert main([*more, "--out", str(grown)]) == 0
+    assert main([*more, "--out", str(at_once)]) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    assert rows(grown) == rows(at_once)
+    assert contents(grown) == contents(at_once)
+    assert main([*command, "--out", str(grown)]) == 2
 
 
 def _spoil(path: Path, garbage: bytes | None) -> None:
