@@ -47,6 +47,7 @@ class RunConfig(TrainConfig):
         random_query_size: images that random, frames and windows, draws after each training, a multiple of query_size:
             it learns nothing from a training, so larger steps give the same curve with fewer of them.
         frames_at_most: of how many frames a query's windows may be; by default of any.
+        consider: of how many frames a query hears, at most, drawn anew for each; by default of all.
         device: auto, cpu or cuda.
         precision: 32-true, bf16-mixed or 16-mixed.
         out: folder for results, one for each configuration; the same command again continues what is in it.
@@ -70,6 +71,7 @@ class RunConfig(TrainConfig):
     random_rounds: int | None = None
     random_query_size: int | None = None
     frames_at_most: int | None = None
+    consider: int | None = None
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "NAME", first=True)
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     out: str = setting("alges_fast_run", "DIR", first=True)
@@ -84,6 +86,8 @@ class RunConfig(TrainConfig):
             raise UserError("--out is empty: give a folder")
         if self.frames_at_most is not None and self.frames_at_most < 1:
             raise UserError(f"--frames_at_most is {self.frames_at_most}: give at least 1")
+        if self.consider is not None and self.consider < (most := max(self.query_size, self.random_query_size or 0)):
+            raise UserError(f"--consider is {self.consider}: give at least what a query chooses, {most} frames")
         if self.random_query_size is not None and (
             self.random_query_size < 1 or self.random_query_size % self.query_size
         ):

@@ -275,7 +275,14 @@ def _query(round: Round, model: nn.Module) -> dict[str, Any]:
         pixels = round.curve.n_labelled(config, len(pool), round.number + 1) * side**2 - round.labelled.n_pixels
     try:
         most = config.frames_at_most if regions is not None else None
-        chosen = choose(round.strategy, query, round.curve.query_size, pixels=pixels, frames_at_most=most)
+        chosen = choose(
+            round.strategy,
+            query,
+            round.curve.query_size,
+            pixels=pixels,
+            frames_at_most=most,
+            consider=config.consider,
+        )
     except BrokenPromise as error:
         raise UserError(str(error)) from error
     # Of windows, of which a pool has very many, the scores of those picked alone.
@@ -284,6 +291,7 @@ def _query(round: Round, model: nn.Module) -> dict[str, Any]:
         "ids": [str(candidate) for candidate in chosen.ids],
         "scores": {str(candidate): score for candidate, score in scored.items()},
         "corrected": _corrected(round, model, chosen.ids) if setting.processes.leads else 0,
+        **({} if config.consider is None else {"considered": chosen.n_considered}),
         "embed_seconds": chosen.seconds[0],
         "seeding_seconds": chosen.seconds[1],
     }

@@ -14,6 +14,10 @@ from alges_fast.selection.defaults import default_strategy
 from alges_fast.settings import setting
 from alges_fast.windows import parse_regions
 
+CONSIDERED = 60_000
+"""Frames that a round hears of where nothing else is asked: 17 hours at one a second. To look at the kept features of
+so many takes a round about a minute on two cores (docs/scaling.md)."""
+
 NOT_ASKED = frozenset({"on_bad_image", "device", "batch_size"})
 """Settings that may differ where a round is asked for again: nothing is chosen by them."""
 
@@ -37,6 +41,8 @@ class NextSettings:
             costs the outline that the model predicts in it and a quarter of its side.
         budget_pixels: with regions, how many pixels (of the frames' own size) to choose, in the place of n.
         frames_at_most: with regions, of how many frames windows may be picked, for who wants few frames whole in view.
+        consider: of how many frames a round hears, at most, by default 60 000 where something looks at them. Drawn
+            anew for every round, even over videos and over time in each, what is within min_gap of labelled ones last.
         labelled: what is annotated elsewhere, one a line. A text list of ids, paths of pictures, or windows as
             picks.csv names them. They are not picked, and strategies that cover the pool see them.
         class_weights: classes to aim at: a factor per class, comma separated, or JSON by name such as
@@ -66,6 +72,7 @@ class NextSettings:
     budget: Unit = "pixels"
     budget_pixels: int | None = None
     frames_at_most: int | None = None
+    consider: int | None = None
     labelled: str | None = setting(None, "FILE", first=True)
     class_weights: str | None = None
     normalise: Literal["auto", "imagenet", "half", "unit"] = "auto"
@@ -80,9 +87,11 @@ class NextSettings:
     batch_size: int = 16
 
     def __post_init__(self) -> None:
-        for name in ("n", "budget_pixels", "frames_at_most", "batch_size", "head_kernel"):
+        for name in ("n", "budget_pixels", "frames_at_most", "consider", "batch_size", "head_kernel"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"{'-' if name == 'n' else '--'}{name} is {getattr(self, name)}: give at least 1")
+        if self.consider is not None and self.consider < self.n and self.budget_pixels is None:
+            raise UserError(f"--consider is {self.consider}, fewer frames than -n {self.n} asks for: give more")
         if self.frames_at_most is not None and self.regions is None:
             raise UserError("--frames_at_most is of windows: give --regions too, such as --regions 16x16")
         if self.budget not in ("pixels", "outline"):

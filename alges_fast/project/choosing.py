@@ -22,7 +22,7 @@ from alges_fast.data.files import FaultyFile
 from alges_fast.errors import UserError
 from alges_fast.job import Job, device_of
 from alges_fast.pool.errors import CannotContinue, RowsNotWritten
-from alges_fast.project.asking import NextSettings, asked_for, strategy_of, whole
+from alges_fast.project.asking import CONSIDERED, NextSettings, asked_for, strategy_of, whole
 from alges_fast.project.folder import Project, Round, TrainedModel
 from alges_fast.project.label_studio import SERVER
 from alges_fast.project.labels import read_labels
@@ -87,12 +87,14 @@ def choose_round(
         project.config = replace(project.config, classes=model.classes)
     number = project.next_number if out is None else out.number
 
-    def picked(frames: Frames) -> tuple[Frames, list[Pick], int]:
-        chosen = _chosen(project, frames, model, strategy, settings, number, labelled, refused, progress, job)
+    consider = max(CONSIDERED, settings.n) if looks and settings.consider is None else settings.consider
+
+    def picked(frames: Frames) -> tuple[Frames, list[Pick], Selection]:
+        chosen = _chosen(project, frames, model, strategy, settings, consider, number, labelled, refused, progress, job)
         picks = _picks(frames.pool, chosen)
         faults = {} if looks else job.from_leader(lambda: _faults_of(picks))
         if not faults:
-            return frames, picks, chosen.budget
+            return frames, picks, chosen
         # Nothing had been read: choose again without them, as if they were not in the pool.
         for id, fault in faults.items():
             frames.pool.left_out.add(id, fault)
@@ -100,17 +102,18 @@ def choose_round(
         usable = replace(pool, frames=readable)
         return picked(read_frames(project, usable, model, looks=False, device=device, progress=progress))
 
-    frames, picks, budget = picked(frames)
+    frames, picks, chosen = picked(frames)
+    considered = chosen.n_considered, chosen.n_open
 
     def written() -> Round:
         if out is None:
-            round = project.begin_round(asked, None if own is None else own.number)
+            round = project.begin_round(asked, None if own is None else own.number, considered)
         else:
             _check_others_stay(project, out, None if own is None else own.number, picks, {*refused})
-            project.withdraw(out, asked)
+            project.withdraw(out, asked, considered)
             remove_refused(out.folder, refused, picks)
             round = project.rounds[-1]
-        _write(project, round, frames, picks, budget, model, strategy, settings, progress)
+        _write(project, round, frames, picks, chosen.budget, model, strategy, settings, progress)
         project.forget()
         return project.rounds[-1]
 
@@ -251,6 +254,7 @@ def _chosen(
     model: Model | None,
     strategy: Strategy,
     settings: NextSettings,
+    consider: int | None,
     number: int,
     labelled: Sequence[Candidate],
     refused: Sequence[Candidate],
@@ -269,6 +273,7 @@ def _chosen(
         "min_gap": GAP_SECONDS if settings.min_gap is None else settings.min_gap,
         "away": away,
         "frames_at_most": settings.frames_at_most,
+        "consider": consider,
     }
     try:
         chosen = choose(strategy, query, settings.n, **how)
@@ -276,8 +281,9 @@ def _chosen(
         if settings.budget_pixels is not None:
             raise UserError(f"--budget_pixels: the budget {error}") from None
         what = "frames" if settings.grid is None else "windows"
+        of = "the pool has" if settings.consider is None else f"what --consider {settings.consider} leaves has"
         raise UserError(
-            f"-n {settings.n}: the pool has {error.n_left} {what} left to choose from, and {len(project.missing)} are "
+            f"-n {settings.n}: {of} {error.n_left} {what} left to choose from, and {len(project.missing)} are "
             "out with annotators: ask for fewer"
         ) from None
     except CannotContinue as error:
@@ -338,6 +344,7 @@ def _write(
         refusing="Once it is with annotators: in CVAT give the frame the tag “refused”, in Label Studio skip it. What "
         "is refused is not asked for again.",
         budget=settings.budget,
+        considered=round.considered,
     )
     n_frames = len({pick.frame.id for pick in picks})
 

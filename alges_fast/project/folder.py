@@ -34,11 +34,11 @@ from PIL import Image
 
 from alges_fast import atomic
 from alges_fast.annotation.desk import DESK, Sheet
-from alges_fast.annotation.exports import csv_rows
 from alges_fast.annotation.pictures import encoded
 from alges_fast.data.files import read_ids
 from alges_fast.errors import UserError
 from alges_fast.project.config import FILE, ProjectConfig
+from alges_fast.project.reading import numbered, read_facts, read_picks, windows_from
 from alges_fast.strategies import Candidate
 from alges_fast.windows import Window, named
 
@@ -55,6 +55,7 @@ class Round:
     model: number of the project's model that chose; None where none did.
     picks: in order of picking; None while it is not out.
     outlines: pick -> the outline that was predicted in it, in pixels; empty where none was.
+    considered: frames that it heard of, and those it could have heard of; None of older rounds.
     """
 
     number: int
@@ -63,6 +64,7 @@ class Round:
     model: int | None
     picks: Sequence[Candidate] | None
     outlines: Mapping[Candidate, float]
+    considered: tuple[int, int] | None
 
     @cached_property
     def sheets(self) -> list[Sheet]:
@@ -157,22 +159,23 @@ class Project:
     @cached_property
     def rounds(self) -> list[Round]:
         found = []
-        for number, folder in _numbered(self.root / "rounds"):
+        for number, folder in numbered(self.root / "rounds"):
             if (folder / ROUND).exists():
-                facts = _json(folder / ROUND, {"asked": dict, "model": (int, type(None))})
-                rows = _read_picks(folder / PICKS) if (folder / PICKS).exists() else None
+                facts = read_facts(folder / ROUND, {"asked": dict, "model": (int, type(None))})
+                rows = read_picks(folder / PICKS) if (folder / PICKS).exists() else None
                 picks = None if rows is None else [pick for pick, _ in rows]
                 outlines = {pick: outline for pick, outline in rows or () if outline is not None}
-                found.append(Round(number, folder, facts["asked"], facts["model"], picks, outlines))
+                considered = tuple(facts["considered"]) if isinstance(facts.get("considered"), list) else None
+                found.append(Round(number, folder, facts["asked"], facts["model"], picks, outlines, considered))
         return found
 
     @cached_property
     def imports(self) -> list[Import]:
         found = []
         for round in self.rounds:
-            for number, folder in _numbered(round.folder / "returned"):
-                facts = _json(folder / IMPORT, {"frames": dict, "refused": list, "sources": list, "outline": int})
-                frames = {id: _windows(id, boxes, folder / IMPORT) for id, boxes in facts["frames"].items()}
+            for number, folder in numbered(round.folder / "returned"):
+                facts = read_facts(folder / IMPORT, {"frames": dict, "refused": list, "sources": list, "outline": int})
+                frames = {id: windows_from(id, boxes, folder / IMPORT) for id, boxes in facts["frames"].items()}
                 found.append(
                     Import(
                         number,
@@ -191,8 +194,8 @@ class Project:
     @cached_property
     def models(self) -> list[TrainedModel]:
         return [
-            TrainedModel(number, folder, _json(folder / MODEL, {"imports": (int, list), "round": int}))
-            for number, folder in _numbered(self.root / "models")
+            TrainedModel(number, folder, read_facts(folder / MODEL, {"imports": (int, list), "round": int}))
+            for number, folder in numbered(self.root / "models")
             if (folder / MODEL).exists()
         ]
 
@@ -283,7 +286,7 @@ class Project:
 
     def _next_round(self) -> int:
         """The number after the largest that any folder has, or that a model was trained with: none comes twice."""
-        folders = [number for number, _ in _numbered(self.root / "rounds")]
+        folders = [number for number, _ in numbered(self.root / "rounds")]
         return max([*folders, *(int(model.facts["round"]) for model in self.models)], default=-1) + 1
 
     def label_path(self, name: str) -> Path:
@@ -293,7 +296,9 @@ class Project:
         """(H, W) class ids of a labelled frame, by its name in files. Raises UserError."""
         return read_ids(self.label_path(name))
 
-    def begin_round(self, asked: Mapping[str, Any], model: int | None) -> Round:
+    def begin_round(
+        self, asked: Mapping[str, Any], model: int | None, considered: tuple[int, int] | None = None
+    ) -> Round:
         """A new round that is not out yet; one that was begun last and never went out makes room."""
         number = self.next_number
         if not (self.root / FILE).exists():
@@ -301,14 +306,18 @@ class Project:
         folder = self.root / "rounds" / f"{number:03d}"
         if folder.exists():
             shutil.rmtree(folder)
-        atomic.write_json(folder / ROUND, {"asked": dict(asked), "model": model})
-        self.forget()
+        self._write_round(folder, asked, model, considered)
         return next(round for round in self.rounds if round.number == number)
 
-    def withdraw(self, round: Round, asked: Mapping[str, Any]) -> None:
+    def withdraw(self, round: Round, asked: Mapping[str, Any], considered: tuple[int, int]) -> None:
         """Make a round that is out one that is not, asked for in other words: it is to be written anew."""
         (round.folder / PICKS).unlink()
-        atomic.write_json(round.folder / ROUND, {"asked": dict(asked), "model": round.model})
+        self._write_round(round.folder, asked, round.model, considered)
+
+    def _write_round(
+        self, folder: Path, asked: Mapping[str, Any], model: int | None, considered: tuple[int, int] | None
+    ) -> None:
+        atomic.write_json(folder / ROUND, {"asked": dict(asked), "model": model, "considered": considered})
         self.forget()
 
     @contextmanager
@@ -458,56 +467,3 @@ def _alone(root: Path) -> Iterator[None]:
 def _begun(round: Round) -> bool:
     """Whether it is out, or holds labels that were there before any round."""
     return round.picks is not None or not round.asked
-
-
-def _read_picks(path: Path) -> list[tuple[Candidate, float | None]]:
-    """Every pick and its predicted outline, where it has one."""
-    try:
-        return [
-            (
-                Window(row["frame"], int(row["x"]), int(row["y"]), int(row["width"]), int(row["height"]))
-                if row["x"]
-                else row["frame"],
-                float(row["outline"]) if row.get("outline") else None,
-            )
-            for row in csv_rows(path.read_text(encoding="utf-8"))
-        ]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{path} is damaged: restore it from a backup") from None
-
-
-def read_json(path: Path) -> Any:
-    """A file of the project's own. Raises UserError where it is damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged ({error}): restore it from a backup") from None
-
-
-def _json(path: Path, kinds: Mapping[str, type | tuple[type, ...]]) -> dict[str, Any]:
-    """A mapping with these names, of these kinds, among others."""
-    facts = read_json(path)
-    if not isinstance(facts, dict):
-        raise UserError(f"{path} is damaged (no mapping): restore it from a backup")
-    for name, kind in kinds.items():
-        if name not in facts or not isinstance(facts[name], kind):
-            raise UserError(f"{path} is damaged ({name} is not there, or no such thing): restore it from a backup")
-    return facts
-
-
-def _windows(id: str, boxes: Any, path: Path) -> list[Window] | None:
-    if boxes is None:
-        return None
-    if not isinstance(boxes, list) or not all(
-        isinstance(box, list) and len(box) == 4 and all(type(side) is int and side >= 0 for side in box)
-        for box in boxes
-    ):
-        raise UserError(f"{path} is damaged (the windows of {id}): restore it from a backup")
-    return [Window(id, *box) for box in boxes]
-
-
-def _numbered(folder: Path) -> list[tuple[int, Path]]:
-    """The folders 000, 001, ... in a folder."""
-    if not folder.is_dir():
-        return []
-    return sorted((int(path.name), path) for path in folder.iterdir() if path.name.isdecimal() and path.is_dir())

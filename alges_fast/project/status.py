@@ -263,6 +263,8 @@ def _round_row(project: Project, round: Round) -> dict[str, Any]:
             f"windows of {asked['regions']}, worth {asked['n']} frames" if asked["regions"] else f"{asked['n']} frames"
         )
         what = f"{unit} by {strategy_of(asked, round.model)}"
+        if round.considered is not None and round.considered[0] < round.considered[1]:
+            what += ", {:,} of {:,} frames considered".format(*round.considered)
         if round.picks is None:
             state = "not out yet"
         else:

@@ -13,11 +13,14 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from alges_fast.pool import Id, pool_ids
+from alges_fast.selection.considered import draw_considered
 from alges_fast.selection.effort import predict_effort
 from alges_fast.strategies import Candidate, Query, Rating, Strategy, Taken, frame_of, scores_of
 from alges_fast.strategies.base import ByCandidate, Closed, frames_of, in_frames, positions_of
+from alges_fast.strategies.embedding import Frames
 from alges_fast.windows import GridWindows, Window, windows_of
 
 logger = logging.getLogger(__name__)
@@ -73,6 +76,7 @@ class Selection:
         budget: what there was to spend: images, pixels of windows, or pixels of outline.
         rating: what the strategy said of all candidates.
         seconds: that rating and drawing took.
+        n_considered, n_open: frames that were considered, of those of which something could be picked.
     """
 
     ids: tuple[Candidate, ...]
@@ -81,6 +85,8 @@ class Selection:
     budget: int
     rating: Rating = field(repr=False, compare=False)
     seconds: tuple[float, float] = field(repr=False, compare=False)
+    n_considered: int
+    n_open: int
     _pool: _RatedPool = field(repr=False, compare=False)
     _refused: tuple[Candidate, ...] = field(default=(), repr=False)
 
@@ -135,6 +141,7 @@ def choose(
     min_gap: float = 0.0,
     away: Iterable[Candidate] = (),
     frames_at_most: int | None = None,
+    consider: int | None = None,
 ) -> Selection:
     """Ask a strategy which frames, or windows of frames, to annotate next.
 
@@ -153,12 +160,24 @@ def choose(
         away: frames and windows that are no candidates, such as those that an annotator has now.
         frames_at_most: windows are picked of so many frames at most, those that are drawn first. Where these have too
             few, less is picked than there is to spend, with a warning.
+        consider: of how many frames, at most, the strategy hears, drawn anew for every round of a seed; all by default.
+            See `draw_considered`; what min_gap forbids is considered last.
 
     Raises:
         NotEnough: a budget out of range. BrokenPromise: what the strategy drew. ValueError: what is labelled is not of
             the pool, or what the strategy or `embed_pool` raises.
     """
     frames, query = _open_frames(query), _over_candidates(query, frozenset(away))
+    known, places = tuple(dict.fromkeys(map(frame_of, query.labelled))), places or {}
+    of_candidates = frames_of(query.candidates)
+    considered = of_candidates
+    if consider is not None and consider < len(of_candidates):
+        times = {id: (query.videos.get(id, ""), float(at)) for at, id in enumerate(of_candidates)} | dict(places)
+        near = _MinGap(known, places, min_gap).forbids
+        considered = draw_considered(
+            of_candidates, consider, times.__getitem__, near, query.stream_seed("considered frames")
+        )
+        query = _over_frames(query, considered)
     start = time.perf_counter()
     rating = strategy.rate(query)
     rated = time.perf_counter()
@@ -167,8 +186,8 @@ def choose(
         rating,
         strategy=strategy.name,
         windows=query.regions is not None,
-        known=tuple(map(frame_of, query.labelled)),
-        places=places or {},
+        known=known,
+        places=places,
         min_gap=min_gap,
         costs=None if effort is None else effort.costs,
         shared=query.group is not None,
@@ -179,7 +198,17 @@ def choose(
         spend = effort.of_frames(n or 0 if pixels is None else pixels / _pixels(query, frames, 1))
     ids = tuple(pool.fill([], spend, ()))
     seconds = rated - start, time.perf_counter() - rated
-    return Selection(ids, pool.scores(ids), {} if effort is None else effort.outlines, spend, rating, seconds, pool)
+    return Selection(
+        ids,
+        pool.scores(ids),
+        {} if effort is None else effort.outlines,
+        spend,
+        rating,
+        seconds,
+        len(considered),
+        len(of_candidates),
+        pool,
+    )
 
 
 def _open_frames(query: Query) -> list[Id]:
@@ -215,6 +244,22 @@ def _over_candidates(query: Query, away: frozenset[Candidate]) -> Query:
     centres = known if LABELLED_ARE_CENTRES else ()
     in_norms = known if LABELLED_COUNT_IN_NORMS else ()
     return replace(query, candidates=candidates, labelled=labelled, centres=centres, in_norms=in_norms)
+
+
+def _over_frames(query: Query, frames: Sequence[Id]) -> Query:
+    """A query over what of its candidates is, or is a window of, one of these frames."""
+    kept, candidates = frozenset(frames), query.candidates
+    if isinstance(candidates, GridWindows):
+        belong = candidates.of_images(kept)
+        candidates = GridWindows(candidates.ids, candidates.sizes, candidates.regions, candidates.numbers[belong])
+    else:
+        candidates = list(frames)
+    query = replace(query, candidates=candidates)
+    if query.scores_out is None or isinstance(query.pool, DataLoader):
+        return query
+    # What is said of a pool is kept for all of it.
+    wanted = kept.union(map(frame_of, query.labelled))
+    return replace(query, pool=Frames(query.pool, [at for at, id in enumerate(pool_ids(query.pool)) if id in wanted]))
 
 
 def _on_grid(query: Query, grid: GridWindows) -> Iterator[Candidate]:

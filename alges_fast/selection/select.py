@@ -34,6 +34,7 @@ def select(
     pixels: int | None = None,
     budget: Unit = "pixels",
     frames_at_most: int | None = None,
+    consider: int | None = None,
     strategy: str | Strategy | None = None,
     seed: int = 0,
     labelled: Iterable[Candidate] = (),
@@ -70,6 +71,8 @@ def select(
         budget: "pixels", or "outline": as many images, or windows, as cost together what so many images do on average,
             where each costs the outline that the model predicts in it and a quarter of its side, for a look at it.
         frames_at_most: with regions, of how many images windows may be picked; by default of any.
+        consider: of how many images, at most, the strategy hears: even over the videos and times of `places`, those
+            that `min_gap` forbids last; by default of all.
         strategy: a name of `alges_fast.strategies.strategy_names()` but `full`, a class of your own as
             "path/to/file.py:Class" or "package.module:Class", or an instance; see `alges_fast.strategies.Strategy`. By
             default alges-img, with regions random.
@@ -115,6 +118,8 @@ def select(
         raise ValueError(f"min_gap must be finite, 0 or more, got {min_gap}")
     if frames_at_most is not None and (frames_at_most < 1 or regions is None):
         raise ValueError(f"frames_at_most must be 1 or more, with regions, got {frames_at_most}")
+    if consider is not None and consider < max(n or 1, 1):
+        raise ValueError(f"consider must be at least n, 1 or more, got {consider}")
     if seed < 0:
         raise ValueError(f"seed must be 0 or more, got {seed}")
     if (n is None) == (pixels is None) or (regions is None and pixels is not None):
@@ -156,6 +161,7 @@ def select(
             places=places,
             min_gap=min_gap,
             frames_at_most=frames_at_most,
+            consider=consider,
         )
     except NotEnough as error:
         raise ValueError(f"{'n' if pixels is None else 'pixels'}: the budget {error}") from error

@@ -144,6 +144,17 @@ def test_windows_that_are_not_the_pools_are_refused(
         assert f"{picks} is damaged" in capsys.readouterr().err
 
 
+def test_queries_consider_some_frames_alone_and_say_how_many(command: list[str], alone: None, tmp_path: Path) -> None:
+    given = [*command, "--out", str(tmp_path / "out"), "--strategies", "random@3x3", "--consider", "2"]
+    assert main(given) == 0
+    for number in (0, 1):
+        picks = json.loads((tmp_path / f"out/random@3x3/seed0/round{number:02d}/picks.json").read_text())
+        assert picks["considered"] == 2
+        assert 1 <= len({named(id).id for id in picks["ids"]}) <= 2  # type: ignore[union-attr]
+    with pytest.raises(UserError, match="--consider is 1: give at least what a query chooses, 2 frames"):
+        parse([*given, "--consider", "1", "--query_size", "2"])
+
+
 FRAMES_AND_WINDOWS = ["--preset", "none", "--strategies", "random,entropy", "--regions", "none,8x8"]
 
 

@@ -53,6 +53,7 @@ def choose_all(folder: Path, group: dist.ProcessGroup | None) -> dict[str, Any]:
             "refused frames' scores": {id: again.scores[id] for id in again.ids if again.scores},
             "scores of others": 0 if group is None else len(set(again.scores) - set(again.ids)),
             "all frames": select(model, pool, N - 1, labelled=["frame01"], **options).ids,
+            "frames considered": select(model, pool, 3, labelled=["frame01"], consider=6, min_gap=2.0, **options).ids,
             "windows": regions.ids,
             "windows refused": regions.reject([regions.ids[2]]).ids,
             "windows' scores": {w: regions.scores[w] for w in regions.ids if regions.scores},
