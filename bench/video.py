@@ -1,11 +1,13 @@
 """Rounds of a project over hours of video: seconds, CPU seconds and peak memory of each command, each in a process.
 
 Videos of an hour at one frame a second are encoded, small and plain; what the packaged encoder would make of their
-frames is drawn instead: fields of 13 classes that move slowly, a blend of one prototype of 64 channels a class, and
-noise, 56 x 56 x 64 float16 a frame. One hour is drawn; every other hour is that one with its frames shifted in space
-and mirrored, each hour otherwise. All lie in the cache in the place of the encoder's, in full, 401 kB a frame, and are
-read from there. The pool's decoded pictures, which no measured command reads, are a sparse file.
-The head is trained by `project train` on 20 frames labelled by the field.
+frames is drawn instead: fields of 13 classes that move slowly, a blend of one prototype of 32 components a class, and
+noise; with their means around every place and the coordinates 56 x 56 x 68 float16 a frame. One hour is drawn, 1.5 GB.
+The others are the same bytes read from 512 positions further on for each, so that no two hours have a window in common:
+in the cache lies a file of the full length without blocks on the disk, and the measured process maps the hour over it,
+as often as there are hours. So nothing waits for a disk, and the maps are in memory once. The pool's decoded pictures,
+which no measured command reads, are a sparse file. The head is trained by `project train` on 20 frames labelled by the
+field.
 
     python bench/video.py --frames 3600 61200 [--against CHECKOUT] [--json FILE]
 
@@ -15,23 +17,37 @@ With --against the commands of another checkout run before this one's, over the 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
+import math
+import mmap
 import os
 import shutil
 import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
+
+from alges_fast import cached_rows
 
 ROOT = Path(__file__).resolve().parents[1]
-SIDE, GRID, CHANNELS, CLASSES, WAVES, HOUR = 224, 56, 64, 13, 12, 3600
+SIDE, GRID, COMPONENTS, CLASSES, WAVES, HOUR = 224, 56, 32, 13, 12, 3600
+CHANNELS = 2 * COMPONENTS + 4
+REACH = 11
+"""Side of the square that a place's mean is over."""
+STEP = 512
+"""Positions of a map that an hour begins after the one before: whole pages of memory."""
+MORE = 4
+"""Frames that are drawn beyond an hour, for those that begin later."""
 NAMES = tuple(f"class{k}" for k in range(CLASSES))
 CELLS = "16x16"
 
@@ -47,7 +63,7 @@ class Drawn:
         self.amplitudes = generator.normal(size=(CLASSES, WAVES)) + 1j * generator.normal(size=(CLASSES, WAVES))
         self.amplitudes *= np.exp(-0.15 * np.arange(CLASSES))[:, None]  # some classes are rare
         self.speeds = generator.normal(0, 0.01, WAVES)  # radians a second
-        self.prototypes = _prototypes() + 0.3 * generator.normal(size=(CLASSES, CHANNELS)).astype(np.float32)
+        self.prototypes = _prototypes() + 0.3 * generator.normal(size=(CLASSES, COMPONENTS)).astype(np.float32)
 
     def heights(self, second: int) -> NDArray[np.float32]:
         """(3136, 13): how much there is of each class at each place."""
@@ -57,32 +73,33 @@ class Drawn:
 
     def mask(self, video: int, second: int) -> NDArray[np.uint8]:
         """(224, 224) class ids."""
-        classes = moved(self.heights(second).argmax(1).reshape(GRID, GRID).astype(np.uint8), video)
+        frames, at = divmod(STEP * video, GRID**2)
+        two = np.concatenate([self.heights(second + frames + more).argmax(1) for more in range(2)])
+        classes = two[at:][: GRID**2].reshape(GRID, GRID).astype(np.uint8)
         return classes.repeat(SIDE // GRID, 0).repeat(SIDE // GRID, 1)
 
     def features(self, second: int) -> NDArray[np.float16]:
-        """(56, 56, 64)."""
+        """(56, 56, 68)."""
         heights = 3 * self.heights(second)
         shares = np.exp(heights - heights.max(1, keepdims=True))
         shares /= shares.sum(1, keepdims=True)
-        clean = (shares @ self.prototypes).reshape(GRID, GRID, CHANNELS)
+        clean = (shares @ self.prototypes).reshape(GRID, GRID, COMPONENTS)
         noise = _noise()[second * 31 % len(_noise())]
-        return (clean + np.roll(noise, (second * 7 % GRID, second * 13 % GRID), (0, 1))).astype(np.float16)
-
-
-def moved(frame: NDArray[Any], video: int) -> NDArray[Any]:
-    """A frame (56, 56, ...) of the first hour as one of another hour."""
-    return np.roll(frame, (11 * video % GRID, 17 * video % GRID), (0, 1))[:, :: 1 if video % 2 == 0 else -1]
+        places = clean + np.roll(noise, (second * 7 % GRID, second * 13 % GRID), (0, 1))
+        means = ndimage.uniform_filter(places, (REACH, REACH, 1), mode="nearest")
+        across = np.broadcast_to((2 * np.arange(GRID, dtype=np.float32) + 1) / GRID - 1, (GRID, GRID))
+        coordinates = np.stack([across, across.T, across**2, across.T**2], 2)
+        return np.concatenate([places, means, coordinates], 2).astype(np.float16)
 
 
 @cache
 def _prototypes() -> NDArray[np.float32]:
-    return np.random.default_rng(1).normal(size=(CLASSES, CHANNELS)).astype(np.float32)
+    return np.random.default_rng(1).normal(size=(CLASSES, COMPONENTS)).astype(np.float32)
 
 
 @cache
 def _noise() -> NDArray[np.float32]:
-    return (0.8 * np.random.default_rng(2).standard_normal((97, GRID, GRID, CHANNELS))).astype(np.float32)
+    return (0.8 * np.random.default_rng(2).standard_normal((97, GRID, GRID, COMPONENTS))).astype(np.float32)
 
 
 def write_video(path: Path, seconds: int) -> None:
@@ -98,25 +115,54 @@ def write_video(path: Path, seconds: int) -> None:
         container.mux(stream.encode())
 
 
-def write_sparse(place: Path, n: int) -> None:
-    """The decoded frames in the cache's format (alges_fast/cached_rows.py): black, and without blocks on the disk."""
-    row = 3 * SIDE**2
+def write_sparse(place: Path, name: str, dtype: str, shape: Sequence[int]) -> None:
+    """An array of zeros in the cache's format (alges_fast/cached_rows.py), without blocks on the disk."""
+    row = np.dtype(dtype).itemsize * math.prod(shape[1:])
     place.mkdir(parents=True, exist_ok=True)
-    with (place / "images.rows").open("wb") as file:
-        file.truncate(n * row)
-    np.full(n, zlib.crc32(bytes(row)), "<u4").tofile(place / "images.crc")
-    index = {"format": 1, "arrays": {"images": ["|u1", [n, 3, SIDE, SIDE]]}, "facts": {"reasons": {}}}
+    with (place / f"{name}.rows").open("wb") as file:
+        file.truncate(shape[0] * row)
+    np.full(shape[0], zlib.crc32(bytes(row)), "<u4").tofile(place / f"{name}.crc")
+    index = {"format": 1, "arrays": {name: [dtype, list(shape)]}, "facts": {"reasons": {}}}
     (place / "index.json").write_text(json.dumps(index))
 
 
-def drawn_hour(folder: Path, n: int) -> NDArray[np.float16]:
-    """(n, 56, 56, 64), drawn once."""
-    path = folder / f"hour-{n}.npy"
+def drawn_hour(folder: Path, n: int) -> Path:
+    """The file of n maps (56, 56, 68) float16 and some more, drawn once."""
+    path = folder / f"hour-{n}.rows"
     if not path.exists():
         drawn = Drawn()
-        np.save(path, np.stack([drawn.features(second) for second in range(n)]))
-    hour: NDArray[np.float16] = np.load(path, mmap_mode="r")
-    return hour
+        with path.with_suffix(".draft").open("wb") as file:
+            for second in range(n + MORE):
+                file.write(drawn.features(second).tobytes())
+        path.with_suffix(".draft").rename(path)
+    return path
+
+
+def map_hours_over(hour: Path) -> None:
+    """From now on have this process read the hour in the place of features in the cache."""
+    mapped = np.memmap
+    frame = 2 * CHANNELS * GRID**2
+    n_drawn = hour.stat().st_size // frame - MORE
+    map_at = ctypes.CDLL(None, use_errno=True).mmap
+    map_at.restype = ctypes.c_void_p
+    map_at.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long
+
+    def with_hours(path: Path, dtype: Any, mode: Any, **more: Any) -> Any:
+        rows = mapped(path, dtype, mode, **more)
+        if path.name == "features.rows":
+            with hour.open("rb") as file:
+                for number, start in enumerate(range(0, len(rows), n_drawn)):
+                    at, size = rows.ctypes.data + start * frame, min(n_drawn, len(rows) - start) * frame
+                    flags = mmap.MAP_PRIVATE | MAP_FIXED, file.fileno(), number * 2 * CHANNELS * STEP
+                    assert map_at(at, size, mmap.PROT_READ | mmap.PROT_WRITE, *flags) == at, os.strerror(
+                        ctypes.get_errno()
+                    )
+        return rows
+
+    cached_rows.np = SimpleNamespace(**{**vars(np), "memmap": with_hours})  # type: ignore[assignment]
+
+
+MAP_FIXED = 0x10
 
 
 def prepare(folder: Path, n_frames: int) -> Path:
@@ -124,7 +170,8 @@ def prepare(folder: Path, n_frames: int) -> Path:
     from alges_fast.annotation import decoded
     from alges_fast.annotation.exports import cvat_xml
     from alges_fast.data.loading import palette
-    from alges_fast.project import NextSettings, ProjectConfig, import_, network, new, next_round, train
+    from alges_fast.models import features_cache
+    from alges_fast.project import NextSettings, ProjectConfig, import_, new, next_round, train
     from alges_fast.project.folder import opened
     from alges_fast.project.pool import list_pool
 
@@ -134,35 +181,27 @@ def prepare(folder: Path, n_frames: int) -> Path:
     shutil.rmtree(folder / "project", ignore_errors=True)
     (folder / "videos").mkdir(parents=True, exist_ok=True)
     for video, start in enumerate(range(0, n_frames, HOUR)):
-        path = folder / "videos" / f"{video:02d}.mp4"
-        if not path.exists():
-            write_video(path, min(HOUR, n_frames - start))
+        path, seconds = folder / "videos" / f"{video:02d}.mp4", min(HOUR, n_frames - start)
+        if video and seconds == HOUR:
+            shutil.copy(folder / "videos" / "00.mp4", path)
+        else:
+            write_video(path, seconds)
     new(project_folder, ProjectConfig(images=str(folder / "videos"), classes=NAMES))
     with opened(project_folder) as project:
         frames = list_pool(project).frames
     assert len(frames) == n_frames, len(frames)
     place = folder / "cache" / f"pool-{SIDE}-{decoded._key(frames, SIDE)}"
-    write_sparse(place, n_frames)
-    hour = drawn_hour(folder.parent, min(n_frames, HOUR))
+    write_sparse(place, "images", "|u1", (n_frames, 3, SIDE, SIDE))
+    map_hours_over(drawn_hour(folder.parent, min(n_frames, HOUR)))
+    load_or_make = features_cache.load_or_make
 
-    def make_features() -> Iterator[NDArray[np.float16]]:
-        for at in range(n_frames):
-            yield moved(hour[at % HOUR], at // HOUR)[None]
+    def load_drawn(place: Path, *made: Any, **more: Any) -> Any:
+        if not place.exists():
+            write_sparse(place, "features", "<f2", (n_frames, GRID, GRID, CHANNELS))
+        return load_or_make(place, *made, **more)
 
-    encode = network.FrozenEncoder.__call__
-    rows = make_features()
-
-    def features_of(encoder: Any, images: Any) -> Any:
-        import torch
-
-        some = np.concatenate([next(rows) for _ in range(len(images))])
-        return torch.from_numpy(some).permute(0, 3, 1, 2)
-
-    network.FrozenEncoder.__call__ = features_of  # type: ignore[method-assign]
-    try:
-        round = next_round(project_folder, NextSettings(n=20, strategy="random"))
-    finally:
-        network.FrozenEncoder.__call__ = encode  # type: ignore[method-assign]
+    features_cache.load_or_make = load_drawn
+    round = next_round(project_folder, NextSettings(n=20, strategy="random"))
     assert round.picks is not None
     export = folder / "labels.xml"
     export.write_text(cvat_xml(answers(round.folder / "picks.csv"), NAMES, palette(CLASSES)))
@@ -193,6 +232,14 @@ def answers(picks: Path) -> list[Any]:
             shown[y : y + height, x : x + width] = mask[y : y + height, x : x + width]
         found.append(AnnotatedFrame(file_name(id), shown, 1.0, boxes))
     return found
+
+
+def run_over(hour: Path, command: Sequence[str]) -> int:
+    """A command of the project over these maps."""
+    map_hours_over(hour)
+    from alges_fast.project.cli import main
+
+    return main(command)
 
 
 def measure(command: Sequence[str], checkout: Path, folder: Path, threads: int) -> dict[str, float]:
@@ -242,7 +289,8 @@ def measured(folder: Path, checkout: Path, threads: int, only: Sequence[str]) ->
         if step[0] == "import":
             picks = sorted((scratch / "rounds").iterdir())[-1] / "picks.csv"
             (folder / "windows.xml").write_text(cvat_xml(answers(picks), NAMES, palette(CLASSES)))
-        found[name] = measure(["-m", "alges_fast.project", *step], checkout, folder, threads)
+        hour = drawn_hour(folder.parent, min(int(folder.name), HOUR))
+        found[name] = measure([__file__, "--over", str(hour), *step], checkout, folder, threads)
         print(f"  {name:24} {found[name]}", flush=True)
     return found
 
@@ -255,6 +303,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", nargs="*", default=[], help="parts of commands' names")
     parser.add_argument("--json", type=Path)
+    if sys.argv[1:2] == ["--over"]:
+        raise SystemExit(run_over(Path(sys.argv[2]), sys.argv[3:]))
     settings = parser.parse_args()
     results = {}
     for n_frames in settings.frames:

@@ -259,7 +259,9 @@ def _seed_sketched(
     draw = DrawSpec("race", int(seed), 0, 1)
     leaders = _first_draw(shard, ranks, centres, "uniform", draw)
     picks = _picks(shard, ranks, total, n_clusters, draw, leaders, [])
-    return Seeding(torch.tensor(picks, dtype=torch.int64), shard.min_sq_distance)
+    return Seeding(
+        torch.tensor(picks, dtype=torch.int64), shard.min_sq_distance.clone()
+    )  # the next one goes on with it
 
 
 def _first_draw(shard: Shard, ranks: Ranks, existing: Tensor, first: str, draw: DrawSpec) -> Leaders:

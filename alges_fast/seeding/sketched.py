@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from copy import copy
+from dataclasses import InitVar, dataclass, field
 from typing import ClassVar
 
 import torch
@@ -110,14 +111,30 @@ class SketchedRows:
     basis: Basis
     factors: Tensor
     codes: Tensor
-    measures: Tensor
+    measures: InitVar[Tensor]
     make: Callable[[Sequence[int]], Tensor]
     open: Tensor | None = None
     made: dict[int, Tensor] = field(default_factory=dict)
     """Points made so far."""
+    known: list[_Bounds] = field(default_factory=list)
+    """What the last seeding over them knew of D², one at the most."""
 
     dtype: ClassVar[torch.dtype] = torch.float32
     device: ClassVar[torch.device] = torch.device("cpu")
+
+    def __post_init__(self, measures: Tensor) -> None:
+        shares = self.factors.double() / self.basis.factors.double()
+        most, positive = float(shares.max()), shares[shares > 0]
+        self.shares = shares.repeat_interleave(self.basis.directions.shape[1])
+        self.rest_share = float(shares.min()) / most if most else 1.0
+        self.least_share = float(positive.min()) if len(positive) else 1.0
+        self.sizes = torch.empty(4, len(self.codes))
+        """Scale of the codes, norm of the point inside the basis, and of what rounding left and lies outside."""
+        scale, norm, error, rest = self.sizes
+        scale.copy_(measures[:, 0])
+        torch.mul(_norms(self.codes, self.shares), scale, out=norm)
+        torch.mul(measures[:, 1], most, out=error)
+        torch.mul(measures[:, 2], most, out=rest)
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -139,11 +156,129 @@ class SketchedRows:
 
     def only(self, open: Tensor) -> SketchedRows:
         """The same points, of which these alone may be picked."""
-        return replace(self, open=open)
+        same = copy(self)
+        same.open = open
+        return same
+
+
+class _Bounds:
+    """D² of sketched rows to some centres, between two bounds, as the kernel keeps them.
+
+    Attributes:
+        centres: (M, D).
+        upper, lower: (N,). A row whose upper bound is 0 is not drawn.
+        nearest: (N,) int32, number of the centre that gave the upper bound; -1 where it is not known.
+    """
+
+    def __init__(self, points: SketchedRows, codes: Tensor, sizes: Tensor) -> None:
+        n = len(codes)
+        self.points, self._codes, self._sizes = points, codes, sizes
+        self.centres = torch.empty(0, points.shape[1])
+        self.upper = torch.full((n,), torch.inf)
+        self.lower = torch.full((n,), torch.inf)
+        self.nearest = torch.full((n,), -1, dtype=torch.int32)
+        kernels = cpu_kernels()
+        assert kernels is not None
+        self._draw_type = kernels.SeedingDraw
+        rounding = points.basis.rounding
+        self._native = kernels.SketchedRows(
+            codes.shape[1],
+            *(tensor.data_ptr() for tensor in (codes, *sizes)),
+            *(points.rest_share, math.sqrt(2 * rounding), points.least_share),
+            *(tensor.data_ptr() for tensor in (self.upper, self.lower, self.nearest)),
+        )
+
+    def close(self, closed: Tensor) -> None:
+        """Draw none of these rows (N,) bool."""
+        for bound in (self.upper, self.lower):
+            bound.masked_fill_(closed, 0)
+        self.nearest.masked_fill_(closed, -1)
+
+    def absorb(
+        self, centres: Tensor, index: Tensor | None, draw: DrawSpec | None
+    ) -> tuple[list[float], list[int], float, int]:
+        """Lower the bounds by centres (M, D), then find the contenders of the draw.
+
+        Args:
+            centres: they.
+            index: (N,) the rows' global indices; None where they are 0, 1, ...
+            draw: which.
+
+        Returns:
+            The contenders' least keys and positions; the largest upper bound; how many rows' codes were read, over all
+            centres.
+        """
+        first = len(self.centres)
+        self.centres = torch.cat([self.centres, centres])
+        codes, measures = self._coded(centres)
+        apart = torch.cdist(centres.double(), self.centres.double(), compute_mode="donot_use_mm_for_euclid_dist")
+        apart = (apart * (1 - 1e-6)).float() if len(centres) else torch.zeros(1, 1)
+        found: tuple[list[float], list[int], float, int] = self._native.absorb(
+            len(self.upper),
+            0 if index is None else index.data_ptr(),
+            *(len(centres), first),
+            codes.data_ptr(),
+            *(measure.data_ptr() for measure in measures),
+            *(apart.data_ptr(), apart.shape[1]),
+            self._draw_type("none", 0, 0, 0) if draw is None else self._draw_type(draw.rule, draw.seed, draw.round, 1),
+            torch.get_num_threads(),
+        )
+        return found
+
+    def go_on_from(self, centres: Tensor, open: Tensor | None) -> Tensor | None:
+        """Take up these centres (M, D) in the place of those that there are, for other open rows: those of them that
+        are new, and not absorbed yet; None where too much would be known anew.
+
+        A row whose nearest centre stays keeps its bounds: without other centres D² can only grow, up to the distance
+        that gave the upper one.
+        """
+        numbers = {row.tobytes(): number for number, row in enumerate(self.centres.numpy())}
+        old = torch.tensor([numbers.get(row.tobytes(), -1) for row in centres.numpy()], dtype=torch.int64)
+        stay = centres[old >= 0]
+        renumbered = torch.full((len(self.centres) + 1,), -1, dtype=torch.int32)
+        renumbered[old[old >= 0] + 1] = torch.arange(len(stay), dtype=torch.int32)
+        for part in self.nearest.split(_PIECE):
+            part.copy_(renumbered[(part + 1).long()])
+        if open is not None:
+            self.close(~open)
+        lost = self.nearest < 0
+        if open is not None:
+            lost &= open
+        rows = lost.nonzero()[:, 0]
+        if len(rows) > len(self.nearest) / 4:
+            return None
+        self.centres = torch.empty_like(stay)
+        self.centres.copy_(stay)
+        some = _Bounds(self.points, self._codes[rows], self._sizes[:, rows].contiguous())
+        for part in stay.split(ABSORBED):
+            some.absorb(part, None, None)
+        for mine, theirs in ((self.upper, some.upper), (self.lower, some.lower), (self.nearest, some.nearest)):
+            mine[rows] = theirs
+        return centres[old < 0]
+
+    def _coded(self, centres: Tensor) -> tuple[Tensor, Tensor]:
+        """Centres as the kernel reads them: codes, and (5, M) step, norm, error, rest, error of a dot product."""
+        points = self.points
+        width, directions, rounding = self._codes.shape[1], points.basis.directions.double(), points.basis.rounding
+        blocks = centres.double().view(len(centres), len(points.factors), len(directions))
+        inside = (blocks @ directions).flatten(1)
+        all_sq, inside_sq = blocks.square().sum((1, 2)), inside.square().sum(1)
+        weighted = torch.zeros(len(centres), width, dtype=torch.float64)
+        weighted[:, : inside.shape[1]] = inside * points.shares
+        most = min(32767, (2**31 - 1) // (127 * width))
+        step = (weighted.abs().amax(1) / most).float() if len(centres) else torch.empty(0)
+        codes = (weighted / step.double().clamp(min=1e-300)[:, None]).round().clamp(-most, most).to(torch.int16)
+        rest = ((all_sq - inside_sq).clamp(min=0) + rounding * all_sq).sqrt()
+        of_dot = step.double() * (math.sqrt(width) / 2 * (1 + 1e-4))
+        measures = [step, inside_sq.sqrt(), rounding * all_sq.sqrt(), rest, of_dot]
+        return codes, torch.stack([measure.float() for measure in measures])
 
 
 class SketchedShard(Shard):
-    """Bounds of D² over sketched rows; draws as `NativeShard` does over the rows themselves."""
+    """Bounds of D² over sketched rows; draws as `NativeShard` does over the rows themselves.
+
+    Where the last seeding over the same rows knew most of the centres, its bounds are gone on with.
+    """
 
     name = "sketched"
     read = 0
@@ -156,30 +291,26 @@ class SketchedShard(Shard):
         self.index = self._index = index.contiguous()
         self.dtype = torch.float32
         self.weights = self.nearest = None
-        self._centres = torch.empty(0, points.shape[1])
-        shares = points.factors.double() / points.basis.factors.double()
-        most, positive = float(shares.max()), shares[shares > 0]
-        self._shares = shares.repeat_interleave(points.basis.directions.shape[1])
-        rest_share = float(shares.min()) / most if most else 1.0
-        self._rounding = points.basis.rounding
-        self._measures = points.measures.T.contiguous()
-        self._measures[1:] *= most
-        norm = _norms(points.codes, self._shares) * self._measures[0]
-        upper = torch.full((len(points),), torch.inf)
-        if points.open is not None:
-            upper.masked_fill_(~points.open, 0)
-        self.min_sq_distance = upper  # at most
-        self._kept = norm, upper.clone(), torch.full((len(points),), -1, dtype=torch.int32)
-        kernels = cpu_kernels()
-        assert kernels is not None
-        self._draw_type = kernels.SeedingDraw
-        scale, error, rest = self._measures
-        self._native = kernels.SketchedRows(
-            points.codes.shape[1],
-            *(tensor.data_ptr() for tensor in (points.codes, scale, norm, error, rest)),
-            *(rest_share, math.sqrt(2 * self._rounding), float(positive.min()) if len(positive) else 1.0),
-            *(tensor.data_ptr() for tensor in (upper, self._kept[1], self._kept[2])),
-        )
+        n = len(points)
+        in_order = n > 0 and int(index[0]) == 0 and int(index[-1]) == n - 1 and bool((index.diff() == 1).all())
+        self._shown_index = None if in_order else self._index
+        self._bounds: _Bounds | None = None
+
+    def _begun(self, centres: Tensor) -> tuple[_Bounds, Tensor]:
+        """The bounds, and those of these first centres that they do not know yet."""
+        if self._bounds is not None:
+            return self._bounds, centres
+        points, new = self.sketched, None
+        if points.known and len(centres):
+            new = points.known[0].go_on_from(centres, points.open)
+        if new is None:
+            points.known.clear()
+            points.known.append(_Bounds(points, points.codes, points.sizes))
+            if points.open is not None:
+                points.known[0].close(~points.open)
+        self._bounds = points.known[0]
+        self.min_sq_distance = self._bounds.upper  # at most
+        return self._bounds, centres if new is None else new
 
     def draw(self, draw: DrawSpec | None) -> Leaders:
         if draw is not None and draw.rule == "uniform":
@@ -188,16 +319,18 @@ class SketchedShard(Shard):
                 return Leaders((math.inf,), (-1,), (-1,), 0.0)
             key, index = order[0]
             return Leaders((key,), (index,), tuple(self.positions([index])), 0.0)
-        return self.absorb(self._centres[:0], draw)
+        return self.absorb(torch.empty(0, self.sketched.shape[1]), draw)
 
     def absorb(self, centres: Tensor, draw: DrawSpec | None) -> Leaders:
+        bounds, centres = self._begun(centres)
         parts = centres.split(ABSORBED) if len(centres) else (centres,)
-        for part in parts[:-1]:
-            self._lower(part, None)
-        keys, positions, largest = self._lower(parts[-1], draw)
+        for part in parts:
+            of_part = draw if part is parts[-1] else None
+            keys, positions, largest, read = bounds.absorb(part, self._shown_index, of_part)
+            self.read += read
         if draw is None:
             return Leaders((), (), (), largest)
-        key, index, position = self._smallest(keys, positions, draw)
+        key, index, position = self._smallest(bounds, keys, positions, draw)
         return Leaders((key,), (index,), (position,), largest)
 
     def potentials(self, centres: Tensor, scale: float) -> Tensor:
@@ -231,43 +364,9 @@ class SketchedShard(Shard):
         rows[[at for at, position in enumerate(positions) if position >= 0]] = self.sketched[held]
         return rows
 
-    def _lower(self, centres: Tensor, draw: DrawSpec | None) -> tuple[list[float], list[int], float]:
-        """Lower the bounds by centres (M, D), then find the contenders: their least keys and positions; largest D²."""
-        first = len(self._centres)
-        self._centres = torch.cat([self._centres, centres])
-        codes, measures = self._coded(centres)
-        apart = torch.cdist(centres.double(), self._centres.double(), compute_mode="donot_use_mm_for_euclid_dist")
-        apart = (apart * (1 - 1e-6)).float() if len(centres) else torch.zeros(1, 1)
-        keys, positions, largest, read = self._native.absorb(
-            len(self.index),
-            self._index.data_ptr(),
-            *(len(centres), first),
-            codes.data_ptr(),
-            *(measure.data_ptr() for measure in measures),
-            *(apart.data_ptr(), apart.shape[1]),
-            self._draw_type("none", 0, 0, 0) if draw is None else self._draw_type(draw.rule, draw.seed, draw.round, 1),
-            torch.get_num_threads(),
-        )
-        self.read += read
-        return keys, positions, largest
-
-    def _coded(self, centres: Tensor) -> tuple[Tensor, Tensor]:
-        """Centres as the kernel reads them: codes, and (5, M) step, norm, error, rest, error of a dot product."""
-        width, directions = self.sketched.codes.shape[1], self.sketched.basis.directions.double()
-        blocks = centres.double().view(len(centres), len(self.sketched.factors), len(directions))
-        inside = (blocks @ directions).flatten(1)
-        all_sq, inside_sq = blocks.square().sum((1, 2)), inside.square().sum(1)
-        weighted = torch.zeros(len(centres), width, dtype=torch.float64)
-        weighted[:, : inside.shape[1]] = inside * self._shares
-        most = min(32767, (2**31 - 1) // (127 * width))
-        step = (weighted.abs().amax(1) / most).float() if len(centres) else torch.empty(0)
-        codes = (weighted / step.double().clamp(min=1e-300)[:, None]).round().clamp(-most, most).to(torch.int16)
-        rest = ((all_sq - inside_sq).clamp(min=0) + self._rounding * all_sq).sqrt()
-        of_dot = step.double() * (math.sqrt(width) / 2 * (1 + 1e-4))
-        measures = [step, inside_sq.sqrt(), self._rounding * all_sq.sqrt(), rest, of_dot]
-        return codes, torch.stack([measure.float() for measure in measures])
-
-    def _smallest(self, keys: list[float], positions: list[int], draw: DrawSpec) -> tuple[float, int, int]:
+    def _smallest(
+        self, bounds: _Bounds, keys: list[float], positions: list[int], draw: DrawSpec
+    ) -> tuple[float, int, int]:
         """The smallest key of all rows, with its global index and position: the contenders' own are asked, from the
         least that they may be on, until no other can be smaller."""
         best = math.inf, -1, -1
@@ -277,11 +376,10 @@ class SketchedShard(Shard):
             some, order = [positions[at] for at in order[:tried]], order[tried:]
             tried *= 2
             self.contended += len(some)
-            exact = NativeShard(self.sketched[some], self._index[some], len(self._centres))
-            measured = exact.absorb(self._centres, draw)
-            upper, (_, lower, nearest) = self.min_sq_distance, self._kept
-            upper[some] = lower[some] = exact.min_sq_distance
-            nearest[some] = -1  # it need not be the one that gave the bound
+            exact = NativeShard(self.sketched[some], self._index[some], len(bounds.centres))
+            measured = exact.absorb(bounds.centres, draw)
+            bounds.upper[some] = bounds.lower[some] = exact.min_sq_distance
+            bounds.nearest[some] = -1  # it need not be the one that gave the bound
             if measured.keys[0] < math.inf:
                 best = min(best, (measured.keys[0], measured.indices[0], some[measured.positions[0]]))
         return best

@@ -70,10 +70,36 @@ class EmbeddedRows:
         if of_rows is not None:
             measures = measures * of_rows[:, None]
 
+        again = sketched.again
+
         def make(at: Sequence[int]) -> Tensor:
-            return scale(sketched.again(at), torch.tensor(at)).flatten(1)
+            return scale(again(at), torch.tensor(at)).flatten(1)
 
         return SketchedRows(sketched.basis, of_classes, sketched.codes, measures, make)
+
+
+@dataclass(frozen=True)
+class Again:
+    """Makes embeddings of this process's candidates once more.
+
+    Attributes:
+        frames: places in the pool of this process's frames.
+        rows: (n,) int64, the frame's number times its windows, plus the window's number.
+    """
+
+    query: Query
+    output: str
+    frames: Sequence[int]
+    rows: Tensor
+
+    def __call__(self, at: Sequence[int]) -> Tensor:
+        """(m, K, ...), the embeddings of the candidates at these positions."""
+        n_cells = self.query.n_cells
+        rows = self.rows[list(at)]
+        numbers, place = (rows // n_cells).unique(return_inverse=True)
+        frames = [self.frames[number] for number in numbers.tolist()]
+        values = _embedded(self.query, self.output, frames)
+        return values[place, rows % n_cells] if self.query.regions is not None else values[place]
 
 
 @dataclass(frozen=True)
@@ -83,28 +109,14 @@ class Sketched:
     Attributes:
         basis: of the sketches.
         codes, measures: (n, width) and (n, 3).
-        frames: places in the pool of this process's frames.
-        rows: (n,) int64, the frame's number times its windows, plus the window's number.
         norm_sums: (frames, K) float64, the classes' norms summed over the candidates of each frame.
     """
 
-    query: Query
-    output: str
+    again: Again
     basis: Basis
     codes: Tensor
     measures: Tensor
-    frames: Sequence[int]
-    rows: Tensor
     norm_sums: Tensor
-
-    def again(self, at: Sequence[int]) -> Tensor:
-        """(m, K, ...), the embeddings of some candidates, their frames embedded once more."""
-        n_cells = self.query.n_cells
-        rows = self.rows[list(at)]
-        numbers, place = (rows // n_cells).unique(return_inverse=True)
-        frames = [self.frames[number] for number in numbers.tolist()]
-        values = _embedded(self.query, self.output, frames)
-        return values[place, rows % n_cells] if self.query.regions is not None else values[place]
 
 
 def embed_rows(query: Query, output: str, beside: Sequence[str] = ()) -> EmbeddedRows:
@@ -147,7 +159,7 @@ def embed_rows(query: Query, output: str, beside: Sequence[str] = ()) -> Embedde
     of_rows = {name: _taken(values.flatten(0, 1), rows) for name, values in kept.items()}
     codes, measures = of_rows.pop("codes"), of_rows.pop("measures")
     return EmbeddedRows(
-        positions, of_rows, None, Sketched(query, output, basis, codes, measures, frames, rows, norm_sums)
+        positions, of_rows, None, Sketched(Again(query, output, frames, rows), basis, codes, measures, norm_sums)
     )
 
 
@@ -160,7 +172,7 @@ def sum_of_norms(query: Query, found: EmbeddedRows) -> tuple[Tensor, int]:
         norms = gathered(query, found.positions, norms_of(found.rows))[1]
         return norms.sum(0), len(norms)
     assert found.sketched is not None
-    sums = gathered(query, torch.tensor(found.sketched.frames), found.sketched.norm_sums)[1]
+    sums = gathered(query, torch.tensor(found.sketched.again.frames), found.sketched.norm_sums)[1]
     return sums.sum(0), sum(gather(query, len(found.positions)))
 
 

@@ -346,10 +346,27 @@ struct Randoms {
   uint32_t high[kBlock + 2 * kLanes], low[kBlock + 2 * kLanes];
 };
 
-// Two random words for each of `count` rows; the returned offset is where those of the first row lie.
+ALGES_INLINE bool consecutive(const int64_t* index, int count) {
+  LongVec off = {};
+  LongVec expected;
+  for (int l = 0; l < kCounters; ++l) expected[l] = index[0] + l;
+  int i = 0;
+  for (; i + kCounters <= count; i += kCounters, expected += kCounters) {
+    LongVec at;
+    memcpy(&at, index + i, sizeof at);
+    off |= at ^ expected;
+  }
+  int64_t any = 0;
+  for (int l = 0; l < kCounters; ++l) any |= off[l];
+  for (; i < count; ++i) any |= index[i] ^ (index[0] + i);
+  return any == 0;
+}
+
+// Two random words for each of `count` rows; the returned offset is where those of the first row lie. A counter gives those
+// of two indices, so that rows of consecutive ones take half the time.
 int fill(Randoms& randoms, const Shard& shard, int64_t first, int count, const Draw& draw, uint32_t stream) {
   Words words[4];
-  if (shard.index) {
+  if (shard.index && !consecutive(shard.index + first, count)) {
     for (int i = 0; i < count; i += kCounters) {
       int64_t index[kCounters] = {};
       for (int l = 0; l < kCounters && i + l < count; ++l) index[l] = shard.index[first + i + l];
@@ -364,7 +381,7 @@ int fill(Randoms& randoms, const Shard& shard, int64_t first, int count, const D
     }
     return 0;
   }
-  const uint64_t start = static_cast<uint64_t>(shard.first_index + first);
+  const uint64_t start = static_cast<uint64_t>(shard.index ? shard.index[first] : shard.first_index + first);
   Words pair;
   for (int l = 0; l < kCounters; ++l) pair[l] = (start >> 1) + l;
   const int offset = static_cast<int>(start & 1);
@@ -581,14 +598,14 @@ struct Contenders {
 //      cannot lie below the upper bound: what is lower bounded so far stays right;
 //   2. of the others the codes are read.
 // Bounds are widened by 1e-5, some fifty times what float32 rounds in them and in the measured distances of exact rows.
-int64_t lower_sketched(const SketchedPass& pass, int64_t first, int count, int c) {
+int64_t lower_sketched(const SketchedPass& pass, const float* enough, int64_t first, int count, int c) {
   const SketchedRows& rows = pass.rows;
   const SketchedCentres& centres = pass.centres;
   const float *norms = rows.norm + first, *errors = rows.error + first, *rests = rows.rest + first;
   float *upper = rows.upper + first, *lower = rows.lower + first;
   int32_t* nearest = rows.nearest + first;
   const float norm = centres.norm[c], error = centres.error[c], rest = centres.rest[c];
-  const float* apart = centres.apart + c * centres.apart_stride;
+  const float* passed_over = enough + c * (centres.apart_stride + 1) + 1;
   float gaps[kBlock];  // at least how far the rests are apart
   char near[kBlock];
   for (int i = 0; i < count; ++i) {
@@ -604,7 +621,7 @@ int64_t lower_sketched(const SketchedPass& pass, int64_t first, int count, int c
   int list[kBlock], left = 0;
   for (int i = 0; i < count; ++i) {
     list[left] = i;
-    left += near[i] && !(nearest[i] >= 0 && apart[nearest[i]] >= 2.00002f * sqrtf(upper[i]));
+    left += near[i] && !(passed_over[nearest[i]] >= upper[i]);
   }
   for (int n = 0; n < left; ++n) {
     const int i = list[n];
@@ -654,6 +671,16 @@ void sketched_pass(SketchedPass& pass) {
   Contenders all;
   double least = __builtin_inf(), largest = 0;
   int64_t read = 0;
+  // By centre and number of a row's nearest + 1, 0 for none: an upper bound of D² up to which the centre is no nearer.
+  const int64_t known = pass.centres.apart_stride;
+  float* enough = new float[pass.centres.count * (known + 1)];
+  for (int c = 0; c < pass.centres.count; ++c) {
+    enough[c * (known + 1)] = -1;
+    for (int64_t k = 0; k < known; ++k) {
+      const float half = pass.centres.apart[c * known + k] / 2.00002f;
+      enough[c * (known + 1) + k + 1] = half * half;
+    }
+  }
 #pragma omp parallel num_threads(pass.threads) if (pass.threads > 1 && blocks > 1)
   {
     Contenders own;
@@ -663,7 +690,7 @@ void sketched_pass(SketchedPass& pass) {
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t first = block * kBlock;
       const int count = static_cast<int>(total - first < kBlock ? total - first : kBlock);
-      for (int c = 0; c < pass.centres.count; ++c) own_read += lower_sketched(pass, first, count, c);
+      for (int c = 0; c < pass.centres.count; ++c) own_read += lower_sketched(pass, enough, first, count, c);
       own_largest = larger(own_largest, largest_of(pass.rows.upper + first, count));
       if (draws) race_sketched(pass, first, count, own_least, own);
     }
@@ -676,6 +703,7 @@ void sketched_pass(SketchedPass& pass) {
     }
     delete[] own.items;
   }
+  delete[] enough;
   all.keep_up_to(least);
   pass.contenders = all.items;
   pass.n_contenders = all.count;

@@ -81,7 +81,8 @@ def check_bounds() -> None:
     pool.absorb(points[::100], None)
     exact = torch.cdist(points.double(), points[::100].double(), compute_mode="donot_use_mm_for_euclid_dist")
     least = exact.amin(1).square()
-    _, lower, _ = pool._kept
+    assert pool._bounds is not None
+    lower = pool._bounds.lower
     assert (lower <= least * (1 + 1e-6)).all()
     assert (pool.min_sq_distance >= least * (1 - 1e-6)).all()
     # And they are of use: no more than a few rows contend for a draw.
@@ -165,3 +166,30 @@ def test_what_sketched_rows_cannot_do_is_refused() -> None:
         kmeans_plusplus(known, 5, trials=2)
     with pytest.raises(ValueError, match="at most the number of points, 50"):
         kmeans_plusplus(known, 51)
+
+
+def test_a_seeding_that_goes_on_from_the_last_ones_bounds_picks_as_one_that_does_not() -> None:
+    """As where some picks lie too near others and are drawn again: a few centres are dropped, a few come, rows close
+    and open."""
+    known, points, _ = sketch(embeddings(1500, 13, 32))
+    index = torch.arange(1500)
+    picks = kmeans_plusplus(known, 60, seed=1).indices
+    draw = torch.Generator().manual_seed(5)
+    for seed in range(6):
+        open = torch.rand(1500, generator=draw) < 0.9
+        kept = picks[torch.rand(len(picks), generator=draw) < 0.95]
+        open[kept] = False
+        read = points[kept]
+        found = kmeans_plusplus(known.only(open), 15, seed=seed, existing=read)
+        whole = kmeans_plusplus(points[open], 15, seed=seed, existing=read, global_index=index[open])
+        assert torch.equal(found.indices, whole.indices)
+        assert (found.min_sq_distance[open] >= whole.min_sq_distance * (1 - 1e-5)).all()
+        picks = torch.cat([kept, found.indices])
+
+
+def test_centres_that_stay_are_not_measured_again() -> None:
+    known, points, _ = sketch(embeddings(1500, 13, 32))
+    picks = kmeans_plusplus(known, 60, seed=1).indices
+    again = sketched.SketchedShard(known, torch.arange(1500))
+    again.absorb(points[torch.cat([picks[:50], picks[51:]])], None)
+    assert again.read == 0
