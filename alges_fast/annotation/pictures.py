@@ -14,16 +14,22 @@ from alges_fast.windows import Window
 _SHEET_COLUMNS = 5
 _THUMBNAIL = 260  # pixels across
 _MARGIN, _CAPTION = 12, 22
+_INFERNO = "000004 0b0724 210c4a 3d0965 57106e 71196e 8a226a a32c61 bc3754 "
+_INFERNO += "d24644 e45a31 f1731d f98e09 fcac11 f9cb35 f2ea69 fcffa4"
+"""The colour map of that name (N. J. Smith, S. van der Walt and E. Firing, CC0), evenly spaced: importing matplotlib
+takes longer than drawing the frames of a round."""
+_COLOURS = np.array([list(bytes.fromhex(colour)) for colour in _INFERNO.split()])
+_NORM_COLOURS = np.stack(
+    [np.interp(np.linspace(0, len(_COLOURS) - 1, 256), range(len(_COLOURS)), c) for c in _COLOURS.T], 1
+)
 
 
 def with_norm_map(image: NDArray[np.uint8], norm_map: NDArray[np.float32]) -> Image.Image:
     """The frame in grey with its gradient mass in colour, on a scale of its own: black none, yellow the 99.5th
     percentile."""
-    import matplotlib
-
     top = max(float(np.percentile(norm_map, 99.5)), float(np.finfo(np.float32).tiny))
     share = np.clip(norm_map / top, 0, 1)
-    colour = matplotlib.colormaps["inferno"](share)[..., :3] * 255
+    colour = _NORM_COLOURS.astype(np.float32)[(share * 255).round().astype(np.uint8)]
     grey = image.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
     opacity = (0.35 + 0.6 * share)[..., None]
     return Image.fromarray(((1 - opacity) * grey[..., None] + opacity * colour).astype(np.uint8))
@@ -38,7 +44,8 @@ def with_mask(
 
 
 def thumbnail(picture: Image.Image, width: int) -> Image.Image:
-    """The picture at this width in pixels, its shape kept."""
+    """The picture at this width in pixels, or its own where that is smaller; its shape kept."""
+    width = min(width, picture.width)
     size = width, max(1, round(picture.height * width / picture.width))
     return picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
 

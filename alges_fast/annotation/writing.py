@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +33,7 @@ from alges_fast.annotation.picks import Pick, PickedFrame, reasons
 from alges_fast.annotation.pictures import contact_sheet, encoded, outlined, thumbnail, with_mask, with_norm_map
 from alges_fast.annotation.sources import LeftOut
 from alges_fast.data.files import natural_key, read_ids
-from alges_fast.data.loading import palette
+from alges_fast.data.loading import map_in_order, palette
 from alges_fast.errors import UserError
 from alges_fast.labels import UNLABELLED
 from alges_fast.windows import Window
@@ -81,35 +82,22 @@ def write_round(
     sheet: list[tuple[str, Image.Image]] = []
     cards: list[Card] = []
     embeddings: dict[int, Tensor] = {}
-    for shown in picked_frames:
-        frame = shown.frame
+
+    def drawn(shown: PickedFrame) -> _Drawn:
         windows = [window for number in shown.picks if (window := picks[number].window) is not None]
-        name, image_path, mask_path, map_path = paths_of(out, frame.id)
-        picture = Image.fromarray(shown.image)
-        if "frames" in kinds:
-            _write_once(image_path, _original(shown))
-        else:
-            views_of.update((window, view_of(window, shown.image, shown.mask)) for window in windows)
-        mask = _within(shown.mask, windows)
-        views = {"frame": picture}
-        if shown.norm_map is not None:
-            views["gradient"] = with_norm_map(shown.image, shown.norm_map)
-            _write_once(map_path, encoded(views["gradient"], "jpeg", quality=88))
-        if asked.model is not None:
-            if windows:
-                _write_windows(mask_path, mask, windows)
-            else:
-                _write_once(mask_path, encoded(Image.fromarray(mask), "png"))
-            views["prediction"] = with_mask(shown.image, shown.mask, colours)
-        annotated.append(AnnotatedFrame(name, mask, 1 - len(annotated) / n_frames, windows))
-        caption = f"{shown.picks[0] + 1}  {frame.id}"
-        sheet.append((caption, thumbnail(outlined(picture, windows) if windows else picture, THUMBNAIL_WIDTH)))
+        colours_of = None if asked.model is None else colours
+        return _draw_frame(out, shown, windows, colours_of, whole="frames" in kinds)
+
+    for frame in map_in_order(drawn, picked_frames, ahead=2):
+        shown, windows, id = frame.picks, frame.windows, picks[frame.picks[0]].frame.id
+        views_of.update(frame.views_of)
+        annotated.append(AnnotatedFrame(file_name(id), frame.mask, 1 - len(annotated) / n_frames, windows))
+        sheet.append((f"{shown[0] + 1}  {id}", frame.on_contact_sheet))
         if len(cards) < PAGE_CARDS:
-            small = {view: thumbnail(p, THUMBNAIL_WIDTH) for view, p in views.items()}
-            share = None if budget is None else sum(picks[number].cost for number in shown.picks) / budget
-            cards.append(Card(frame.id, shown.picks, windows, picture.size, share, small))
-        if shown.embeddings is not None:
-            embeddings.update(zip(shown.picks, shown.embeddings, strict=True))
+            share = None if budget is None else sum(picks[number].cost for number in shown) / budget
+            cards.append(Card(id, shown, windows, frame.size, share, frame.views))
+        if frame.embeddings is not None:
+            embeddings.update(zip(shown, frame.embeddings, strict=True))
 
     atomic.write_bytes(out / "contact_sheet.png", encoded(contact_sheet(sheet), "png"))
     pictures = {"frames": annotated}
@@ -137,17 +125,76 @@ def write_round(
     return any("gradient" in card.views for card in cards)
 
 
+@dataclass(frozen=True)
+class _Drawn:
+    """What is left of a picked frame once its files are written.
+
+    picks, embeddings: as in `PickedFrame`. windows: that are picked. size: width and height. mask: as it goes to tools.
+    views: by name, small. views_of: of its windows.
+    """
+
+    picks: Sequence[int]
+    embeddings: Tensor | None
+    windows: Sequence[Window]
+    size: tuple[int, int]
+    mask: NDArray[np.uint8]
+    views: dict[str, Image.Image]
+    views_of: dict[Window, View]
+    on_contact_sheet: Image.Image
+
+
+def _draw_frame(
+    out: Path,
+    shown: PickedFrame,
+    windows: Sequence[Window],
+    colours: Sequence[tuple[int, int, int]] | None,
+    *,
+    whole: bool,
+) -> _Drawn:
+    """Write a frame's pictures. The colours are its predicted classes', None where nothing predicts; `whole` is whether
+    it goes out as a frame."""
+    _, image_path, mask_path, map_path = paths_of(out, shown.frame.id)
+    picture = Image.fromarray(shown.image)
+    if whole:
+        _write_once(image_path, _original(shown))
+    mask = _within(shown.mask, windows)
+    views = {"frame": picture}
+    if shown.norm_map is not None:
+        views["gradient"] = with_norm_map(shown.image, shown.norm_map)
+        _write_once(map_path, encoded(views["gradient"], "jpeg", quality=88))
+    if colours is not None:
+        if windows:
+            _write_windows(mask_path, mask, windows)
+        else:
+            _write_once(mask_path, encoded(Image.fromarray(mask), "png"))
+        views["prediction"] = with_mask(shown.image, shown.mask, colours)
+    return _Drawn(
+        shown.picks,
+        shown.embeddings,
+        windows,
+        picture.size,
+        mask,
+        {view: thumbnail(p, THUMBNAIL_WIDTH) for view, p in views.items()},
+        {} if whole else {window: view_of(window, shown.image, shown.mask) for window in windows},
+        thumbnail(outlined(picture, windows) if windows else picture, THUMBNAIL_WIDTH),
+    )
+
+
 def _write_sheets(
     out: Path, sheets: Sequence[Sheet], views: Mapping[Window, View], to_show: dict[str, Image.Image]
 ) -> list[AnnotatedFrame]:
     """Sheets as pictures to annotate; those of many windows, at the width of a page, are added to `to_show`."""
     masks = {window: view.mask for window, view in views.items()}
-    annotated = []
-    for number, sheet in enumerate(sheets):
+
+    def written(sheet: Sheet) -> Image.Image | None:
         picture = draw(sheet, views)
         atomic.write_bytes(out / "images" / sheet.name, encoded(picture, "jpeg", quality=95, subsampling=0))
-        if len(sheet.cells) > 1:
-            to_show[sheet.name] = thumbnail(picture, min(picture.width, SHEET_WIDTH))
+        return thumbnail(picture, SHEET_WIDTH) if len(sheet.cells) > 1 else None
+
+    annotated = []
+    for number, (sheet, small) in enumerate(zip(sheets, map_in_order(written, sheets, ahead=1), strict=True)):
+        if small is not None:
+            to_show[sheet.name] = small
         places = [cell.on(sheet.name) for cell in sheet.cells]
         annotated.append(AnnotatedFrame(sheet.name, on_sheet(sheet, masks), 1 - number / len(sheets), places))
     return annotated

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import colorsys
+import itertools
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -119,16 +120,16 @@ def read_all(
     )
 
 
-def map_in_order(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-    """function of each item, computed on all cores, in the order of the items.
+def map_in_order(function: Callable[[Item], Result], items: Iterable[Item], ahead: int = 8) -> Iterator[Result]:
+    """function of each item, computed on all cores, in the order of the items; `ahead` of them a core at once.
 
     Only a few items ahead of what was taken are computed: results do not pile up before a slow disk, and little is lost
     when the caller stops.
     """
-    threads = min(16, os.cpu_count() or 1)
+    threads, left = min(16, os.cpu_count() or 1), iter(items)
     with ThreadPoolExecutor(threads) as executor:
-        for start in range(0, len(items), 8 * threads):
-            yield from executor.map(function, items[start : start + 8 * threads])
+        while some := list(itertools.islice(left, ahead * threads)):
+            yield from executor.map(function, some)
 
 
 def class_names(listing: Listing, survey: Survey) -> tuple[str, ...]:

@@ -144,8 +144,7 @@ def load_or_fit(
             projection = fit_projection(_some_positions(trunk, view, pool, pictures, progress), trunk.channels, view)
             state = dict(projection.state_dict())
             atomic.write_bytes(path, safetensors.torch.save(state, {"crc": str(_crc(state))}))
-    parameter = next(trunk.parameters())
-    return FrozenEncoder(trunk, projection.to(parameter.device), cache_dir)
+    return FrozenEncoder(trunk, projection.to(trunk.device), cache_dir)
 
 
 def _read_projection(path: Path, trunk: Trunk, view: View) -> Projection | None:
@@ -194,13 +193,12 @@ def _shown(view: View, images: NDArray[np.uint8], positions: Sequence[int], pict
 
 
 def _prepared(trunk: Trunk, images: Tensor) -> Tensor:
-    device = next(trunk.parameters()).device
-    return trunk.normalisation(images.to(device)).contiguous(memory_format=torch.channels_last)
+    return trunk.normalisation(images.to(trunk.device)).contiguous(memory_format=torch.channels_last)
 
 
 def _batch(trunk: Trunk, view: View, images: NDArray[np.uint8]) -> int:
     """Frames at a time: on the CPU few, whose maps stay in its cache."""
-    if next(trunk.parameters()).device.type != "cpu":
+    if trunk.device.type != "cpu":
         return 64
     return max(CPU_PIXELS // (view.scale**2 * images.shape[2] * images.shape[3]), 1)
 

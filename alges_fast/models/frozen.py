@@ -9,7 +9,7 @@ made once and kept (features_cache.py); from then on a pool's items are these ma
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -18,7 +18,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alges_fast.errors import UserError
-from alges_fast.models.weights import digest, encoder_with_tag, fetched, load_weights, normalisation_of, read_weights
+from alges_fast.models.weights import (
+    PACKAGED,
+    PACKAGED_ENCODER,
+    digest,
+    encoder_with_tag,
+    fetched,
+    load_weights,
+    normalisation_of,
+    read_weights,
+)
 from alges_fast.normalisation import Normalisation
 
 STRIDE = 4
@@ -75,6 +84,45 @@ class Trunk(nn.Module):
     def train(self, mode: bool = True) -> Trunk:
         """Frozen: its statistics are those of its weights, in training too."""
         return super().train(False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return next(self.parameters()).device
+
+    def built(self) -> Trunk:
+        """The same, with its encoder in memory."""
+        return self
+
+
+class PackagedTrunk(Trunk):
+    """The packaged encoder, built when it first runs: where all features are kept, the seconds that its library takes
+    to import are not spent. What names kept features is known without it."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.name, self.weights = PACKAGED_ENCODER, PACKAGED
+        self.normalisation = normalisation_of(self.name, self.weights)
+        self.digest, self.channels = "ae4d9a1ef554c9e3a44f93fb113328c4", (16, 24, 40, 112)
+        self._place = torch.device("cpu")
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        self.built()
+        return super().forward(images)
+
+    @property
+    def device(self) -> torch.device:
+        return self._place
+
+    def built(self) -> Trunk:
+        if "encoder" not in self._modules:
+            encoder = _encoder_of(self.name, self.weights)
+            self.encoder = encoder.eval().requires_grad_(False).to(self._place)
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        self._place = fn(torch.empty(0, device=self._place)).device
+        return super()._apply(fn, recurse)
 
 
 class Projection(nn.Module):
@@ -160,7 +208,7 @@ class FrozenModel(nn.Module):
 
     def __init__(self, trunk: Trunk, head: FrozenHead, image_size: int) -> None:
         super().__init__()
-        self.trunk = trunk
+        self.trunk = trunk.built()
         self.head = head
         self.side = image_size * head.projection.view.scale
 
@@ -188,6 +236,13 @@ def build_trunk(encoder: str, encoder_weights: str) -> Trunk:
     Raises:
         UserError: an unknown encoder, or weights that cannot be had.
     """
+    if (encoder, encoder_weights) == (PACKAGED_ENCODER, PACKAGED):
+        return PackagedTrunk()
+    model = _encoder_of(encoder, encoder_weights)
+    return Trunk(model, encoder, encoder_weights, normalisation_of(encoder, encoder_weights))
+
+
+def _encoder_of(encoder: str, encoder_weights: str) -> nn.Module:
     import segmentation_models_pytorch as smp
 
     state = read_weights(encoder, encoder_weights)
@@ -207,7 +262,7 @@ def build_trunk(encoder: str, encoder_weights: str) -> Trunk:
         ) from error
     if state is not None:
         load_weights(model, state, encoder_weights)
-    return Trunk(model, encoder, encoder_weights, normalisation_of(encoder, encoder_weights))
+    return model
 
 
 class Transformer(nn.Module):

@@ -22,6 +22,7 @@ namespace ALGES_ISA {
 namespace {
 
 constexpr int kBlock = 256;             // rows
+constexpr int kAhead = 12;              // rows of codes on their way from memory
 constexpr int kStep = 16;               // columns that float rows are padded to
 constexpr int kParts = kStep / kLanes;  // vectors per step
 
@@ -623,10 +624,21 @@ int64_t lower_sketched(const SketchedPass& pass, const float* enough, int64_t fi
     list[left] = i;
     left += near[i] && !(passed_over[nearest[i]] >= upper[i]);
   }
+  // Rows that are read lie too irregularly for the processor to fetch them ahead by itself: one would wait for memory at each.
+  const int8_t* codes = rows.codes + first * rows.width;
+  auto fetch = [&](int n) {
+    for (int64_t byte = 0; byte < rows.width; byte += 64) __builtin_prefetch(codes + list[n] * rows.width + byte);
+    __builtin_prefetch(codes + (list[n] + 1) * rows.width - 1);
+  };
+  for (int n = 0; n < left && n < kAhead; ++n) fetch(n);
+  float dots[kBlock];
+  for (int n = 0; n < left; ++n) {
+    if (n + kAhead < left) fetch(n + kAhead);
+    dots[n] = static_cast<float>(dot_codes(codes + list[n] * rows.width, centres.codes + c * rows.width, rows.width));
+  }
   for (int n = 0; n < left; ++n) {
     const int i = list[n];
-    const int32_t dot = dot_codes(rows.codes + (first + i) * rows.width, centres.codes + c * rows.width, rows.width);
-    const float apart_sq = norms[i] * norms[i] + norm * norm - 2 * rows.scale[first + i] * centres.step[c] * static_cast<float>(dot);
+    const float apart_sq = norms[i] * norms[i] + norm * norm - 2 * rows.scale[first + i] * centres.step[c] * dots[n];
     const float slack = 1e-6f * (norms[i] * norms[i] + norm * norm) + 2 * centres.dot_error[c] * norms[i] / rows.code_norm_share;
     const float off = errors[i] + error;
     const float from = apart_sq > slack ? sqrtf(apart_sq - slack) - off : 0.0f, at_least = from > 0 ? from : 0.0f;

