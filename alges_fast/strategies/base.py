@@ -86,8 +86,8 @@ class Query:
 
     def labelled_elsewhere(self) -> list[Candidate]:
         """What is labelled and no candidate. A candidate that is labelled is named by the driver, as taken."""
-        candidates = frozenset(self.candidates)
-        return [item for item in self.labelled if item not in candidates]
+        places = positions_of(self.candidates, self.labelled).tolist()
+        return [item for item, place in zip(self.labelled, places, strict=True) if place < 0]
 
 
 class Closed(Set[Candidate]):
@@ -191,11 +191,12 @@ def frames_of(candidates: Sequence[Candidate]) -> list[Id]:
     return list(dict.fromkeys(map(frame_of, candidates)))
 
 
-def frames_at(candidates: Sequence[Candidate], positions: Tensor) -> list[Id]:
-    """The frame that each candidate at (n,) positions is, or is a window of."""
+def frames_at(candidates: Sequence[Candidate], positions: Tensor | None = None) -> list[Id]:
+    """The frame that each candidate at (n,) positions is, or is a window of; of all for None."""
     if isinstance(candidates, GridWindows):
-        return [candidates.ids[image] for image in candidates.images[positions].tolist()]
-    return [frame_of(candidates[at]) for at in positions.tolist()]
+        images = candidates.images if positions is None else candidates.images[positions]
+        return [candidates.ids[image] for image in images.tolist()]
+    return [frame_of(candidates[at]) for at in (range(len(candidates)) if positions is None else positions.tolist())]
 
 
 class ByCandidate(Mapping[Candidate, float]):

@@ -22,6 +22,7 @@ from alges_fast.strategies.effort import predicted_costs
 from alges_fast.strategies.embedded_rows import EmbeddedRows, norms_of, sum_of_norms
 from alges_fast.strategies.embedding import embed, gathered, on_every_process
 from alges_fast.strategies.power import predicted_shares
+from alges_fast.strategies.rating import rated
 from alges_fast.strategies.registry import register_strategy
 
 
@@ -124,7 +125,6 @@ def by_shards(query: Query, positions: Tensor, rows: Tensor, existing: Tensor, c
         classes: the order of turns.
     """
     everywhere, _ = gathered(query, positions, positions)
-    ids = [query.candidates[at] for at in everywhere.tolist()]
 
     def draw(n: int, taken: Taken) -> list[Candidate]:
         at, gone = Taken.of(taken).among(query.candidates)
@@ -145,7 +145,7 @@ def by_shards(query: Query, positions: Tensor, rows: Tensor, existing: Tensor, c
         )
         return [query.candidates[at] for at in chosen]
 
-    return Rating(ids, {}, draw)
+    return Rating(rated(query, positions), {}, draw)
 
 
 def seed_by_class(

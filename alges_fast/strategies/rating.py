@@ -50,7 +50,7 @@ def by_score(query: Query, scores: Mapping[Candidate, float]) -> Rating:
         ranked = sorted(pair for part in gather(query, pairs) for pair in part)
         return [query.candidates[position] for _, position in ranked[:n]]
 
-    return Rating(_rated(query, places), _Scores(query, places, lambda rows: own if rows is None else own[rows]), draw)
+    return Rating(rated(query, places), _Scores(query, places, lambda rows: own if rows is None else own[rows]), draw)
 
 
 def by_seeding(
@@ -122,7 +122,7 @@ def by_seeding(
         some = torch.arange(len(points)) if rows is None else rows
         return torch.cat([torch.linalg.vector_norm(points[part.tolist()], dim=1) for part in some.split(_PIECE)])
 
-    return Rating(_rated(query, positions), _Scores(query, positions, score) if scores else {}, draw)
+    return Rating(rated(query, positions), _Scores(query, positions, score) if scores else {}, draw)
 
 
 _PIECE = 1 << 14
@@ -236,7 +236,7 @@ _MANY = 1 << 20
 """Candidates of whose scores no dictionary is made."""
 
 
-def _rated(query: Query, positions: Tensor) -> Sequence[Candidate]:
+def rated(query: Query, positions: Tensor) -> Sequence[Candidate]:
     """The candidates of every process; all but for images that were left out."""
     if sum(gather(query, len(positions))) == len(query.candidates):
         return query.candidates

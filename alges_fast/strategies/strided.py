@@ -7,8 +7,10 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import ClassVar
 
+import torch
+
 from alges_fast.pool import Id, pool_ids
-from alges_fast.strategies.base import Candidate, Query, Rating, Strategy, Taken
+from alges_fast.strategies.base import Candidate, Query, Rating, Strategy, Taken, frames_at, frames_of
 from alges_fast.strategies.registry import register_strategy
 from alges_fast.windows import frame_of
 
@@ -29,25 +31,34 @@ class Strided(Strategy):
     reads_images: ClassVar[bool] = False
 
     def rate(self, query: Query) -> Rating:
-        frames: dict[Id, list[Candidate]] = {}
-        for candidate in query.candidates:
-            frames.setdefault(frame_of(candidate), []).append(candidate)
+        ids = frames_of(query.candidates)
+        numbers = {id: number for number, id in enumerate(ids)}
+        of_frame = torch.tensor([numbers[id] for id in frames_at(query.candidates)], dtype=torch.int64)
+        by_frame = of_frame.argsort(stable=True)
+        places = by_frame.split(of_frame.bincount(minlength=len(ids)).tolist())
         videos: dict[str, list[Id]] = {}
         for id in pool_ids(query.pool):
             videos.setdefault(query.videos.get(id, ""), []).append(id)
+        _, labelled = Taken(query.labelled).among(query.candidates)
 
         def draw(n: int, taken: Taken) -> list[Candidate]:
-            begun = {frame_of(item) for item in (*query.labelled, *taken) if item not in taken.closed}
-            gone = {*taken, *query.labelled}
-            free = {id: [item for item in items if item not in gone] for id, items in frames.items()}
-            free = {id: items for id, items in free.items() if items}
-            picks: list[Candidate] = []
-            while len(picks) < n and not begun.issuperset(free):
-                largest = max(map(len, free.values()))
-                chosen = in_turn(list(videos.values()), begun, free, -(-(n - len(picks)) // largest))
-                picks += [item for id in chosen for item in free.pop(id)]
+            taken = Taken.of(taken)
+            begun = {*map(frame_of, taken.picked), *(frame_of(i) for i in query.labelled if i not in taken.closed)}
+            free = ~(taken.among(query.candidates)[1] | labelled)
+            n_free = of_frame[free].bincount(minlength=len(ids))
+            left = {ids[number]: count for number, count in enumerate(n_free.tolist()) if count}
+            picks: list[int] = []
+            while len(picks) < n and not begun.issuperset(left):
+                chosen = in_turn(list(videos.values()), begun, left, -(-(n - len(picks)) // max(left.values())))
+                for id in chosen:
+                    some = places[numbers[id]]
+                    picks += some[free[some]].tolist()
+                    free[some] = False
+                    del left[id]
                 begun.update(chosen)
-            return [*picks, *(item for items in free.values() for item in items)][:n]
+            if len(picks) < n:
+                picks += by_frame[free[by_frame]].tolist()
+            return [query.candidates[at] for at in picks[:n]]
 
         return Rating(query.candidates, {}, draw)
 
