@@ -41,8 +41,7 @@ class Asked:
     """What the page says of how picks came about.
 
     model: its name; None where none chose. refusing: how else than by `--reject FILE` a frame is refused. budget: what
-    it is counted in, "pixels" or "outline". considered: frames that the strategy heard of, and that it could have heard
-    of; None where that is not known.
+    it is counted in, "pixels" or "outline". considered: how many frames the strategy heard of, where that is not all.
     """
 
     strategy: str
@@ -52,7 +51,7 @@ class Asked:
     regions: str | None
     refusing: str | None = None
     budget: Unit = "pixels"
-    considered: tuple[int, int] | None = None
+    considered: str = ""
 
 
 def selection_page(

@@ -3,6 +3,7 @@
     projection-<key>.safetensors  fitted on the pool; <key> from the trunk's weights, the view, the size, the pixels
     features-<size>-<key>/        rows (h, w, channels), so that a pixel's channels lie together (cached_rows.py);
                                   <key> also from the projection
+    means-<key>/                  means of features over positions, a row a frame
 
 A draft is gone on with where a killed process left it, in the same batches, so the file is the same as one made in one
 go.
@@ -28,7 +29,7 @@ from torch import Tensor
 
 from alges_fast import atomic
 from alges_fast.cache_folder import default_cache_dir
-from alges_fast.cached_rows import RowWriter, content_digest, load_or_make, writable
+from alges_fast.cached_rows import RowWriter, content_digest, let_go, load_or_make, writable
 from alges_fast.errors import UserError
 from alges_fast.models.frozen import PLAIN, RAISED, Projection, Trunk, View, features, fit_projection, grid_size, join
 from alges_fast.random_streams import stream_seed
@@ -113,6 +114,32 @@ class FrozenEncoder:
             waiting=lambda: progress("waiting for another process that makes these features", 0, len(images)),
         )
         return kept.arrays["features"].transpose(0, 3, 1, 2)
+
+
+def mean_features(
+    maps: NDArray[np.float16], progress: Progress = _silent, cache_dir: Path | None = None
+) -> NDArray[np.float32]:
+    """(N, channels), means over the positions of maps as `FrozenEncoder.cached` gives them; made once and kept.
+
+    Raises:
+        UserError: the cache folder cannot be written.
+    """
+
+    def make(writer: RowWriter) -> dict[str, Any]:
+        for start in range(0, len(maps), MEANS):
+            progress("comparing frames", start, len(maps))
+            some = torch.from_numpy(maps[start : start + MEANS]).permute(0, 2, 3, 1)
+            writer.append("means", some.flatten(1, 2).float().mean(1).numpy())
+            let_go(maps)
+        return {}
+
+    digest = content_digest(maps.transpose(0, 2, 3, 1))
+    kept = load_or_make(_folder(cache_dir) / f"means-{digest}", make, what="mean features")
+    return kept.arrays["means"]
+
+
+MEANS = 64
+"""Frames whose means are made at a time."""
 
 
 def load_or_fit(

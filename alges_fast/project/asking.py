@@ -43,6 +43,9 @@ class NextSettings:
         frames_at_most: with regions, of how many frames windows may be picked, for who wants few frames whole in view.
         consider: of how many frames a round hears, at most, by default 60 000 where something looks at them. Drawn
             anew for every round, even over videos and over time in each, what is within min_gap of labelled ones last.
+        thin: leave out frames that look like another of their video, within this of the typical distance between frames
+            of different videos, such as 0.2; status says how many that are. What is labelled or asked for already
+            stands for what is near it.
         labelled: what is annotated elsewhere, one a line. A text list of ids, paths of pictures, or windows as
             picks.csv names them. They are not picked, and strategies that cover the pool see them.
         class_weights: classes to aim at: a factor per class, comma separated, or JSON by name such as
@@ -73,6 +76,7 @@ class NextSettings:
     budget_pixels: int | None = None
     frames_at_most: int | None = None
     consider: int | None = None
+    thin: float | None = None
     labelled: str | None = setting(None, "FILE", first=True)
     class_weights: str | None = None
     normalise: Literal["auto", "imagenet", "half", "unit"] = "auto"
@@ -100,6 +104,8 @@ class NextSettings:
             raise UserError(f"--desk is {self.desk}: give {', '.join(get_args(Desk))}")
         if self.budget_pixels is not None and self.regions is None:
             raise UserError("--budget_pixels counts pixels of windows: give --regions too, such as --regions 8x8")
+        if self.thin is not None and not 0 < self.thin < math.inf:
+            raise UserError(f"--thin is {self.thin}: give a finite number above 0, such as 0.2")
         if self.min_gap is not None and not 0 <= self.min_gap < math.inf:
             raise UserError(f"--min_gap is {self.min_gap}: give a finite number, 0 or more")
         try:

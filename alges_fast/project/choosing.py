@@ -23,9 +23,10 @@ from alges_fast.errors import UserError
 from alges_fast.job import Job, device_of
 from alges_fast.pool.errors import CannotContinue, RowsNotWritten
 from alges_fast.project.asking import CONSIDERED, NextSettings, asked_for, strategy_of, whole
-from alges_fast.project.folder import Project, Round, TrainedModel
+from alges_fast.project.folder import FrameCounts, Project, Round, TrainedModel
 from alges_fast.project.label_studio import SERVER
 from alges_fast.project.labels import read_labels
+from alges_fast.project.near_duplicates import note_likeness, stand_for_all
 from alges_fast.project.pool import Progress, ProjectPool, list_pool, silent
 from alges_fast.project.scoring import Frames, Model, chooser, read_frames
 from alges_fast.selection import NotEnough, Selection, choose
@@ -82,7 +83,8 @@ def choose_round(
     device = device_of(settings.device)
     model = chooser(project, own, settings)
     looks = strategy.reads_images or settings.budget == "outline" or (model is not None and model.over_maps)
-    frames = read_frames(project, pool, model, looks=looks, device=device, progress=progress)
+    looks, compares = looks or settings.thin is not None, settings.thin is not None
+    frames = read_frames(project, pool, model, looks=looks, compares=compares, device=device, progress=progress)
     if model is not None and not project.config.classes:
         project.config = replace(project.config, classes=model.classes)
     number = project.next_number if out is None else out.number
@@ -100,10 +102,17 @@ def choose_round(
             frames.pool.left_out.add(id, fault)
         readable = [frame for frame in frames.pool.frames if frame.id not in faults]
         usable = replace(pool, frames=readable)
-        return picked(read_frames(project, usable, model, looks=False, device=device, progress=progress))
+        return picked(
+            read_frames(project, usable, model, looks=False, compares=False, device=device, progress=progress)
+        )
 
+    if settings.thin is not None:
+        radius, of_pool = settings.thin, frames
+        standing = job.from_leader(lambda: _standing(project, of_pool, radius, number, labelled, progress))
+        frames = replace(frames, standing=standing)
     frames, picks, chosen = picked(frames)
-    considered = chosen.n_considered, chosen.n_open
+    thinned = 0 if frames.standing is None else len(frames.pool.frames) - len(frames.standing)
+    considered = FrameCounts(chosen.n_considered, chosen.n_open, thinned)
 
     def written() -> Round:
         if out is None:
@@ -113,11 +122,26 @@ def choose_round(
             project.withdraw(out, asked, considered)
             remove_refused(out.folder, refused, picks)
             round = project.rounds[-1]
+        if frames.maps is not None:
+            note_likeness(project, frames.maps, _videos(frames), progress)
         _write(project, round, frames, picks, chosen.budget, model, strategy, settings, progress)
         project.forget()
         return project.rounds[-1]
 
     return job.from_leader(written)
+
+
+def _standing(
+    project: Project, frames: Frames, radius: float, number: int, labelled: Sequence[Candidate], progress: Progress
+) -> Sequence[str]:
+    """Ids of the frames that stand for all."""
+    assert frames.maps is not None
+    taken = [*map(str, map(frame_of, labelled)), *project.out_before(number)]
+    return stand_for_all(frames.maps, _videos(frames), radius, taken, progress)
+
+
+def _videos(frames: Frames) -> list[str]:
+    return [frame.video for frame in frames.pool.frames]
 
 
 def _check(strategy: Strategy, named: str, settings: NextSettings, own: TrainedModel | None) -> None:
@@ -219,7 +243,7 @@ def _query(
         progress("scoring frames", done, total or len(pool.frames))
 
     return Query(
-        candidates=[frame.id for frame in pool.frames],
+        candidates=[frame.id for frame in pool.frames] if frames.standing is None else frames.standing,
         pool=frames.inputs,
         model=None if model is None else model.network,
         labelled=[item for item in labelled if frame_of(item) in pool.by_id],
@@ -282,9 +306,12 @@ def _chosen(
             raise UserError(f"--budget_pixels: the budget {error}") from None
         what = "frames" if settings.grid is None else "windows"
         of = "the pool has" if settings.consider is None else f"what --consider {settings.consider} leaves has"
+        there = f"{len(project.missing)} are out with annotators"
+        if frames.standing is not None:
+            n_thinned = len(frames.pool.frames) - len(frames.standing)
+            there += f" and {n_thinned} frames more are near-duplicates that --thin {settings.thin} leaves out"
         raise UserError(
-            f"-n {settings.n}: {of} {error.n_left} {what} left to choose from, and {len(project.missing)} are "
-            "out with annotators: ask for fewer"
+            f"-n {settings.n}: {of} {error.n_left} {what} left to choose from, and {there}: ask for fewer"
         ) from None
     except CannotContinue as error:
         raise UserError(f"{one_line(error.reason)}: delete {query.scores_out} to score anew") from None
@@ -344,7 +371,7 @@ def _write(
         refusing="Once it is with annotators: in CVAT give the frame the tag “refused”, in Label Studio skip it. What "
         "is refused is not asked for again.",
         budget=settings.budget,
-        considered=round.considered,
+        considered=str(round.considered or ""),
     )
     n_frames = len({pick.frame.id for pick in picks})
 

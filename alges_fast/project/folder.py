@@ -9,6 +9,7 @@
     models/NNN/model.json       what it was trained on and what it reached; written last
               /model.safetensors
     history.csv                 a row per model
+    pool.json                   how alike frames of a video are (near_duplicates.py)
     status.html
 
 Every file is written by atomic rename, and an import is made whole under a draft's name, renamed, and then copied into
@@ -55,7 +56,7 @@ class Round:
     model: number of the project's model that chose; None where none did.
     picks: in order of picking; None while it is not out.
     outlines: pick -> the outline that was predicted in it, in pixels; empty where none was.
-    considered: frames that it heard of, and those it could have heard of; None of older rounds.
+    considered: how many frames it heard of; None of older rounds.
     """
 
     number: int
@@ -64,7 +65,7 @@ class Round:
     model: int | None
     picks: Sequence[Candidate] | None
     outlines: Mapping[Candidate, float]
-    considered: tuple[int, int] | None
+    considered: FrameCounts | None
 
     @cached_property
     def sheets(self) -> list[Sheet]:
@@ -80,6 +81,25 @@ class Round:
     def expected(self, picks: Iterable[Candidate]) -> float:
         """The outline that was predicted in these picks of the round, in pixels."""
         return sum(self.outlines.get(pick, 0.0) for pick in picks)
+
+
+class FrameCounts(NamedTuple):
+    """Of a round.
+
+    considered: frames that it heard of.
+    open: that it could have heard of.
+    thinned: near-duplicates that were left out, whether labelled or not.
+    """
+
+    considered: int
+    open: int
+    thinned: int = 0
+
+    def __str__(self) -> str:
+        """What of this is worth a word."""
+        parts = [f"{self.considered:,} of {self.open:,} frames considered"] if self.considered < self.open else []
+        parts += [f"{self.thinned:,} near-duplicates left out"] if self.thinned else []
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -165,7 +185,7 @@ class Project:
                 rows = read_picks(folder / PICKS) if (folder / PICKS).exists() else None
                 picks = None if rows is None else [pick for pick, _ in rows]
                 outlines = {pick: outline for pick, outline in rows or () if outline is not None}
-                considered = tuple(facts["considered"]) if isinstance(facts.get("considered"), list) else None
+                considered = FrameCounts(*facts["considered"]) if isinstance(facts.get("considered"), list) else None
                 found.append(Round(number, folder, facts["asked"], facts["model"], picks, outlines, considered))
         return found
 
@@ -296,9 +316,7 @@ class Project:
         """(H, W) class ids of a labelled frame, by its name in files. Raises UserError."""
         return read_ids(self.label_path(name))
 
-    def begin_round(
-        self, asked: Mapping[str, Any], model: int | None, considered: tuple[int, int] | None = None
-    ) -> Round:
+    def begin_round(self, asked: Mapping[str, Any], model: int | None, considered: FrameCounts | None = None) -> Round:
         """A new round that is not out yet; one that was begun last and never went out makes room."""
         number = self.next_number
         if not (self.root / FILE).exists():
@@ -309,13 +327,13 @@ class Project:
         self._write_round(folder, asked, model, considered)
         return next(round for round in self.rounds if round.number == number)
 
-    def withdraw(self, round: Round, asked: Mapping[str, Any], considered: tuple[int, int]) -> None:
+    def withdraw(self, round: Round, asked: Mapping[str, Any], considered: FrameCounts) -> None:
         """Make a round that is out one that is not, asked for in other words: it is to be written anew."""
         (round.folder / PICKS).unlink()
         self._write_round(round.folder, asked, round.model, considered)
 
     def _write_round(
-        self, folder: Path, asked: Mapping[str, Any], model: int | None, considered: tuple[int, int] | None
+        self, folder: Path, asked: Mapping[str, Any], model: int | None, considered: FrameCounts | None
     ) -> None:
         atomic.write_json(folder / ROUND, {"asked": dict(asked), "model": model, "considered": considered})
         self.forget()

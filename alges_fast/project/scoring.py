@@ -54,12 +54,14 @@ class Frames:
     """What a query is made over.
 
     pool: frames that can be used. inputs: by id, what the model takes, or pictures before its transform. maps: those of
-    the frozen encoder, where something looks at them.
+    the frozen encoder, where something looks at them. standing: ids of those that stand for all, where near-duplicates
+    are thinned.
     """
 
     pool: ProjectPool
     inputs: FramePool
     maps: network.Maps | None
+    standing: Sequence[str] | None = None
 
     def inputs_of(self, model: Model) -> Callable[[PoolFrame, NDArray[np.uint8]], Tensor]:
         """Makes of a frame and its picture (H, W, 3) a batch of one for the model."""
@@ -128,21 +130,25 @@ def read_frames(
     model: Model | None,
     *,
     looks: bool,
+    compares: bool,
     device: torch.device,
     progress: Progress,
 ) -> Frames:
-    """What the model, or the frozen encoder in its place, looks at; nothing is read where nothing looks."""
+    """What the model, or the frozen encoder in its place, looks at; nothing is read where nothing looks. The encoder's
+    maps are there too where frames are compared."""
     if not looks:
         ids = [frame.id for frame in pool.frames]
         return Frames(pool, FramePool(ids, _never_read), None)
-    pool, images = decoded(pool, project.config.image_size if model is None else model.image_size, progress)
-    ids = [frame.id for frame in pool.frames]
-    if model is not None and not model.over_maps:
-        return Frames(pool, FramePool(ids, lambda at: torch.from_numpy(np.array(images[at]))), None)
+    size = project.config.image_size
+    pool, images = decoded(pool, size if model is None else model.image_size, progress)
+    over_maps = model is not None and model.over_maps
+    pictures = FramePool([frame.id for frame in pool.frames], lambda at: torch.from_numpy(np.array(images[at])))
+    if model is not None and not over_maps and not compares:
+        return Frames(pool, pictures, None)
     network.trunk_of(project).to(device)
-    maps = network.frozen(project, pool.frames, images, progress).maps
-    pictures = FramePool(ids, lambda at: torch.from_numpy(np.array(images[at])))
-    return Frames(pool, pictures if model is None else maps, maps)
+    seen = images if images.shape[2] == size else decoded(pool, size, progress)[1]
+    maps = network.frozen(project, pool.frames, seen, progress).maps
+    return Frames(pool, maps if over_maps else pictures, maps)
 
 
 def _never_read(position: int) -> Tensor:

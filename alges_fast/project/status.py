@@ -18,6 +18,7 @@ from alges_fast.project.asking import as_flags, strategy_of
 from alges_fast.project.folder import Import, Project, Round, TrainedModel
 from alges_fast.project.labels import Labels, read_labels
 from alges_fast.project.measuring import ENOUGH, TELLING
+from alges_fast.project.near_duplicates import likeness_line
 from alges_fast.project.pool import ProjectPool, list_pool
 from alges_fast.project.timing import prices_of, timing_lines
 from alges_fast.strategies import Candidate
@@ -133,7 +134,7 @@ def status(project: Project) -> str:
     ]
     for row in facts["classes"]:
         lines.append(f"  {row['name']:20s} {row['share']:>7s}  in {row['frames']} frames  Dice {row['dice']}")
-    lines += facts["lost"]
+    lines += [facts["alike"], *facts["lost"]]
     for row in facts["rounds"]:
         lines.append(f"round {row['number']}: {row['what']}; {row['state']}")
     lines += facts["seconds"]
@@ -213,6 +214,7 @@ def _facts(project: Project, pool: ProjectPool) -> dict[str, Any]:
             for number in project.lost_rounds
         ],
         "seconds": [*timing_lines(project), *([_expected_seconds(project, labels)] if labels.masks else [])],
+        "alike": likeness_line(project, len(pool.frames)),
         "left_out": pool.left_out.by_file(),
     }
 
@@ -263,8 +265,8 @@ def _round_row(project: Project, round: Round) -> dict[str, Any]:
             f"windows of {asked['regions']}, worth {asked['n']} frames" if asked["regions"] else f"{asked['n']} frames"
         )
         what = f"{unit} by {strategy_of(asked, round.model)}"
-        if round.considered is not None and round.considered[0] < round.considered[1]:
-            what += ", {:,} of {:,} frames considered".format(*round.considered)
+        if round.considered is not None and (heard := str(round.considered)):
+            what += f", {heard}"
         if round.picks is None:
             state = "not out yet"
         else:

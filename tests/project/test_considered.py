@@ -31,15 +31,15 @@ def record(number: int) -> list[int]:
 
 def test_rounds_say_how_many_frames_they_considered(annotator: Annotator, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["next", "p", *RANDOM]) == 0
-    assert record(0) == [8, 18]
-    assert "Of 18 frames\n8 were considered" in Path("p/rounds/000/index.html").read_text(encoding="utf-8")
+    assert record(0) == [8, 18, 0]
+    assert "Of the pool: 8 of 18 frames considered." in Path("p/rounds/000/index.html").read_text(encoding="utf-8")
     first = contents(Path("p"))
     assert main(["next", "p", *RANDOM]) == 0
     assert contents(Path("p")) == first
     annotator.cvat(Path("p/rounds/000/picks.csv"), Path("a.xml"))
     assert main(["import", "p", "a.xml"]) == 0
     assert main(["next", "p", "-n", "1", "--regions", "2x3", "--strategy", "random", "--consider", "3"]) == 0
-    assert record(1) == [3, 16]
+    assert record(1) == [3, 16, 0]
     capsys.readouterr()
     assert main(["status", "p"]) == 0
     said = capsys.readouterr().out
@@ -58,18 +58,18 @@ def test_what_is_refused_is_replaced_from_the_frames_that_were_considered(annota
     after = [frame.name for frame in annotator.frames(Path("p/rounds/000/picks.csv"))]
     assert after[0] == before[1]
     assert before[0] not in after
-    assert record(0) == [8, 18]
+    assert record(0) == [8, 18, 0]
 
 
 def test_by_default_a_pool_is_considered_up_to_a_size(annotator: Annotator, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where something looks at it; what is drawn blindly is drawn from all."""
     monkeypatch.setattr(choosing, "CONSIDERED", 7)
     assert main(["next", "p", "-n", "2"]) == 0
-    assert record(0) == [7, 18]
+    assert record(0) == [7, 18, 0]
     annotator.cvat(Path("p/rounds/000/picks.csv"), Path("a.xml"))
     assert main(["import", "p", "a.xml"]) == 0
     assert main(["next", "p", "-n", "2", "--strategy", "random"]) == 0
-    assert record(1) == [16, 16]
+    assert record(1) == [16, 16, 0]
     assert "considered" not in Path("p/rounds/001/index.html").read_text(encoding="utf-8")
 
 
