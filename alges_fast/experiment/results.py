@@ -6,6 +6,7 @@ import csv
 import io
 import itertools
 import math
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from alges_fast.last_layer import LastLayer
 from alges_fast.report import artefacts
 from alges_fast.strategies import frame_of
 from alges_fast.training.evaluation import predict
+from alges_fast.training.labelled import Effort
 from alges_fast.windows import named
 
 COLUMNS = (
@@ -29,9 +31,7 @@ COLUMNS = (
     "seed",
     "round",
     "n_labelled",
-    "labelled_share",
-    "n_frames",
-    "outline",
+    *(measure.name for measure in fields(Effort)),
     "dice",
     "dice_image",
     "dice_released",

@@ -15,6 +15,7 @@ from alges_fast.errors import UserError
 from alges_fast.experiment import initial_pool
 from alges_fast.experiment.curve import check_budget, curves_of
 from alges_fast.experiment.state import RoundFolder
+from alges_fast.prices import Prices
 from alges_fast.run import main, parse
 from alges_fast.training.labelled import Labelled
 from alges_fast.windows import Window, named
@@ -78,9 +79,14 @@ def test_effort_is_what_the_annotator_did(whole: Path, root: Path, environment: 
         effort = Labelled(pool, (*first, *pieces)).effort()
         assert float(row["labelled_share"]) == effort.labelled_share
         assert (int(row["n_frames"]), int(row["outline"])) == (effort.n_frames, effort.outline)
+        assert int(row["windows"]) == effort.windows
+        pictures, looks, drawn = (int(row[name]) for name in ("pictures", "windows", "outline"))
+        seconds = Prices().seconds(pictures=pictures, looks=looks, outline=drawn, side=SIZE)
+        assert float(row["seconds"]) == pytest.approx(seconds, abs=0.1)
         assert not {piece.id for piece in pieces if isinstance(piece, Window)}.intersection(first)
         checked += effort.outline > 0
     assert checked >= 12
+    assert "annotating time" in (whole / "report.html").read_text()
 
 
 def test_the_first_training_is_the_same_with_windows_and_without(whole: Path) -> None:
