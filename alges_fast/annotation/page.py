@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -10,10 +9,11 @@ from typing import Any
 
 from PIL import Image
 
-from alges_fast.annotation.pictures import encoded
-from alges_fast.pages import render
+from alges_fast.pages import data_address, render
 from alges_fast.selection import Unit
 from alges_fast.windows import Window
+
+WEBP = {"quality": 78, "method": 1}
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def selection_page(
             "windows": card.windows,
             "share": card.share,
             "frame": card.size,
-            "views": {view: _address(picture) for view, picture in card.views.items()},
+            "views": {view: data_address(picture, **WEBP) for view, picture in card.views.items()},
             "size": next(iter(card.views.values())).size,
         }
         for card in cards
@@ -99,13 +99,9 @@ def selection_page(
         views=[view for view in ("frame", "gradient", "prediction") if any(view in card.views for card in cards)],
         ranks={row["id"]: row["rank"] for row in rows},
         n_frames=n_frames,
-        sheets=[(name, _address(picture), picture.size) for name, picture in sheets.items()],
+        sheets=[(name, data_address(picture, **WEBP), picture.size) for name, picture in sheets.items()],
         budget=budget,
         outline=sum(float(row["outline"]) for row in rows) if asked.budget == "outline" else None,
         left_out=left_out,
         script=(resources.files("alges_fast.annotation") / "page.js").read_text(encoding="utf-8"),
     )
-
-
-def _address(picture: Image.Image) -> str:
-    return f"data:image/webp;base64,{base64.b64encode(encoded(picture, 'webp', quality=78, method=1)).decode()}"

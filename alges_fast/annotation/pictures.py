@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -85,10 +84,3 @@ def fitted(caption: str, width: float, length: Callable[[str], float]) -> str:
     """As much of the end of a caption as has at most this length: the end of an id says more than its folders."""
     shortened = (caption, *("…" + caption[start:] for start in range(1, len(caption))))
     return next((text for text in shortened if length(text) <= width), "")
-
-
-def encoded(picture: Image.Image, kind: str, **options: int) -> bytes:
-    """The bytes of a file of this kind ("PNG", "JPEG"), with Pillow's options for it."""
-    buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
-    return buffer.getvalue()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from importlib import resources
 from typing import Any
 
 import jinja2
+from PIL import Image
 
 
 def render(package: str, name: str, *, title: str, kicker: str, **values: Any) -> str:
@@ -34,3 +37,15 @@ def render(package: str, name: str, *, title: str, kicker: str, **values: Any) -
         style="".join(file.read_text(encoding="utf-8") for file in css if file.is_file()),
         **values,
     )
+
+
+def encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
+    """The bytes of a file of this kind ("png", "jpeg"), with Pillow's options for it."""
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def data_address(picture: Image.Image, **options: Any) -> str:
+    """A picture as an address that holds it, WebP with Pillow's options."""
+    return f"data:image/webp;base64,{base64.b64encode(encoded(picture, 'webp', **options)).decode()}"

@@ -35,9 +35,9 @@ from PIL import Image
 
 from alges_fast import atomic
 from alges_fast.annotation.desk import DESK, Sheet
-from alges_fast.annotation.pictures import encoded
 from alges_fast.data.files import read_ids
 from alges_fast.errors import UserError
+from alges_fast.pages import encoded
 from alges_fast.project.config import FILE, ProjectConfig
 from alges_fast.project.reading import numbered, read_facts, read_picks, windows_from
 from alges_fast.strategies import Candidate

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from alges_fast import atomic
 from alges_fast.errors import UserError
@@ -133,15 +134,7 @@ def load_dataset(out: Path) -> DatasetSummary | None:
     if not path.is_file():
         return None
     with _whole(path):
-        stored = json.loads(path.read_text())
-        return DatasetSummary(
-            name=stored["name"],
-            classes=tuple(stored["classes"]),
-            palette=tuple((r, g, b) for r, g, b in stored["palette"]),
-            frames=stored["frames"],
-            shares={split: tuple(shares) for split, shares in stored["shares"].items()},
-            notes=tuple(stored["notes"]),
-        )
+        return DatasetSummary(**_tupled(json.loads(path.read_text())))
 
 
 def load_frames(out: Path) -> list[FrameMaps]:
@@ -149,18 +142,8 @@ def load_frames(out: Path) -> list[FrameMaps]:
     found = []
     for path in sorted((out / "report_data" / "frames").glob("*.npz")):
         with _whole(path), np.load(path) as stored:
-            found.append(
-                FrameMaps(
-                    strategy=str(stored["strategy"]),
-                    seed=int(stored["seed"]),
-                    round=int(stored["round"]),
-                    ids=tuple(stored["ids"].tolist()),
-                    images=stored["images"],
-                    masks=stored["masks"],
-                    predictions=stored["predictions"],
-                    norm_maps=stored["norm_maps"],
-                )
-            )
+            values = {name: value if value.ndim > 1 else _tupled(value.tolist()) for name, value in stored.items()}
+            found.append(FrameMaps(**values))
     return sorted(found, key=lambda frames: (frames.strategy, frames.seed, frames.round))
 
 
@@ -185,15 +168,16 @@ def load_picks(out: Path) -> list[PickRecord]:
 
 
 def _thumbnail(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """(3, S, S) to (3, 64, 64) by averaging the pixels that fall into each of the thumbnail's."""
-    pixels = image.astype(np.float32)
-    for axis in (1, 2):
-        size = pixels.shape[axis]
-        start = np.arange(THUMBNAIL) * size // THUMBNAIL
-        count = np.maximum(np.diff(start, append=size), 1)  # 1 where the image is smaller than the thumbnail
-        sums = np.add.reduceat(pixels, start, axis=axis)
-        pixels = sums / np.expand_dims(count, tuple(a for a in range(3) if a != axis))
-    return np.rint(pixels).astype(np.uint8)
+    """(3, S, S) to (3, 64, 64), averages of what falls into each pixel."""
+    small = Image.fromarray(image.transpose(1, 2, 0)).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
+    return np.asarray(small).transpose(2, 0, 1)
+
+
+def _tupled(value: Any) -> Any:
+    """What JSON and arrays give as lists, as tuples."""
+    if isinstance(value, dict):
+        return {name: _tupled(each) for name, each in value.items()}
+    return tuple(map(_tupled, value)) if isinstance(value, list) else value
 
 
 @contextlib.contextmanager

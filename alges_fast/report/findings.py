@@ -35,6 +35,8 @@ class Family:
     """Every other strategy minus one baseline, in the strategies' order: one family for Holm's correction."""
 
     baseline: str
+    over: str
+    """What the Dice that is compared is a mean over: "equal outline drawn"."""
     comparisons: Sequence[Comparison]
 
     @property
@@ -85,8 +87,10 @@ def find(run: RunFolder) -> Findings:
     recorded = measures_of(rows, windows=run.windows)
     first = recorded[0] if run.windows and recorded else IMAGES
 
-    def families(of: Mapping[str, Sequence[Comparison]]) -> list[Family]:
-        return [Family(baseline, comparisons) for baseline, comparisons in of.items() if comparisons]
+    def families(over: str, of: Mapping[str, Sequence[Comparison]]) -> list[Family]:
+        return [Family(baseline, over, comparisons) for baseline, comparisons in of.items() if comparisons]
+
+    whole = "equal pixels" if run.windows else "the learning curve"
 
     def at_equal(of: Sequence[tuple[str, str]]) -> list[Comparison]:
         differences = [(a, b, statistics.differences_at_equal(run.compared_rows, a, b, first.column)) for a, b in of]
@@ -97,8 +101,8 @@ def find(run: RunFolder) -> Findings:
     return Findings(
         measure=first,
         areas=areas,
-        to_baselines=families({baseline: statistics.compare(areas, of) for baseline, of in pairs.items()}),
-        at_equal=families({baseline: at_equal(of) for baseline, of in pairs.items() if run.windows}),
+        to_baselines=families(whole, {baseline: statistics.compare(areas, of) for baseline, of in pairs.items()}),
+        at_equal=families(f"equal {first.name}", {name: at_equal(of) for name, of in pairs.items() if run.windows}),
         pairs=statistics.compare(areas) if len(names) <= _PAIRED else [],
         savings={measure: kept for measure, of in saved.items() if (kept := _as_far_as_all(of))},
         savings_to_windows=_as_far_as_all({a: savings(rows, a, b, first) for a, b in pairs[RANDOM_WINDOWS]}),
@@ -126,8 +130,7 @@ def sentences(run: RunFolder, findings: Findings) -> list[str]:
             "No two strategies have two finished seeds in common, so there is nothing to compare: nothing here tells a "
             "difference from the luck of one seed. Run more seeds (--seeds 0,1,2,3,4)."
         )
-    where = f"equal {findings.measure.name}" if findings.at_equal else "the learning curve"
-    said += [verdict(family, where) for family in families if family.baseline in (families[0].baseline, RANDOM_WINDOWS)]
+    said += [verdict(family) for family in families if family.baseline in (families[0].baseline, RANDOM_WINDOWS)]
     if families:
         smallest = listed([f"{family.resolvable:.3f} ({family.baseline})" for family in families])
         said.append(
@@ -140,7 +143,7 @@ def sentences(run: RunFolder, findings: Findings) -> list[str]:
     return said
 
 
-def verdict(family: Family, where: str) -> str:
+def verdict(family: Family) -> str:
     """Which strategies lie above a baseline, and below, and which do not separate."""
     tested = sorted(family.comparisons, key=lambda c: -c.difference)
     groups = {
@@ -151,7 +154,7 @@ def verdict(family: Family, where: str) -> str:
     said = "; ".join(f"{group}: {listed(names)}" for group, names in groups.items() if names)
     n = min(c.n for c in tested)
     return (
-        f"Against {family.baseline}, in mean Dice over {where}: {said} (t-test paired over {n} seeds at "
+        f"Against {family.baseline}, in mean Dice over {family.over}: {said} (t-test paired over {n} seeds at "
         f"{100 * statistics.LEVEL:.0f} %, Holm's correction for {len(tested)})."
     )
 

@@ -6,12 +6,9 @@ the browser shows the one that fits. Pictures of frames are carried once per the
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -19,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from alges_fast import atomic
-from alges_fast.pages import render
+from alges_fast.pages import data_address, encoded, render
 from alges_fast.report.findings import find, sentences
 from alges_fast.report.run_folder import RunFolder, read_run
 from alges_fast.report.sections import Picture, Section, sections_of
@@ -50,8 +47,9 @@ def write_report(out: Path) -> None:
     inlined = {}
     for picture in [p for section in sections for part in section.parts() for p in part.pictures]:
         drawn = {screen: _draw(picture, theme) for screen, theme in _SCREENS.items()}
-        atomic.write_bytes(out / "figures" / f"{picture.name}.png", _encode(drawn["wide"], "png"))
-        inlined[picture.name] = {screen: _address(image, picture) for screen, image in drawn.items()}
+        atomic.write_bytes(out / "figures" / f"{picture.name}.png", encoded(drawn["wide"], "png"))
+        options = {"quality": 82} if picture.photograph else {"lossless": True, "method": 2}
+        inlined[picture.name] = {screen: data_address(image, **options) for screen, image in drawn.items()}
     atomic.write_bytes(out / "table.md", _markdown(run, said, sections).encode())
     atomic.write_bytes(out / "report.html", _page(run, said, sections, inlined).encode())
 
@@ -92,15 +90,3 @@ def _draw(picture: Picture, theme: Theme) -> Image.Image:
         canvas = FigureCanvasAgg(picture.draw(theme))
         canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
-
-
-def _address(image: Image.Image, picture: Picture) -> str:
-    """The picture as a data: address."""
-    options = {"quality": 82} if picture.photograph else {"lossless": True, "method": 2}
-    return f"data:image/webp;base64,{base64.b64encode(_encode(image, 'webp', **options)).decode()}"
-
-
-def _encode(image: Image.Image, kind: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()

@@ -180,11 +180,10 @@ def _dice(run: RunFolder, findings: Findings) -> Section:
 def _differences(run: RunFolder, findings: Findings, styles: Mapping[str, Any]) -> list[Section]:
     if not findings.leading:
         return []
-    spent = f"mean Dice over equal {findings.measure.name}"
-    of_curve = "mean Dice over equal pixels" if run.windows else "area under the curve (Dice)"
 
-    def forest(family: Family, what: str) -> Picture:
+    def forest(family: Family) -> Picture:
         ending = "_at_equal" if family in findings.at_equal else ""
+        what = f"mean Dice over {family.over}"
         return Picture(
             f"paired_differences_to_{family.baseline.replace(' ', '_')}{ending}",
             f"Difference of every strategy to {family.baseline} in {what}, with 95 % intervals",
@@ -198,22 +197,20 @@ def _differences(run: RunFolder, findings: Findings, styles: Mapping[str, Any]) 
             ),
         )
 
-    at_equal = [forest(family, spent) for family in findings.at_equal]
-    over_curve = [forest(family, of_curve) for family in findings.to_baselines]
+    families = [*findings.at_equal, *findings.to_baselines]
+    at_equal, over_curve = ([*map(forest, of)] for of in (findings.at_equal, findings.to_baselines))
     text = (
         "Seed by seed. Lines are 95 % t-intervals, not corrected for their number; a dot is filled where p, corrected "
         "by Holm's method over its figure or table, is below 5 %. In the grey range lie true differences that these "
         "seeds would find less than four times in five."
     )
     folds = [Section("Over equal pixels", pictures=over_curve)] if at_equal else []
-    tested = {f"All minus {family.baseline}: {spent}": family.comparisons for family in findings.at_equal}
-    tested |= {f"All minus {family.baseline}: {of_curve}": family.comparisons for family in findings.to_baselines}
-    tested |= {"All pairs": findings.pairs} if findings.pairs else {}
-    folds += [Section(title, table=tables.pairs(comparisons)) for title, comparisons in tested.items()]
-    notes = [verdict(family, f"equal {findings.measure.name}") for family in findings.at_equal]
-    notes += [
-        verdict(family, "equal pixels" if run.windows else "the learning curve") for family in findings.to_baselines
+    folds += [
+        Section(f"All minus {each.baseline}: mean Dice over {each.over}", table=tables.pairs(each.comparisons))
+        for each in families
     ]
+    folds += [Section("All pairs", table=tables.pairs(findings.pairs))] if findings.pairs else []
+    notes = [verdict(family) for family in families]
     return [Section("Paired differences", text, at_equal or over_curve, folds=folds, notes=notes)]
 
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from alges_fast.report.artefacts import DatasetSummary
-from alges_fast.report.figures.layout import new_figure, text_width
+from alges_fast.report.figures.layout import add_legend, new_figure, new_rows, text_width
 from alges_fast.report.statistics import (
     Row,
     spread,
@@ -69,14 +69,7 @@ def class_shares(dataset: DatasetSummary, theme: Theme) -> Figure:
     lowest = 10 ** math.floor(math.log10(max(present.min(), 1e-4))) if len(present) else 0.01
     absent = lowest / (5 if theme.narrow else 2.5)  # room for its label
     names = [dataset.classes[k] for k in order]
-    fig, ax = new_figure(
-        theme,
-        height=1.25 + 0.27 * len(names),
-        left=0.4 + text_width(names, 9),
-        right=0.25,
-        bottom=0.55,
-        top=0.4,
-    )
+    fig, ax = new_rows(theme, names, top=0.4, bottom=0.55, left=0.4)
     markers = {"train": ("o", "#0072b2"), "validation": ("D", "#e69f00"), "test": ("^", "#d55e00")}
     for y, k in enumerate(order):
         points = [max(shares[k], absent) for shares in splits.values()]
@@ -102,23 +95,12 @@ def class_shares(dataset: DatasetSummary, theme: Theme) -> Figure:
     ticks = [10.0**e for e in range(round(math.log10(lowest)), 3)]
     ax.set_xticks([absent, *ticks], ["none", *(f"{tick:g}" for tick in ticks)])
     ax.minorticks_off()
-    ax.set_yticks(range(len(names)), names, fontsize=9)
-    ax.tick_params(axis="y", length=0, pad=16)
-    ax.set_ylim(-0.7, len(names) - 0.3)
+    ax.tick_params(axis="y", pad=16)
     ax.grid(axis="x")
     ax.set_xlabel("share of the split's pixels (%)")
     handles = [
         Line2D([], [], marker=markers[split][0], color=markers[split][1], linestyle="", markersize=6.5, label=split)
         for split in splits
     ]
-    fig.legend(
-        handles=handles,
-        loc="upper left",
-        bbox_to_anchor=(0.1 / theme.width, 1 - 0.05 / fig.get_figheight()),
-        ncols=len(handles),
-        frameon=False,
-        handletextpad=0.2,
-        columnspacing=1.2,
-        borderaxespad=0,
-    )
+    add_legend(fig, handles, left=0.1, columns=len(handles))
     return fig

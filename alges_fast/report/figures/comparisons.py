@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from alges_fast.report.figures.layout import Styles, new_figure, text_width, write_title
+from alges_fast.report.figures.layout import Styles, new_rows, text_width, write_title
 from alges_fast.report.saving import Saving
-from alges_fast.report.statistics import (
-    Comparison,
-)
+from alges_fast.report.statistics import Comparison
 from alges_fast.report.style import Theme
 from alges_fast.report.text import factor, p_value, signed
 
@@ -27,15 +24,7 @@ def forest(
     notes = [f"{signed(c.difference)}{interval}" for c, interval in zip(ordered, intervals, strict=True)]
     p_values = [p_value(c.p_holm) for c in ordered]
     p_width = text_width([*p_values, "p (Holm)"])
-    names = [c.first for c in ordered]
-    fig, ax = new_figure(
-        theme,
-        height=1.45 + 0.32 * len(ordered),
-        left=0.2 + text_width(names),
-        right=0.4 + text_width(notes) + p_width,
-        bottom=0.85,
-        top=0.45,
-    )
+    fig, ax = new_rows(theme, [c.first for c in ordered], notes, top=0.45, bottom=0.85, right=0.4 + p_width)
     # Two seeds' intervals may be a hundred times as wide as the differences: those run off the paper.
     furthest = max(max(abs(c.difference) for c in ordered), 0.002)
     reach = 1.1 * min(5 * furthest, max(resolvable, *(max(abs(c.low), abs(c.high)) for c in ordered)))
@@ -49,18 +38,9 @@ def forest(
         ax.plot(
             c.difference, y, "o", markersize=7, markerfacecolor=face, markeredgecolor=style.colour, markeredgewidth=1.6
         )
-        beside: dict[str, Any] = {
-            "xycoords": ("axes fraction", "data"),
-            "textcoords": "offset points",
-            "va": "center",
-            "fontsize": 9,
-        }
-        ax.annotate(notes[y], (1, y), (8, 0), **beside)
-        ax.annotate(p_values[y], (1, y), (72 * to_edge, 0), ha="right", **beside)
+        at = ("axes fraction", "data")
+        ax.annotate(p_values[y], (1, y), (72 * to_edge, 0), at, "offset points", ha="right", va="center", fontsize=9)
     ax.annotate("p (Holm)", (1, 1), (72 * to_edge, 8), "axes fraction", "offset points", ha="right", fontsize=9)
-    ax.set_yticks(range(len(ordered)), names)
-    ax.tick_params(axis="y", length=0)
-    ax.set_ylim(-0.7, len(ordered) - 0.3)
     ax.set_xlim(-reach, reach)
     ax.xaxis.set_major_locator(MaxNLocator(4 if theme.narrow else 6, symmetric=True))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: signed(value) if value else "0"))
@@ -80,16 +60,8 @@ def label_savings(found: Mapping[str, Saving], styles: Styles, theme: Theme, *, 
     A bound is an arrow head instead of a dot; what nothing bounds runs off the paper.
     """
     ordered = sorted(found.items(), key=lambda item: item[1].factor)
-    names = [name for name, _ in ordered]
     notes = [factor(saving, interval=not theme.narrow) for _, saving in ordered]
-    fig, ax = new_figure(
-        theme,
-        height=1.25 + 0.32 * len(ordered),
-        left=0.2 + text_width(names),
-        right=0.25 + text_width(notes),
-        bottom=0.6,
-        top=0.4,
-    )
+    fig, ax = new_rows(theme, [name for name, _ in ordered], notes, top=0.4, bottom=0.6)
     ends = [x for _, s in ordered for x in (s.factor, s.low, s.high) if math.isfinite(x) and x > 0]
     low, high = min(0.7, *ends) / 1.1, max(1.5, *ends) * 1.1
     ax.set_xscale("log")
@@ -101,10 +73,6 @@ def label_savings(found: Mapping[str, Saving], styles: Styles, theme: Theme, *, 
         face = colour if saving.low > 1 or saving.high < 1 else theme.paper
         mark = saving.bound or "o"
         ax.plot(saving.factor, y, mark, markersize=7, color=colour, markerfacecolor=face, markeredgewidth=1.6)
-        ax.annotate(notes[y], (1, y), (8, 0), ("axes fraction", "data"), "offset points", va="center", fontsize=9)
-    ax.set_yticks(range(len(ordered)), names)
-    ax.tick_params(axis="y", length=0)
-    ax.set_ylim(-0.7, len(ordered) - 0.3)
     ticks = [tick for tick in (0.1, 0.2, 0.5, 1, 2, 3, 5, 10, 20, 50) if low <= tick <= high]
     ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     ax.minorticks_off()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -19,9 +20,53 @@ def new_figure(
 ) -> tuple[Figure, Axes]:
     """A figure of the theme's width, with axes inside these margins, all in inches."""
     fig = Figure(figsize=(theme.width, height))
-    FigureCanvasAgg(fig)
     box = (left / theme.width, bottom / height, 1 - (left + right) / theme.width, 1 - (bottom + top) / height)
     return fig, fig.add_axes(box)
+
+
+def new_rows(
+    theme: Theme,
+    names: Sequence[str],
+    notes: Sequence[str] = (),
+    *,
+    top: float,
+    bottom: float,
+    left: float = 0.2,
+    right: float = 0.25,
+) -> tuple[Figure, Axes]:
+    """A figure with a row for each name, from below to above, and its note right of it; margins, in inches, are beside
+    what names and notes take."""
+    fig, ax = new_figure(
+        theme,
+        height=top + bottom + 0.2 + 0.32 * len(names),
+        left=left + text_width(names),
+        right=right + text_width(notes),
+        bottom=bottom,
+        top=top,
+    )
+    for y, note in enumerate(notes):
+        ax.annotate(note, (1, y), (8, 0), ("axes fraction", "data"), "offset points", va="center", fontsize=9)
+    ax.set_yticks(range(len(names)), names)
+    ax.tick_params(axis="y", length=0)
+    ax.set_ylim(-0.7, len(names) - 0.3)
+    return fig, ax
+
+
+def add_legend(fig: Figure, handles: Sequence[Artist], *, left: float, columns: int, below: bool = False) -> None:
+    """At the figure's top, or its bottom, from so many inches on."""
+    height = fig.get_figheight()
+    fig.legend(
+        handles=handles,
+        loc="lower left" if below else "upper left",
+        bbox_to_anchor=(left / fig.get_figwidth(), (0.05 if below else height - 0.05) / height),
+        ncols=columns,
+        frameon=False,
+        fontsize=8.5,
+        handlelength=1,
+        handleheight=1,
+        borderaxespad=0,
+        columnspacing=1.2,
+    )
 
 
 def write_title(ax: Axes, text: str, theme: Theme) -> None:

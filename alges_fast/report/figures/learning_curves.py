@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from alges_fast.report.figures.layout import Styles, new_figure, text_width
+from alges_fast.report.figures.layout import Styles, new_figure, new_rows, text_width
 from alges_fast.report.saving import FULL_PART
 from alges_fast.report.statistics import (
     Row,
@@ -132,7 +131,6 @@ def curves_apart(rows: Sequence[Row], full: Sequence[Row], styles: Styles, theme
     panel = 1.5
     height = 0.75 + lines * (panel + 0.35)
     fig = Figure(figsize=(theme.width, height))
-    FigureCanvasAgg(fig)
     panels = fig.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     fig.subplots_adjust(
         left=0.65 / theme.width,
@@ -180,23 +178,14 @@ def _one_training(rows: Sequence[Row], full: Sequence[Row], styles: Styles, them
     by_strategy: dict[str, list[float]] = {}
     for row in rows:
         by_strategy.setdefault(row["strategy"], []).append(row["dice"])
-    names = list(by_strategy)
-    fig, ax = new_figure(
-        theme,
-        height=1.1 + 0.32 * len(names),
-        left=0.2 + text_width(names),
-        right=0.75,
-        bottom=0.55,
-        top=0.35,
-    )
-    for y, (name, values) in enumerate(by_strategy.items()):
+    ordered = [*reversed(by_strategy.items())]
+    notes = [f"{spread(values).mean:.3f}" for _, values in ordered]
+    fig, ax = new_rows(theme, [name for name, _ in ordered], notes, top=0.35, bottom=0.55)
+    for y, (name, values) in enumerate(ordered):
         found, style = spread(values), styles[name]
         ax.plot(values, [y] * len(values), "o", color=style.colour, alpha=0.4, markersize=4)
         ax.plot([found.low, found.high], [y, y], color=style.colour, linewidth=2)
         ax.plot(found.mean, y, style.marker, color=style.colour, markersize=7)
-        ax.annotate(
-            f"{found.mean:.3f}", (1, y), (6, 0), ("axes fraction", "data"), "offset points", va="center", fontsize=9
-        )
     ax.set_xlim(_dice_limits([*rows, *full]))
     if full:
         level = spread(row["dice"] for row in full).mean
@@ -204,9 +193,6 @@ def _one_training(rows: Sequence[Row], full: Sequence[Row], styles: Styles, them
         ax.annotate(
             f"full {level:.3f}", (level, 1), (0, 4), ("data", "axes fraction"), "offset points", ha="center", fontsize=9
         )
-    ax.set_yticks(range(len(names)), names)
-    ax.tick_params(axis="y", length=0)
-    ax.set_ylim(len(names) - 0.4, -0.6)
     ax.grid(axis="x")
     ax.set_xlabel(f"test Dice with {rows[0]['n_labelled']} labelled images")
     return fig

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 import matplotlib
 import numpy as np
 import numpy.typing as npt
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, to_rgb
 from matplotlib.figure import Figure
@@ -16,7 +15,7 @@ from matplotlib.patches import Patch
 
 from alges_fast.labels import UNLABELLED
 from alges_fast.report.artefacts import THUMBNAIL, DatasetSummary, FrameMaps, PickRecord
-from alges_fast.report.figures.layout import text_width
+from alges_fast.report.figures.layout import add_legend, text_width
 from alges_fast.report.style import Theme
 from alges_fast.windows import Window, named
 
@@ -35,19 +34,16 @@ def frame_maps(frames: FrameMaps, dataset: DatasetSummary | None, theme: Theme) 
     palette = _palette(dataset, frames)
     present = [k for k in np.unique([frames.masks[:shown], frames.predictions[:shown]]) if k != UNLABELLED]
     names = [dataset.classes[k] if dataset else f"class {k}" for k in present]
+    if (frames.masks[:shown] == UNLABELLED).any():
+        present, names = [*present, UNLABELLED], [*names, "not labelled"]
     handles = [
         Patch(facecolor=palette[k] / 255, edgecolor=theme.muted, linewidth=0.6, label=name)
         for k, name in zip(present, names, strict=True)
     ]
-    if (frames.masks[:shown] == UNLABELLED).any():
-        handles.append(
-            Patch(facecolor=palette[UNLABELLED] / 255, edgecolor=theme.muted, linewidth=0.6, label="not labelled")
-        )
     per_line = max(1, int((theme.width - 0.2) / (0.45 + text_width(names, 8.5))))
     legend = 0.1 + 0.19 * math.ceil(len(handles) / per_line)
     height = top + shown * (tall + name_height) + 0.35 + legend
     fig = Figure(figsize=(theme.width, height))
-    FigureCanvasAgg(fig)
     norms = frames.norm_maps[:shown].astype(np.float32)
     finite = norms[np.isfinite(norms)]
     largest = max(float(np.quantile(finite, 0.995)) if finite.size else 0.0, 1e-6)
@@ -76,18 +72,7 @@ def frame_maps(frames: FrameMaps, dataset: DatasetSummary | None, theme: Theme) 
     lowest.set_horizontalalignment("left")
     highest.set_horizontalalignment("right")
     bar.tick_params(length=0, pad=2)
-    fig.legend(
-        handles=handles,
-        loc="lower left",
-        bbox_to_anchor=(0.1 / theme.width, 0.05 / height),
-        ncols=per_line,
-        frameon=False,
-        fontsize=8.5,
-        handlelength=1,
-        handleheight=1,
-        borderaxespad=0,
-        columnspacing=1.2,
-    )
+    add_legend(fig, handles, left=0.1, columns=per_line, below=True)
     return fig
 
 
@@ -121,7 +106,6 @@ def contact_sheet(
                 _frame_window(tile, piece, size)
     height = len(chosen) * cell + 0.1
     fig = Figure(figsize=(label + columns * cell + 0.1, height))
-    FigureCanvasAgg(fig)
     width = fig.get_figwidth()
     ax = fig.add_axes((label / width, 0.05 / height, columns * cell / width, len(chosen) * cell / height))
     ax.imshow(canvas, aspect="auto", interpolation="bilinear")
@@ -139,13 +123,7 @@ def _frame_window(tile: npt.NDArray[np.uint8], window: Window, size: int) -> Non
     inside = tile[top : bottom + 1, left : right + 1].copy()
     tile[:] = tile // 2
     tile[top : bottom + 1, left : right + 1] = inside
-    for rows, columns in (
-        (top, slice(left, right + 1)),
-        (bottom, slice(left, right + 1)),
-        (slice(top, bottom + 1), left),
-        (slice(top, bottom + 1), right),
-    ):
-        tile[rows, columns] = (255, 200, 0)
+    tile[[top, bottom], left : right + 1] = tile[top : bottom + 1, [left, right]] = (255, 200, 0)
 
 
 def _palette(dataset: DatasetSummary | None, frames: FrameMaps) -> npt.NDArray[np.uint8]:

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from alges_fast.report.figures.layout import text_width
+from alges_fast.report.figures.layout import add_legend, text_width
 from alges_fast.report.statistics import (
     Row,
     choosing_seconds,
@@ -34,7 +33,6 @@ def round_seconds(rows: Sequence[Row], strategies: Sequence[str], theme: Theme) 
     panel = 0.5 + 0.27 * len(strategies)
     height = (2 * panel + 1.1) if theme.narrow else panel + 0.6
     fig = Figure(figsize=(theme.width, height))
-    FigureCanvasAgg(fig)
     if theme.narrow:
         width = theme.width - label - 0.55
         boxes = [(label, panel + 0.8, width), (label, 0.5, width)]
@@ -60,15 +58,5 @@ def round_seconds(rows: Sequence[Row], strategies: Sequence[str], theme: Theme) 
         ax.xaxis.set_major_locator(MaxNLocator(4))
         ax.set_xlabel(f"{title} ({unit})", loc="left")
     handles = [Patch(color=colour, label=part) for part, colour in PART_COLOURS.items()]
-    fig.legend(
-        handles=handles,
-        loc="upper left",
-        bbox_to_anchor=((label - 0.08) / theme.width, 1 - 0.02 / height),
-        ncols=2 if theme.narrow else 4,
-        frameon=False,
-        handlelength=1,
-        handleheight=0.8,
-        borderaxespad=0,
-        columnspacing=1.4,
-    )
+    add_legend(fig, handles, left=label - 0.08, columns=2 if theme.narrow else 4)
     return fig
