@@ -80,11 +80,6 @@ def keep_freed_memory() -> None:
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap's end is not given back
 
 
-def one_line(message: str) -> str:
-    """A message of any library as part of a sentence."""
-    return " ".join(message.split()).rstrip(".")
-
-
 def _out_of_memory(error: RuntimeError) -> bool:
     """Whether torch has found no room for a tensor, on a GPU or on the CPU."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 _MOST = 2000
 
 
@@ -15,6 +18,17 @@ class UserError(Exception):
     def __str__(self) -> str:
         text = printable(super().__str__())
         return text if len(text) <= _MOST else f"{text[: _MOST // 2]} … {text[-_MOST // 2 :]}"
+
+
+def one_line(error: BaseException | str) -> str:
+    """What an error of any library says, as part of a sentence; its type where it says nothing."""
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+
+
+def nearest(name: str, known: Iterable[str], *, n: int = 3, cutoff: float = 0.6) -> str:
+    """ " (nearest: a, b)", up to n known names that are spelled alike; empty where none is."""
+    near = difflib.get_close_matches(name, list(known), n=n, cutoff=cutoff)
+    return f" (nearest: {', '.join(near)})" if near else ""
 
 
 def printable(text: str) -> str:

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from alges_fast.annotation.exports import ANNOTATE
 from alges_fast.annotation.sources import LeftOut, PoolFrame
-from alges_fast.command import one_line
-from alges_fast.data.files import IMAGE_SUFFIXES
+from alges_fast.data.files import IMAGE_SUFFIXES, read_lines
 from alges_fast.errors import UserError
 from alges_fast.windows import Window, named
 
@@ -120,12 +119,3 @@ def class_weights(given: str | None, classes: Sequence[str]) -> list[float] | No
         return [float(factors.get(name, 1)) for name in classes]
     except (ValueError, TypeError):
         raise UserError(f'--class_weights {given}: give numbers like 1,1,10 or JSON like {{"polyp": 10}}') from None
-
-
-def read_lines(source: str, flag: str) -> list[str]:
-    """The lines of a text list that hold anything. Raises UserError, which names the flag."""
-    try:
-        text = Path(source).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{flag} {source}: cannot be read ({one_line(str(error))}): give a text file") from None
-    return [line.strip() for line in text.splitlines() if line.strip()]

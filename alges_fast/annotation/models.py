@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from alges_fast.errors import UserError
+from alges_fast.errors import UserError, one_line
 from alges_fast.models.saved import load, read_card
 from alges_fast.normalisation import Normalisation
 
@@ -81,7 +81,7 @@ def _from_state(path: Path, build: Callable[[int], nn.Module]) -> nn.Module:
     try:
         state = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a whole safetensors file ({_line(error)}): save it again") from None
+        raise UserError(f"{path}: not a whole safetensors file ({one_line(error)}): save it again") from None
     # The last layer's weight has a row per class; state dicts keep the order in which layers were made.
     heads = [value for key, value in state.items() if "segmentation_head" in key and value.ndim == 4]
     if not heads:
@@ -91,7 +91,7 @@ def _from_state(path: Path, build: Callable[[int], nn.Module]) -> nn.Module:
         model.load_state_dict(state)
     except RuntimeError as error:
         raise UserError(
-            f"{path}: the weights do not fit this architecture ({_line(error)[:200]}): give the --architecture, "
+            f"{path}: the weights do not fit this architecture ({one_line(error)[:200]}): give the --architecture, "
             "--encoder and --head_kernel it was trained with"
         ) from None
     return model
@@ -104,12 +104,12 @@ def _from_function(name: str) -> nn.Module:
     try:
         function = getattr(importlib.import_module(module_name), function_name)
     except Exception as error:  # whatever the user's module does when it is imported
-        what = f"{type(error).__name__}: {_line(error)}"
+        what = f"{type(error).__name__}: {one_line(error)}"
         raise UserError(f"{name}: cannot be imported ({what}): give package.module:function") from error
     try:
         model = function()
     except Exception as error:
-        raise UserError(f"{name}: raised {type(error).__name__}: {_line(error)}: mend the function") from error
+        raise UserError(f"{name}: raised {type(error).__name__}: {one_line(error)}: mend the function") from error
     if not isinstance(model, nn.Module):
         raise UserError(f"{name}: returned a {type(model).__name__}: it must return a torch.nn.Module")
     return model
@@ -125,7 +125,7 @@ def _from_export(path: Path) -> tuple[nn.Module, int | None]:
         raise UserError(f"{path}: {_PICKLED}") from None
     except (RuntimeError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
         raise UserError(
-            f"{path}: not a torch.export file of this torch ({_line(error)[:200]}): export it again"
+            f"{path}: not a torch.export file of this torch ({one_line(error)[:200]}): export it again"
         ) from None
 
 
@@ -138,7 +138,7 @@ def _check_export(path: Path) -> None:
     try:
         names = torch._C.PyTorchFileReader(str(path)).get_all_records()
     except RuntimeError as error:
-        raise UserError(f"{path}: not a torch.export file ({_line(error)[:120]}): export it again") from None
+        raise UserError(f"{path}: not a torch.export file ({one_line(error)[:120]}): export it again") from None
     if any(kind in name for name in names for kind in ("custom_obj_", "opaque_obj_")):
         raise UserError(f"{path}: {_PICKLED}")
     if any("aotinductor" in name for name in names):
@@ -165,8 +165,8 @@ def _from_torchscript(path: Path, image_size: int) -> tuple[nn.Module, int | Non
         scripted = torch.jit.load(path, map_location="cpu")
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(
-            f"{path}: not TorchScript ({_line(error)[:120]}). A pickled model or state is not read, since it could run "
-            "anything: save the weights with safetensors, or export the model with torch.export"
+            f"{path}: not TorchScript ({one_line(error)[:120]}). A pickled model or state is not read, since it could "
+            "run anything: save the weights with safetensors, or export the model with torch.export"
         ) from None
     # Hooks do not reach into TorchScript, so its graph is turned into an exported program.
     try:
@@ -180,7 +180,8 @@ def _from_torchscript(path: Path, image_size: int) -> tuple[nn.Module, int | Non
         return model, fixed
     except Exception as error:  # private to torch: what it raises is not promised
         raise UserError(
-            f"{path}: this TorchScript model cannot be taken apart ({_line(error)[:200]}): export it with torch.export"
+            f"{path}: this TorchScript model cannot be taken apart ({one_line(error)[:200]}): export it with "
+            "torch.export"
         ) from None
 
 
@@ -242,7 +243,3 @@ def _attribute(module: Any, path: str) -> torch.Tensor:
 
 def _parameter(tensor: torch.Tensor) -> nn.Parameter:
     return tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, requires_grad=False)
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

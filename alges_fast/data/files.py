@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from alges_fast.errors import UserError
+from alges_fast.errors import UserError, one_line
 from alges_fast.labels import UNLABELLED
 
 SPLITS = ("train", "validation", "test")
@@ -193,6 +193,15 @@ def load_mask(picture: Image.Image, path: Path | str, mend: str = _MEND) -> Imag
     step = _grey_step(picture)
     loaded = _load(picture, path, mend)
     return loaded.point([value // step for value in range(256)]) if step > 1 else loaded
+
+
+def read_lines(source: str | Path, flag: str = "") -> list[str]:
+    """The lines of a text file that hold anything. Raises UserError, which names the flag that gave it."""
+    try:
+        text = Path(source).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{flag} {source}: cannot be read ({one_line(error)}): give a text file".strip()) from None
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def read_ids(path: Path) -> NDArray[np.uint8]:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
-
 import torch
 from torch import nn
 
-from alges_fast.errors import UserError
+from alges_fast.errors import UserError, nearest, one_line
 from alges_fast.models.weights import encoder_with_tag, fetched, load_weights, read_weights
 
 __all__ = ["FROZEN", "build_model", "check_image_size"]
@@ -51,11 +48,11 @@ def build_model(
         raise UserError(f"architecture {FROZEN} is a head over an encoder: its file must be one that alges_fast saved")
     if architecture.lower() not in architectures:
         known = sorted([*architectures, FROZEN])
-        nearest = _nearest(architecture.lower(), known)
-        raise UserError(f"architecture {architecture!r} is unknown{nearest}: use one of {', '.join(known)}")
+        near = nearest(architecture.lower(), known)
+        raise UserError(f"architecture {architecture!r} is unknown{near}: use one of {', '.join(known)}")
     if not encoder.startswith("tu-") and encoder not in (encoders := smp.encoders.get_encoder_names()):
         raise UserError(
-            f"encoder {encoder!r} is unknown{_nearest(encoder, encoders)}; those of timm have the prefix tu-"
+            f"encoder {encoder!r} is unknown{nearest(encoder, encoders)}; those of timm have the prefix tu-"
         )
     state = read_weights(encoder, encoder_weights)
     name = fetched(encoder, encoder_weights)
@@ -68,10 +65,10 @@ def build_model(
             )
         except Exception as error:
             if name is None:
-                why = f"architecture {architecture} cannot be built with encoder {encoder}: {_line(error)}"
+                why = f"architecture {architecture} cannot be built with encoder {encoder}: {one_line(error)}"
             else:
                 why = (
-                    f"no {name!r} weights for encoder {encoder} ({_line(error)}): check their name and the network, "
+                    f"no {name!r} weights for encoder {encoder} ({one_line(error)}): check their name and the network, "
                     "copy ~/.cache/huggingface from where they are, give a file, or leave --encoder_weights out"
                 )
             raise UserError(why) from error
@@ -94,7 +91,7 @@ def check_image_size(model: nn.Module, image_size: int) -> None:
         with torch.no_grad():
             logits = model.eval()(torch.zeros(1, 3, image_size, image_size, device=parameter.device))
     except (RuntimeError, ValueError, AssertionError) as error:
-        raise UserError(f"image_size {image_size} does not suit this model: {_line(error)}") from error
+        raise UserError(f"image_size {image_size} does not suit this model: {one_line(error)}") from error
     finally:
         model.train(training)
     if logits.shape[2:] != (image_size, image_size):
@@ -114,12 +111,3 @@ def _set_head_kernel(model: nn.Module, kernel: int) -> None:
     replacement = nn.Conv2d(last.in_channels, last.out_channels, kernel, padding=kernel // 2, bias=biased)
     parent, _, child = name.rpartition(".")
     setattr(head.get_submodule(parent), child, replacement)
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=3)
-    return f" (nearest: {', '.join(near)})" if near else ""
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

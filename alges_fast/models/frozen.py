@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alges_fast.errors import UserError
+from alges_fast.errors import UserError, one_line
 from alges_fast.models.weights import (
     PACKAGED,
     PACKAGED_ENCODER,
@@ -255,10 +255,9 @@ def _encoder_of(encoder: str, encoder_weights: str) -> nn.Module:
             model = smp.encoders.get_encoder(encoder_with_tag(encoder, name), depth=LEVELS, weights=weights)
             _cut_after_last_level(model)
     except Exception as error:
-        why = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"encoder {encoder} with {encoder_weights!r} weights cannot be had ({why[:200]}): check its name and the "
-            "network, or give a file or packaged as --encoder_weights"
+            f"encoder {encoder} with {encoder_weights!r} weights cannot be had ({one_line(error)[:200]}): check its name and "
+            "the network, or give a file or packaged as --encoder_weights"
         ) from error
     if state is not None:
         load_weights(model, state, encoder_weights)

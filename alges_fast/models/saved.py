@@ -14,7 +14,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor, nn
 
-from alges_fast.errors import UserError
+from alges_fast.errors import UserError, one_line
 from alges_fast.models import FROZEN, build_model
 from alges_fast.models.frozen import PLAIN, FrozenHead, FrozenModel, Projection, Trunk, View, build_trunk
 from alges_fast.models.weights import PACKAGED, is_registered
@@ -148,7 +148,7 @@ def load(path: Path, card: Card, encoder_weights: str | None = None) -> nn.Modul
         model.load_state_dict(state)
         return model.eval()
     except (RuntimeError, KeyError) as error:
-        why = " ".join(str(error).split())[:200]
+        why = one_line(error)[:200]
         raise UserError(f"{path}: not the weights of the network that it names ({why}): save it again") from None
 
 

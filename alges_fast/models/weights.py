@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from alges_fast.errors import UserError
+from alges_fast.errors import UserError, one_line
 from alges_fast.normalisation import HALF, IMAGENET, Normalisation
 
 PACKAGED = "packaged"
@@ -201,9 +201,9 @@ def _read(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file, or a pickle of more than tensors
-        why = " ".join(str(error).split())[:120] or type(error).__name__
         raise UserError(
-            f"{path}: cannot be read as plain tensors ({why}): save the encoder's state dict with safetensors"
+            f"{path}: cannot be read as plain tensors ({one_line(error)[:120]}): save the encoder's state dict "
+            "with safetensors"
         ) from None
     for key in ("state_dict", "model"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):

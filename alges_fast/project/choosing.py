@@ -17,9 +17,8 @@ from alges_fast.annotation.page import Asked
 from alges_fast.annotation.picks import Pick, PickedFrame, show_picked, show_untrained
 from alges_fast.annotation.sources import GAP_SECONDS, FrameReader, LeftOut, places
 from alges_fast.annotation.writing import check_names, remove_refused, write_round
-from alges_fast.command import one_line
 from alges_fast.data.files import FaultyFile
-from alges_fast.errors import UserError
+from alges_fast.errors import UserError, one_line
 from alges_fast.job import Job, device_of
 from alges_fast.pool.errors import CannotContinue, RowsNotWritten
 from alges_fast.project.asking import CONSIDERED, NextSettings, asked_for, strategy_of, whole
@@ -318,7 +317,7 @@ def _chosen(
     except RowsNotWritten as error:
         raise UserError(f"{error.filename} cannot be written ({error.strerror}): make room, then run again") from None
     except ValueError as error:
-        raise UserError(one_line(str(error))) from error
+        raise UserError(one_line(error)) from error
     try:
         return chosen.without(refused)
     except NotEnough:

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from alges_fast import command, project
-from alges_fast.annotation.lists import read_lines
+from alges_fast.data.files import read_lines
 from alges_fast.errors import UserError
 from alges_fast.project.folder import COMMAND, opened
 from alges_fast.project.status import dice_line, next_step, outline_of
@@ -122,7 +122,7 @@ def _new(given: New, progress: project.Progress) -> list[str]:
 
 
 def _next(given: Next, progress: project.Progress) -> list[str]:
-    reject = () if given.reject is None else tuple(read_lines(str(given.reject), "--reject"))
+    reject = () if given.reject is None else tuple(read_lines(given.reject, "--reject"))
     round = project.next_round(given.dir, given.next, progress, reject=reject)
     lines = [f"{len(round.picks or ())} picks: {round.folder / 'picks.csv'}"]
     if given.label_studio:

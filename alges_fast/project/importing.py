@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from alges_fast.annotation.imports import ExpectedFrame, Reading, ReturnedFrame, read_export, reading_of
 from alges_fast.annotation.imports.sheets import expected_sheet, frames_on
-from alges_fast.data.files import read_ids
+from alges_fast.data.files import read_ids, read_lines
 from alges_fast.errors import UserError
 from alges_fast.labels import UNLABELLED
 from alges_fast.project.folder import Import, ImportDraft, Project, TimedPicture
@@ -81,19 +81,12 @@ def reading_for(project: Project, pool: ProjectPool, settings: ImportSettings) -
         if frame.id in sizes
     ]
     expected += [expected_sheet(sheet) for round in project.rounds for sheet in round.sheets]
-    finished = None
-    if settings.finished is not None:
-        try:
-            lines = settings.finished.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--finished {settings.finished}: cannot be read ({error}): give a text file") from None
-        finished = [line.strip() for line in lines if line.strip()]
     return reading_of(
         expected,
         project.config.classes,
         background=settings.background or project.config.background,
         palette=settings.palette,
-        finished=finished,
+        finished=None if settings.finished is None else read_lines(settings.finished, "--finished"),
     )
 
 

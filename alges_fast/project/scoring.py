@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from alges_fast.annotation.lists import class_names, class_weights
 from alges_fast.annotation.models import load_model, normalisation_in
 from alges_fast.annotation.sources import PoolFrame, resized
-from alges_fast.command import one_line
 from alges_fast.data.frame_pool import FramePool
-from alges_fast.errors import UserError
+from alges_fast.errors import UserError, one_line
 from alges_fast.job import device_of
 from alges_fast.last_layer import LastLayer
 from alges_fast.models import build_model
@@ -116,7 +115,7 @@ def _of_the_user(project: Project, name: str, settings: NextSettings) -> Model:
     try:
         layer: Any = LastLayer.find(module, torch.zeros(1, 3, size, size))
     except Exception as error:  # whatever the user's model does with it
-        raise UserError(f"{name} cannot score frames of --image_size {size}: {one_line(str(error))[:300]}") from error
+        raise UserError(f"{name} cannot score frames of --image_size {size}: {one_line(error)[:300]}") from error
     given = ",".join(project.config.classes) or None
     classes = tuple(class_names(given, layer.n_classes, windows=settings.grid is not None))
     known = {"imagenet": IMAGENET, "half": HALF, "unit": UNIT}

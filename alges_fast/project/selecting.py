@@ -17,7 +17,8 @@ from pathlib import Path
 from rich.console import Console
 
 from alges_fast import command
-from alges_fast.annotation.lists import class_names, read_lines
+from alges_fast.annotation.lists import class_names
+from alges_fast.data.files import read_lines
 from alges_fast.job import Job, join, leads_job, naming_lost_processes
 from alges_fast.models.weights import frozen_encoder
 from alges_fast.project.asking import NextSettings

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import re
@@ -11,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
-from alges_fast.errors import UserError
+from alges_fast.errors import UserError, nearest
 from alges_fast.strategies.base import Strategy
 
 S = TypeVar("S", bound=type[Strategy])
@@ -41,9 +40,8 @@ def get_strategy(name: str) -> type[Strategy]:
     if name in _registry:
         return _registry[name]
     if ":" not in name:
-        near = difflib.get_close_matches(name, _registry, n=3, cutoff=0.4)
-        nearest = f"; nearest: {', '.join(near)}" if near else ""
-        raise UserError(f"strategy {name!r} is unknown{nearest}. Use {', '.join(_registry)}, or path/to/file.py:Class")
+        near = nearest(name, _registry, cutoff=0.4)
+        raise UserError(f"strategy {name!r} is unknown{near}. Use {', '.join(_registry)}, or path/to/file.py:Class")
     where, _, attribute = name.rpartition(":")
     found = getattr(_import(where, name), attribute, None)
     if found is None:

@@ -414,7 +414,7 @@ def test_the_whole_pool_can_be_asked_for_and_nothing_comes_twice(name: str) -> N
 
 
 def test_an_unknown_strategy_is_told_the_nearest_names() -> None:
-    with pytest.raises(UserError, match=r"'alges-image' is unknown; nearest: alges-img"):
+    with pytest.raises(UserError, match=r"'alges-image' is unknown \(nearest: alges-img"):
         get_strategy("alges-image")
 
 

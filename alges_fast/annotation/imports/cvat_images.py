@@ -23,7 +23,7 @@ from alges_fast.windows import Window
 
 def read_cvat_images(contents: bytes, where: str, reading: Reading) -> Iterator[ReturnedFrame]:
     """The annotated and refused frames of an annotations.xml. Raises UserError."""
-    children = xml_children(contents, where, "image", text_of="attribute")
+    children = xml_children(contents, where)
     root = next(children)
     if root.tag != "annotations":
         raise UserError(f"{where}: no annotations of CVAT (its root is {root.tag}): export as CVAT for images 1.1")
@@ -33,10 +33,7 @@ def read_cvat_images(contents: bytes, where: str, reading: Reading) -> Iterator[
             raise UserError(f"{where}: CVAT for video: export as CVAT for images 1.1")
         if child.tag != "image":
             continue
-        frame = reading.frame(_text(child, "name", where), where)
-        if frame.id in seen:
-            raise UserError(f"{where}: {frame.name} is there twice: export the tasks one by one")
-        seen.add(frame.id)
+        frame = reading.new_frame(_text(child, "name", where), where, seen)
         if (returned := _read_image(child, frame, where, reading)) is not None:
             yield returned
 

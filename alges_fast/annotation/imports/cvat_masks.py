@@ -32,10 +32,7 @@ def read_cvat_masks(files: ExportFiles, reading: Reading) -> Iterator[ReturnedFr
         if not name.startswith(folder):
             continue
         where = files.where(name)
-        frame = reading.frame(name[len(folder) :].removesuffix(".png"), str(files.path), stem=True)
-        if frame.id in seen:
-            raise UserError(f"{where}: {frame.name} is there twice: export the tasks one by one")
-        seen.add(frame.id)
+        frame = reading.new_frame(name[len(folder) :].removesuffix(".png"), str(files.path), seen, stem=True)
         mask = ids_by_colour(files.mask(name, frame), lambda colour: _class_id(colour, labels, where, reading))  # noqa: B023
         if (returned := reading.returned(frame, mask, at=where)) is not None:
             yield returned

@@ -6,19 +6,19 @@ Parsed, either takes up to 22 times its size: `<a/>` becomes an element of 60 by
 from __future__ import annotations
 
 import codecs
+import io
 import json
 import re
 from collections.abc import Iterator
 from typing import Any
-from xml.etree.ElementTree import Element, TreeBuilder
-from xml.parsers import expat
+from xml.etree.ElementTree import Element, ParseError, XMLParser, iterparse
 
 from alges_fast.errors import UserError
 
 MAX_DOCUMENT = 64 << 20
 """Bytes of a document: some thousand densely annotated frames."""
 MAX_FRAME = 16 << 20
-"""Bytes of what is said of one frame."""
+"""Bytes of what JSON says of one frame."""
 MAX_NODES = 500_000
 """Elements, or lists and mappings, of one frame."""
 MAX_ATTRIBUTES = 1000
@@ -27,66 +27,35 @@ _DECODER = json.JSONDecoder()
 _NO_SPACE = re.compile(rb"[^ \t\r\n]|\Z")
 
 
-def xml_children(contents: bytes, where: str, whole: str, *, text_of: str) -> Iterator[Element]:
-    """The root of an XML document, bare, and then its children: `whole` ones with all that is in them, others bare.
+def xml_children(contents: bytes, where: str) -> Iterator[Element]:
+    """The root of an XML document, bare, and then its children; one is forgotten when the next is asked for.
 
-    Text is left out, but for that of elements `text_of`. A document with a type or entities is refused: these may name
-    files, or grow without end.
+    A document with a type or entities is refused: these may name files, or grow without end.
 
     Raises:
         UserError: it is not such a document, or too large.
     """
     if any(tag.group().count(b"=") > MAX_ATTRIBUTES for tag in re.finditer(rb"<[^<]*", contents)):
         raise UserError(f"{where}: an element of more than {MAX_ATTRIBUTES} attributes: export it anew")
-    if contents.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # it would hide from the check above
+    if contents.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # it would hide from these checks
         raise UserError(f"{where}: no XML of UTF-8, which CVAT writes: export it anew")
-    parser = expat.ParserCreate("utf-8")
-    ready: list[Element] = []
-    builder: TreeBuilder | None = None
-    depth = n_nodes = began = 0
-    keeps_text = False
-
-    def start(name: str, attributes: dict[str, str]) -> None:
-        nonlocal builder, depth, n_nodes, began, keeps_text
-        depth += 1
-        if depth == 2 and name == whole:
-            builder, n_nodes, began = TreeBuilder(), 0, parser.CurrentByteIndex
-        elif depth <= 2:
-            ready.append(Element(name, attributes))
-        if builder is not None:
-            n_nodes += 1
-            if n_nodes > MAX_NODES or parser.CurrentByteIndex - began > MAX_FRAME:
-                raise UserError(f"{where}: more than {MAX_NODES} shapes, or {MAX_FRAME >> 20} MB, of one {whole}")
-            builder.start(name, attributes)
-            keeps_text = name == text_of
-
-    def text(data: str) -> None:
-        if builder is not None and keeps_text:
-            if parser.CurrentByteIndex - began > MAX_FRAME:
-                raise UserError(f"{where}: more than {MAX_FRAME >> 20} MB of one {whole}")
-            builder.data(data)
-
-    def end(name: str) -> None:
-        nonlocal builder, depth, keeps_text
-        keeps_text = False
-        if builder is not None:
-            builder.end(name)
-            if depth == 2:
-                ready.append(builder.close())
-                builder = None
-        depth -= 1
-
-    def refuse(*_: Any) -> None:
+    if b"<!DOCTYPE" in contents or b"<!ENTITY" in contents:
         raise UserError(f"{where}: declares a document type or entities, which no annotation tool writes: export anew")
-
-    parser.StartElementHandler, parser.CharacterDataHandler, parser.EndElementHandler = start, text, end
-    parser.StartDoctypeDeclHandler = parser.EntityDeclHandler = refuse
+    depth = n_nodes = 0
     try:
-        for at in range(0, len(contents) + 1, _PIECE):
-            parser.Parse(contents[at : at + _PIECE], at + _PIECE > len(contents))
-            yield from ready
-            ready.clear()
-    except (expat.ExpatError, ValueError, LookupError, AssertionError) as error:
+        for event, element in iterparse(io.BytesIO(contents), ("start", "end"), XMLParser(encoding="utf-8")):
+            depth += 1 if event == "start" else -1
+            n_nodes += event == "start"
+            if n_nodes > MAX_NODES:
+                raise UserError(f"{where}: more than {MAX_NODES} shapes of one frame: export less at once")
+            if event == "start" and depth == 1:
+                root = element
+                yield root
+            elif event == "end" and depth == 1:
+                yield element
+                root.clear()
+                n_nodes = 0
+    except (ParseError, ValueError, LookupError) as error:
         raise UserError(f"{where}: no XML, or cut short ({error}): export it anew") from None
 
 

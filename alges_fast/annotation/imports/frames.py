@@ -105,6 +105,14 @@ class Reading:
                     return found[0]
         raise UserError(f"{where}: {name} is no frame that went out: remove it from the export")
 
+    def new_frame(self, name: str, where: str, seen: set[str], *, stem: bool = False) -> ExpectedFrame:
+        """The same, of a name that means none of the frames seen so far, to which it is added. Raises UserError."""
+        frame = self.frame(name, where, stem=stem)
+        if frame.id in seen:
+            raise UserError(f"{where}: {frame.name} is there twice: export the tasks one by one, or remove one")
+        seen.add(frame.id)
+        return frame
+
     def class_id(self, name: str, where: str) -> int:
         """The id of a class. Raises UserError for an unknown name."""
         plain = unicodedata.normalize("NFC", name)

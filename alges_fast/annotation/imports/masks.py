@@ -11,7 +11,7 @@ from PIL import Image
 
 from alges_fast.annotation.imports.files import ExportFiles, ids_by_colour
 from alges_fast.annotation.imports.frames import ExpectedFrame, Reading, ReturnedFrame
-from alges_fast.data.files import IMAGE_SUFFIXES, one_channel
+from alges_fast.data.files import IMAGE_SUFFIXES, one_channel, read_lines
 from alges_fast.errors import UserError
 from alges_fast.labels import UNLABELLED
 
@@ -41,12 +41,8 @@ def read_masks(files: ExportFiles, reading: Reading) -> Iterator[ReturnedFrame]:
 
 def read_palette(path: Path, reading: Reading) -> dict[tuple[int, int, int], int]:
     """Colour -> class id, from lines "name r g b", where "unlabelled" names no class. Raises UserError."""
-    try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as UTF-8 text ({error}): give lines like: liver 255 0 0") from None
     palette: dict[tuple[int, int, int], int] = {}
-    for line in lines:
+    for line in read_lines(path, "--palette"):
         name, *values = line.rsplit(maxsplit=3)
         try:
             red, green, blue = (int(value) for value in values)

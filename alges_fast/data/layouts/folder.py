@@ -15,6 +15,7 @@ from alges_fast.data.files import (
     class_ids,
     list_pictures,
     pairs,
+    read_lines,
 )
 from alges_fast.data.frames import TAKEN_NAMES
 from alges_fast.data.layouts import Layout, register_layout
@@ -119,10 +120,7 @@ def _class_names(root: Path) -> tuple[str, ...] | None:
     path = root / "classes.txt"
     if not path.is_file():
         return None
-    try:
-        names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as UTF-8 text ({error}): one class name a line") from None
+    names = tuple(read_lines(path))
     if not 2 <= len(names) <= 255 or len(set(names)) != len(names):
         raise UserError(f"{path}: {len(names)} names: expected 2 to 255 different class names, one a line")
     if taken := [name for name in names if name in TAKEN_NAMES]:
