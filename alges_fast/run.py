@@ -88,9 +88,6 @@ class RichMonitor(Monitor):
     def note(self, line: str) -> None:
         self.console.print(escape(line))
 
-    def loading(self, done: int, total: int) -> None:
-        self.progress.update(self.task, description="loading frames", completed=done, total=total)
-
     def preparing(self, what: str, done: int, total: int) -> None:
         self.progress.update(self.task, description=what, completed=done, total=total)
 

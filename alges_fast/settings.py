@@ -8,7 +8,6 @@ field that is a dataclass lends its own fields, so that a configuration may be m
 from __future__ import annotations
 
 import argparse
-import difflib
 import inspect
 import json
 import os
@@ -16,7 +15,7 @@ import re
 import sys
 import textwrap
 import typing
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from types import NoneType
@@ -24,7 +23,7 @@ from typing import Any, Literal
 
 import yaml
 
-from alges_fast.errors import UserError
+from alges_fast.errors import UserError, nearest, one_line
 
 COLUMNS, TEXT_AT = 79, 24  # of a screen, and where what flags mean begins on it
 FEW = 40  # lines: a help that is no longer is shown whole
@@ -76,7 +75,7 @@ class Family:
         word = given[0] if given else ""
         if word not in names:
             what = f"{word}: no step of {self.name}" if word else "no step is named"
-            raise UserError(f"{what}: give {_listed(names)}{_nearest(word, names, '')}. See --help")
+            raise UserError(f"{what}: give {_listed(names)}{nearest(word, names, n=1)}. See --help")
         return self.steps[names.index(word)]
 
 
@@ -115,7 +114,9 @@ def read(command: Command | Family, given: Sequence[str]) -> Any:
     typed, unknown = _typed(given, known)
     if unknown:
         flag = unknown[0].partition("=")[0]
-        raise UserError(f"unrecognized arguments: {' '.join(unknown)}{_nearest(flag.strip('-'), known)}. See --help")
+        raise UserError(
+            f"unrecognized arguments: {' '.join(unknown)}{nearest(flag.strip('-'), known, n=1)}. See --help"
+        )
     values = {**command.defaults(typed), **typed}
     for name, each in known.items():
         if each.needed and values.get(name) in (None, ()):
@@ -141,46 +142,12 @@ def as_settings(config: Any) -> dict[str, Any]:
     return values
 
 
-def begun_with(path: Path) -> dict[str, Any] | None:
-    """What a folder was begun with, from its config.yaml, `path`; None where it is not begun.
-
-    Raises:
-        UserError: a damaged file.
-    """
-    if not path.exists():
-        return None
-    try:
-        return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path} is damaged: restore it, or choose another --out") from error
-
-
-def check_unchanged(path: Path, now: Mapping[str, Any], free: Collection[str], growing: Collection[str] = ()) -> None:
-    """Refuse to continue a folder that was begun with another configuration, as its config.yaml, `path`, says.
-
-    Values named in `free` may differ; lists named in `growing` may have become longer.
-
-    Raises:
-        UserError: a damaged file, or the differences.
-    """
-    before = begun_with(path)
-    if before is None:
-        return
-    differences = [
-        f"{name} was {before.get(name)} and is now {now.get(name)}"
-        for name in [*now, *(name for name in before if name not in now)]
-        if name not in free and before.get(name) != _begun(now.get(name), before.get(name), name in growing)
-    ]
-    if differences:
-        raise UserError(
-            f"{path.parent} holds a run of another configuration ({'; '.join(differences)}): choose another --out, or "
-            "the old configuration to continue it"
-        )
-
-
-def _begun(now: Any, before: Any, growing: bool) -> Any:
-    """As much of a list as there was, where it may grow; else the value as it is."""
-    return now[: len(before)] if growing and isinstance(now, list) and isinstance(before, list) else now
+def from_settings(config_class: type, values: Mapping[str, Any]) -> Any:
+    """A configuration from the keys and values of a YAML file. Raises UserError for one that is none."""
+    known = {each.name: each for each in _settings(config_class)}
+    if strange := [name for name in values if name not in known]:
+        raise UserError(f"{strange[0]} is no setting")
+    return _made(config_class, {name: known[name].read(_text(value)) for name, value in values.items()})
 
 
 def help_asked(command: Command | Family, given: Sequence[str]) -> str | None:
@@ -194,12 +161,9 @@ def help_asked(command: Command | Family, given: Sequence[str]) -> str | None:
         if asked == 0:
             return _screen_of_steps(command)
         command = replace(command.step(given), more=command.more)
-    everything = _parser(command, family).format_help()
-    return (
-        everything
-        if given[asked + 1 : asked + 2] == ["all"] or len(everything.splitlines()) <= FEW
-        else _screen(command, family)
-    )
+    everything = _screen(command, family, everything=True)
+    is_wanted = given[asked + 1 : asked + 2] == ["all"] or len(everything.splitlines()) <= FEW
+    return everything if is_wanted else _screen(command, family, everything=False)
 
 
 def complete(command: Command | Family) -> None:
@@ -210,21 +174,25 @@ def complete(command: Command | Family) -> None:
         import argcomplete
     except ImportError:
         return
+    parser = argparse.ArgumentParser(prog=command.name)
     if isinstance(command, Command):
-        parser = _parser(command)
+        _add_settings(parser, command.config)
     else:
-        parser = argparse.ArgumentParser(prog=command.name)
         steps = parser.add_subparsers()
         for step in command.steps:
             _add_settings(steps.add_parser(step.name), step.config)
     argcomplete.autocomplete(parser)
 
 
-class _WholeNames(argparse.RawDescriptionHelpFormatter):
-    """Leaves names such as alges-img on one line."""
-
-    def _split_lines(self, text: str, width: int) -> list[str]:
-        return textwrap.wrap(text, width, break_on_hyphens=False)
+def _add_settings(parser: argparse.ArgumentParser, config_class: type) -> None:
+    for each in _settings(config_class):
+        nargs = "*" if each.positional and each.element else "?" if each.positional or each.kind is bool else None
+        action = parser.add_argument(*([each.name] if each.positional else each.flags), nargs=nargs)
+        names = tuple(each.among()) if each.among else typing.get_args(each.kind) if each.element is None else ()
+        if names:
+            action.completer = lambda names=names, **_: names  # type: ignore[attr-defined]
+    for flag, _ in _OF_ALL:
+        parser.add_argument(flag.split()[0])
 
 
 @dataclass(frozen=True)
@@ -302,12 +270,8 @@ class _Setting:
 
     def full_help(self) -> str:
         names = f" Known: {', '.join(self.among())}." if self.among else ""
-        default = (
-            f" (default: {_text(self.default)})"
-            if self.default not in (MISSING, None, "", ()) and self.default is not False
-            else ""
-        )
-        return f"{self.doc}{names}{default}".replace("%", "%%")
+        is_plain = self.default in (MISSING, None, "", ()) or self.default is False
+        return f"{self.doc}{names}" if is_plain else f"{self.doc}{names} (default: {_text(self.default)})"
 
     def first_sentence(self) -> str:
         said = re.split(r"[.;](?: |$)", self.doc)[0]
@@ -401,13 +365,13 @@ def _settings_in(given: str, known: Mapping[str, _Setting]) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"--config {path}: {error.strerror}; give a YAML file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path} is not a YAML file: {' '.join(str(error).split())}") from error
+        raise UserError(f"--config {path} is not a YAML file: {one_line(error)}") from error
     settings = {} if settings is None else settings
     if not isinstance(settings, dict):
         raise UserError(f"--config {path}: holds no settings: give lines like 'epochs: 8'. See --help")
     for name in settings:
         if name not in known:
-            raise UserError(f"--config {path}: {name} is no setting{_nearest(str(name), known)}. See --help")
+            raise UserError(f"--config {path}: {name} is no setting{nearest(str(name), known, n=1)}. See --help")
     return settings
 
 
@@ -426,44 +390,21 @@ def _expanded(path: str, flag: str) -> str:
         raise UserError(f"{flag} {path}: no such home folder: write the path out, or ./{path} for that name") from None
 
 
-def _parser(command: Command, family: str = "") -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"{family} {command.name}".strip(),
-        usage=_usage_of(command, family),
-        formatter_class=_WholeNames,
-        description=textwrap.fill(_sentence(command.about), COLUMNS),
-        epilog="\n\n".join(filter(None, [f"example: {f'{family} {command.example}'.strip()}", command.notes])),
-    )
-    _add_settings(parser, command.config)
-    return parser
+_OF_ALL = (
+    ("--config FILE", "YAML file with any of these settings; flags override it"),
+    ("--print_config", "show the settings as such a file, and do nothing else"),
+)
+"""Flags of every command."""
 
 
-def _add_settings(parser: argparse.ArgumentParser, config_class: type) -> None:
-    for each in _settings(config_class):
-        how: dict[str, Any] = {
-            "default": argparse.SUPPRESS,
-            "help": each.full_help(),
-            "metavar": each.stand_in,
-        }
-        if each.positional:
-            action = parser.add_argument(each.name, nargs="?" if each.element is None else "*", **how)
-        else:
-            if each.kind is bool:
-                how["nargs"] = "?"
-            action = parser.add_argument(*each.flags, dest=each.name, **how)
-        names = tuple(each.among()) if each.among else typing.get_args(each.kind) if each.element is None else ()
-        if names:
-            action.completer = lambda names=names, **_: names  # type: ignore[attr-defined]
-    parser.add_argument("--config", metavar="FILE", help="YAML file with any of these settings; flags override it")
-    printing = "show the settings as such a file, and do nothing else"
-    parser.add_argument("--print_config", action="store_true", default=argparse.SUPPRESS, help=printing)
-
-
-def _screen(command: Command, family: str) -> str:
-    """What fits a screen: usage, what it is, the settings that matter, an example, where to read on."""
-    rows = [(_usage(each), each.first_sentence()) for each in _settings(command.config) if each.first]
-    example = f"{family} {command.example}".strip()
-    return _page(_usage_of(command, family), command.about, rows, example, f"--help all. More: {command.more}")
+def _screen(command: Command, family: str, *, everything: bool) -> str:
+    """Usage, what it is, an example, and its settings: those that matter, on a screen, and where to read on; or all."""
+    settings = [*_settings(command.config)]
+    rows = [(_usage(each), each.first_sentence()) for each in settings if each.first]
+    end = f"All settings: --help all. More: {command.more}"
+    if everything:
+        rows, end = [*((_usage(each, all_flags=True), each.full_help()) for each in settings), *_OF_ALL], command.notes
+    return _page(_usage_of(command, family), command.about, rows, f"{family} {command.example}".strip(), end)
 
 
 def _screen_of_steps(family: Family) -> str:
@@ -472,19 +413,19 @@ def _screen_of_steps(family: Family) -> str:
         for step in family.steps
     ]
     usage = f"{family.name} STEP [--SETTING VALUE ...]"
-    return _page(usage, family.about, rows, family.example, f"STEP --help. More: {family.more}")
+    return _page(usage, family.about, rows, family.example, f"All settings: STEP --help. More: {family.more}")
 
 
-def _page(usage: str, about: str, rows: Sequence[tuple[str, str]], example: str, rest: str) -> str:
+def _page(usage: str, about: str, rows: Sequence[tuple[str, str]], example: str, end: str) -> str:
     lines = [f"usage: {usage}", "", *textwrap.wrap(_sentence(about), COLUMNS), ""]
     for left, right in rows:
-        wrapped = textwrap.wrap(right, COLUMNS - TEXT_AT, break_on_hyphens=False)
+        wrapped = textwrap.wrap(right, COLUMNS - TEXT_AT, break_on_hyphens=False) or [""]
         if len(left) > TEXT_AT - 4:
             lines.append(f"  {left}")
             left = ""
         lines.append(f"  {left}".ljust(TEXT_AT) + wrapped[0])
         lines += [" " * TEXT_AT + line for line in wrapped[1:]]
-    return "\n".join([*lines, "", "example:", textwrap.indent(example, "  "), "", f"All settings: {rest}", ""])
+    return "\n".join([*lines, "", "example:", textwrap.indent(example, "  "), *(["", end] if end else []), ""])
 
 
 def _sentence(text: str) -> str:
@@ -496,16 +437,12 @@ def _usage_of(command: Command, family: str = "") -> str:
     return " ".join([family, command.name, *needed, "[--SETTING VALUE ...]"]).strip()
 
 
-def _usage(each: _Setting) -> str:
+def _usage(each: _Setting, *, all_flags: bool = False) -> str:
     if each.positional:
         return each.stand_in
-    return each.flags[0] if each.kind is bool else f"{each.flags[0]} {each.stand_in}"
+    flags = ", ".join(each.flags) if all_flags else each.flags[0]
+    return flags if each.kind is bool else f"{flags} {each.stand_in}"
 
 
 def _listed(names: Sequence[str]) -> str:
     return f"{', '.join(names[:-1])} or {names[-1]}"
-
-
-def _nearest(name: str, names: Iterable[str], dashes: str = "--") -> str:
-    nearest = difflib.get_close_matches(name, list(names), n=1)
-    return f" (nearest: {dashes}{nearest[0]})" if nearest else ""

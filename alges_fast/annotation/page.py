@@ -40,8 +40,8 @@ class Card:
 class Asked:
     """What the page says of how picks came about.
 
-    model: its name; None where none chose. refusing: how else than by `--reject FILE` a frame is refused. budget: what
-    it is counted in, "pixels" or "outline". considered: how many frames the strategy heard of, where that is not all.
+    model: its name; None where none chose. budget: what it is counted in, "pixels" or "outline". considered: how many
+    frames the strategy heard of, where that is not all.
     """
 
     strategy: str
@@ -49,7 +49,6 @@ class Asked:
     images: str
     model: str | None
     regions: str | None
-    refusing: str | None = None
     budget: Unit = "pixels"
     considered: str = ""
 

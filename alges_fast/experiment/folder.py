@@ -16,7 +16,7 @@ from alges_fast.errors import UserError
 from alges_fast.experiment.config import RunConfig
 from alges_fast.experiment.setting import Setting
 from alges_fast.report import artefacts
-from alges_fast.settings import as_settings, begun_with, check_unchanged
+from alges_fast.settings import as_settings
 
 FREE_FIELDS = frozenset({"preset", "out", "keep_models"})
 """Fields of RunConfig that may differ when a run is resumed: no result depends on them."""
@@ -25,8 +25,25 @@ GROWING_FIELDS = frozenset({"seeds", "strategies"})
 
 
 def check_config(config: RunConfig) -> None:
-    """Refuse a folder that was begun with another configuration. Raises UserError."""
-    check_unchanged(Path(config.out) / "config.yaml", as_settings(config), FREE_FIELDS, GROWING_FIELDS)
+    """Refuse to continue a folder that was begun with another configuration.
+
+    Raises:
+        UserError: a damaged file, or the differences.
+    """
+    now, before = as_settings(config), _begun_with(Path(config.out))
+    if before is None:
+        return
+    names = [name for name in (*now, *(before.keys() - now.keys())) if name not in FREE_FIELDS]
+    differences = [
+        f"{name} was {before.get(name)} and is now {now.get(name)}"
+        for name in names
+        if before.get(name) != _begun(now.get(name), before.get(name), name in GROWING_FIELDS)
+    ]
+    if differences:
+        raise UserError(
+            f"{config.out} holds a run of another configuration ({'; '.join(differences)}): choose another --out, or "
+            "the old configuration to continue it"
+        )
 
 
 def prepare_folder(setting: Setting) -> None:
@@ -37,7 +54,7 @@ def prepare_folder(setting: Setting) -> None:
     """
     out = setting.out
     check_config(setting.config)  # again: another process may have begun it meanwhile
-    if begun_with(out / "config.yaml") is None:
+    if _begun_with(out) is None:
         if rounds := sorted(out.glob("*/seed*/round*/state.json")):
             raise UserError(
                 f"{out / 'config.yaml'} is missing where {rounds[0].parent} is: restore it, or choose another --out"
@@ -48,6 +65,26 @@ def prepare_folder(setting: Setting) -> None:
     artefacts.save_dataset(out, setting.dataset)
     _save_environment(setting)
     atomic.write_text(out / "config.yaml", yaml.safe_dump(as_settings(setting.config), sort_keys=False))
+
+
+def _begun_with(out: Path) -> dict[str, Any] | None:
+    """What a folder was begun with, from its config.yaml; None where it is not begun.
+
+    Raises:
+        UserError: a damaged file.
+    """
+    path = out / "config.yaml"
+    if not path.exists():
+        return None
+    try:
+        return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path} is damaged: restore it, or choose another --out") from error
+
+
+def _begun(now: Any, before: Any, growing: bool) -> Any:
+    """As much of a list as there was, where it may grow; else the value as it is."""
+    return now[: len(before)] if growing and isinstance(now, list) and isinstance(before, list) else now
 
 
 def _save_environment(setting: Setting) -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -35,7 +36,6 @@ from alges_fast.experiment.setting import (
     Monitor,
     Round,
     Setting,
-    Trained,
     on_device_if_small,
 )
 from alges_fast.experiment.state import STEPS, RoundFolder
@@ -95,7 +95,7 @@ def _prepare(config: RunConfig, monitor: Monitor) -> Setting:
         split=config.split,
         ignore_index=config.ignore_index,
         on_bad_image=config.on_bad_image,
-        progress=monitor.loading,
+        progress=partial(monitor.preparing, "loading frames"),
     )
     check_budget(config, curves, len(dataset.train))
     check_windows(config, curves)
@@ -174,11 +174,11 @@ def _train(round: Round, model: nn.Module) -> None:
         if round.is_trained_alike:
             state = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
             setting.first_trainings.clear()
-            setting.first_trainings[round.seed] = Trained(state, loss, seconds)
+            setting.first_trainings[round.seed] = state, loss, seconds
     else:
-        model.load_state_dict(known.state)
+        weights, loss, seconds = known
+        model.load_state_dict(weights)
         setting.monitor.advance(round.training_work)
-        loss, seconds = known.loss, known.seconds
     round.folder.save_model(model, setting.learner.card(setting.dataset.classes))
     round.folder.finish("train", train_seconds=seconds, train_loss=loss)
 

@@ -43,11 +43,8 @@ class Monitor:
     def note(self, line: str) -> None:
         """A line worth keeping."""
 
-    def loading(self, done: int, total: int) -> None:
-        """Frames decoded or drawn, of all."""
-
     def preparing(self, what: str, done: int, total: int) -> None:
-        """What is made of frames before the first round, and of how many of all it is made."""
+        """What is done with frames before the first round, and with how many of all it is done."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +67,9 @@ class Setting:
     pool_inputs: Tensor | npt.NDArray[Any]
     test_inputs: npt.NDArray[Any]
     rows: dict[tuple[str, int, int], dict[str, Any]] = field(default_factory=dict)
-    first_trainings: dict[int, Trained] = field(default_factory=dict)
-    """By seed: see `Round.is_trained_alike`. Of one seed at a time, as curves of a seed follow one another."""
+    first_trainings: dict[int, tuple[Mapping[str, Tensor], float, float]] = field(default_factory=dict)
+    """By seed: a network's state on the CPU, the loss it reached and the seconds it took; see `Round.is_trained_alike`.
+    One seed's at a time, as curves of a seed follow one another."""
     _pieces: dict[tuple[int, int] | None, Sequence[Piece]] = field(default_factory=dict)
 
     @property
@@ -126,21 +124,6 @@ class Setting:
         is_last, n_frames = number + 1 == curve.n_rounds, curve.n_shown(self.config, len(self.pool), number)
         scored = len(self.dataset.test) + (0 if is_last else len(self.pool))
         return self.learner.training_work(n_frames) + FORWARD_COST * scored
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What a training came to.
-
-    Attributes:
-        state: the network's, on the CPU.
-        loss: that it reached.
-        seconds: that it took.
-    """
-
-    state: Mapping[str, Tensor]
-    loss: float
-    seconds: float
 
 
 @dataclass(frozen=True)

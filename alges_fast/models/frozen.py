@@ -256,8 +256,8 @@ def _encoder_of(encoder: str, encoder_weights: str) -> nn.Module:
             _cut_after_last_level(model)
     except Exception as error:
         raise UserError(
-            f"encoder {encoder} with {encoder_weights!r} weights cannot be had ({one_line(error)[:200]}): check its name and "
-            "the network, or give a file or packaged as --encoder_weights"
+            f"encoder {encoder} with {encoder_weights!r} weights cannot be had ({one_line(error)[:200]}): check its "
+            "name and the network, or give a file or packaged as --encoder_weights"
         ) from error
     if state is not None:
         load_weights(model, state, encoder_weights)

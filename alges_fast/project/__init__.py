@@ -12,18 +12,19 @@ Each is a function here and a command of `python -m alges_fast.project`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
 
 from alges_fast.errors import UserError
 from alges_fast.project.asking import NextSettings
 from alges_fast.project.choosing import choose_round
 from alges_fast.project.config import FILE, ProjectConfig
-from alges_fast.project.folder import Import, Project, Round, TrainedModel, begun, opened
+from alges_fast.project.folder import Import, Project, begun, opened
 from alges_fast.project.importing import ImportSettings, Untouched, import_exports
 from alges_fast.project.label_studio import fetch_rounds, send_round
 from alges_fast.project.model_files import export_model
-from alges_fast.project.pool import Progress, check_apart, silent
+from alges_fast.project.pool import Progress, check_apart
 from alges_fast.project.status import status as _status
 from alges_fast.project.training import TrainSettings, train_project
 
@@ -46,6 +47,9 @@ __all__ = [
     "train",
 ]
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 
 def new(root: str | Path, config: ProjectConfig) -> None:
     """Begin a project; the same again changes nothing.
@@ -62,52 +66,21 @@ def new(root: str | Path, config: ProjectConfig) -> None:
             project.config.write(root)
 
 
-def next_round(
-    root: str | Path, settings: NextSettings, progress: Progress = silent, *, reject: Sequence[str] = ()
-) -> Round:
-    """See `choosing.choose_round`."""
-    with opened(Path(root)) as project:
-        return choose_round(project, settings, reject, progress)
+def _of_folder(step: Callable[Concatenate[Project, P], R]) -> Callable[Concatenate[str | Path, P], R]:
+    """A step as a function of the project's folder, which is opened for it, to this process alone."""
+
+    def of_folder(root: str | Path, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with opened(Path(root)) as project:
+            return step(project, *args, **kwargs)
+
+    of_folder.__doc__ = step.__doc__
+    return of_folder
 
 
-def import_(root: str | Path, exports: Sequence[Path], settings: ImportSettings | None = None) -> Import | None:
-    """See `importing.import_exports`."""
-    with opened(Path(root)) as project:
-        return import_exports(project, exports, settings or ImportSettings())
-
-
-def send(root: str | Path, url: str, progress: Progress = silent, *, plain_http: bool = False) -> str:
-    """See `label_studio.send_round`."""
-    with opened(Path(root)) as project:
-        return send_round(project, url, progress, plain_http=plain_http)
-
-
-def fetch(
-    root: str | Path,
-    url: str,
-    settings: ImportSettings | None = None,
-    progress: Progress = silent,
-    *,
-    plain_http: bool = False,
-) -> list[Import]:
-    """See `label_studio.fetch_rounds`."""
-    with opened(Path(root)) as project:
-        return fetch_rounds(project, url, settings or ImportSettings(), progress, plain_http=plain_http)
-
-
-def train(root: str | Path, settings: TrainSettings | None = None, progress: Progress = silent) -> TrainedModel:
-    """See `training.train_project`."""
-    with opened(Path(root)) as project:
-        return train_project(project, settings, progress)
-
-
-def status(root: str | Path) -> str:
-    """See `status.status`."""
-    with opened(Path(root)) as project:
-        return _status(project)
-
-
-def export(root: str | Path, out: Path | None = None) -> list[Path]:
-    """See `model_files.export_model`."""
-    with opened(Path(root)) as project:
-        return export_model(project, out)
+next_round = _of_folder(choose_round)
+import_ = _of_folder(import_exports)
+send = _of_folder(send_round)
+fetch = _of_folder(fetch_rounds)
+train = _of_folder(train_project)
+status = _of_folder(_status)
+export = _of_folder(export_model)

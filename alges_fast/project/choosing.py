@@ -367,8 +367,6 @@ def _write(
         images=config.images,
         model=None if model is None else model.name,
         regions=settings.regions,
-        refusing="Once it is with annotators: in CVAT give the frame the tag “refused”, in Label Studio skip it. What "
-        "is refused is not asked for again.",
         budget=settings.budget,
         considered=str(round.considered or ""),
     )

@@ -123,7 +123,7 @@ def _new(given: New, progress: project.Progress) -> list[str]:
 
 def _next(given: Next, progress: project.Progress) -> list[str]:
     reject = () if given.reject is None else tuple(read_lines(given.reject, "--reject"))
-    round = project.next_round(given.dir, given.next, progress, reject=reject)
+    round = project.next_round(given.dir, given.next, reject, progress)
     lines = [f"{len(round.picks or ())} picks: {round.folder / 'picks.csv'}"]
     if given.label_studio:
         lines.append(project.send(given.dir, given.label_studio, progress, plain_http=given.plain_http))

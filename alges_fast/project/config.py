@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from alges_fast import atomic
 from alges_fast.annotation.exports import ANNOTATE
 from alges_fast.data.frames import TAKEN_NAMES
-from alges_fast.errors import UserError
+from alges_fast.errors import UserError, one_line
 from alges_fast.labels import UNLABELLED
-from alges_fast.settings import setting
+from alges_fast.settings import as_settings, from_settings, setting
 
 FILE = "project.yaml"
 
@@ -68,9 +66,7 @@ class ProjectConfig:
             raise UserError(f"--seed is {self.seed}: give at least 0")
 
     def write(self, root: Path) -> None:
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        text = yaml.safe_dump({**values, "classes": list(self.classes)}, sort_keys=False, allow_unicode=True)
-        atomic.write_text(root / FILE, text)
+        atomic.write_text(root / FILE, yaml.safe_dump(as_settings(self), sort_keys=False, allow_unicode=True))
 
     @staticmethod
     def read(root: Path) -> ProjectConfig:
@@ -85,22 +81,7 @@ class ProjectConfig:
             values = yaml.safe_load(path.read_text(encoding="utf-8"))
             if not isinstance(values, dict):
                 raise TypeError("it holds no settings")
-            return _checked(values)
-        except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
-            raise UserError(f"{path} is damaged ({' '.join(str(error).split())}): restore it") from None
-
-
-def _checked(values: Mapping[str, Any]) -> ProjectConfig:
-    kinds: dict[str, type | tuple[type, ...]] = {
-        **dict.fromkeys(("images", "encoder", "encoder_weights", "image_prefix"), str),
-        **dict.fromkeys(("image_size", "seed"), int),
-        "fps": (int, float),
-        "classes": list,
-        "background": (str, type(None)),
-    }
-    for name, value in values.items():
-        if name not in kinds:
-            raise ValueError(f"{name} is no setting")
-        if not isinstance(value, kinds[name]):
-            raise TypeError(f"{name}: {value!r}")
-    return ProjectConfig(**{**values, "classes": tuple(map(str, values["classes"]))} if "classes" in values else values)
+            config: ProjectConfig = from_settings(ProjectConfig, values)
+            return config
+        except (OSError, UserError, ValueError, TypeError, yaml.YAMLError) as error:
+            raise UserError(f"{path} is damaged ({one_line(error)}): restore it") from None

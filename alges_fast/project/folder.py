@@ -428,11 +428,7 @@ def opened(root: Path) -> Iterator[Project]:
     Raises:
         UserError: no project, a damaged one, or another process in it.
     """
-    config = ProjectConfig.read(root)
-    with _alone(root):
-        project = Project(root, config)
-        atomic.remove_draft(root / DRAFTS)
-        project.finish_import()
+    with _alone(root, ProjectConfig.read(root)) as project:
         yield project
 
 
@@ -458,28 +454,23 @@ def begun(root: Path, config: ProjectConfig) -> Iterator[Project]:
             raise UserError(
                 f"{root} is a project with another {changed[0]} ({getattr(before, changed[0])}): choose another folder"
             )
-    left = {
-        LOCK,
-        DRAFTS,
-        f".{FILE}.draft",
-        "scores",
-    }  # by one that ended before the first round
+    left = {LOCK, DRAFTS, f".{FILE}.draft", "scores"}  # by one that ended before the first round
     taken = root.exists() and (not root.is_dir() or not left.issuperset(path.name for path in root.iterdir()))
     if taken and not (root / FILE).exists() and not (inside and root.is_dir()):
         raise UserError(f"{root} holds other files: choose a new folder")
-    with _alone(root):
-        project = Project(root, config)
-        atomic.remove_draft(root / DRAFTS)
-        project.finish_import()
+    with _alone(root, config) as project:
         yield project
 
 
 @contextmanager
-def _alone(root: Path) -> Iterator[None]:
+def _alone(root: Path, config: ProjectConfig) -> Iterator[Project]:
     with atomic.locked(root / LOCK, wait=False) as alone:
         if not alone:
             raise UserError(f"{root}: another process works there: wait until it is done")
-        yield
+        project = Project(root, config)
+        atomic.remove_draft(root / DRAFTS)
+        project.finish_import()
+        yield project
 
 
 def _begun(round: Round) -> bool:

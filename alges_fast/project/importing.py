@@ -42,7 +42,7 @@ class ImportSettings:
     untouched: Untouched = "ask"
 
 
-def import_exports(project: Project, exports: Sequence[Path], settings: ImportSettings) -> Import | None:
+def import_exports(project: Project, exports: Sequence[Path], settings: ImportSettings | None = None) -> Import | None:
     """Read every export, then take all of it in that is new; None where nothing is.
 
     Raises:
@@ -54,6 +54,7 @@ def import_exports(project: Project, exports: Sequence[Path], settings: ImportSe
             "--label_studio URL"
         )
     pool = list_pool(project)
+    settings = settings or ImportSettings()
     reading = reading_for(project, pool, settings)
     with project.drafting() as folder:
         draft = ImportDraft(folder / "0")

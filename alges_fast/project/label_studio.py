@@ -62,7 +62,12 @@ def send_round(project: Project, url: str, progress: Progress = silent, *, plain
 
 
 def fetch_rounds(
-    project: Project, url: str, settings: ImportSettings, progress: Progress = silent, *, plain_http: bool = False
+    project: Project,
+    url: str,
+    settings: ImportSettings | None = None,
+    progress: Progress = silent,
+    *,
+    plain_http: bool = False,
 ) -> list[Import]:
     """Take in what is finished of all rounds on the server; an import for each round with news.
 
@@ -75,6 +80,7 @@ def fetch_rounds(
             f"no round was sent to {url}: {project.command('next', f'--label_studio {url}')} sends the one that is out"
         )
     pool = list_pool(project)
+    settings = settings or ImportSettings()
     reading = reading_for(project, pool, settings)
     drafts: list[ImportDraft] = []
     sources = [[f"{url}, project {facts['project']}"] for _, facts in sent]
