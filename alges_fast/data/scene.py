@@ -13,21 +13,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-Plane: TypeAlias = NDArray[np.float32]
+from alges_fast.data.textures import TEXTURE_PERIOD, Plane, f32, num, philox, sample
 
 ASPECT = 16 / 9
 FRAMES_PER_CLIP = 80
 FPS = 25.0
-TEXTURE_PERIOD = 4.0
-SHAPING = 3
-"""The first texture planes shape outlines and relief, where the steps of nearest texels would show."""
-
-ANATOMY, SHOT, TEXTURE = 1 << 32, 1 << 33, 1 << 34
+ANATOMY, SHOT = 1 << 32, 1 << 33
 """Purposes of random numbers beside a frame's own, whose purpose is its number in the clip."""
 
 COARSE = (60, 106)
@@ -129,7 +124,7 @@ class Anatomy:
     """One video: where its organs lie, what colours they have, and its camera's light and round field of view."""
 
     def __init__(self, seed: int, video: int, cast: Cast) -> None:
-        rng = _philox(seed, video, 0, ANATOMY)
+        rng = philox(seed, video, 0, ANATOMY)
         self.cast = cast
         self.centre = rng.normal(0, 0.05, 2)
         self.turn = rng.normal(0, 0.16)
@@ -176,7 +171,7 @@ class Anatomy:
 
     def view(self, x: Plane, y: Plane) -> Plane:
         """Distance to the rim of the field of view, positive inside."""
-        return _f32(self.radius - np.hypot(x - _s(self.centre[0]), y - _s(self.centre[1])))
+        return f32(self.radius - np.hypot(x - num(self.centre[0]), y - num(self.centre[1])))
 
     def paint(self, k: int, mottle: Plane, grain: Plane, lobules: Plane, vessels: Plane) -> Plane:
         """Linear RGB (3, H, W) of a tissue before light."""
@@ -187,7 +182,7 @@ class Anatomy:
         colour = np.maximum(tone, 0.15) * self.colours[k][:, None, None]
         if tissue.vessels:
             colour *= 1 - (tissue.vessels * np.array([0.25, 0.85, 0.75], np.float32))[:, None, None] * vessels
-        return _f32(colour)
+        return f32(colour)
 
     def light(self, x: Plane, y: Plane, relief: Plane, wet: Plane, pixel: float, time: float) -> tuple[Plane, Plane]:
         """Diffuse light (factor) and glare (sum) from a lamp at the lens, over the relief of the tissue."""
@@ -201,22 +196,22 @@ class Anatomy:
         slope_x *= 0.5 / step_x
         slope_y *= 0.5 / pixel
         lamp_x, lamp_y, lamp_z = self.lamp
-        to_x = _s(lamp_x) - x
-        to_y = _s(lamp_y) - y
+        to_x = num(lamp_x) - x
+        to_y = num(lamp_y) - y
         square = to_x * to_x + to_y * to_y
-        near = 1 / np.sqrt(square + _s(lamp_z**2))
+        near = 1 / np.sqrt(square + num(lamp_z**2))
         facing = 1 / np.sqrt(1 + slope_x * slope_x + slope_y * slope_y)
-        diffuse = (_s(lamp_z) - slope_x * to_x - slope_y * to_y) * near * facing
-        diffuse = np.maximum(diffuse, 0.06) * (_s(self.exposure) / (1 + _s(self.falloff) * square))
+        diffuse = (num(lamp_z) - slope_x * to_x - slope_y * to_y) * near * facing
+        diffuse = np.maximum(diffuse, 0.06) * (num(self.exposure) / (1 + num(self.falloff) * square))
         # Half-way vector between the lamp and the eye, which looks along z from a little further back.
         half_x, half_y = to_x - 0.45 * x, to_y - 0.45 * y
-        half_z = _s(lamp_z + 1.6)
+        half_z = num(lamp_z + 1.6)
         shine = (half_z - slope_x * half_x - slope_y * half_y) * facing
         shine *= 1 / np.sqrt(half_x * half_x + half_y * half_y + half_z * half_z)
         shine = np.maximum(shine, 0)
         for _ in range(6):  # to the 64th power
             shine *= shine
-        return _f32(diffuse), _f32(np.minimum(shine * shine * wet * _s(1.2 * self.gloss), 1.5))
+        return f32(diffuse), f32(np.minimum(shine * shine * wet * num(1.2 * self.gloss), 1.5))
 
 
 @dataclass(frozen=True)
@@ -234,8 +229,8 @@ class Tool:
     def shadow(self, x: Plane, y: Plane, time: float) -> Plane:
         """Factor by which the tool darkens the tissue beside it."""
         along, across = self._axes(x - 0.06, y - 0.09, time)
-        distance = np.maximum(np.abs(across) - _s(self.width), -along)
-        return _f32(1 - 0.45 / (1 + np.exp(np.clip(distance * 18, -20, 20))))
+        distance = np.maximum(np.abs(across) - num(self.width), -along)
+        return f32(1 - 0.45 / (1 + np.exp(np.clip(distance * 18, -20, 20))))
 
     def paint(self, x: Plane, y: Plane, time: float, pixel: float, colour: Plane, mask: NDArray[np.uint8]) -> None:
         """Draw the tool into linear colour (3, H, W) and mask (H, W), in place."""
@@ -267,10 +262,10 @@ class Tool:
             serrated = 0.5 + 0.5 * np.sin(along * (9 / self.width))
             tip_tone = 0.16 + 0.35 * sheen + 0.12 * serrated
         metal = np.array(self.metal, np.float32)[:, None, None]
-        light = _f32(1.35 / (1 + 0.25 * (x * x + y * y)))
+        light = f32(1.35 / (1 + 0.25 * (x * x + y * y)))
         for part, tone in ((shaft, shaft_tone), (tip, tip_tone)):
             alpha = np.clip(part * (0.8 / pixel) + 0.5, 0, 1)
-            colour += alpha * (_f32(tone * light) * metal - colour)
+            colour += alpha * (f32(tone * light) * metal - colour)
             mask[part > 0] = self.kind
 
     def _axes(self, x: Plane, y: Plane, time: float) -> tuple[Plane, Plane]:
@@ -279,8 +274,8 @@ class Tool:
         tip = (self.tip[0] + ax * np.sin(rate * time + phase), self.tip[1] + ay * np.cos(0.8 * rate * time + phase))
         length = np.hypot(self.entry[0] - tip[0], self.entry[1] - tip[1])
         ux, uy = (self.entry[0] - tip[0]) / length, (self.entry[1] - tip[1]) / length
-        dx, dy = x - _s(tip[0]), y - _s(tip[1])
-        return dx * _s(ux) + dy * _s(uy), dx * _s(-uy) + dy * _s(ux)
+        dx, dy = x - num(tip[0]), y - num(tip[1])
+        return dx * num(ux) + dy * num(uy), dx * num(-uy) + dy * num(ux)
 
 
 class Shot:
@@ -289,7 +284,7 @@ class Shot:
     def __init__(self, seed: int, video: int, cast: Cast, clip: int) -> None:
         self.anatomy = anatomy = _anatomy(seed, video, cast)
         self._key = (seed, video, clip)
-        rng = _philox(seed, video, clip, SHOT)
+        rng = philox(seed, video, clip, SHOT)
         self._shift = rng.normal(0, 0.13, 2)
         self._turn = anatomy.turn + rng.normal(0, 0.10)
         self._zoom = float(np.exp(rng.normal(0, 0.10)))
@@ -314,12 +309,12 @@ class Shot:
         drift = self._drift * np.sin(np.array([0.9, 0.7, 0.5, 0.6]) * time + self._phase)
         turn = self._turn + drift[2]
         zoom = self._zoom * (1 + drift[3])
-        cos, sin = _s(np.cos(turn) / zoom), _s(np.sin(turn) / zoom)
-        x = x * _s(a.mirror)
-        u = cos * x + sin * y + _s(self._shift[0] + drift[0])
-        v = cos * y - sin * x + _s(self._shift[1] + drift[1] + breath)
-        v = _f32(v + _s(pulse) * np.sin(3 * u))
-        texture = _sample(u + _s(a.offset[0]), v + _s(a.offset[1]), pixel)
+        cos, sin = num(np.cos(turn) / zoom), num(np.sin(turn) / zoom)
+        x = x * num(a.mirror)
+        u = cos * x + sin * y + num(self._shift[0] + drift[0])
+        v = cos * y - sin * x + num(self._shift[1] + drift[1] + breath)
+        v = f32(v + num(pulse) * np.sin(3 * u))
+        texture = sample(u + num(a.offset[0]), v + num(a.offset[1]), pixel)
         wu, wv = u + 0.09 * texture[0], v + 0.09 * texture[1]
         makers = {
             FAT: lambda: _fat(a, wu, wv, texture),
@@ -332,19 +327,19 @@ class Shot:
             DUCT: lambda: _duct(a, u + 0.02 * texture[0], v),
             BLOOD: lambda: _blood(a, wu, wv, texture),
         }
-        return {k: _f32(makers[k]()) for k in BACK_TO_FRONT if a.cast.shares[k]}, texture
+        return {k: f32(makers[k]()) for k in BACK_TO_FRONT if a.cast.shares[k]}, texture
 
     def smoke(self, x: Plane, y: Plane, time: float, pixel: float, colour: Plane) -> None:
         """Cover linear colour with drifting smoke and the lens's constant haze, in place."""
-        colour += _s(self.anatomy.haze)
+        colour += num(self.anatomy.haze)
         if self._smoke:
-            plume = _sample(0.5 * x + _s(0.10 * time), 0.5 * y + _s(0.22 * time), pixel)[0]
-            cover = np.clip(_s(self._smoke) * (0.55 + 0.45 * plume), 0, 0.85)
+            plume = sample(0.5 * x + num(0.10 * time), 0.5 * y + num(0.22 * time), pixel)[0]
+            cover = np.clip(num(self._smoke) * (0.55 + 0.45 * plume), 0, 0.85)
             colour += cover * (0.42 - colour)
 
     def expose(self, colour: Plane, frame: int) -> NDArray[np.uint8]:
         """From linear light to 8-bit RGB with the camera's colour balance, blur and noise."""
-        colour *= (self.anatomy.white * _s(self.exposure))[:, None, None]
+        colour *= (self.anatomy.white * num(self.exposure))[:, None, None]
         np.maximum(colour, 0, out=colour)
         colour /= 1 + 0.28 * colour  # a soft shoulder, so that glare clips late
         np.sqrt(colour, out=colour)
@@ -352,8 +347,8 @@ class Shot:
             colour[:, 1:-1] = 0.5 * colour[:, 1:-1] + 0.25 * (colour[:, :-2] + colour[:, 2:])
             colour[:, :, 1:-1] = 0.5 * colour[:, :, 1:-1] + 0.25 * (colour[:, :, :-2] + colour[:, :, 2:])
         seed, video, clip = self._key
-        noise = _philox(seed, video, clip, frame).standard_normal(colour.shape, np.float32)
-        colour += _s(self._noise) * noise
+        noise = philox(seed, video, clip, frame).standard_normal(colour.shape, np.float32)
+        colour += num(self._noise) * noise
         picture: NDArray[np.uint8] = np.clip(colour * 255 + 0.5, 0, 255).astype(np.uint8)
         return picture
 
@@ -394,19 +389,19 @@ class Shot:
 
 
 def _fat(a: Anatomy, u: Plane, v: Plane, texture: Plane) -> Plane:
-    slope = u * _s(np.cos(a.fat_side)) + v * _s(np.sin(a.fat_side))
-    lobe = 0.75 - np.hypot(u - _s(a.fat_lobe[0]), v - _s(a.fat_lobe[1]))
-    return _f32(np.maximum(slope, lobe) + 0.05 * texture[1] + 0.05 * texture[2])
+    slope = u * num(np.cos(a.fat_side)) + v * num(np.sin(a.fat_side))
+    lobe = 0.75 - np.hypot(u - num(a.fat_lobe[0]), v - num(a.fat_lobe[1]))
+    return f32(np.maximum(slope, lobe) + 0.05 * texture[1] + 0.05 * texture[2])
 
 
 def _liver(a: Anatomy, u: Plane, v: Plane) -> Plane:
     major, minor, turn = a.liver_axes
-    du, dv = u - _s(a.liver[0]), v - _s(a.liver[1])
-    along = (du * _s(np.cos(turn)) + dv * _s(np.sin(turn))) * _s(1 / major)
-    across = (dv * _s(np.cos(turn)) - du * _s(np.sin(turn))) * _s(1 / minor)
-    left = _s(minor) * (1 - np.hypot(along, across))
-    right = 0.55 - np.hypot(0.6 * (u - _s(a.right_lobe[0])), v - _s(a.right_lobe[1]))
-    return _f32(np.maximum(left, right) + 0.08 * np.exp(-np.abs(left - right) * 8))
+    du, dv = u - num(a.liver[0]), v - num(a.liver[1])
+    along = (du * num(np.cos(turn)) + dv * num(np.sin(turn))) * num(1 / major)
+    across = (dv * num(np.cos(turn)) - du * num(np.sin(turn))) * num(1 / minor)
+    left = num(minor) * (1 - np.hypot(along, across))
+    right = 0.55 - np.hypot(0.6 * (u - num(a.right_lobe[0])), v - num(a.right_lobe[1]))
+    return f32(np.maximum(left, right) + 0.08 * np.exp(-np.abs(left - right) * 8))
 
 
 def _gallbladder(a: Anatomy, u: Plane, v: Plane) -> Plane:
@@ -420,34 +415,34 @@ def _duct(a: Anatomy, u: Plane, v: Plane) -> Plane:
 
 def _gut(a: Anatomy, u: Plane, v: Plane) -> Plane:
     centre_u, centre_v, radius, folds, middle = a.gut
-    du, dv = u - _s(centre_u), v - _s(centre_v)
+    du, dv = u - num(centre_u), v - num(centre_v)
     angle = np.arctan2(dv, du)
-    tube = 0.18 + 0.010 * np.sin(_s(folds) * angle) - np.abs(np.hypot(du, dv) - _s(radius))
-    return _f32(np.minimum(tube, 0.28 + 0.35 * (0.45 - np.abs(angle - _s(middle)))))
+    tube = 0.18 + 0.010 * np.sin(num(folds) * angle) - np.abs(np.hypot(du, dv) - num(radius))
+    return f32(np.minimum(tube, 0.28 + 0.35 * (0.45 - np.abs(angle - num(middle)))))
 
 
 def _vein(a: Anatomy, u: Plane, v: Plane) -> Plane:
     start, height, turn = a.vein
-    du, dv = u - _s(start), v - _s(height)
-    along = du * _s(np.cos(turn)) + dv * _s(np.sin(turn))
-    across = dv * _s(np.cos(turn)) - du * _s(np.sin(turn))
-    return _f32(np.minimum(0.05 - np.abs(across - 0.04 * np.sin(6 * along)), 0.3 - np.abs(along - 0.3)))
+    du, dv = u - num(start), v - num(height)
+    along = du * num(np.cos(turn)) + dv * num(np.sin(turn))
+    across = dv * num(np.cos(turn)) - du * num(np.sin(turn))
+    return f32(np.minimum(0.05 - np.abs(across - 0.04 * np.sin(6 * along)), 0.3 - np.abs(along - 0.3)))
 
 
 def _ligament(a: Anatomy, u: Plane, v: Plane, texture: Plane) -> Plane:
     foot, slant = a.ligament
     below = np.maximum(v, 0)
-    return _f32(0.1 - np.abs(u - _s(foot) + _s(1 / slant) * (v + 0.2)) * (1 + 0.5 * below) - below + 0.03 * texture[1])
+    return f32(0.1 - np.abs(u - num(foot) + num(1 / slant) * (v + 0.2)) * (1 + 0.5 * below) - below + 0.03 * texture[1])
 
 
 def _connective(a: Anatomy, u: Plane, v: Plane, texture: Plane) -> Plane:
-    du, dv = u - _s(a.neck[0] + 0.05), v - _s(a.neck[1] + 0.02)
-    return _f32(0.4 - np.hypot(0.8 * du, dv) + 0.07 * texture[1] + 0.02 * texture[2])
+    du, dv = u - num(a.neck[0] + 0.05), v - num(a.neck[1] + 0.02)
+    return f32(0.4 - np.hypot(0.8 * du, dv) + 0.07 * texture[1] + 0.02 * texture[2])
 
 
 def _blood(a: Anatomy, u: Plane, v: Plane, texture: Plane) -> Plane:
-    du, dv = u - _s(a.neck[0] - 0.1), v - _s(a.neck[1] + 0.22)
-    return _f32(0.3 - np.hypot(0.6 * du, dv) + 0.14 * texture[1] + 0.10 * texture[0])
+    du, dv = u - num(a.neck[0] - 0.1), v - num(a.neck[1] + 0.22)
+    return f32(0.3 - np.hypot(0.6 * du, dv) + 0.14 * texture[1] + 0.10 * texture[0])
 
 
 def _capsule(
@@ -455,82 +450,12 @@ def _capsule(
 ) -> Plane:
     """Depth inside a thick segment whose radius goes from r0 at the start to r1 at the end."""
     du, dv = end[0] - start[0], end[1] - start[1]
-    along = np.clip(((u - _s(start[0])) * _s(du) + (v - _s(start[1])) * _s(dv)) * _s(1 / (du * du + dv * dv)), 0, 1)
-    distance = np.hypot(u - _s(start[0]) - along * _s(du), v - _s(start[1]) - along * _s(dv))
-    radius = r0 if r1 is None else r0 + _s(r1 - r0) * along * along * (3 - 2 * along)
-    return _f32(radius - distance)
-
-
-@lru_cache(maxsize=1)
-def _textures() -> dict[int, Plane]:
-    """Periodic texture planes (6, n, n) by n, finest first drawn, coarser ones as their means.
-
-    Planes 0, 1: slow waves; 2: lobules, 0 at their seams and 1 at their middles; 3: mottling; 4: grain; 5: vessels.
-    """
-    n = 1024
-    warp, sway = _fractal(n, 1, 2.3, 3, 30), _fractal(n, 2, 2.0, 5, 60)
-    mottle, grain = _fractal(n, 3, 1.4, 4, 160), _fractal(n, 4, 0.6, 60, 300)
-    branches = _fractal(n, 5, 2.0, 6, 60)
-    vessels = np.exp(-((branches / 0.11) ** 2)) * np.clip(0.3 + 0.9 * _fractal(n, 6, 1.5, 3, 16), 0, 1)
-    planes = np.stack([warp, sway, _lobules(n, 36, 7), mottle, grain, vessels]).astype(np.float32)
-    levels = {n: planes}
-    while n > 64:
-        n //= 2
-        levels[n] = levels[2 * n].reshape(6, n, 2, n, 2).mean((2, 4), dtype=np.float32)
-    return levels
-
-
-def _fractal(n: int, key: int, slope: float, low: float, high: float) -> Plane:
-    """Periodic noise (n, n) of unit variance whose amplitude falls as frequency**-slope between low and high."""
-    from scipy import fft
-
-    rows, columns = fft.fftfreq(n, 1 / n)[:, None], fft.rfftfreq(n, 1 / n)[None]
-    frequency = np.hypot(rows, columns)
-    band = np.where((frequency >= low) & (frequency <= high), np.maximum(frequency, 1) ** -slope, 0)
-    spectrum = fft.rfft2(_philox(key, 0, 0, TEXTURE).standard_normal((n, n), np.float32)) * band.astype(np.float32)
-    plane = fft.irfft2(spectrum, s=(n, n))
-    return _f32(plane / plane.std())
-
-
-def _lobules(n: int, cells: int, key: int) -> Plane:
-    """Periodic rounded cells (n, n): 1 at a cell's middle, falling to 0 at the seams, of uneven size and shape."""
-    rng = _philox(key, 0, 0, TEXTURE)
-    centres = rng.uniform(0.1, 0.9, (cells, cells, 2)).astype(np.float32)
-    straight = (np.arange(n, dtype=np.float32) + 0.5) * (cells / n)
-    row = straight[:, None] + 0.25 * _fractal(n, key + 1, 1.5, 4, 40)
-    column = straight[None] + 0.25 * _fractal(n, key + 2, 1.5, 4, 40)
-    cell_row, cell_column = np.floor(row).astype(np.int64), np.floor(column).astype(np.int64)
-    nearest = np.full((n, n), 9, np.float32)
-    second = nearest.copy()
-    for dy in (-1, 0, 1):
-        for dx in (-1, 0, 1):
-            centre = centres[(cell_row + dy) % cells, (cell_column + dx) % cells]
-            distance = np.hypot(cell_row + dy + centre[..., 0] - row, cell_column + dx + centre[..., 1] - column)
-            second = np.minimum(second, np.maximum(nearest, distance))
-            nearest = np.minimum(nearest, distance)
-    seam = np.clip(1.15 * (second - nearest), 0, 1)
-    return _f32(seam * (2 - seam))
-
-
-def _sample(u: Plane, v: Plane, pixel: float) -> Plane:
-    """The six texture planes (6, H, W) at these coordinates, from the level whose texels are about a pixel."""
-    n = 1024
-    while n > 64 and TEXTURE_PERIOD / n < 0.6 * pixel:
-        n //= 2
-    column, row = u * _s(n / TEXTURE_PERIOD), v * _s(n / TEXTURE_PERIOD)
-    left, top = np.floor(column), np.floor(row)
-    right_share, lower_share = column - left, row - top
-    left, top = left.astype(np.int32), top.astype(np.int32)
-    right, left = (left + 1) & (n - 1), left & (n - 1)
-    lower, top = ((top + 1) & (n - 1)) * n, (top & (n - 1)) * n
-    planes = _textures()[n].reshape(6, n * n)
-    sampled: Plane = planes.take(top + left, axis=1)
-    waves = planes[:SHAPING]
-    upper = sampled[:SHAPING] + right_share * (waves.take(top + right, axis=1) - sampled[:SHAPING])
-    under = waves.take(lower + left, axis=1)
-    under += right_share * (waves.take(lower + right, axis=1) - under)
-    sampled[:SHAPING] = upper + lower_share * (under - upper)
-    return sampled
+    along = np.clip(
+        ((u - num(start[0])) * num(du) + (v - num(start[1])) * num(dv)) * num(1 / (du * du + dv * dv)), 0, 1
+    )
+    distance = np.hypot(u - num(start[0]) - along * num(du), v - num(start[1]) - along * num(dv))
+    radius = r0 if r1 is None else r0 + num(r1 - r0) * along * along * (3 - 2 * along)
+    return f32(radius - distance)
 
 
 @lru_cache(maxsize=8)
@@ -539,7 +464,7 @@ def _grid(height: int, width: int) -> tuple[Plane, Plane]:
     x = (np.arange(width, dtype=np.float32) + 0.5) * (2 * ASPECT / width) - ASPECT
     y = (np.arange(height, dtype=np.float32) + 0.5) * (2 / height) - 1
     plane_x, plane_y = np.meshgrid(x, y)
-    return _f32(plane_x), _f32(plane_y)
+    return f32(plane_x), f32(plane_y)
 
 
 def _due(clip: int, rate: float, phase: float) -> bool:
@@ -549,22 +474,6 @@ def _due(clip: int, rate: float, phase: float) -> bool:
 
 def _direction(angle: float) -> NDArray[np.float64]:
     return np.array([np.cos(angle), np.sin(angle)])
-
-
-def _s(value: float) -> np.float32:
-    """A scalar that leaves float32 planes float32, whichever NumPy it meets."""
-    scalar: np.float32 = np.float32(value)
-    return scalar
-
-
-def _f32(plane: NDArray[np.floating]) -> Plane:
-    return plane.astype(np.float32, copy=False)
-
-
-def _philox(*key: int) -> np.random.Generator:
-    """Generator for one thing of one video and clip, named by (seed, video, clip, purpose); no two overlap."""
-    seed, video, clip, purpose = key
-    return np.random.Generator(np.random.Philox(key=seed & (2**64 - 1), counter=[0, video, clip, purpose]))
 
 
 @lru_cache(maxsize=64)

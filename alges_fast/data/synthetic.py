@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from alges_fast.data import scene
+from alges_fast.data import scene, textures
 from alges_fast.data.files import SPLITS
 from alges_fast.data.layouts.cholecseg8k import CLASSES, FRAMES_PER_VIDEO, VIDEO_SPLITS
 from alges_fast.errors import UserError
@@ -71,7 +71,7 @@ def draw(frame: SyntheticFrame, size: tuple[int, int]) -> tuple[NDArray[np.uint8
 
 def drawing_key() -> str:
     """Digest of the drawing code: frames cached by another version of it are not taken for this one's."""
-    sources = b"".join(Path(path).read_bytes() for path in (__file__, scene.__file__))
+    sources = b"".join(Path(path).read_bytes() for path in (__file__, scene.__file__, textures.__file__))
     return hashlib.blake2b(sources, digest_size=8).hexdigest()
 
 

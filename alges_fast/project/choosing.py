@@ -9,8 +9,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from alges_fast.annotation.lists import refused_among, with_labelled
 from alges_fast.annotation.page import Asked
@@ -46,6 +45,26 @@ PLANNED_ROUNDS = 6
 then on they do what they do last."""
 
 ALONE = Job(None)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A round to choose.
+
+    number: of the round. model: that chooses; None before there is one. consider: of how many frames, where not of all.
+    labelled: everywhere. refused: picks to replace.
+    """
+
+    project: Project
+    settings: NextSettings
+    number: int
+    strategy: Strategy
+    model: Model | None
+    consider: int | None
+    labelled: Sequence[Candidate]
+    refused: Sequence[Candidate]
+    progress: Progress
+    job: Job
 
 
 def choose_round(
@@ -87,11 +106,11 @@ def choose_round(
     if model is not None and not project.config.classes:
         project.config = replace(project.config, classes=model.classes)
     number = project.next_number if out is None else out.number
-
     consider = max(CONSIDERED, settings.n) if looks and settings.consider is None else settings.consider
+    request = Request(project, settings, number, strategy, model, consider, labelled, refused, progress, job)
 
     def picked(frames: Frames) -> tuple[Frames, list[Pick], Selection]:
-        chosen = _chosen(project, frames, model, strategy, settings, consider, number, labelled, refused, progress, job)
+        chosen = _chosen(request, frames)
         picks = _picks(frames.pool, chosen)
         faults = {} if looks else job.from_leader(lambda: _faults_of(picks))
         if not faults:
@@ -106,9 +125,8 @@ def choose_round(
         )
 
     if settings.thin is not None:
-        radius, of_pool = settings.thin, frames
-        standing = job.from_leader(lambda: _standing(project, of_pool, radius, number, labelled, progress))
-        frames = replace(frames, standing=standing)
+        of_pool = frames
+        frames = replace(frames, standing=job.from_leader(lambda: _standing(request, of_pool)))
     frames, picks, chosen = picked(frames)
     thinned = 0 if frames.standing is None else len(frames.pool.frames) - len(frames.standing)
     considered = FrameCounts(chosen.n_considered, chosen.n_open, thinned)
@@ -123,20 +141,19 @@ def choose_round(
             round = project.rounds[-1]
         if frames.maps is not None:
             note_likeness(project, frames.maps, _videos(frames), progress)
-        _write(project, round, frames, picks, chosen.budget, model, strategy, settings, progress)
+        _write(request, round, frames, picks, chosen.budget)
         project.forget()
         return project.rounds[-1]
 
     return job.from_leader(written)
 
 
-def _standing(
-    project: Project, frames: Frames, radius: float, number: int, labelled: Sequence[Candidate], progress: Progress
-) -> Sequence[str]:
+def _standing(of: Request, frames: Frames) -> Sequence[str]:
     """Ids of the frames that stand for all."""
     assert frames.maps is not None
-    taken = [*map(str, map(frame_of, labelled)), *project.out_before(number)]
-    return stand_for_all(frames.maps, _videos(frames), radius, taken, progress)
+    assert of.settings.thin is not None
+    taken = [*map(str, map(frame_of, of.labelled)), *of.project.out_before(of.number)]
+    return stand_for_all(frames.maps, _videos(frames), of.settings.thin, taken, of.progress)
 
 
 def _videos(frames: Frames) -> list[str]:
@@ -225,27 +242,19 @@ def _newest_model(project: Project, settings: NextSettings) -> TrainedModel | No
     return newest
 
 
-def _query(
-    project: Project,
-    frames: Frames,
-    model: Model | None,
-    settings: NextSettings,
-    number: int,
-    labelled: Sequence[Candidate],
-    progress: Progress,
-    job: Job,
-) -> Query:
+def _query(of: Request, frames: Frames) -> Query:
+    project, settings, model = of.project, of.settings, of.model
     pool = frames.pool
     writes = model is not None and not model.over_maps  # maps are quicker read than what is said of them
 
     def scored(done: int, total: int | None) -> None:
-        progress("scoring frames", done, total or len(pool.frames))
+        of.progress("scoring frames", done, total or len(pool.frames))
 
     return Query(
         candidates=[frame.id for frame in pool.frames] if frames.standing is None else frames.standing,
         pool=frames.inputs,
         model=None if model is None else model.network,
-        labelled=[item for item in labelled if frame_of(item) in pool.by_id],
+        labelled=[item for item in of.labelled if frame_of(item) in pool.by_id],
         regions=settings.grid,
         sizes=pool.sizes if settings.grid or settings.budget == "outline" else {},
         class_shares=read_labels(project).shares() if project.labelled else None,
@@ -253,15 +262,15 @@ def _query(
         videos={frame.id: frame.video for frame in pool.frames},
         features=frames.maps,
         seed=project.config.seed,
-        round=sum(1 for round in project.rounds if round.asked and round.number < number),
+        round=sum(1 for round in project.rounds if round.asked and round.number < of.number),
         n_rounds=PLANNED_ROUNDS,
         batch_size=(model.fixed if model is not None and model.fixed else settings.batch_size),
         device=device_of(settings.device),
         precision=settings.precision,
         transform=None if model is None else model.transform,
-        scores_out=project.root / "scores" / _scores_of(settings, number) if writes else None,
+        scores_out=project.root / "scores" / _scores_of(settings, of.number) if writes else None,
         progress=scored,
-        group=job.group,
+        group=of.job.group,
     )
 
 
@@ -271,46 +280,36 @@ def _scores_of(settings: NextSettings, number: int) -> str:
     return f"{number:03d}-{hashlib.blake2b(asked.encode(), digest_size=4).hexdigest()}"
 
 
-def _chosen(
-    project: Project,
-    frames: Frames,
-    model: Model | None,
-    strategy: Strategy,
-    settings: NextSettings,
-    consider: int | None,
-    number: int,
-    labelled: Sequence[Candidate],
-    refused: Sequence[Candidate],
-    progress: Progress,
-    job: Job,
-) -> Selection:
+def _chosen(of: Request, frames: Frames) -> Selection:
     """What is neither labelled nor refused nor out with an annotator; others in the place of what is refused now."""
-    query = _query(project, frames, model, settings, number, labelled, progress, job)
-    away = [*project.refused_before(number)]
-    for id, windows in project.out_before(number).items():
+    project, settings, query = of.project, of.settings, _query(of, frames)
+    away = [*project.refused_before(of.number)]
+    for id, windows in project.out_before(of.number).items():
         away += [id] if windows is None or settings.grid is None else windows
-    how: dict[str, Any] = {
-        "budget": settings.budget,
-        "pixels": settings.budget_pixels,
-        "places": places(frames.pool.frames, settings.min_gap),
-        "min_gap": GAP_SECONDS if settings.min_gap is None else settings.min_gap,
-        "away": away,
-        "frames_at_most": settings.frames_at_most,
-        "consider": consider,
-    }
     try:
-        chosen = choose(strategy, query, settings.n, **how)
+        chosen = choose(
+            of.strategy,
+            query,
+            settings.n,
+            budget=settings.budget,
+            pixels=settings.budget_pixels,
+            places=places(frames.pool.frames, settings.min_gap),
+            min_gap=GAP_SECONDS if settings.min_gap is None else settings.min_gap,
+            away=away,
+            frames_at_most=settings.frames_at_most,
+            consider=of.consider,
+        )
     except NotEnough as error:
         if settings.budget_pixels is not None:
             raise UserError(f"--budget_pixels: the budget {error}") from None
         what = "frames" if settings.grid is None else "windows"
-        of = "the pool has" if settings.consider is None else f"what --consider {settings.consider} leaves has"
+        where = "the pool has" if settings.consider is None else f"what --consider {settings.consider} leaves has"
         there = f"{len(project.missing)} are out with annotators"
         if frames.standing is not None:
             n_thinned = len(frames.pool.frames) - len(frames.standing)
             there += f" and {n_thinned} frames more are near-duplicates that --thin {settings.thin} leaves out"
         raise UserError(
-            f"-n {settings.n}: {of} {error.n_left} {what} left to choose from, and {there}: ask for fewer"
+            f"-n {settings.n}: {where} {error.n_left} {what} left to choose from, and {there}: ask for fewer"
         ) from None
     except CannotContinue as error:
         raise UserError(f"{one_line(error.reason)}: delete {query.scores_out} to score anew") from None
@@ -319,7 +318,7 @@ def _chosen(
     except ValueError as error:
         raise UserError(one_line(error)) from error
     try:
-        return chosen.without(refused)
+        return chosen.without(of.refused)
     except NotEnough:
         raise UserError("--reject: nothing is left that could take the place of all: ask for fewer") from None
 
@@ -349,23 +348,13 @@ def _faults_of(picks: Sequence[Pick]) -> dict[str, FaultyFile]:
     return faults
 
 
-def _write(
-    project: Project,
-    round: Round,
-    frames: Frames,
-    picks: Sequence[Pick],
-    budget: int,
-    model: Model | None,
-    strategy: Strategy,
-    settings: NextSettings,
-    progress: Progress,
-) -> None:
-    config = project.config
+def _write(of: Request, round: Round, frames: Frames, picks: Sequence[Pick], budget: int) -> None:
+    config, settings = of.project.config, of.settings
     asked = Asked(
-        strategy=strategy.name,
+        strategy=of.strategy.name,
         seed=config.seed,
         images=config.images,
-        model=None if model is None else model.name,
+        model=None if of.model is None else of.model.name,
         regions=settings.regions,
         budget=settings.budget,
         considered=str(round.considered or ""),
@@ -373,8 +362,8 @@ def _write(
     n_frames = len({pick.frame.id for pick in picks})
 
     def picked_frames() -> Iterator[PickedFrame]:
-        for number, shown in enumerate(_shown(picks, frames, model, strategy, settings)):
-            progress("drawing the picks", number, n_frames)
+        for number, shown in enumerate(_shown(of, frames, picks)):
+            of.progress("drawing the picks", number, n_frames)
             yield shown
 
     write_round(
@@ -389,24 +378,19 @@ def _write(
         desk=settings.desk,
         series=f"round{round.number:03d}",
     )
-    for old in (project.root / "scores").glob("*"):
+    for old in (of.project.root / "scores").glob("*"):
         if old.name != _scores_of(settings, round.number):
             shutil.rmtree(old)
 
 
-def _shown(
-    picks: Sequence[Pick],
-    frames: Frames,
-    model: Model | None,
-    strategy: Strategy,
-    settings: NextSettings,
-) -> Iterator[PickedFrame]:
+def _shown(of: Request, frames: Frames, picks: Sequence[Pick]) -> Iterator[PickedFrame]:
+    model, settings = of.model, of.settings
     if model is None:
         return show_untrained(picks, frames.maps, settings.grid)
     return show_picked(
         model.network,
         picks,
-        output=strategy.embedding,
+        output=of.strategy.embedding,
         class_weights=model.weights,
         regions=settings.grid,
         inputs_of=frames.inputs_of(model),

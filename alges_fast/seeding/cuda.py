@@ -29,7 +29,6 @@ class CudaShard(Shard):
     name = "cuda"
 
     _absorbed = 0
-    _tried: Tensor | None = None
 
     def prepare(self, centres: int) -> None:
         if self.points.stride(1) != 1:
@@ -67,12 +66,6 @@ class CudaShard(Shard):
         self._tried = self.min_sq_distance.new_empty(len(centres), len(self.points))
         self._run(centres.contiguous(), None, self._tried)
         return (self.weighted(self._tried).double() * scale).round().sum(dim=1)
-
-    def accept(self, trial: int, draw: DrawSpec | None) -> Leaders:
-        assert self._tried is not None
-        self.min_sq_distance.copy_(self._tried[trial])
-        self._tried = None
-        return self.draw(draw)
 
     def chain(self, draw: DrawSpec, count: int) -> list[int]:
         indices = torch.empty(count, dtype=torch.int64, device=self.points.device)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import math
-import warnings
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -16,6 +14,7 @@ from torch import Tensor
 
 from alges_fast._native import cpu_kernels, cuda_unavailable, native_status
 from alges_fast.backends import check_backend, choose_backend, say_what_was_passed_over
+from alges_fast.seeding.checks import as_tensor, check_count, check_index, check_points, digest_of, existing_centres
 from alges_fast.seeding.cuda import CudaShard
 from alges_fast.seeding.native import NativeShard
 from alges_fast.seeding.race import uniforms
@@ -157,18 +156,18 @@ def _seed(
     error: Exception | None = None
     facts: dict[str, Any] = {}
     try:
-        points = _as_tensor(points, "points")
-        _check_points(points)
-        _check_count("n_clusters", n_clusters, 1)
-        _check_count("trials", trials, 1)
-        _check_count("seed", seed, 0)
+        points = as_tensor(points, "points")
+        check_points(points)
+        check_count("n_clusters", n_clusters, 1)
+        check_count("trials", trials, 1)
+        check_count("seed", seed, 0)
         n_clusters, trials, seed = int(n_clusters), int(trials), int(seed)
         if seed >= 2**64:
             raise ValueError(f"seed must be below 2**64, got {seed}")
         if first not in ("uniform", "largest"):
             raise ValueError(f"first must be 'uniform' or 'largest', got {first!r}")
-        centres = _existing_centres(existing, points)
-        index = _check_index(global_index, points)
+        centres = existing_centres(existing, points)
+        index = check_index(global_index, points)
         check_backend(backend, BACKENDS)
         preferred = ("cuda" if points.is_cuda else "cpu", "faiss", "torch")
         chosen, passed_over = choose_backend(backend, preferred, _missing(points.device, points.dtype).get)
@@ -181,7 +180,7 @@ def _seed(
             "first": first,
             "trials": trials,
             "number of existing centres": len(centres),
-            "existing (a hash of the values)": "" if group is None else _hash(centres),
+            "existing (a hash of the values)": "" if group is None else digest_of(centres),
             "backend": chosen,
             "whether global_index is given": index is not None,
         }
@@ -242,11 +241,11 @@ def _seed_sketched(
     error: Exception | None = None
     facts: dict[str, Any] = {}
     try:
-        _check_count("n_clusters", n_clusters, 1)
-        _check_count("seed", seed, 0)
-        centres = _existing_centres(existing, torch.empty(0, points.shape[1]))
-        index = _check_index(global_index, points.codes)
-        facts = {"D": points.shape[1], "n_clusters": n_clusters, "seed": seed, "existing": _hash(centres)}
+        check_count("n_clusters", n_clusters, 1)
+        check_count("seed", seed, 0)
+        centres = existing_centres(existing, torch.empty(0, points.shape[1]))
+        index = check_index(global_index, points.codes)
+        facts = {"D": points.shape[1], "n_clusters": n_clusters, "seed": seed, "existing": digest_of(centres)}
     except (TypeError, ValueError) as problem:
         error = problem
     ranks.agree(error, facts)
@@ -431,74 +430,3 @@ def _too_small(ranks: Ranks, shard: Shard, existing: Tensor, largest: float | No
     largest = max(float(bounds.abs().amax()), float(existing.abs().amax()) if len(existing) else 0.0)
     room = (math.frexp(limits.max)[1] - 8) // 2 - math.frexp(largest)[1]  # squares and their sums stay finite
     return math.ldexp(1.0, max(0, min(-math.frexp(spread)[1], room)))
-
-
-def _as_tensor(value: Any, name: str) -> Tensor:
-    if isinstance(value, Tensor):
-        if value.layout != torch.strided or value.is_nested or value.is_meta:
-            what = "meta" if value.is_meta else "nested" if value.is_nested else str(value.layout)
-            raise TypeError(f"{name} must be a dense tensor that holds numbers, got a {what} one")
-        return value.detach().resolve_neg()
-    if isinstance(value, np.ma.MaskedArray):
-        raise TypeError(
-            f"{name} must not be a masked array, whose mask would be lost; give .filled(value), or the rows without "
-            "masked entries (numpy.ma.compress_rows)"
-        )
-    if isinstance(value, np.ndarray):
-        with warnings.catch_warnings():  # a read-only array, such as a memory map: nothing here writes to it
-            warnings.filterwarnings("ignore", message=".*not writable.*")
-            try:
-                return torch.from_numpy(value)
-            except (TypeError, ValueError) as error:  # its type, byte order or strides
-                raise type(error)(f"{name} cannot be taken as a tensor: {error}") from None
-    raise TypeError(f"{name} must be a torch.Tensor or a numpy array, got {type(value).__name__}")
-
-
-def _check_points(points: Tensor) -> None:
-    if points.ndim != 2:
-        raise ValueError(f"points must have shape (N, D), got {tuple(points.shape)}")
-    if points.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-        raise TypeError(f"points must be float32, bfloat16, float16 or float64, got {points.dtype}")
-
-
-def _check_count(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-
-
-def _existing_centres(existing: Any, points: Tensor) -> Tensor:
-    """(M, D) on the points' device, in the dtype distances are computed in."""
-    dtype = torch.float64 if points.dtype == torch.float64 else torch.float32
-    if existing is None:
-        return torch.empty(0, points.shape[1], dtype=dtype, device=points.device)
-    centres = _as_tensor(existing, "existing")
-    if centres.ndim != 2 or centres.shape[1] != points.shape[1]:
-        raise ValueError(f"existing must have shape (M, {points.shape[1]}), got {tuple(centres.shape)}")
-    if not centres.is_floating_point():
-        raise TypeError(f"existing must be floating point, got {centres.dtype}")
-    if centres.device != points.device:
-        raise ValueError(f"existing must be on the points' device, {points.device}, got {centres.device}")
-    centres = centres.to(dtype).contiguous()
-    if not bool(centres.isfinite().all()):
-        raise ValueError(f"existing must be finite in {dtype}, got NaN or Inf")
-    return centres
-
-
-def _hash(centres: Tensor) -> str:
-    return hashlib.blake2b(centres.cpu().numpy().tobytes(), digest_size=8).hexdigest()
-
-
-def _check_index(global_index: Any, points: Tensor) -> Tensor | None:
-    if global_index is None:
-        return None
-    index = _as_tensor(global_index, "global_index")
-    if index.shape != points.shape[:1] or index.dtype != torch.int64:
-        given = f"{index.dtype} of {tuple(index.shape)}"
-        raise ValueError(f"global_index must be int64 of shape ({len(points)},), got {given}")
-    if len(index) and not 0 <= int(index.min()) <= int(index.max()) < 2**53:
-        raise ValueError("global_index must be between 0 and 2**53 - 1")
-    if len(torch.unique(index)) != len(index):
-        raise ValueError("global_index must not hold an index twice")
-    return index.to(points.device)

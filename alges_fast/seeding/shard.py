@@ -49,6 +49,8 @@ class Shard(ABC):
     """
 
     name: ClassVar[str]
+    _tried: Tensor | None = None
+    """(T, N) D² with each of the centres that `potentials` tried, where a provider keeps that."""
 
     def __init__(
         self,
@@ -85,9 +87,12 @@ class Shard(ABC):
     def potentials(self, centres: Tensor, scale: float) -> Tensor:
         """(T,) float64: for each trial centre Σ_i round(scale · w_i · min(D²_i, ‖x_i - c_t‖²)), exactly."""
 
-    @abstractmethod
     def accept(self, trial: int, draw: DrawSpec | None) -> Leaders:
         """Absorb one of the centres that `potentials` tried, then draw."""
+        assert self._tried is not None
+        self.min_sq_distance.copy_(self._tried[trial])
+        self._tried = None
+        return self.draw(draw)
 
     def chain(self, draw: DrawSpec, count: int) -> list[int]:
         """Up to `count` picks at once, the first of them what the last draw found, where a provider can: the global
@@ -156,7 +161,6 @@ class MeasuredShard(Shard):
     """A pool over whole rows of distances: a provider measures, and torch keeps the minimum and draws."""
 
     _absorbed = 0
-    _tried: Tensor | None = None
 
     @abstractmethod
     def sq_distances(self, centres: Tensor) -> Tensor:
@@ -181,12 +185,6 @@ class MeasuredShard(Shard):
     def potentials(self, centres: Tensor, scale: float) -> Tensor:
         self._tried = torch.minimum(self.sq_distances(centres), self.min_sq_distance)
         return (self.weighted(self._tried).double() * scale).round().sum(dim=1)
-
-    def accept(self, trial: int, draw: DrawSpec | None) -> Leaders:
-        assert self._tried is not None
-        self.min_sq_distance.copy_(self._tried[trial])
-        self._tried = None
-        return self.draw(draw)
 
     def draw(self, draw: DrawSpec | None) -> Leaders:
         largest = self._largest()
