@@ -235,17 +235,24 @@ def _brush_code(where: NDArray[np.bool_]) -> list[int]:
     Header: 32 bits number of bytes, 5 bits word size - 1, four times 4 bits run width - 1. Then, for every run: a 1,
     two bits that name the run width, length - 1 in that width, the byte.
     """
-    bits = [f"{where.size * 4:032b}{8 - 1:05b}" + "".join(f"{width - 1:04b}" for width in _RUN_BITS)]
-    for value, length in zip(*_runs(where), strict=True):
-        left = int(length) * 4
-        while left:
-            run = min(left, 1 << _RUN_BITS[-1])
-            choice = next(i for i, width in enumerate(_RUN_BITS) if run <= 1 << width)
-            bits.append(f"1{choice:02b}{run - 1:0{_RUN_BITS[choice]}b}{255 if value else 0:08b}")
-            left -= run
-    code = "".join(bits)
-    code += "0" * (-len(code) % 8)
-    return list(int(code, 2).to_bytes(len(code) // 8, "big"))
+    values, lengths = _runs(where)
+    most = 1 << _RUN_BITS[-1]
+    parts = -(-4 * lengths // most)  # of a run that is longer than a code may say
+    values, run = np.repeat(values, parts), np.full(parts.sum(), most)
+    run[np.cumsum(parts) - 1] = (4 * lengths - 1) % most + 1
+    widths = np.array(_RUN_BITS)
+    choice = np.searchsorted(1 << widths, run)
+    code = (((4 | choice) << widths[choice] | run - 1) << 8) | 255 * values.astype(np.int64)
+    sizes = 1 + 2 + widths[choice] + 8
+    head = f"{where.size * 4:032b}{8 - 1:05b}" + "".join(f"{width - 1:04b}" for width in _RUN_BITS)
+    ends = len(head) + np.cumsum(sizes)
+    bits = np.zeros(int(ends[-1]), np.uint8)
+    bits[: len(head)] = [int(bit) for bit in head]
+    for at in range(int(sizes.max())):  # bits of every code from its last one on
+        has = sizes > at
+        bits[ends[has] - 1 - at] = code[has] >> at & 1
+    packed: list[int] = np.packbits(bits).tolist()
+    return packed
 
 
 def cvat_archive(out: Path, xml: str, names: Sequence[str]) -> bytes:

@@ -179,15 +179,15 @@ def parameters_require_grad(model: nn.Module, flag: bool) -> Iterator[None]:
 @contextmanager
 def resizes_in_one_operation() -> Iterator[None]:
     """As autograd has it, not the dozen that stand in for it where a GPU is to work deterministically."""
-    enabled, warn_only = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
+    if not torch.are_deterministic_algorithms_enabled():
+        yield  # to say so would import torch's compiler, which takes seconds
+        return
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(False)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+        torch.use_deterministic_algorithms(True, warn_only=warn_only)
 
 
 @contextmanager

@@ -622,34 +622,49 @@ int64_t lower_sketched(const SketchedPass& pass, const float* enough, int64_t fi
   int list[kBlock], left = 0;
   for (int i = 0; i < count; ++i) {
     list[left] = i;
-    left += near[i] && !(passed_over[nearest[i]] >= upper[i]);
+    left += near[i] & !(passed_over[nearest[i]] >= upper[i]);
   }
   // Rows that are read lie too irregularly for the processor to fetch them ahead by itself: one would wait for memory at each.
   const int8_t* codes = rows.codes + first * rows.width;
+  const int16_t* centre = centres.codes + c * rows.width;
   auto fetch = [&](int n) {
     for (int64_t byte = 0; byte < rows.width; byte += 64) __builtin_prefetch(codes + list[n] * rows.width + byte);
     __builtin_prefetch(codes + (list[n] + 1) * rows.width - 1);
   };
   for (int n = 0; n < left && n < kAhead; ++n) fetch(n);
-  float dots[kBlock];
+  // Side by side, so that what follows has no branches: whether a bound is lowered cannot be foretold.
+  float dots[kBlock], row_norm[kBlock], off[kBlock], outside[kBlock], gap[kBlock], low[kBlock], high[kBlock];
+  int32_t number[kBlock];
   for (int n = 0; n < left; ++n) {
     if (n + kAhead < left) fetch(n + kAhead);
-    dots[n] = static_cast<float>(dot_codes(codes + list[n] * rows.width, centres.codes + c * rows.width, rows.width));
+    const int i = list[n];
+    dots[n] = rows.scale[first + i] * static_cast<float>(dot_codes(codes + i * rows.width, centre, rows.width));
+    row_norm[n] = norms[i];
+    off[n] = errors[i] + error;
+    outside[n] = rests[i] + rest;
+    gap[n] = gaps[i];
+    low[n] = lower[i];
+    high[n] = upper[i];
+    number[n] = nearest[i];
+  }
+  const Vec none = {};
+  const Vec twice_step = splat(2 * centres.step[c]), of_dot = splat(2 * centres.dot_error[c] / rows.code_norm_share);
+  for (int n = 0; n < left; n += kLanes) {  // what is beyond the last is never written back
+    const Vec size = load(row_norm + n), squares = size * size + norm * norm;
+    const Vec apart_sq = squares - twice_step * load(dots + n), slack = 1e-6f * squares + of_dot * size;
+    const Vec at_least = ALGES_ISA::larger(sqrt(ALGES_ISA::larger(apart_sq - slack, none)) - load(off + n), none);
+    const Vec up_to = sqrt(ALGES_ISA::larger(apart_sq + slack, none)) + load(off + n), beyond = load(outside + n), between = load(gap + n);
+    const Vec below = (at_least * at_least + between * between) * 0.99999f, above = (up_to * up_to + beyond * beyond) * 1.00001f;
+    const Vec was_low = load(low + n), was_high = load(high + n);
+    const Mask nearer = greater(was_high, above);
+    store(low + n, select(greater(was_low, below), below, was_low));
+    store(high + n, select(nearer, above, was_high));
+    store(number + n, select(nearer, splat(int32_t{centres.first_number + c}), load(number + n)));
   }
   for (int n = 0; n < left; ++n) {
-    const int i = list[n];
-    const float apart_sq = norms[i] * norms[i] + norm * norm - 2 * rows.scale[first + i] * centres.step[c] * dots[n];
-    const float slack = 1e-6f * (norms[i] * norms[i] + norm * norm) + 2 * centres.dot_error[c] * norms[i] / rows.code_norm_share;
-    const float off = errors[i] + error;
-    const float from = apart_sq > slack ? sqrtf(apart_sq - slack) - off : 0.0f, at_least = from > 0 ? from : 0.0f;
-    const float up_to = sqrtf(apart_sq + slack > 0 ? apart_sq + slack : 0.0f) + off, outside = rests[i] + rest;
-    const float low = (at_least * at_least + gaps[i] * gaps[i]) * 0.99999f;
-    const float high = (up_to * up_to + outside * outside) * 1.00001f;
-    if (low < lower[i]) lower[i] = low;
-    if (high < upper[i]) {
-      upper[i] = high;
-      nearest[i] = centres.first_number + c;
-    }
+    lower[list[n]] = low[n];
+    upper[list[n]] = high[n];
+    nearest[list[n]] = number[n];
   }
   return left;
 }
