@@ -94,6 +94,10 @@ def windows_of(id: str | int, size: Sequence[int], regions: tuple[int, int]) -> 
     return [Window(id, xs.start, ys.start, len(xs), len(ys)) for ys, xs in cell_boxes(size, regions)]
 
 
+_PIECE = 1 << 18
+"""Windows of which something is looked up at a time."""
+
+
 class GridWindows(Sequence[Window]):
     """Windows of a grid over images, in order, kept as numbers: a `Window` is made when one is indexed, as hours of
     video hold millions. What is asked of many at once is answered by arrays.
@@ -167,9 +171,20 @@ class GridWindows(Sequence[Window]):
         """(n,) int64: which window of its image each is, row by row."""
         return self.numbers % self.n_cells
 
-    def widths_and_heights(self) -> Tensor:
-        """(n, 2) int64."""
-        return self._boxes[self._kind[self.images], self.cells, 2:]
+    def areas(self) -> Tensor:
+        """(n,) int64, in pixels."""
+        return self._of_boxes(self._boxes[..., 2:].prod(2), self.numbers)
+
+    def sides(self, positions: Tensor) -> Tensor:
+        """(m,) float64: (height + width) / 2 of the windows at these positions."""
+        return self._of_boxes(self._boxes[..., 2:].sum(2).double() / 2, self.numbers[positions])
+
+    def _of_boxes(self, values: Tensor, numbers: Tensor) -> Tensor:
+        """(n,) of values (kinds, cells), piece by piece: of hours of video every whole array between takes 0.1 GB."""
+        taken = values.new_empty(len(numbers))
+        for part, into in zip(numbers.split(_PIECE), taken.split(_PIECE), strict=True):
+            into.copy_(values[self._kind[part // self.n_cells], part % self.n_cells])
+        return taken
 
     def numbers_of(self, items: Iterable[object]) -> Tensor:
         """(m,) int64: the number of each window of the grid, whether it belongs or not; -1 of anything else."""
@@ -203,7 +218,7 @@ class GridWindows(Sequence[Window]):
     def of_images(self, images: Collection[str | int]) -> Tensor:
         """(n,) bool: which are windows of these images."""
         wanted = torch.tensor([id in images for id in self.ids], dtype=torch.bool)
-        return wanted[self.images]
+        return torch.cat([wanted[part // self.n_cells] for part in self.numbers.split(_PIECE)])
 
     def without(self, numbers: Tensor) -> GridWindows:
         """The others."""

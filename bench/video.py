@@ -272,7 +272,7 @@ def measured(folder: Path, checkout: Path, threads: int, only: Sequence[str]) ->
 
     scratch = folder / "scratch"
     steps = {
-        "next, 256 windows": ["next", str(scratch), "-n", "1", "--regions", CELLS],
+        "next, 256 windows": ["next", str(scratch), "-n", "1", "--regions", CELLS, "--strategy", "alges-effort"],
         "status": ["status", str(scratch)],
         "import of 256 windows": ["import", str(scratch), str(folder / "windows.xml"), "--accept_untouched"],
         "next, 20 frames": ["next", str(scratch), "-n", "20", "--strategy", "alges-img"],

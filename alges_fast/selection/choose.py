@@ -320,7 +320,7 @@ class _RatedPool:
         if isinstance(costs, ByCandidate) and costs.candidates is ids and len(costs) == len(ids):
             return costs.values_in_order
         if costs is None and isinstance(ids, GridWindows):
-            return ids.widths_and_heights().prod(1)
+            return ids.areas()
         return torch.tensor([self.cost(item) for item in ids], dtype=torch.int64)
 
     def scores(self, picks: Sequence[Candidate]) -> Mapping[Any, float]:

@@ -54,14 +54,14 @@ def test_sketched_embeddings_give_the_same_picks(strategy: str, gap: float, monk
     rule = get_strategy(strategy)()
     whole = choose(rule, query, 3, places=places(), min_gap=gap, away=away)
     made: list[int] = []
-    again = embedded_rows.Sketched.again
+    again = embedded_rows.Again.__call__
 
-    def counted(self: embedded_rows.Sketched, at: Sequence[int]) -> Tensor:
+    def counted(self: embedded_rows.Again, at: Sequence[int]) -> Tensor:
         made.append(len(at))
         return again(self, at)
 
     monkeypatch.setattr(embedded_rows, "KEPT", 0)
-    monkeypatch.setattr(embedded_rows.Sketched, "again", counted)
+    monkeypatch.setattr(embedded_rows.Again, "__call__", counted)
     found = choose(rule, query, 3, places=places(), min_gap=gap, away=away)
     assert found.ids == whole.ids
     assert made
@@ -96,7 +96,9 @@ def test_windows_are_a_sequence_as_a_list_of_them_is() -> None:
         windows[len(kept)]
     with pytest.raises(ValueError, match="not among"):
         windows.index(known[gone[0]])
-    assert windows.widths_and_heights().tolist() == [[window.width, window.height] for window in kept]
+    assert windows.areas().tolist() == [window.pixels for window in kept]
+    some = torch.arange(0, len(windows), 3)
+    assert windows.sides(some).tolist() == [(kept[at].width + kept[at].height) / 2 for at in some.tolist()]
     assert windows.of_images(["b"]).tolist() == [window.id == "b" for window in kept]
 
 
