@@ -22,6 +22,7 @@ import math
 import mmap
 import os
 import shutil
+import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -37,6 +38,9 @@ from alges_fast.errors import UserError
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
+MAP_NORESERVE = 0x4000
+"""Of mmap(2) on Linux: what may be written to, copied, needs no memory before it is; without it no more can be mapped
+than fits into memory. Python names it from 3.13 on."""
 CHECKED = 1 << 28
 """Bytes of an array whose checksums are looked at when it is opened: of larger ones of rows spread evenly, since
 reading hours of video would take longer than what is asked of them."""
@@ -223,7 +227,11 @@ def _mapped(place: Path, name: str, of_array: tuple[str, list[int]], mode: Liter
             file.seek(at * row_bytes)
             if not _is_row(file.read(row_bytes), row_bytes, sums[at]):
                 raise ValueError(f"row {at} of {path.name} does not match its checksum")
-    return np.memmap(path, dtype, mode, shape=tuple(shape))
+    if mode == "r" or sys.platform != "linux":
+        return np.memmap(path, dtype, mode, shape=tuple(shape))
+    with path.open("rb") as file:
+        flags, access = mmap.MAP_PRIVATE | MAP_NORESERVE, mmap.PROT_READ | mmap.PROT_WRITE
+        return np.ndarray(tuple(shape), dtype, mmap.mmap(file.fileno(), 0, flags, access))
 
 
 def _is_row(data: bytes, row_bytes: int, crc: int) -> bool:

@@ -30,7 +30,6 @@ import zlib
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -140,29 +139,29 @@ def drawn_hour(folder: Path, n: int) -> Path:
 
 def map_hours_over(hour: Path) -> None:
     """From now on have this process read the hour in the place of features in the cache."""
-    mapped = np.memmap
+    mapped = cached_rows._mapped
     frame = 2 * CHANNELS * GRID**2
     n_drawn = hour.stat().st_size // frame - MORE
     map_at = ctypes.CDLL(None, use_errno=True).mmap
     map_at.restype = ctypes.c_void_p
     map_at.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long
 
-    def with_hours(path: Path, dtype: Any, mode: Any, **more: Any) -> Any:
-        rows = mapped(path, dtype, mode, **more)
-        if path.name == "features.rows":
+    def with_hours(place: Path, name: str, *more: Any) -> Any:
+        rows = mapped(place, name, *more)
+        if name == "features":
             with hour.open("rb") as file:
                 for number, start in enumerate(range(0, len(rows), n_drawn)):
                     at, size = rows.ctypes.data + start * frame, min(n_drawn, len(rows) - start) * frame
-                    flags = mmap.MAP_PRIVATE | MAP_FIXED, file.fileno(), number * 2 * CHANNELS * STEP
+                    flags = mmap.MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE, file.fileno(), number * 2 * CHANNELS * STEP
                     assert map_at(at, size, mmap.PROT_READ | mmap.PROT_WRITE, *flags) == at, os.strerror(
                         ctypes.get_errno()
                     )
         return rows
 
-    cached_rows.np = SimpleNamespace(**{**vars(np), "memmap": with_hours})  # type: ignore[assignment]
+    cached_rows._mapped = with_hours
 
 
-MAP_FIXED = 0x10
+MAP_FIXED, MAP_NORESERVE = 0x10, 0x4000
 
 
 def prepare(folder: Path, n_frames: int) -> Path:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
 import signal
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -249,6 +251,26 @@ def test_processes_share_the_making(tmp_path: Path, frames: np.ndarray) -> None:
         child.start()
     assert [finish(child) for child in children] == [0, 0, 0]
     assert log.read_text() == "x" * 5, "one process made the five batches, the others waited for it"
+
+
+@pytest.mark.skipif(not hasattr(os, "sysconf"), reason="says how much memory there is")
+def test_features_of_more_than_the_memory_are_mapped(tmp_path: Path) -> None:
+    """Hours of video: 26 GB for 61 200 frames at 224 pixels."""
+    row = 1 << 26
+    n = 2 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // row + 1
+    place = tmp_path / "rows"
+    place.mkdir()
+    with (place / "features.rows").open("wb") as file:
+        file.truncate(n * row)  # zeros, without blocks on the disk
+    np.full(n, zlib.crc32(bytes(row)), "<u4").tofile(place / "features.crc")
+    index = {"format": 1, "arrays": {"features": ["|u1", [n, row]]}, "facts": {}}
+    (place / "index.json").write_text(json.dumps(index))
+    kept = cached_rows.load_or_make(place, lambda _: pytest.fail("made again"), what="features", mode="c")
+    features = torch.from_numpy(kept.arrays["features"])
+    features[n - 1, 5] = 7
+    assert features[n - 1, 4:7].tolist() == [0, 7, 0]
+    cached_rows.let_go(kept.arrays["features"])
+    assert features[n - 1, 5] == 0, "the file never changes"
 
 
 def test_too_little_room_is_said_before_anything_is_made(
