@@ -44,6 +44,7 @@ class Command:
         more: pages that say more.
         notes: what else its help says, after all settings.
         defaults: of settings, where they depend on those that are given: name -> value to name -> value.
+        gone: flags that there were, without dashes -> what to give in their place.
         if_out_of_memory: what the user can do where there is too little memory.
     """
 
@@ -55,6 +56,7 @@ class Command:
     more: str = ""
     notes: str = ""
     defaults: Callable[[Mapping[str, Any]], Mapping[str, Any]] = field(default=lambda given: {})
+    gone: Mapping[str, str] = field(default_factory=dict)
     if_out_of_memory: str = "run it on smaller images"
 
 
@@ -114,6 +116,8 @@ def read(command: Command | Family, given: Sequence[str]) -> Any:
     typed, unknown = _typed(given, known)
     if unknown:
         flag = unknown[0].partition("=")[0]
+        if instead := command.gone.get(flag.strip("-")):
+            raise UserError(f"{flag} is no flag any more: {instead}. See --help")
         raise UserError(
             f"unrecognized arguments: {' '.join(unknown)}{nearest(flag.strip('-'), known, n=1)}. See --help"
         )

@@ -116,8 +116,8 @@ def show_picked(
             picks=numbers,
             embeddings=weighted(values.float().cpu(), class_weights),
             image=image,
-            mask=_leading(_stretched(logits, image)[0]).cpu().numpy(),
-            norm_map=_stretched(found.norm_map[:, None], image)[0, 0].cpu().numpy()
+            mask=predicted_classes(logits, image.shape[:2]),
+            norm_map=_stretched(found.norm_map[:, None], image.shape[:2])[0, 0].cpu().numpy()
             if found.norm_map is not None
             else None,
         )
@@ -164,6 +164,12 @@ def reasons(embeddings: Tensor) -> list[Reason]:
     return found
 
 
+def predicted_classes(logits: Tensor, size: Sequence[int]) -> NDArray[np.uint8]:
+    """(H, W) class ids at a frame's own size, of its logits (1, K, h, w)."""
+    ids: NDArray[np.uint8] = _leading(_stretched(logits, size)[0]).cpu().numpy()
+    return ids
+
+
 def _at_frames(picks: Sequence[Pick]) -> list[list[int]]:
     """Positions of the picks by frame, frames in order of their first pick."""
     found: dict[str, list[int]] = {}
@@ -172,8 +178,8 @@ def _at_frames(picks: Sequence[Pick]) -> list[list[int]]:
     return list(found.values())
 
 
-def _stretched(values: Tensor, image: NDArray[np.uint8]) -> Tensor:
-    return F.interpolate(values.float(), size=image.shape[:2], mode="bilinear", align_corners=False)
+def _stretched(values: Tensor, size: Sequence[int]) -> Tensor:
+    return F.interpolate(values.float(), size=tuple(size), mode="bilinear", align_corners=False)
 
 
 def _leading(logits: Tensor) -> Tensor:

@@ -25,8 +25,8 @@ class RunConfig(TrainConfig):
         preset: defaults for all others; flags and --config override them. demo (minutes on two cores), camvid (a
             grid for CamVid that two cores finish), paper (the protocol of ALGES, exactly), none (those listed here).
             Left out it is demo; or none where --dataset, --architecture, --encoder, --encoder_weights, --head_kernel,
-            --steps, --epochs, --batch_size, --lr, --augment or --teacher is given. --print_config shows what comes of
-            it.
+            --steps, --epochs, --batch_size, --lr, --augment, --teacher or --self_training is given. --print_config
+            shows what comes of it.
         dataset: drawn surgical video, or how the files lie. synthetic-full is at CholecSeg8k's size; folder is
             {train,val,test}/{images,masks} with the same file stems in both.
         data_root: where its files are.
@@ -155,7 +155,7 @@ def preset_values(given: Mapping[str, Any]) -> dict[str, Any]:
 NOT_THE_DEMO = frozenset(
     {
         *("dataset", "architecture", "encoder", "encoder_weights", "head_kernel"),
-        *("steps", "epochs", "batch_size", "lr", "augment", "teacher"),
+        *("steps", "epochs", "batch_size", "lr", "augment", "teacher", "self_training"),
     }
 )
 """Settings whose user has an experiment of their own in mind: its data, its network, or how a whole one is trained."""

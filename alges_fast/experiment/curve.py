@@ -86,11 +86,10 @@ def check_budget(config: RunConfig, curves: Sequence[Curve], n_frames: int) -> N
 
 def check_losses(config: RunConfig, curves: Sequence[Curve]) -> None:
     """Refuse a teacher beside a strategy with a loss of its own. Raises UserError."""
+    taught = f"--teacher {config.teacher}" if config.teacher != "none" else "--self_training"
     for curve in curves:
-        if config.teacher != "none" and type(curve.strategy).loss is not Strategy.loss:
-            raise UserError(
-                f"--teacher {config.teacher}: strategy {curve.strategy.name} has a loss of its own: leave one"
-            )
+        if (config.teacher != "none" or config.self_training) and type(curve.strategy).loss is not Strategy.loss:
+            raise UserError(f"{taught}: strategy {curve.strategy.name} has a loss of its own: leave one")
 
 
 def check_windows(config: RunConfig, curves: Sequence[Curve]) -> None:

@@ -6,6 +6,7 @@
     train    fits the project's model to all labels and measures it
     status   what is labelled, how good the model is, what to do now
     export   the model for other programs
+    export_nnunet, import_predictions  a data set for nnU-Net, and what it predicts
 
 Each is a function here and a command of `python -m alges_fast.project`.
 """
@@ -24,7 +25,10 @@ from alges_fast.project.folder import Import, Project, begun, opened
 from alges_fast.project.importing import ImportSettings, Untouched, import_exports
 from alges_fast.project.label_studio import fetch_rounds, send_round
 from alges_fast.project.model_files import export_model
+from alges_fast.project.nnunet import NnunetSettings
+from alges_fast.project.nnunet import export_nnunet as _export_nnunet
 from alges_fast.project.pool import Progress, check_apart
+from alges_fast.project.predictions import import_predictions as _import_predictions
 from alges_fast.project.status import status as _status
 from alges_fast.project.training import TrainSettings, train_project
 
@@ -32,14 +36,17 @@ __all__ = [
     "Import",
     "ImportSettings",
     "NextSettings",
+    "NnunetSettings",
     "Progress",
     "Project",
     "ProjectConfig",
     "TrainSettings",
     "Untouched",
     "export",
+    "export_nnunet",
     "fetch",
     "import_",
+    "import_predictions",
     "new",
     "next_round",
     "send",
@@ -84,3 +91,5 @@ fetch = _of_folder(fetch_rounds)
 train = _of_folder(train_project)
 status = _of_folder(_status)
 export = _of_folder(export_model)
+export_nnunet = _of_folder(_export_nnunet)
+import_predictions = _of_folder(_import_predictions)

@@ -20,6 +20,7 @@ from alges_fast.data.files import FaultyFile
 from alges_fast.errors import UserError, one_line
 from alges_fast.job import Job, device_of
 from alges_fast.pool.errors import CannotContinue, RowsNotWritten
+from alges_fast.project import predictions
 from alges_fast.project.asking import CONSIDERED, NextSettings, asked_for, strategy_of, whole
 from alges_fast.project.folder import FrameCounts, Project, Round, TrainedModel
 from alges_fast.project.label_studio import SERVER
@@ -87,6 +88,8 @@ def choose_round(
     Raises:
         UserError: a step that must come before, or a pool with too little left.
     """
+    if job.from_leader(lambda: _by_predictions(project, settings)):
+        settings = replace(settings, model=predictions.NAME)
     reject, out = job.from_leader(lambda: _in_hand(project, settings, reject))
     asked = asked_for(settings, reject)
     if out is not None and asked == whole(out.asked):
@@ -158,6 +161,13 @@ def _standing(of: Request, frames: Frames) -> Sequence[str]:
 
 def _videos(frames: Frames) -> list[str]:
     return [frame.video for frame in frames.pool.frames]
+
+
+def _by_predictions(project: Project, settings: NextSettings) -> bool:
+    """Whether imported predictions choose where no model is named."""
+    of = predictions.in_use(project) if settings.model is None else None
+    wants = settings.strategy is None or get_strategy(settings.strategy).needs_model
+    return of is not None and bool(of.scored) and wants
 
 
 def _check(strategy: Strategy, named: str, settings: NextSettings, own: TrainedModel | None) -> None:
@@ -251,7 +261,7 @@ def _query(of: Request, frames: Frames) -> Query:
         of.progress("scoring frames", done, total or len(pool.frames))
 
     return Query(
-        candidates=[frame.id for frame in pool.frames] if frames.standing is None else frames.standing,
+        candidates=frames.candidates,
         pool=frames.inputs,
         model=None if model is None else model.network,
         labelled=[item for item in of.labelled if frame_of(item) in pool.by_id],
@@ -350,11 +360,14 @@ def _faults_of(picks: Sequence[Pick]) -> dict[str, FaultyFile]:
 
 def _write(of: Request, round: Round, frames: Frames, picks: Sequence[Pick], budget: int) -> None:
     config, settings = of.project.config, of.settings
+    repeated = None if of.model is None else of.model.predictions
+    if settings.model is None:
+        repeated = predictions.in_use(of.project)
     asked = Asked(
         strategy=of.strategy.name,
         seed=config.seed,
         images=config.images,
-        model=None if of.model is None else of.model.name,
+        model=of.model.name if of.model is not None else None if repeated is None else predictions.NAME,
         regions=settings.regions,
         budget=settings.budget,
         considered=str(round.considered or ""),
@@ -364,7 +377,8 @@ def _write(of: Request, round: Round, frames: Frames, picks: Sequence[Pick], bud
     def picked_frames() -> Iterator[PickedFrame]:
         for number, shown in enumerate(_shown(of, frames, picks)):
             of.progress("drawing the picks", number, n_frames)
-            yield shown
+            mask = None if repeated is None else repeated.mask(shown.frame.id)
+            yield shown if mask is None else replace(shown, mask=mask)
 
     write_round(
         round.folder,

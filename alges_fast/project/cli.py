@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rich.console import Console
@@ -72,6 +73,8 @@ class Import(WithServer):
         finished: the frames to take, one a line; by default those in which something is drawn.
         accept_untouched: predictions that came back unchanged are labels.
         leave_untouched: import only what was changed or drawn.
+        predictions: what nnUNetv2_predict wrote, in the place of exports. Its masks go out to be corrected, and with
+            --save_probabilities it chooses.
     """
 
     exports: tuple[Path, ...] = setting((), "EXPORT.zip", positional=True, first=True)
@@ -80,12 +83,17 @@ class Import(WithServer):
     finished: Path | None = setting(None, "FILE")
     accept_untouched: bool = False
     leave_untouched: bool = False
+    predictions: Path | None = setting(None, "FOLDER")
 
     def __post_init__(self) -> None:
         if self.accept_untouched and self.leave_untouched:
             raise UserError("give --accept_untouched or --leave_untouched, not both")
         if self.label_studio and self.exports:
             raise UserError("give exports or --label_studio, not both")
+        if self.predictions and (self.exports or self.label_studio):
+            raise UserError(
+                "--predictions are no labels: import them and what annotators give back one after the other"
+            )
 
     @property
     def untouched(self) -> project.Untouched:
@@ -105,9 +113,18 @@ class Export(InFolder):
 
     Args:
         out: folder for the files (beside the model's weights).
+        nnunet: write the labelled frames as a data set of nnU-Net v2 instead, such as nnUNet_raw/Dataset501_liver.
     """
 
     out: Path | None = setting(None, "FOLDER")
+    nnunet: Path | None = setting(None, "FOLDER")
+    of_nnunet: project.NnunetSettings = field(default_factory=project.NnunetSettings)
+
+    def __post_init__(self) -> None:
+        if self.nnunet is not None and self.out is not None:
+            raise UserError("--out is for the model, --nnunet for a data set: give one of them")
+        if self.nnunet is None and self.of_nnunet != project.NnunetSettings():
+            raise UserError("--teach and --predict are for a data set: give --nnunet FOLDER too")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -131,6 +148,8 @@ def _next(given: Next, progress: project.Progress) -> list[str]:
 
 
 def _import(given: Import, progress: project.Progress) -> list[str]:
+    if given.predictions is not None:
+        return [project.import_predictions(given.dir, given.predictions, progress), *_afterwards(given.dir)]
     settings = project.ImportSettings(given.background, given.palette, given.finished, given.untouched)
     if given.label_studio:
         imports = project.fetch(given.dir, given.label_studio, settings, progress, plain_http=given.plain_http)
@@ -159,6 +178,8 @@ def _status(given: InFolder, progress: project.Progress) -> list[str]:
 
 
 def _export(given: Export, progress: project.Progress) -> list[str]:
+    if given.nnunet is not None:
+        return project.export_nnunet(given.dir, given.nnunet, given.of_nnunet, progress)
     return [f"written and checked: {path}" for path in project.export(given.dir, given.out)]
 
 
@@ -173,7 +194,12 @@ def _afterwards_of(open_project: project.Project) -> list[str]:
 
 
 def _step(
-    name: str, config: type, act: Callable[[Any, project.Progress], list[str]], example: str, about: str
+    name: str,
+    config: type,
+    act: Callable[[Any, project.Progress], list[str]],
+    example: str,
+    about: str,
+    gone: Mapping[str, str] = MappingProxyType({}),
 ) -> Command:
     """A step that prints what it did, with its progress on stderr."""
 
@@ -185,7 +211,7 @@ def _step(
                 print(line)
         return 0
 
-    return Command(name, config, body, about, f"{name} liver{example}")
+    return Command(name, config, body, about, f"{name} liver{example}", gone=gone)
 
 
 PROJECT = Family(
@@ -205,6 +231,7 @@ PROJECT = Family(
             _train,
             " --architecture unet",
             "fit the model to all labels and measure it",
+            gone={"epochs": "give --steps, how many optimiser steps a whole network is trained for"},
         ),
         _step("status", InFolder, _status, "", "what is labelled, how good the model is, what to do now"),
         _step(
@@ -212,7 +239,7 @@ PROJECT = Family(
             Export,
             _export,
             " --out deployed",
-            "the model for other programs: torch.export, and ONNX where it is installed",
+            "the model for other programs: torch.export, and ONNX where it is installed; or the labels for nnU-Net",
         ),
     ),
     example=f"{COMMAND} new liver --images theatre --classes liver,tool\n{COMMAND} next liver -n 1 --regions 16x16",

@@ -3,7 +3,7 @@ encoder alone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from alges_fast.last_layer import LastLayer
 from alges_fast.models import build_model
 from alges_fast.models.frozen import FrozenModel
 from alges_fast.normalisation import HALF, IMAGENET, UNIT
-from alges_fast.project import network
+from alges_fast.project import network, predictions
 from alges_fast.project.asking import NextSettings
 from alges_fast.project.folder import Project, TrainedModel
 from alges_fast.project.pool import Progress, ProjectPool, decoded
@@ -35,7 +35,8 @@ class Model:
 
     name: as pages say it. over_maps: whether it is a head over maps. transform: what makes its input of pictures, on
     their device. image_size: side of the pictures. classes: names, in the order of its logits. weights: of classes,
-    where some are aimed at. fixed: how many pictures it takes at a time, where it takes no other number.
+    where some are aimed at. fixed: how many pictures it takes at a time, where it takes no other number. predictions:
+    what it repeats, where nothing is computed.
     """
 
     network: nn.Module
@@ -46,6 +47,7 @@ class Model:
     classes: tuple[str, ...]
     weights: Sequence[float] | None
     fixed: int | None = None
+    predictions: predictions.Predictions | None = None
 
 
 @dataclass(frozen=True)
@@ -54,13 +56,20 @@ class Frames:
 
     pool: frames that can be used. inputs: by id, what the model takes, or pictures before its transform. maps: those of
     the frozen encoder, where something looks at them. standing: ids of those that stand for all, where near-duplicates
-    are thinned.
+    are thinned. scored: ids of those that predictions tell of, where they choose.
     """
 
     pool: ProjectPool
     inputs: FramePool
     maps: network.Maps | None
     standing: Sequence[str] | None = None
+    scored: Collection[str] | None = None
+
+    @property
+    def candidates(self) -> Sequence[str]:
+        """Ids of the frames that may be chosen."""
+        ids = [frame.id for frame in self.pool.frames] if self.standing is None else self.standing
+        return ids if self.scored is None else [id for id in ids if id in self.scored]
 
     def inputs_of(self, model: Model) -> Callable[[PoolFrame, NDArray[np.uint8]], Tensor]:
         """Makes of a frame and its picture (H, W, 3) a batch of one for the model."""
@@ -83,7 +92,9 @@ def chooser(project: Project, own: TrainedModel | None, settings: NextSettings) 
         UserError: one that cannot be had, that cannot score frames of this size, or that has other classes.
     """
     size = project.config.image_size
-    if settings.model is not None:
+    if settings.model == predictions.NAME:
+        model = _as_predicted(project)
+    elif settings.model is not None:
         model = _of_the_user(project, settings.model, settings)
     elif own is None:
         return None
@@ -123,6 +134,18 @@ def _of_the_user(project: Project, name: str, settings: NextSettings) -> Model:
     return Model(module, Path(name).name, False, transform, size, classes, None, fixed)
 
 
+def _as_predicted(project: Project) -> Model:
+    of = predictions.newest(project)
+    if of is None or not of.scored:
+        raise UserError(
+            f"--model {predictions.NAME}: no predictions with probabilities are there: "
+            f"{project.command('import', '--predictions FOLDER')} first"
+        )
+    classes = project.config.classes
+    repeated = predictions.AsPredicted(len(classes)).eval()
+    return Model(repeated, predictions.NAME, True, None, project.config.image_size, classes, None, predictions=of)
+
+
 def read_frames(
     project: Project,
     pool: ProjectPool,
@@ -147,7 +170,14 @@ def read_frames(
     network.trunk_of(project).to(device)
     seen = images if images.shape[2] == size else decoded(pool, size, progress)[1]
     maps = network.frozen(project, pool.frames, seen, progress).maps
-    return Frames(pool, maps if over_maps else pictures, maps)
+    if model is None or model.predictions is None:
+        return Frames(pool, maps if over_maps else pictures, maps)
+    if model.predictions.scored.isdisjoint(maps.ids):
+        raise UserError("none of the predicted frames is in the pool any more: import predictions of these")
+    assert isinstance(model.network, predictions.AsPredicted)
+    model.network.look_at(len(model.classes) + maps.values.shape[1])
+    model.network.to(device)
+    return Frames(pool, model.predictions.joined(maps, len(model.classes)), maps, scored=model.predictions.scored)
 
 
 def _never_read(position: int) -> Tensor:

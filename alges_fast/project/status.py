@@ -20,6 +20,7 @@ from alges_fast.project.labels import Labels, read_labels
 from alges_fast.project.measuring import ENOUGH, TELLING
 from alges_fast.project.near_duplicates import likeness_line
 from alges_fast.project.pool import ProjectPool, list_pool
+from alges_fast.project.predictions import Predictions, in_use, newest
 from alges_fast.project.timing import prices_of, timing_lines
 from alges_fast.strategies import Candidate
 
@@ -43,7 +44,8 @@ def next_step(project: Project) -> NextStep:
     last = project.rounds[-1]
     if last.picks is None and last.asked:
         return NextStep(f"round {last.number} was begun and is not out yet", [_again(project, last.asked)])
-    stale = project.labelled and (not project.models or not project.known_to(project.models[-1]))
+    repeated = in_use(project)
+    stale = repeated is None and project.labelled and not (project.models and project.known_to(project.models[-1]))
     missing = len(project.missing)
     if last.picks is not None and not project.answered(last):
         return NextStep(
@@ -60,7 +62,7 @@ def next_step(project: Project) -> NextStep:
     rest = [project.command("import", "EXPORT")] if missing else []
     more = f"; {missing} picks have not come back yet" if missing else ""
     return NextStep(
-        f"the model knows all labels{more}",
+        f"the model knows all labels{more}" if repeated is None else f"no label came in since the predictions{more}",
         [_again(project, last.asked), *rest, project.command("export")],
     )
 
@@ -134,7 +136,7 @@ def status(project: Project) -> str:
     ]
     for row in facts["classes"]:
         lines.append(f"  {row['name']:20s} {row['share']:>7s}  in {row['frames']} frames  Dice {row['dice']}")
-    lines += [facts["alike"], *facts["lost"]]
+    lines += [facts["alike"], *facts["lost"], *facts["predictions"]]
     for row in facts["rounds"]:
         lines.append(f"round {row['number']}: {row['what']}; {row['state']}")
     lines += facts["seconds"]
@@ -213,10 +215,17 @@ def _facts(project: Project, pool: ProjectPool) -> dict[str, Any]:
             f"round {number} is missing: what it picked and what came back for it no longer count"
             for number in project.lost_rounds
         ],
+        "predictions": [] if (of := newest(project)) is None else [_predictions_line(project, of)],
         "seconds": [*timing_lines(project), *([_expected_seconds(project, labels)] if labels.masks else [])],
         "alike": likeness_line(project, len(pool.frames)),
         "left_out": pool.left_out.by_file(),
     }
+
+
+def _predictions_line(project: Project, of: Predictions) -> str:
+    """What there is of imported predictions."""
+    what = f"predictions: of {len(of.frames)} frames, {len(of.scored)} with probabilities"
+    return what if in_use(project) is not None else f"{what}; labels came in since, so they no longer count"
 
 
 def _expected_seconds(project: Project, labels: Labels) -> str:

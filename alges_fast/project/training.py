@@ -51,6 +51,7 @@ class TrainSettings:
         encoder, encoder_weights: of such a network.
         steps, batch_size, lr, augment: of its training, from scratch each time.
         teacher: what tells it of pixels without a label: frozen, a head over the project's encoder, or none.
+        self_training: how often it is trained once more, taught by the one before.
         device: auto, cpu or cuda.
     """
 
@@ -62,6 +63,7 @@ class TrainSettings:
     lr: float | None = None
     augment: str | None = None
     teacher: Literal["none", "frozen"] | None = None
+    self_training: int | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def over(self, before: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,6 +100,7 @@ WHOLE: Mapping[str, Any] = {
     "lr": TrainConfig().lr,
     "augment": TrainConfig().augment,
     "teacher": FROZEN,
+    "self_training": TrainConfig.self_training,
 }
 """Settings of a whole network where nothing is asked for."""
 
@@ -117,7 +120,7 @@ def train_project(project: Project, settings: TrainSettings | None = None, progr
     newest = project.models[-1] if project.models else None
     before = {"architecture": FROZEN} if newest is None else newest.network
     asked = settings.over(before)
-    if newest is None or not project.known_to(newest) or asked != before:
+    if newest is None or not project.known_to(newest) or asked != TrainSettings().over(before):
         _train(project, asked, settings.device, progress)
     atomic.write_text(project.root / HISTORY, csv_text([_history_row(model) for model in project.models]))
     return project.models[-1]
@@ -245,8 +248,9 @@ def _trainer(
     if unread := [id for id in labels.masks if id not in rows]:
         raise UserError(f"{unread[0]} is labelled and cannot be read: {pool.left_out.reasons[unread[0]]}")
     is_whole = asked["architecture"] != FROZEN
-    others = [id for id in rows if id not in labels.masks] if is_whole and asked["teacher"] == FROZEN else []
-    ids = (*labels.masks, *_at_most(MOST_TAUGHT, others, project.config.seed))
+    taught = is_whole and (asked["teacher"] == FROZEN or asked["self_training"] > 0)
+    others = [id for id in rows if id not in labels.masks] if taught else []
+    ids = (*labels.masks, *at_most(MOST_TAUGHT, others, project.config.seed))
     at, videos = [rows[id] for id in ids], tuple(pool.by_id[id].video for id in ids)
     masks = np.full((len(ids), size, size), UNLABELLED, np.uint8)
     masks[: len(labels.masks)] = _resized(labels, size)
@@ -269,7 +273,7 @@ def _trainer(
     return _Trainer(learner, fabric, n_classes, frames, inputs, pieces, seed, progress)
 
 
-def _at_most(n: int, ids: Sequence[str], seed: int) -> list[str]:
+def at_most(n: int, ids: Sequence[str], seed: int) -> list[str]:
     """So many of these, drawn at random, in their order."""
     drawn = np.random.default_rng(stream_seed("frames that are taught", seed)).permutation(len(ids))[:n]
     return [ids[position] for position in sorted(drawn)]

@@ -38,6 +38,8 @@ class TrainConfig:
             All of them with steps, none with epochs.
         teacher: what tells a whole network of pixels without a label. frozen is a head over a frozen encoder, trained
             on the same labels.
+        self_training: how often a whole network is trained once more, from scratch, taught by the one before. Each is
+            as long as the first; after it no other teacher is asked.
         head_steps: optimiser steps of each training of a frozen encoder's head; steps, epochs, batch_size and lr are
             not its.
         head_pixels: labelled pixels in each of them.
@@ -59,6 +61,7 @@ class TrainConfig:
     lr: float | None = None
     augment: str = ""
     teacher: Literal["none", "frozen"] = "none"
+    self_training: int = 0
     head_steps: int = 600
     head_pixels: int = 512
     head_lr: float = 2e-2
@@ -79,6 +82,12 @@ class TrainConfig:
         kinds_of(self.augment)  # says what is wrong with them
         if self.teacher != "none" and self.architecture == FROZEN:
             raise UserError("--teacher is for a whole network: give --architecture too, such as --architecture unet")
+        if self.self_training < 0:
+            raise UserError(f"--self_training is {self.self_training}: give at least 0")
+        if self.self_training and (self.architecture == FROZEN or self.epochs is not None):
+            raise UserError(
+                "--self_training is for a whole network that is trained by --steps: give --architecture too"
+            )
         for name in ("steps", "epochs", "batch_size", "head_steps", "head_pixels"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"--{name} is {value}: give at least 1")

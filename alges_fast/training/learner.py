@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -27,7 +28,7 @@ from alges_fast.random_streams import stream_seed
 from alges_fast.training.config import TrainConfig
 from alges_fast.training.head import labels_on, train_head
 from alges_fast.training.labelled import Labelled
-from alges_fast.training.optimising import LossFunction, plain_loss
+from alges_fast.training.optimising import MEMORY_FORMAT, LossFunction, plain_loss
 from alges_fast.training.whole_network import train
 
 if TYPE_CHECKING:
@@ -141,25 +142,52 @@ class WholeNetwork(Learner):
 
     def training_work(self, n_frames: float) -> float:
         config = self.config
-        return config.steps * config.batch_size if config.steps else (config.epochs or 0) * n_frames
+        steps = config.steps * config.batch_size if config.steps else (config.epochs or 0) * n_frames
+        return (1 + config.self_training) * steps
 
     def train(self, fabric: Fabric, model: nn.Module, training: Training) -> float:
-        labelled, taught = training.labelled, None
+        labelled, config = training.labelled, self.config
+        pool = [position for position in range(len(labelled.pool)) if position not in training.unseen]
+        taught, soft = None, None
         if self.teacher is not None:
-            taught = [position for position in range(len(labelled.pool)) if position not in training.unseen]
-        return train(
-            fabric,
-            model,
-            labelled.frames(taught),
-            self.config,
-            seed=training.seed,
-            round=training.round,
-            loss=training.loss,
-            transform=self.transform,
-            partial=labelled.windows,
-            soft=None if self.teacher is None else self.teacher.soft_labels(fabric, training)[taught],
-            on_batch=training.on_batch,
-        )
+            taught, soft = pool, self.teacher.soft_labels(fabric, training)[pool]
+        untrained = {name: value.clone() for name, value in model.state_dict().items()}
+        for again in range(1 + config.self_training):
+            if again:
+                taught, soft = pool, _soft_labels(fabric, model, training.inputs, pool, self.transform)
+                model.load_state_dict(untrained)
+            loss = train(
+                fabric,
+                model,
+                labelled.frames(taught),
+                config,
+                seed=training.seed,
+                round=training.round,
+                loss=training.loss,
+                transform=self.transform,
+                partial=labelled.windows,
+                soft=soft,
+                on_batch=training.on_batch,
+            )
+        return loss
+
+
+@torch.no_grad()
+def _soft_labels(
+    fabric: Fabric,
+    model: nn.Module,
+    inputs: Tensor | NDArray[Any],
+    positions: Sequence[int],
+    transform: Callable[[Tensor], Tensor],
+) -> NDArray[np.float16]:
+    """(N, K, h, w): what a network says of these frames, on the grid that a frozen encoder's head has."""
+    parts = []
+    for start in range(0, len(positions), 16):
+        batch = transform(torch.as_tensor(np.array(inputs[positions[start : start + 16]])).to(fabric.device))
+        with fabric.autocast():
+            shares = model(batch.contiguous(memory_format=MEMORY_FORMAT)).float().softmax(1)
+        parts.append(F.interpolate(shares, grid_size(shares.shape[2:]), mode="area").half().cpu())
+    return torch.cat(parts).numpy()
 
 
 class HeadOfFrozenEncoder(Learner):

@@ -316,6 +316,7 @@ def test_a_whole_network_in_the_place_of_the_head(annotator: Annotator, capsys: 
     annotator.cvat(Path("p/rounds/000/picks.csv"), Path("a.xml"))
     assert run("import", "p", "a.xml") == 0
     assert "--steps is of a whole network" in refused(capsys, "train", "p", "--steps", "2")
+    assert "--epochs is no flag any more: give --steps" in refused(capsys, "train", "p", "--epochs", "2")
     assert "architecture 'unett' is unknown" in refused(capsys, "train", "p", "--architecture", "unett")
     small = ("--encoder", "tu-mobilenetv4_conv_small_050")
     assert run("train", "p", "--architecture", "unet", *small, "--steps", "4", "--lr", "0.01") == 0
@@ -340,6 +341,7 @@ def test_a_whole_network_in_the_place_of_the_head(annotator: Annotator, capsys: 
         "lr": 0.01,
         "augment": "flip,scale,colour",
         "teacher": "frozen",
+        "self_training": 0,
     }
     assert facts["dice"]["mean"][0] > 0
     assert run("export", "p") == 0

@@ -18,6 +18,7 @@ from alges_fast.training.config import TrainConfig
 from alges_fast.training.errors import Diverged, TooFewLabels
 from alges_fast.training.evaluation import evaluate
 from alges_fast.training.labelled import Labelled
+from alges_fast.training.learner import Training, WholeNetwork
 from alges_fast.training.optimising import plain_loss
 from alges_fast.training.whole_network import shuffled_batches, taught_loss, train
 from alges_fast.windows import windows_of
@@ -182,6 +183,36 @@ class Rows(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         rows = torch.arange(features.shape[2]).view(1, 1, -1, 1).expand(len(features), 1, -1, features.shape[3])
         return torch.cat([features, (rows >= features.shape[2] // 2).float()], 1)
+
+
+class Small(WholeNetwork):
+    def new_network(self, n_classes: int, seed: int) -> nn.Module:
+        return network()
+
+
+def test_a_network_taught_by_itself_learns_of_frames_without_labels() -> None:
+    """Their pixels move its weights, whatever their masks hold; those of frames that it is tested on do not."""
+
+    def fitted(pool: FrameSet, self_training: int) -> Tensor:
+        learner = Small(TrainConfig(8, self_training=self_training, augment="none", **STEPS), 2)
+        model = learner.new_network(2, 0)
+        labelled = Labelled(pool, ("frame2",))
+        learner.train(FABRIC, model, Training(labelled, pool.images, seed=0, unseen=[5]))
+        return weights(model)
+
+    def changed(position: int, part: str) -> FrameSet:
+        pool = frames(6)
+        values = getattr(pool, part)[position]
+        values[:] = values.max() - values
+        return pool
+
+    plain, again = fitted(frames(6), 0), fitted(frames(6), 1)
+    assert torch.equal(again, fitted(frames(6), 1))
+    assert not torch.equal(plain, again)
+    assert torch.equal(plain, fitted(changed(4, "images"), 0))
+    assert not torch.equal(again, fitted(changed(4, "images"), 1))
+    assert torch.equal(again, fitted(changed(4, "masks"), 1))
+    assert torch.equal(again, fitted(changed(5, "images"), 1))
 
 
 def test_the_taught_loss_is_cross_entropy_with_labels_in_their_place() -> None:
