@@ -28,6 +28,7 @@ from alges_fast import atomic
 from alges_fast.annotation.picks import predicted_classes
 from alges_fast.annotation.pictures import encoded
 from alges_fast.annotation.sources import FrameReader, PoolFrame
+from alges_fast.data.files import FaultyFile
 from alges_fast.errors import UserError
 from alges_fast.job import device_of
 from alges_fast.labels import UNLABELLED
@@ -73,7 +74,8 @@ def export_nnunet(project: Project, out: Path, settings: NnunetSettings, progres
     holds and what to type next.
 
     Raises:
-        UserError: nothing is labelled, no model that teaches, a frame that cannot be read, a folder of something else.
+        UserError: nothing is labelled, no model that teaches, a labelled frame that cannot be read (others are left
+            out), a folder of something else.
     """
     if not project.labelled:
         raise UserError(f"nothing is labelled yet: {project.command('next', '-n 20')} first")
@@ -125,9 +127,16 @@ def _write(project: Project, folder: Path, settings: NnunetSettings, progress: P
     reader, cases, complete = FrameReader(), 0, set()
     for done, frame in enumerate(of_interest):
         progress("writing frames", done, len(of_interest))
-        image, case = reader.read(frame), case_of(frame.id)
+        mask, case = masks.get(frame.id), case_of(frame.id)
+        try:
+            image = reader.read(frame)
+        except FaultyFile:
+            if mask is not None:
+                raise
+            taught.discard(frame.id)
+            asked.discard(frame.id)
+            continue
         picture = encoded(Image.fromarray(image), "png", compress_level=1)
-        mask = masks.get(frame.id)
         written: dict[str, NDArray[np.uint8]] = {} if mask is None else {case: mask}
         if mask is not None and (mask != UNLABELLED).all():
             complete.add(frame.id)
