@@ -26,12 +26,12 @@ from PIL import Image
 
 from alges_fast import atomic
 from alges_fast.annotation.picks import predicted_classes
-from alges_fast.annotation.pictures import encoded
 from alges_fast.annotation.sources import FrameReader, PoolFrame
 from alges_fast.data.files import FaultyFile
 from alges_fast.errors import UserError
 from alges_fast.job import device_of
 from alges_fast.labels import UNLABELLED
+from alges_fast.pages import encoded
 from alges_fast.project.asking import NextSettings
 from alges_fast.project.folder import Project
 from alges_fast.project.labels import read_labels

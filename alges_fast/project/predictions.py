@@ -29,11 +29,11 @@ from alges_fast import atomic
 from alges_fast.annotation.exports import file_name
 from alges_fast.annotation.imports import ExpectedFrame, Reading
 from alges_fast.annotation.imports.files import ExportFiles
-from alges_fast.annotation.pictures import encoded
 from alges_fast.data.files import one_channel, read_ids
 from alges_fast.data.frame_pool import FramePool
 from alges_fast.errors import UserError
 from alges_fast.models.frozen import grid_size
+from alges_fast.pages import encoded
 from alges_fast.project.folder import Project
 from alges_fast.project.nnunet_names import DATASET, IGNORE, OURS, LabelNames, case_of, label_names
 from alges_fast.project.pool import Progress, list_pool, silent
