@@ -45,6 +45,9 @@ CHECKED = 1 << 28
 """Bytes of an array whose checksums are looked at when it is opened: of larger ones of rows spread evenly, since
 reading hours of video would take longer than what is asked of them."""
 
+WORTH_SAYING = 10**8
+"""Bytes that are said before they are written."""
+
 
 @dataclass(frozen=True)
 class CachedRows:
@@ -144,6 +147,29 @@ def load_or_make(
     if whole is None:
         raise UserError(f"{place}: damaged right after it was written: check the disk")
     return whole
+
+
+def check_room(folder: Path, what: str, row_bytes: int, n: int, less: str = "") -> None:
+    """Say what rows will take, where that is much, before they are written.
+
+    Args:
+        folder: where; it exists.
+        what: as for `load_or_make`.
+        row_bytes, n: of a row, and how many rows.
+        less: how less of them can be kept, as the end of a sentence.
+
+    Raises:
+        UserError: they do not fit.
+    """
+    needed, free = row_bytes * n, shutil.disk_usage(folder).free
+    takes = f"{what} take {row_bytes / 1e3:,.0f} kB a frame, {needed / 1e9:,.1f} GB for {n:,} frames"
+    if needed > free:
+        raise UserError(
+            f"{folder}: {takes}, and {free / 1e9:,.1f} GB are free: make room, or set ALGES_FAST_CACHE to "
+            f"another folder{less}"
+        )
+    if needed >= WORTH_SAYING:
+        logger.info("%s, in %s, where %s GB are free", takes, folder, f"{free / 1e9:,.1f}")
 
 
 def content_digest(rows: NDArray[Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import sys
 from collections.abc import Callable, Sequence
 
@@ -30,6 +31,13 @@ def main(command: Command | Family, argv: Sequence[str] | None = None) -> int:
         return doing.body(read(command, given))
 
     return run_command(body, if_out_of_memory=command.if_out_of_memory)
+
+
+def show_notes(*, leads: bool = True) -> None:
+    """Print the package's notes and warnings on stderr, of the first process of a job alone."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING if leads else logging.CRITICAL)
+    if leads:
+        logging.getLogger("alges_fast").setLevel(logging.INFO)
 
 
 def run_command(body: Callable[[], int], *, if_out_of_memory: str = "run it on smaller images") -> int:

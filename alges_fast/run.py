@@ -6,7 +6,6 @@ With no arguments: the demo, windows against whole frames on synthetic surgical 
 
 from __future__ import annotations
 
-import logging
 import sys
 import warnings
 from collections.abc import Sequence
@@ -44,7 +43,7 @@ def parse(argv: Sequence[str]) -> RunConfig:
 
 
 def _run(config: RunConfig) -> int:
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    command.show_notes()
     command.keep_freed_memory()
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # the loaders have a lower limit
     leads = leads_job()

@@ -44,8 +44,11 @@ def decoded_images(
         UserError: a frame that cannot be read and must not be left out; or a cache that cannot be written.
     """
 
+    place = default_cache_dir() / f"pool-{image_size}-{_key(frames, image_size)}"
+
     def make(writer: cached_rows.RowWriter) -> dict[str, Any]:
         reasons: dict[str, str] = {}
+        cached_rows.check_room(place.parent, "decoded frames", 3 * image_size**2, len(frames))
         for done, (frame, result) in enumerate(_read_all(frames, image_size)):
             progress(done, len(frames))
             if isinstance(result, FaultyFile):
@@ -56,7 +59,6 @@ def decoded_images(
                 writer.append("images", result.numpy()[None])
         return {"reasons": reasons}
 
-    place = default_cache_dir() / f"pool-{image_size}-{_key(frames, image_size)}"
     kept = cached_rows.load_or_make(place, make, what="decoded frames")
     reasons: dict[str, str] = kept.facts["reasons"]
     for id, reason in reasons.items():

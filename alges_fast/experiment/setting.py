@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +17,7 @@ from alges_fast.experiment.config import RunConfig
 from alges_fast.experiment.curve import Curve
 from alges_fast.experiment.processes import Processes
 from alges_fast.experiment.state import RoundFolder
+from alges_fast.models.coded_maps import KeptMaps
 from alges_fast.random_streams import stream_seed
 from alges_fast.strategies import Strategy
 from alges_fast.training.labelled import Labelled, Piece
@@ -64,8 +64,8 @@ class Setting:
     processes: Processes
     monitor: Monitor
     learner: Learner
-    pool_inputs: Tensor | npt.NDArray[Any]
-    test_inputs: npt.NDArray[Any]
+    pool_inputs: Tensor | KeptMaps
+    test_inputs: KeptMaps
     rows: dict[tuple[str, int, int], dict[str, Any]] = field(default_factory=dict)
     first_trainings: dict[int, tuple[Mapping[str, Tensor], float, float]] = field(default_factory=dict)
     """By seed: a network's state on the CPU, the loss it reached and the seconds it took; see `Round.is_trained_alike`.
@@ -109,7 +109,7 @@ class Setting:
     def frames(self) -> FramePool:
         """All frames of the pool, for the learner's `transform` to make the model's input of."""
         inputs = self.pool_inputs
-        if not isinstance(inputs, Tensor) and inputs.flags.writeable:
+        if isinstance(inputs, np.ndarray) and inputs.flags.writeable:
             inputs = torch.from_numpy(inputs)  # as torch wants it; of what a map may write to, only memory is changed
         if isinstance(inputs, Tensor):
             return FramePool(self.pool.ids, inputs.__getitem__, inputs)
@@ -200,8 +200,8 @@ def initial_pool(n_frames: int, init_size: int, seed: int) -> list[int]:
     return [int(position) for position in generator.permutation(n_frames)[:init_size]]
 
 
-def on_device_if_small(images: npt.NDArray[Any], device: torch.device) -> Tensor | npt.NDArray[Any]:
+def on_device_if_small(images: KeptMaps, device: torch.device) -> Tensor | KeptMaps:
     """These on the GPU where they take at most a quarter of what is free there, else as they are."""
     if device.type != "cuda" or images.nbytes > torch.cuda.mem_get_info(device)[0] / 4:
         return images
-    return torch.from_numpy(np.array(images)).to(device)
+    return torch.from_numpy(np.array(images[:])).to(device)

@@ -1,8 +1,8 @@
-"""What a frozen encoder makes of frames, made once and kept: float16, memory-mapped, under the cache folder.
+"""What a frozen encoder makes of frames, made once and kept, memory-mapped, under the cache folder.
 
     projection-<key>.safetensors  fitted on the pool; <key> from the trunk's weights, the view, the size, the pixels
-    features-<size>-<key>/        rows (h, w, channels), so that a pixel's channels lie together (cached_rows.py);
-                                  <key> also from the projection
+    features-<size>-<key>/        float16 rows (h, w, channels), so that a pixel's channels lie together
+                                  (cached_rows.py), or rows in 8 bits (coded_maps.py); <key> also from the projection
     means-<key>/                  means of features over positions, a row a frame
 
 A draft is gone on with where a killed process left it, in the same batches, so the file is the same as one made in one
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import shutil
+import math
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,8 +29,8 @@ from torch import Tensor
 
 from alges_fast import atomic
 from alges_fast.cache_folder import default_cache_dir
-from alges_fast.cached_rows import RowWriter, content_digest, let_go, load_or_make, writable
-from alges_fast.errors import UserError
+from alges_fast.cached_rows import RowWriter, check_room, content_digest, let_go, load_or_make, writable
+from alges_fast.models.coded_maps import CodedMaps, KeptMaps, code_maps, coded_bytes
 from alges_fast.models.frozen import PLAIN, RAISED, Projection, Trunk, View, features, fit_projection, grid_size, join
 from alges_fast.random_streams import stream_seed
 
@@ -59,11 +59,13 @@ class FrozenEncoder:
 
     Attributes:
         trunk, projection: as in `frozen.FrozenModel`.
+        bits: 16 or 8, that a feature is kept in.
     """
 
-    def __init__(self, trunk: Trunk, projection: Projection, cache_dir: Path | None = None) -> None:
+    def __init__(self, trunk: Trunk, projection: Projection, cache_dir: Path | None = None, *, bits: int = 16) -> None:
         self.trunk = trunk
         self.projection = projection
+        self.bits = bits
         self._cache_dir = cache_dir
 
     @torch.no_grad()
@@ -75,10 +77,10 @@ class FrozenEncoder:
 
     def cached(
         self, images: NDArray[np.uint8], progress: Progress = _silent, pictures: Pictures | None = None
-    ) -> NDArray[np.float16]:
+    ) -> KeptMaps:
         """Features (N, channels, h, w) of images (N, 3, S, S), a memory map, its channels last in memory.
 
-        Copied on write, so that tensors share it and the file never changes.
+        Copied on write, so that tensors share it and the file never changes. In 8 bits `CodedMaps` of such a map.
 
         Args:
             images: by whose contents the features are known again.
@@ -91,17 +93,24 @@ class FrozenEncoder:
         """
         view, folder = self.projection.view, _folder(self._cache_dir)
         parts = self.projection.weight, self.projection.bias, content_digest(images)
-        key = _key(self.trunk, view, images.shape[2:], *parts)
-        shape = *grid_size(images.shape[2:]), self.projection.n_features
-        step, frame_bytes = _batch(self.trunk, view, images), 2 * int(np.prod(shape))
+        is_coded = self.bits == 8
+        key = _key(self.trunk, view, images.shape[2:], *parts, *(["8 bits"] if is_coded else []))
+        grid, channels = grid_size(images.shape[2:]), self.projection.n_features
+        step = _batch(self.trunk, view, images)
+        name, dtype = "features", "<f2"
+        shape: tuple[int, ...] = (*grid, channels)
+        if is_coded:
+            name, dtype, shape = "codes", "|u1", (coded_bytes(channels, grid),)
 
         def make(writer: RowWriter) -> dict[str, Any]:
-            done = writer.go_on("features", "<f2", shape, step)
-            _check_room(folder, frame_bytes * (len(images) - done))
+            done = writer.go_on(name, dtype, shape, step)
+            frame_bytes = np.dtype(dtype).itemsize * math.prod(shape)
+            less = "" if is_coded else ", or keep features in 8 bits (--feature_bits 8), which takes half"
+            check_room(folder, "features", frame_bytes, len(images) - done, less)
             for start in range(done, len(images), step):
                 progress("encoding frames", start, len(images))
                 made = self(_shown(view, images, range(start, min(start + step, len(images))), pictures))
-                writer.append("features", made.permute(0, 2, 3, 1).cpu().numpy())
+                writer.append(name, code_maps(made) if is_coded else made.permute(0, 2, 3, 1).cpu().numpy())
             progress("encoding frames", len(images), len(images))
             return {"encoder": self.trunk.name, "weights": self.trunk.weights}
 
@@ -113,28 +122,28 @@ class FrozenEncoder:
             mode="c",
             waiting=lambda: progress("waiting for another process that makes these features", 0, len(images)),
         )
-        return kept.arrays["features"].transpose(0, 3, 1, 2)
+        rows = kept.arrays[name]
+        return CodedMaps(rows, channels, grid) if is_coded else rows.transpose(0, 3, 1, 2)
 
 
-def mean_features(
-    maps: NDArray[np.float16], progress: Progress = _silent, cache_dir: Path | None = None
-) -> NDArray[np.float32]:
+def mean_features(maps: KeptMaps, progress: Progress = _silent, cache_dir: Path | None = None) -> NDArray[np.float32]:
     """(N, channels), means over the positions of maps as `FrozenEncoder.cached` gives them; made once and kept.
 
     Raises:
         UserError: the cache folder cannot be written.
     """
 
+    rows = maps.rows if isinstance(maps, CodedMaps) else maps.transpose(0, 2, 3, 1)
+
     def make(writer: RowWriter) -> dict[str, Any]:
         for start in range(0, len(maps), MEANS):
             progress("comparing frames", start, len(maps))
             some = torch.from_numpy(maps[start : start + MEANS]).permute(0, 2, 3, 1)
             writer.append("means", some.flatten(1, 2).float().mean(1).numpy())
-            let_go(maps)
+            let_go(rows)
         return {}
 
-    digest = content_digest(maps.transpose(0, 2, 3, 1))
-    kept = load_or_make(_folder(cache_dir) / f"means-{digest}", make, what="mean features")
+    kept = load_or_make(_folder(cache_dir) / f"means-{content_digest(rows)}", make, what="mean features")
     return kept.arrays["means"]
 
 
@@ -147,6 +156,7 @@ def load_or_fit(
     pool: NDArray[np.uint8],
     *,
     view: View = RAISED,
+    bits: int = 16,
     pictures: Pictures | None = None,
     cache_dir: Path | None = None,
     progress: Progress = _silent,
@@ -157,6 +167,7 @@ def load_or_fit(
         trunk: the encoder.
         pool: S the side of the masks.
         view: what it is shown, and what is kept.
+        bits: 16 or 8, that a feature is kept in.
         pictures, progress: as for `FrozenEncoder.cached`.
         cache_dir: where features are kept; default the cache folder.
 
@@ -171,7 +182,7 @@ def load_or_fit(
             projection = fit_projection(_some_positions(trunk, view, pool, pictures, progress), trunk.channels, view)
             state = dict(projection.state_dict())
             atomic.write_bytes(path, safetensors.torch.save(state, {"crc": str(_crc(state))}))
-    return FrozenEncoder(trunk, projection.to(trunk.device), cache_dir)
+    return FrozenEncoder(trunk, projection.to(trunk.device), cache_dir, bits=bits)
 
 
 def _read_projection(path: Path, trunk: Trunk, view: View) -> Projection | None:
@@ -248,13 +259,3 @@ def _key(trunk: Trunk, view: View, size: tuple[int, ...], *parts: Tensor | str) 
 
 def _crc(state: dict[str, Tensor]) -> int:
     return zlib.crc32(b"".join(state[name].contiguous().numpy().tobytes() for name in sorted(state)))
-
-
-def _check_room(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    logger.info("features need %.1f GB in %s, where %.1f GB are free", needed / 1e9, folder, free / 1e9)
-    if needed > free:
-        raise UserError(
-            f"{folder}: features need {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free: make room or set "
-            "ALGES_FAST_CACHE to another folder"
-        )

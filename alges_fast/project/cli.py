@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -129,7 +128,7 @@ class Export(InFolder):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a step; the exit code: 0, 2 for a user's mistake, 130 when interrupted."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    command.show_notes()
     return command.main(PROJECT, argv)
 
 

@@ -31,6 +31,7 @@ class ProjectConfig:
         image_size: side of the square that frames are stretched to for the model.
         seed: fixes every pick and every training.
         encoder, encoder_weights: of the frozen model, as for `python -m alges_fast.run --architecture frozen`.
+        feature_bits: 16, or 8 for half the disk, that features of the frozen model are kept in.
         image_prefix: what Label Studio serves a round's folder images under, where it reads files.
     """
 
@@ -42,6 +43,7 @@ class ProjectConfig:
     seed: int = 0
     encoder: str = "tu-tf_efficientnet_lite0"
     encoder_weights: str = "packaged"
+    feature_bits: int = 16
     image_prefix: str = "/data/local-files/?d=images/"
 
     def __post_init__(self) -> None:
@@ -62,6 +64,8 @@ class ProjectConfig:
             raise UserError(f"--fps is {self.fps}: give a finite number above 0")
         if self.image_size < 32:
             raise UserError(f"--image_size is {self.image_size}: give at least 32")
+        if self.feature_bits not in (8, 16):
+            raise UserError(f"--feature_bits is {self.feature_bits}: give 8 or 16")
         if self.seed < 0:
             raise UserError(f"--seed is {self.seed}: give at least 0")
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -26,6 +27,7 @@ from alges_fast.cached_rows import let_go
 from alges_fast.data.frame_pool import FramePool
 from alges_fast.errors import UserError
 from alges_fast.models import FROZEN
+from alges_fast.models.coded_maps import CodedMaps, KeptMaps
 from alges_fast.models.features_cache import FrozenEncoder, load_or_fit
 from alges_fast.models.frozen import PLAIN, FrozenHead, Projection, Trunk, build_trunk
 from alges_fast.models.saved import Card, load, read_card, serialized
@@ -46,17 +48,20 @@ class Maps(FramePool):
     What was read stays in the system's cache but not in this process's memory, which hours of video would fill.
     """
 
-    def __init__(self, ids: Sequence[str], values: NDArray[np.float16]) -> None:
-        stacked = torch.from_numpy(values)
-        super().__init__(ids, stacked.__getitem__, stacked)
+    def __init__(self, ids: Sequence[str], values: KeptMaps) -> None:
+        stacked = None if isinstance(values, CodedMaps) else torch.from_numpy(values)
+        super().__init__(ids, lambda at: torch.from_numpy(values[at]), stacked)
         self.values = values
+        self._rows: NDArray[Any] = values.rows if isinstance(values, CodedMaps) else values
         self._mapped = 0  # bytes handed out since they were last let go
 
     def views_of(self, positions: Sequence[int]) -> list[Tensor] | None:
         if self._mapped > MAPPED:
-            let_go(self.values)
+            let_go(self._rows)
             self._mapped = 0
-        self._mapped += len(positions) * self.values[0].nbytes
+        self._mapped += len(positions) * self._rows[0].nbytes
+        if isinstance(self.values, CodedMaps):
+            return [torch.from_numpy(self.values[list(positions)])]
         return super().views_of(positions)
 
 
@@ -76,9 +81,9 @@ def frozen(
     trunk, pictures = trunk_of(project), pictures_of(frames)
     heads = [model for model in project.models if is_frozen(model)]
     if heads:
-        encoder = FrozenEncoder(trunk, _projection(heads[-1], trunk))
+        encoder = FrozenEncoder(trunk, _projection(heads[-1], trunk), bits=project.config.feature_bits)
     else:
-        encoder = load_or_fit(trunk, images, pictures=pictures, progress=progress)
+        encoder = load_or_fit(trunk, images, bits=project.config.feature_bits, pictures=pictures, progress=progress)
     return Frozen(encoder, Maps([frame.id for frame in frames], encoder.cached(images, progress, pictures)))
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -41,6 +40,7 @@ class SelectConfig:
         seed: fixes every pick.
         fps: frames taken from each second of a video.
         image_size: side that the model was trained at. Frames are stretched to that square.
+        feature_bits: 16, or 8 for half the disk, that features of the project's frozen model are kept in.
         image_prefix: what Label Studio serves the folder images of the round under.
     """
 
@@ -51,6 +51,7 @@ class SelectConfig:
     seed: int = ProjectConfig.seed
     fps: float = ProjectConfig.fps
     image_size: int = setting(ProjectConfig.image_size, first=True)
+    feature_bits: int = ProjectConfig.feature_bits
     image_prefix: str = ProjectConfig.image_prefix
     next: NextSettings = field(default_factory=NextSettings)
 
@@ -70,6 +71,7 @@ class SelectConfig:
             seed=self.seed,
             encoder=encoder,
             encoder_weights=weights,
+            feature_bits=self.feature_bits,
             image_prefix=self.image_prefix,
         )
 
@@ -89,7 +91,7 @@ def parse(argv: Sequence[str]) -> SelectConfig:
 
 
 def _select(config: SelectConfig) -> int:
-    logging.basicConfig(format="%(message)s", level=logging.WARNING if leads_job() else logging.CRITICAL)
+    command.show_notes(leads=leads_job())
     job = Job(join())
     settings = config.next
     if settings.model is None:  # it is the project's

@@ -45,6 +45,7 @@ class TrainConfig:
         head_pixels: labelled pixels in each of them.
         head_lr: their highest learning rate.
         head_weight_decay: of AdamW.
+        feature_bits: 16, or 8 for half the disk, that features of a frozen encoder are kept in.
 
     Raises:
         UserError: a value out of range, or a frozen encoder without weights.
@@ -66,6 +67,7 @@ class TrainConfig:
     head_pixels: int = 512
     head_lr: float = 2e-2
     head_weight_decay: float = 1e-2
+    feature_bits: int = 16
 
     def __post_init__(self) -> None:
         encoder, weights = self.encoder or "resnet18", self.encoder_weights
@@ -91,6 +93,8 @@ class TrainConfig:
         for name in ("steps", "epochs", "batch_size", "head_steps", "head_pixels"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"--{name} is {value}: give at least 1")
+        if self.feature_bits not in (8, 16):
+            raise UserError(f"--feature_bits is {self.feature_bits}: give 8 or 16")
         if self.lr is None:
             object.__setattr__(self, "lr", 4e-3 if self.epochs is None else 1e-3)
         for name in ("lr", "head_lr"):

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alges_fast.data import FrameSet, to_input
+from alges_fast.models.coded_maps import KeptMaps
 from alges_fast.training.metrics import SegmentationCounts
 from alges_fast.training.optimising import MEMORY_FORMAT
 
@@ -27,7 +28,7 @@ def evaluate(
     frames: FrameSet,
     n_classes: int,
     *,
-    inputs: npt.NDArray[Any] | None = None,
+    inputs: KeptMaps | None = None,
     transform: Callable[[Tensor], Tensor] = to_input,
     batch_size: int = 16,
     group: dist.ProcessGroup | None = None,

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from alges_fast.data import FrameSet
 from alges_fast.models import FROZEN, build_model, check_image_size
+from alges_fast.models.coded_maps import KeptMaps
 from alges_fast.models.features_cache import FrozenEncoder, load_or_fit
 from alges_fast.models.features_cache import Progress as Encoding
 from alges_fast.models.frozen import FrozenHead, build_trunk, grid_size
@@ -50,7 +51,7 @@ class Training:
     """
 
     labelled: Labelled
-    inputs: Tensor | NDArray[Any]
+    inputs: Tensor | KeptMaps
     seed: int
     round: int = 0
     loss: LossFunction = plain_loss
@@ -71,7 +72,7 @@ class Learner(ABC):
     is_frozen: ClassVar[bool] = False
 
     @abstractmethod
-    def inputs(self, frames: FrameSet) -> NDArray[Any]:
+    def inputs(self, frames: FrameSet) -> KeptMaps:
         """What the network is given of frames, (N, C, h, w); possibly a memory map."""
 
     @abstractmethod
@@ -176,7 +177,7 @@ class WholeNetwork(Learner):
 def _soft_labels(
     fabric: Fabric,
     model: nn.Module,
-    inputs: Tensor | NDArray[Any],
+    inputs: Tensor | KeptMaps,
     positions: Sequence[int],
     transform: Callable[[Tensor], Tensor],
 ) -> NDArray[np.float16]:
@@ -201,7 +202,7 @@ class HeadOfFrozenEncoder(Learner):
         self.encoding = encoding
         self.transform = torch.Tensor.float
 
-    def inputs(self, frames: FrameSet) -> NDArray[Any]:
+    def inputs(self, frames: FrameSet) -> KeptMaps:
         return self.encoder.cached(frames.images, self.encoding, frames.pictures)
 
     def new_network(self, n_classes: int, seed: int) -> nn.Module:
@@ -247,7 +248,7 @@ class Teacher:
     """
 
     learner: HeadOfFrozenEncoder
-    maps: Tensor | NDArray[Any]
+    maps: Tensor | KeptMaps
     n_classes: int
 
     @torch.no_grad()
@@ -284,6 +285,6 @@ def make_learner(
         of_head = replace(config, architecture=FROZEN, encoder="", encoder_weights=None, teacher="none")
     assert of_head.encoder_weights is not None
     trunk = build_trunk(of_head.encoder, of_head.encoder_weights).to(device)
-    encoder = load_or_fit(trunk, pool.images, pictures=pool.pictures, progress=encoding)
+    encoder = load_or_fit(trunk, pool.images, bits=of_head.feature_bits, pictures=pool.pictures, progress=encoding)
     head = HeadOfFrozenEncoder(of_head, encoder, encoding)
     return WholeNetwork(config, n_classes, Teacher(head, head.inputs(pool), n_classes)) if teaches else head

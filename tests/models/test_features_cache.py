@@ -279,7 +279,9 @@ def test_too_little_room_is_said_before_anything_is_made(
     made = encoder(tmp_path, frames)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10, 10, 1000))
     monkeypatch.setattr(FrozenEncoder, "__call__", lambda *_: pytest.fail("made"))
-    with pytest.raises(UserError, match=r"features need 0\.0 GB and 0\.0 GB are free: .* ALGES_FAST_CACHE"):
+    with pytest.raises(
+        UserError, match=r"features take 8 kB .* 0\.0 GB are free: make room.* ALGES_FAST_CACHE.*--feature_bits 8"
+    ):
         made.cached(frames)
 
 

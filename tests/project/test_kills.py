@@ -16,12 +16,12 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["alges_fast.project.cli", "segmentation_models_pytorch", "tests.project.annotators"])
 
 STEPS = (
-    ("new", "p", "--images", "../pool", "--classes", ",".join(CLASSES), "--image_size", "64", "--background", "wall"),
+    ("new", "p", "--images", "../pool", "--classes", ",".join(CLASSES), "--image_size", "64", "--feature_bits", "8"),
     ("next", "p", "-n", "10"),
     ("next", "p", "-n", "10", "--reject", "no.txt"),
     ("import", "p", "0.xml"),
     ("train", "p"),
-    ("next", "p", "-n", "1", "--regions", "2x3"),
+    ("next", "p", "-n", "1", "--regions", "2x3", "--consider", "1", "--thin", "0.01"),
     ("import", "p", "1.xml", "--accept_untouched"),
     ("train", "p"),
     ("export", "p"),
