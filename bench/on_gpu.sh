@@ -112,14 +112,14 @@ op=bench/test_bench_pixel_gradients.py
 stage machine 12 cpu bash -c machine
 stage build 80 gpu bash -c build
 stage smoke 15 gpu python3 bench/gpu_calls.py against-float64
-tests conformance 55 tests/ops/test_pixel_gradients.py -k "cuda-cuda"
+tests conformance 55 tests/ops/test_pixel_gradients*.py -k "cuda-cuda"
 bench ours 60 "$op" -k "test_alges_fast and cuda and cuda]"
 bench host_cost 10 "$op" -k host_cost
 stage profile 45 gpu bash -c profile
 bench seeding 20 bench/test_bench_seeding.py -k alges_fast_gpu
 bench triton 35 "$op" -k "test_alges_fast and cuda and triton]"
 bench rivals 35 "$op" -k "rival and cuda and (compiled or eager)"
-tests triton_cases 25 tests/ops/test_pixel_gradients.py -k "triton-cuda and test_types_and_given_operands and plain and not dtype0"
+tests triton_cases 25 tests/ops/test_pixel_gradients.py -k "triton-cuda and test_types_and_given_operands and plain and (bfloat16 or float32)"
 tests seeding_gpu 15 tests/seeding
 stage memcheck 35 gpu bash -c memcheck
 stage racecheck 35 gpu bash -c racecheck

@@ -85,16 +85,8 @@ def page() -> str:
     windows = [Window("video01/a.png", 0, 0, 24, 16), Window("video01/a.png", 24, 16, 24, 16)]
     views = {"frame": picture, "gradient": picture, "prediction": picture}
     cards = [Card("video01/a.png", [0, 1], windows, size, 1.0, views)]
-    rows = [
-        {
-            "rank": rank,
-            "id": str(window),
-            "class": "liver",
-            "score": 0.5,
-            "nearest": "",
-        }
-        for rank, window in enumerate(windows, 1)
-    ]
+    of_all = {"class": "liver", "score": 0.5, "nearest": ""}
+    rows = [{"rank": rank, "id": str(window), **of_all} for rank, window in enumerate(windows, 1)]
     asked = Asked("alges-img", 0, "frames", "model 0", "4x4")
     colours = [(200, 30, 30), (30, 200, 30)]
     sheets = {f"round000_sheet{number}.jpg": Image.new("RGB", (320, 240)) for number in (1, 2)}
@@ -105,6 +97,7 @@ def page() -> str:
 def status() -> str:
     """A project's status after one round."""
     project: Any = SimpleNamespace(root=Path("liver"), config=SimpleNamespace(images="/data/theatre"))
+    point = {"x": 600, "y": 60, "low": 80, "high": 40, "title": "10 frames: 0.8", "frames": 10}
     facts = {
         "n_frames": 240,
         "of": "4 videos",
@@ -118,14 +111,8 @@ def status() -> str:
         "saving": "That cannot be known.",
         "next": NextStep("the model knows all labels", ["python -m alges_fast.project next liver -n 20"]),
         "curves": {
-            "lines": [
-                {
-                    "name": "head",
-                    "line": "600,60",
-                    "points": [{"x": 600, "y": 60, "low": 80, "high": 40, "title": "10 frames: 0.8", "frames": 10}],
-                }
-            ],
-            "grid": [(220, "0.0"), (20, "1.0")],
+            "lines": [{"name": "head", "line": "600,60", "points": [point]}],
+            "grid": [(220, "0"), (20, "1")],
         },
         "left_out": ["b.png: cannot be read"],
         "lost": ["round 1 is no longer in the folder"],
@@ -158,9 +145,7 @@ def test_everything_has_contrast_a_name_and_a_place_in_the_tab_order(
     found = re.search(r"SAID(.*)DIAS", dom)
     assert found, dom[-2000:]
     said = json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
-    assert said["faint"] == []
-    assert said["unnamed"] == []
-    assert said["unreachable"] == []
+    assert [said["faint"], said["unnamed"], said["unreachable"]] == [[], [], []]
     assert said["reached"] > 0
     assert (said["language"], said["headings"]) == ("en", 1)
     assert said["title"]

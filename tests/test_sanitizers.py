@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SUITES = (
     "ops/test_pixel_gradients.py",
+    "ops/test_pixel_gradients_calls.py",
     "ops/test_cpu.py",
     "ops/test_border.py",
     "ops/test_hidden.py",
@@ -34,23 +35,10 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sanitized")
     package = folder / "alges_fast"
     shutil.copytree(ROOT / "alges_fast", package, ignore=shutil.ignore_patterns("_C*.so", "__pycache__"))
-    options = {
-        "CMAKE_BUILD_TYPE": "RelWithDebInfo",
-        "CMAKE_LIBRARY_OUTPUT_DIRECTORY": package,
-        "Python_EXECUTABLE": sys.executable,
-        "ALGES_FAST_CUDA": 0,
-        "ALGES_FAST_SANITIZE": "ON",
-    }
-    configure = [
-        "cmake",
-        "-S",
-        ROOT,
-        "-B",
-        folder / "build",
-        "-G",
-        "Ninja",
-        *(f"-D{key}={value}" for key, value in options.items()),
-    ]
+    options = {"CMAKE_BUILD_TYPE": "RelWithDebInfo", "CMAKE_LIBRARY_OUTPUT_DIRECTORY": package}
+    options |= {"Python_EXECUTABLE": sys.executable, "ALGES_FAST_CUDA": 0, "ALGES_FAST_SANITIZE": "ON"}
+    configure = ["cmake", "-S", ROOT, "-B", folder / "build", "-G", "Ninja"]
+    configure += [f"-D{key}={value}" for key, value in options.items()]
     subprocess.run([str(word) for word in configure], check=True, capture_output=True)
     subprocess.run(["cmake", "--build", str(folder / "build")], check=True, capture_output=True)
     return folder

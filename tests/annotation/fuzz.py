@@ -72,13 +72,7 @@ def kinds() -> dict[str, tuple[str, bytes]]:
     ]
     common = {"original_width": 16, "original_height": 12, "image_rotation": 0}
     results = [{"type": kind, **common, "value": {**value, kind: ["tool"]}} for kind, value in more]
-    done = [
-        {
-            "data": {"image": task["data"]["image"]},
-            "annotations": [{"id": 1, "updated_at": "2026", **task["predictions"][0]}],
-        }
-        for task in tasks
-    ]
+    done = [{"data": t["data"], "annotations": [{"id": 1, "updated_at": "2026", **t["predictions"][0]}]} for t in tasks]
     done[0]["annotations"][0]["result"] += results
     done[2]["annotations"].append({"id": 2, "was_cancelled": True, "result": []})
 
@@ -106,10 +100,7 @@ def kinds() -> dict[str, tuple[str, bytes]]:
         "PNG": ("ids.zip one/frame_1.png", zipped({NAMES[0]: picture(masks[0], "png"), NAMES[1]: indexed})),
         "BMP": ("ids.zip one/frame_1.bmp", zipped({"one/frame_1.bmp": picture(masks[0], "bmp")})),
         "TIFF": ("ids.zip one/frame_1.tif", zipped({"one/frame_1.tif": picture(masks[0], "tiff")})),
-        "WEBP": (
-            "ids.zip one/frame_1.webp",
-            zipped({"one/frame_1.webp": webp}),
-        ),
+        "WEBP": ("ids.zip one/frame_1.webp", zipped({"one/frame_1.webp": webp})),
         "zip of masks": ("ids.zip", zipped({n: picture(m, "png") for n, m in zip(NAMES, masks, strict=True)})),
     }
 

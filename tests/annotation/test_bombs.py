@@ -2,43 +2,34 @@
 
 from __future__ import annotations
 
-import io
 import json
 import multiprocessing
 import resource
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from alges_fast.annotation.imports import ExpectedFrame, read_export, reading_of
 from alges_fast.errors import UserError
+from tests.annotation.test_bad_imports import png, xml, zipped
 
 MEGABYTES = 500
 SIZE = (1080, 1920)
-N = 40
-NAMES = [f"frame_{number}.png" for number in range(N)]
+NAMES = [f"frame_{number}.png" for number in range(40)]
+NEARLY = 15 << 20
+"""Bytes: just below what is read of a frame."""
 
 
-def image(shapes: str, name: str = NAMES[0]) -> str:
-    return f'<image id="0" name="{name}" width="1920" height="1080">{shapes}</image>'
+def of_one(shapes: str) -> bytes:
+    return xml(shapes, name=NAMES[0], size='width="1920" height="1080"')
 
 
-def xml(*images: str) -> bytes:
+def of_all(shapes: str) -> bytes:
+    images = [f'<image id="0" name="{name}" width="1920" height="1080">{shapes}</image>' for name in NAMES]
     return f"<annotations>{''.join(images)}</annotations>".encode()
-
-
-def zipped(contents: bytes, name: str) -> bytes:
-    buffer = io.BytesIO()
-    archive = zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED)
-    with archive, archive.open(name, "w") as file:
-        for _ in range(1000):
-            file.write(contents)
-    return buffer.getvalue()
 
 
 def task(value: str, kind: str = "brushlabels") -> bytes:
@@ -56,53 +47,36 @@ def brush(words: str) -> bytes:
     return task(f'{{"format": "rle", "rle": [0, 126, 144, 0, 57, 27, 255{words}], "brushlabels": ["a"]}}')
 
 
-def polygon(points: str) -> bytes:
-    return xml(image(f'<polygon label="a" points="{points}"/>'))
+def mask(runs: str) -> str:
+    return f'<mask label="a" left="0" top="0" width="9" height="9" rle="{runs}81"/>'
 
 
 def polygons() -> bytes:
     """Ten thousand small ones in a frame, as a tool for cells exports them."""
-    corners = [(x, y) for x in range(100) for y in range(100)]
-    shapes = (
+    return of_one("".join(
         f'<polygon label="a" points="{19 * x},{10 * y};{19 * x + 9},{10 * y};{19 * x + 9},{10 * y + 5}" z_order="{x}"/>'
-        for x, y in corners
-    )
-    return xml(image("".join(shapes)))
+        for x in range(100) for y in range(100)
+    ))  # fmt: skip
 
 
-def many_masks() -> bytes:
-    buffer, picture = io.BytesIO(), io.BytesIO()
-    Image.fromarray(np.zeros(SIZE, np.uint8)).save(picture, "png")
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name in NAMES:
-            archive.writestr(name, picture.getvalue())
-    return buffer.getvalue()
-
-
-NEARLY = 15 << 20
-"""Bytes: just below what is read of a frame."""
 FILES: dict[str, tuple[str, Callable[[], bytes], bool]] = {
     # name: (file, contents, whether it is read)
     "ten thousand polygons": ("a.xml", polygons, True),
-    "forty masks": ("a.zip", many_masks, True),
-    "elements of nothing": ("a.xml", lambda: xml(image("<a/>" * (NEARLY // 4))), False),
-    "attributes of nothing": ("a.xml", lambda: xml(image("<a " + 'b="" ' * (NEARLY // 5) + "/>")), False),
-    "points without end": ("a.xml", lambda: polygon("1,1;" * (NEARLY // 4)), False),
-    "runs of nothing": (
-        "a.xml",
-        lambda: xml(image(f'<mask label="a" left="0" top="0" width="9" height="9" rle="{"0," * (NEARLY // 2)}81"/>')),
-        False,
-    ),
-    "a document of 63 MB": ("a.xml", lambda: xml(*(image(" " * (1 << 20), name) for name in NAMES)), False),
-    "a member of a gigabyte": ("a.zip", lambda: zipped(bytes(1 << 20), "a.xml"), False),
-    "a mask of a gigabyte": ("a.zip", lambda: zipped(bytes(1 << 20), NAMES[0]), False),
+    "forty masks": ("a.zip", lambda: zipped(dict.fromkeys(NAMES, png(np.zeros(SIZE)))), True),
+    "elements of nothing": ("a.xml", lambda: of_one("<a/>" * (NEARLY // 4)), False),
+    "attributes of nothing": ("a.xml", lambda: of_one("<a " + 'b="" ' * (NEARLY // 5) + "/>"), False),
+    "points without end": ("a.xml", lambda: of_one(f'<polygon label="a" points="{"1,1;" * (NEARLY // 4)}"/>'), False),
+    "runs of nothing": ("a.xml", lambda: of_one(mask("0," * (NEARLY // 2))), False),
+    "a document of 63 MB": ("a.xml", lambda: of_all(" " * (1 << 20)), False),
+    "a member of 600 MB": ("a.zip", lambda: zipped({"a.xml": bytes(600 << 20)}), False),
+    "a mask of 600 MB": ("a.zip", lambda: zipped({NAMES[0]: bytes(600 << 20)}), False),
     "lists of nothing": ("a.json", lambda: task("[" + "[]," * (NEARLY // 3) + "1]"), False),
     "short texts": ("a.json", lambda: task("[" + '"ab",' * (NEARLY // 5) + "1]"), False),
-    "short numbers": ("a.json", lambda: task("[" + ".5e9,".replace(".", "0.") * (NEARLY // 6) + "1]"), False),
+    "short numbers": ("a.json", lambda: task("[" + "0.5e9," * (NEARLY // 6) + "1]"), False),
     "a count for a list": ("a.json", lambda: task('{"format": "rle", "rle": 20000000, "brushlabels": ["a"]}'), False),
     "a format": ("a.json", turned_by_text, False),
     "a brush of all words": ("a.json", lambda: brush(", 0" * (NEARLY // 4)), False),
-}  # fmt: skip
+}
 
 
 def read(path: Path, channel: Any) -> None:

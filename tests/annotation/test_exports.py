@@ -1,16 +1,14 @@
-"""What CVAT's and Label Studio's own libraries read is the mask that was exported, pixel by pixel."""
+"""What Label Studio's own library reads is the mask that was exported, pixel by pixel."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
 
-from alges_fast.annotation.exports import REFUSED, AnnotatedFrame, cvat_xml, label_studio_config, label_studio_tasks
+from alges_fast.annotation.exports import AnnotatedFrame, label_studio_config, label_studio_tasks
 
 CLASSES = ("background", "liver", "grasper & co")
 PALETTE = ((127, 127, 127), (255, 114, 114), (170, 255, 0))
@@ -28,25 +26,6 @@ def masks() -> list[NDArray[np.uint8]]:
 
 def frames() -> list[AnnotatedFrame]:
     return [AnnotatedFrame(f"video1/frame_{i}.png", mask, score=i / 4) for i, mask in enumerate(masks())]
-
-
-def test_cvat_import_holds_the_masks(tmp_path: Path) -> None:
-    datumaro = pytest.importorskip("datumaro", reason="datumaro, CVAT's import library, is not installed")
-    for frame in frames():
-        path = tmp_path / "images" / frame.name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(frame.mask).save(path)
-    (tmp_path / "annotations.xml").write_text(cvat_xml(frames(), CLASSES, PALETTE))
-    read = datumaro.Dataset.import_from(str(tmp_path / "annotations.xml"), "cvat")
-    assert [label.name for label in read.categories()[datumaro.AnnotationType.label].items] == [*CLASSES, REFUSED]
-    items = {item.id: item for item in read}
-    assert set(items) == {Path(frame.name).with_suffix("").as_posix() for frame in frames()}
-    for frame in frames():
-        found = np.full_like(frame.mask, 255)
-        for annotation in items[Path(frame.name).with_suffix("").as_posix()].annotations:
-            assert annotation.type == datumaro.AnnotationType.mask
-            found[np.asarray(annotation.image, bool)] = annotation.label
-        np.testing.assert_array_equal(found, frame.mask)
 
 
 def test_label_studio_import_holds_the_masks() -> None:

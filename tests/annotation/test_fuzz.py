@@ -9,7 +9,7 @@ import pytest
 from tests.annotation import fuzz
 
 
-@pytest.mark.parametrize("seconds", [60, pytest.param(600, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
+@pytest.mark.parametrize("seconds", [20, pytest.param(600, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
 def test_damaged_exports_are_read_or_are_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import pickle
 import sys
 import zipfile
@@ -61,10 +62,7 @@ def test_exported_program(model: nn.Module, tmp_path: Path) -> None:
     loaded, batch = load_model(str(tmp_path / "model.pt2"), image_size=SIZE, build=never)
     assert batch is None
     same_embeddings(model, loaded, torch.randn(3, 3, SIZE, SIZE))
-
-
-def test_exported_program_with_a_fixed_batch_says_so(model: nn.Module, tmp_path: Path) -> None:
-    torch.export.save(torch.export.export(model, (torch.randn(2, 3, SIZE, SIZE),)), tmp_path / "model.pt2")
+    torch.export.save(torch.export.export(model, (example,)), tmp_path / "model.pt2")
     _, batch = load_model(str(tmp_path / "model.pt2"), image_size=SIZE, build=never)
     assert batch == 2
 
@@ -122,7 +120,6 @@ def test_what_is_no_model_is_named(tmp_path: Path, name: str, content: bytes | N
     with pytest.raises(UserError, match=said) as caught:
         load_model(str(path), image_size=SIZE, build=never)
     assert name in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 class Planted:
@@ -151,33 +148,25 @@ def with_members(path: Path, members: dict[str, bytes]) -> None:
 def test_nothing_in_an_exported_program_is_unpickled(model: nn.Module, tmp_path: Path, where: str) -> None:
     path, ran = tmp_path / "model.pt2", tmp_path / "ran"
     torch.export.save(torch.export.export(model, (torch.randn(2, 3, SIZE, SIZE),)), path)
-    saved = io.BytesIO()
-    torch.save({"a": Planted(ran)}, saved)
-    config = '{"config": {"x": {"path_name": "%s", "is_param": false, "use_pickle": true, "tensor_meta": null}}}'
-    constants = "data/constants/model_constants_config.json"
-    with_members(
-        path,
-        {
-            "sample inputs": {"data/sample_inputs/model.pt": saved.getvalue()},
-            "weight": {
-                "data/weights/model_weights_config.json": (config % "weight_9").encode(),
-                "data/weights/weight_9": saved.getvalue(),
-            },
-            "constant": {constants: (config % "tensor_9").encode(), "data/constants/tensor_9": saved.getvalue()},
-            "custom object": {
-                constants: (config % "custom_obj_9").encode(),
-                "data/constants/custom_obj_9": saved.getvalue(),
-            },
-            "opaque object": {
-                constants: (config % "opaque_obj_9").encode(),
-                "data/constants/opaque_obj_9": pickle.dumps(Planted(ran)),
-            },
-            "legacy": {"data/constants/model.pt": saved.getvalue()},
-        }[where],
-    )
-    with pytest.raises(UserError, match=r"model\.pt2: holds pickled objects") as caught:
+    buffer = io.BytesIO()
+    torch.save({"a": Planted(ran)}, buffer)
+    saved, constants = buffer.getvalue(), "data/constants/model_constants_config.json"
+
+    def config(name: str) -> bytes:
+        facts = {"path_name": name, "is_param": False, "use_pickle": True, "tensor_meta": None}
+        return json.dumps({"config": {"x": facts}}).encode()
+
+    members = {
+        "sample inputs": {"data/sample_inputs/model.pt": saved},
+        "weight": {"data/weights/model_weights_config.json": config("weight_9"), "data/weights/weight_9": saved},
+        "constant": {constants: config("tensor_9"), "data/constants/tensor_9": saved},
+        "custom object": {constants: config("custom_obj_9"), "data/constants/custom_obj_9": saved},
+        "opaque object": {constants: config("opaque_obj_9"), "data/constants/opaque_obj_9": pickle.dumps(Planted(ran))},
+        "legacy": {"data/constants/model.pt": saved},
+    }
+    with_members(path, members[where])
+    with pytest.raises(UserError, match=r"model\.pt2: holds pickled objects"):
         load_model(str(path), image_size=SIZE, build=never)
-    assert "\n" not in str(caught.value)
     assert not ran.exists()
     if where != "custom object":  # torch's own reader of those knows no Python objects
         with contextlib.suppress(Exception):

@@ -98,21 +98,15 @@ def test_torchrun_starts_it(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "said", "codes"),
-    [
-        ("tiny_model:fails_in_one", "returned a str", [1, 2]),
-        ("tiny_model:missing", "has no attribute", [2, 2]),
-    ],
-    ids=["one fails", "all fail"],
+    ("model", "said", "codes"), [("fails_in_one", "returned a str", [1, 2]), ("missing", "has no attribute", [2, 2])]
 )
 def test_a_mistake_ends_all_and_is_said_once(folder: Path, model: str, said: str, codes: list[int]) -> None:
-    argv = [*FIXED, "--model", model]
+    argv = [*FIXED, "--model", f"tiny_model:{model}"]
     processes = start_group(folder / "logs", argv, environment(folder), 2, COMMAND)
     assert [finish(process, 60) for process in processes] == codes, logs(folder)
-    lines = [line for line in "".join(logs(folder)).splitlines() if line]
-    assert len(lines) == 1
-    assert lines[0].startswith("error: ")
-    assert said in lines[0]
+    (line,) = [line for line in "".join(logs(folder)).splitlines() if line]
+    assert line.startswith("error: ")
+    assert said in line
     assert not (folder / "out" / "rounds").exists()
 
 

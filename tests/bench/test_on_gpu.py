@@ -72,7 +72,6 @@ def test_a_failed_and_a_hanging_stage_stop_no_other_and_cost_no_result(
     with tarfile.open(out / "archive.tar.gz") as archive:
         kept = {Path(name).name for name in archive.getnames()}
         rivals = archive.extractfile("./rivals.results.jsonl")
-        assert rivals is not None
         assert rivals.read().decode().strip() == RESULT
     assert {"profile.log", "ours.results.jsonl", "racecheck.log"} <= kept
     assert summary.count("a case") == 6  # ours, host cost, seeding, triton, rivals, frozen

@@ -54,23 +54,16 @@ def test_a_tree_that_skipping_does_not_save(tmp_path: Path, capsys: pytest.Captu
     assert "not usable: mend these faults first" in printed
 
 
-def test_m2caiseg_is_told_from_its_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_layout_is_told_from_its_folders_or_none_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(m2caiseg_tree(tmp_path / "data", [*COLOURS.values()]))]) == 0
     assert "m2caiseg (by its folders" in capsys.readouterr().out
-
-
-def test_no_tree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(tmp_path / "gone")]) == 2
-    assert main(["check", str(tmp_path)]) == 2
+    (tmp_path / "empty").mkdir()
+    assert main(["check", str(tmp_path / "empty")]) == 2
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 2
     assert "gone: no such folder" in errors[0]
     assert "looks like none of cholecseg8k, folder, m2caiseg" in errors[1]
-
-
-def test_the_folder_above_the_tree_is_told_where_the_tree_is(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
     root = folder_tree(tmp_path / "archive" / "frames")
     assert main(["check", str(root.parent)]) == 2
     assert f"give {root}, which does" in capsys.readouterr().err

@@ -32,21 +32,6 @@ def test_subset_carries_every_part() -> None:
         np.testing.assert_array_equal(part.masks[position], whole.masks[whole.index(name)])
 
 
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({"ids": ("a/0", "a/1", "a/0")}, "'a/0' occurs more than once"),
-        ({"videos": ("v",)}, "expected 3 each"),
-        ({"images": np.zeros((3, 8, 8, 3), np.uint8)}, "images: expected uint8"),
-        ({"images": np.zeros((3, 3, 8, 8), np.float32)}, "images: expected uint8"),
-        ({"masks": np.zeros((3, 8, 9), np.uint8)}, "masks: expected uint8"),
-    ],
-)
-def test_parts_that_do_not_agree(changes: dict[str, object], says: str) -> None:
-    with pytest.raises(ValueError, match=says):
-        frames(3, **changes)
-
-
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 3, 8, 8), (0, 3, 8, 8), (2, 4, 3, 8, 8)])
 def test_to_input_of_arrays_and_tensors(shape: tuple[int, ...]) -> None:
     pixels = np.random.default_rng(1).integers(0, 256, shape, np.uint8)

@@ -66,12 +66,10 @@ def test_seeds_differ() -> None:
 
 def test_the_demonstration_is_part_of_the_full_set() -> None:
     full = {frame.id: frame for frames in synthetic.plan(full=True, split="alges", seed=0).values() for frame in frames}
-    demo = {
-        frame.id: frame for frames in synthetic.plan(full=False, split="alges", seed=0).values() for frame in frames
-    }
+    demo = [frame for frames in synthetic.plan(full=False, split="alges", seed=0).values() for frame in frames]
     assert len(full) == sum(FRAMES_PER_VIDEO.values()) == 8080
     assert len(demo) == 540
-    assert all(full[name] == frame for name, frame in demo.items())
+    assert all(full[frame.id] == frame for frame in demo)
 
 
 def test_frames_of_a_clip_are_near_duplicates(data: Dataset) -> None:

@@ -12,14 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import SMALL
-from data.test_folder import hollow_png
+from data.test_folder import FAULTS
 from data.trees import SIZE, folder_tree, save
 
 import alges_fast
 from alges_fast.experiment import loop
 from alges_fast.run import main
-
-IMAGE, MASK = "train/images/trainA_1.png", "train/masks/trainA_1.png"
 
 
 @pytest.fixture
@@ -35,40 +33,6 @@ def run(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable
     return lambda *flags: main([*argv, *flags])
 
 
-def link_to_itself(path: Path) -> None:
-    path.unlink(missing_ok=True)
-    path.symlink_to(path.name)
-
-
-def palette_beyond_the_classes(path: Path) -> None:
-    from PIL import Image
-
-    (path.parents[2] / "classes.txt").write_text("sky\nliver\nroad\n")
-    mask = Image.fromarray(np.full(SIZE, 9, np.uint8)).convert("P")
-    mask.putdata([9] * (SIZE[0] * SIZE[1]))
-    mask.save(path)
-
-
-BAD_FILES: dict[str, tuple[str, Callable[[Path], object]]] = {
-    "truncated PNG": (IMAGE, lambda path: path.write_bytes(path.read_bytes()[:-200])),
-    "truncated mask": (MASK, lambda path: path.write_bytes(path.read_bytes()[:60])),
-    "zero bytes": (IMAGE, lambda path: path.write_bytes(b"")),
-    "text by the name of an image": (IMAGE, lambda path: path.write_text("hello")),
-    "wrong extension": ("train/images/notes.txt", lambda path: path.write_text("hello")),
-    "decompression bomb": (IMAGE, lambda path: path.write_bytes(hollow_png(60000, 60000))),
-    "bomb that Pillow only warns of": (IMAGE, lambda path: path.write_bytes(hollow_png(10000, 10000))),
-    "16-bit image": (IMAGE, lambda path: save(path, np.full(SIZE, 300, np.uint16))),
-    "16-bit mask beyond 8 bits": (MASK, lambda path: save(path, np.full(SIZE, 300, np.uint16))),
-    "palette mask out of range": (MASK, palette_beyond_the_classes),
-    "colour mask": (MASK, lambda path: save(path, np.full((*SIZE, 3), (1, 2, 3), np.uint8))),
-    "symlink loop for a file": (IMAGE, link_to_itself),
-    "folder linked into itself": ("train/images/loop", lambda path: path.symlink_to(path.parent)),
-    "mask without an image": ("train/masks/more_1.png", lambda path: save(path, np.zeros(SIZE, np.uint8))),
-    "image without a mask": ("train/images/more_1.png", lambda path: save(path, np.zeros((*SIZE, 3), np.uint8))),
-    "mask of another size": (MASK, lambda path: save(path, np.zeros((24, 31), np.uint8))),
-}
-
-
 def one_line(capsys: pytest.CaptureFixture[str]) -> str:
     error = capsys.readouterr().err
     print(error)
@@ -78,7 +42,9 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
     return error
 
 
-@pytest.mark.parametrize("fault", BAD_FILES)
+@pytest.mark.parametrize(
+    "fault", ["mask missing", "truncated image", "bomb", "large picture", "id beyond 16 bits", "symlink loop"]
+)
 def test_a_bad_file_is_named_or_skipped_and_listed(
     fault: str,
     root: Path,
@@ -86,8 +52,8 @@ def test_a_bad_file_is_named_or_skipped_and_listed(
     capsys: pytest.CaptureFixture[str],
     recwarn: pytest.WarningsRecorder,
 ) -> None:
-    name, spoil = BAD_FILES[fault]
-    spoil(root / name)
+    name, spoil, _ = FAULTS[fault]
+    spoil(root)
     before = _state(root)
     assert run() == 2
     assert str(root / name) in one_line(capsys)
@@ -109,10 +75,6 @@ def test_masks_of_16_bits_and_of_palettes_are_class_ids(root: Path, run: Callabl
     assert run() == 0
 
 
-def empty(folder: str) -> Callable[[Path], None]:
-    return lambda root: [path.unlink() for path in root.glob(f"{folder}/*/*.png")] and None
-
-
 def leave_one(root: Path) -> None:
     for path in root.glob("train/*/*.png"):
         if not path.name.endswith("_0.png"):
@@ -123,30 +85,34 @@ def nothing(root: Path) -> None:
     pass
 
 
-def out_of_range(root: Path) -> None:
-    save(root / "test/masks/testA_1.png", np.full(SIZE, 7, np.uint8))
-
-
 def loop_for_root(root: Path) -> None:
     root.rename(root.with_name("away"))
     root.symlink_to(root.name)
 
 
-UNET = [
-    "--architecture",
-    "unet",
-    "--encoder",
-    "resnet18",
-]  # one pixel at its deepest: no batch statistics from one image
+UNET = ["--architecture", "unet", "--encoder", "resnet18"]  # one pixel at its deepest: no statistics from one image
 
-MISTAKES: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
-    "empty split": (empty("test"), [], "no usable frame in the test split"),
+
+def no_test_frame(root: Path) -> None:
+    for path in root.glob("test/*/*.png"):
+        path.unlink()
+
+
+def out_of_range(root: Path) -> None:
+    save(root / "test/masks/testA_1.png", np.full(SIZE, 7, np.uint8))
+
+
+CONFIG = ["--config", "settings.yaml"]
+
+
+def settings(text: str) -> Callable[[Path], object]:
+    return lambda root: Path("settings.yaml").write_text(text)
+
+
+MISTAKES: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
+    "empty split": (no_test_frame, [], "no usable frame in the test split"),
     "one image in the pool": (leave_one, [], "the pool has 1: lower"),
-    "one image to train on": (
-        leave_one,
-        ["--init_size", "1", *UNET],
-        "round 1 of 1: this model's batch normalisation cannot train on one image: raise --init_size",
-    ),
+    "one image to train on": (leave_one, ["--init_size", "1", *UNET], "cannot train on one image: raise --init_size"),
     "query larger than the pool": (nothing, ["--rounds", "2", "--query_size", "50"], "need 52, but the pool has 4"),
     "initial pool larger than the pool": (nothing, ["--init_size", "50"], "need 50, but the pool has 4"),
     "missing root": (nothing, ["--data_root", "/no/such"], "/no/such: no such folder"),
@@ -154,7 +120,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     "root linked to itself": (loop_for_root, [], "frames: no such folder"),
     "root is a file": (nothing, ["--data_root", __file__], "test_bad_input.py: no such folder"),
     "unknown data set": (nothing, ["--dataset", "cholec"], "dataset 'cholec' is unknown: use one of synthetic"),
-    "unknown strategy": (nothing, ["--strategies", "alges-im"], "'alges-im' is unknown; nearest: alges-img"),
+    "unknown strategy": (nothing, ["--strategies", "alges-im"], "strategy 'alges-im' is unknown (nearest: alges-img"),
     "strategy file that is not there": (nothing, ["--strategies", "no.py:Mine"], "no file no.py"),
     "strategy module that is not there": (nothing, ["--strategies", "no.such:Mine"], "no.such does not import"),
     "class id out of range": (out_of_range, [], "testA_1.png: class id 7 is out of range"),
@@ -165,14 +131,39 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     "learning rate of nan": (nothing, ["--lr", "nan"], "--lr is nan"),
     "learning rate that diverges": (nothing, ["--lr", "1e30", "--epochs", "3"], "lower --lr"),
     "even head": (nothing, ["--head_kernel", "2"], "head_kernel"),
-}
+    "no round": (nothing, ["--rounds", "0"], "--rounds is 0: give at least 1"),
+    "rounds of letters": (nothing, ["--rounds", "many"], "--rounds many: give a whole number"),
+    "range of seeds": (nothing, ["--seeds", "1-5"], "--seeds 1-5: give whole numbers with commas between"),
+    "seed twice": (nothing, ["--seeds", "0,0"], "names one twice"),
+    "precision": (nothing, ["--precision", "fp16"], "--precision fp16: give one of 32-true, bf16-mixed, 16-mixed"),
+    "no such home": (nothing, ["--data_root=~nobody-has-this-name/x"], "~nobody-has-this-name/x: no such home folder"),
+    "unknown flag": (nothing, ["--bogus", "1"], "--bogus"),
+    "flag of a like name": (nothing, ["--seed", "3"], "--seed 3 (nearest: seeds)"),
+    "half a flag": (nothing, ["--pres", "paper"], "(nearest: preset)"),
+    "unknown preset": (nothing, ["--preset", "papper"], "--preset papper is unknown: use none, demo, camvid, paper"),
+    "infinite rate": (nothing, ["--lr", "inf"], "--lr is inf"),
+    "no such file": (nothing, ["--config", "/no/such.yaml"], "/no/such.yaml: No such file"),
+    "a size for other models": (nothing, ["--architecture", "unetplusplus", "--image_size", "50"], "does not suit"),
+    "unknown encoder": (nothing, ["--encoder", "resnet19"], "nearest: resnet18"),
+    "a folder that cannot be": (nothing, ["--out", "/proc/nowhere"], "/proc/nowhere"),
+    "a list for settings": (settings("- 1"), CONFIG, "holds no settings: give lines like 'epochs: 8'"),
+    "unknown setting": (settings("epoch: 3"), CONFIG, "epoch is no setting (nearest: epochs)"),
+    "seeds of letters": (settings("seeds: one,two"), CONFIG, "--seeds one: give whole numbers"),
+    "a mapping for a number": (settings("epochs: {a: 1}"), CONFIG, '--epochs {"a": 1}: give a whole number'),
+    "no YAML": (settings("a: b: c"), CONFIG, "is not a YAML file"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_one_line(
-    mistake: str, root: Path, run: Callable[..., int], capsys: pytest.CaptureFixture[str]
+    mistake: str,
+    root: Path,
+    run: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     spoil, flags, says = MISTAKES[mistake]
+    monkeypatch.chdir(root.parent)
     spoil(root)
     assert run(*flags) == 2
     assert says in one_line(capsys)

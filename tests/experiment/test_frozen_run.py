@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import rows
 from data.trees import tile_tree
 from PIL import Image
-from safetensors import safe_open
 
 from alges_fast.annotation.models import normalisation_in
 from alges_fast.errors import UserError
@@ -46,11 +45,6 @@ def run(root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..
     monkeypatch.setenv("ALGES_FAST_CACHE", str(cache))
     monkeypatch.setattr(loop, "write_report", lambda out: None)
     return lambda out, *flags: main([*FLAGS, "--data_root", str(root), "--out", str(out), *flags])
-
-
-def rows(out: Path) -> list[dict[str, str]]:
-    with (out / "results.csv").open() as file:
-        return [{k: v for k, v in row.items() if not k.endswith("_seconds")} for row in csv.DictReader(file)]
 
 
 def test_it_learns_and_every_kind_of_strategy_sees_nothing_special(run: Callable[..., int], tmp_path: Path) -> None:
@@ -91,17 +85,6 @@ def test_curves_of_a_seed_share_their_first_training_and_differ_in_nothing(
     for path in sorted((tmp_path / "each").rglob("model.safetensors")):
         other = tmp_path / "shared" / path.relative_to(tmp_path / "each")
         assert other.read_bytes() == path.read_bytes()
-
-
-def test_a_kept_model_holds_its_projection_and_no_trunk(run: Callable[..., int], tmp_path: Path) -> None:
-    assert run(tmp_path, "--strategies", "random", "--keep_models", "true") == 0
-    with safe_open(next(tmp_path.rglob("model.safetensors")), "pt") as file:
-        names = list(file.keys())
-        assert tuple(file.get_tensor("projection.weight").shape) == (32, 192)
-    assert sorted(names) == [
-        *("layers.0.bias", "layers.0.weight", "layers.2.bias", "layers.2.weight"),
-        *("projection.bias", "projection.weight"),
-    ]
 
 
 def test_select_takes_a_kept_model_without_being_told_what_it_is(

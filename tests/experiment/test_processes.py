@@ -10,18 +10,10 @@ import pytest
 from commands import SMALL, contents, finish, rows, start_group
 from data.trees import folder_tree
 
-STRATEGIES = (
-    "--strategies",
-    "random,entropy,coreset,alges-img",
-    "--image_size",
-    "64",
-    "--rounds",
-    "2",
-    "--epochs",
-    "4",
-    "--lr",
-    "0.01",
-)
+STRATEGIES = [
+    *("--strategies", "random,entropy,coreset,alges-img", "--image_size", "64", "--rounds", "2"),
+    *("--epochs", "4", "--lr", "0.01"),
+]
 
 
 @pytest.fixture(scope="module")

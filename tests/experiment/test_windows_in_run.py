@@ -186,15 +186,9 @@ def test_curves_are_strategies_with_every_grid_or_their_own() -> None:
         (["--regions", "4x"], "--regions 4x: give rows x columns"),
         (["--regions", "4x0"], "--regions 4x0"),
         (["--regions", "4x4,4x4"], "--regions names one twice"),
-        (
-            ["--random_query_size", "3", "--query_size", "2"],
-            "random_query_size is 3: give a multiple of --query_size",
-        ),
+        (["--random_query_size", "3", "--query_size", "2"], "random_query_size is 3: give a multiple of --query_size"),
         (["--preset", "none", "--random_query_size", "20", "--rounds", "6", "--random_rounds", "3"], "give at least 4"),
-        (
-            ["--random_rounds", "2", "--rounds", "3"],
-            "--random_rounds is 2: give at least 3",
-        ),
+        (["--random_rounds", "2", "--rounds", "3"], "--random_rounds is 2: give at least 3"),
     ],
 )
 def test_mistakes_are_told(flags: list[str], said: str) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from alges_fast import LastLayer, pixel_gradients
 from alges_fast.losses import IGNORE, Loss, cross_entropy
@@ -29,13 +30,13 @@ def autograd_embeddings(
         if valid is not None:
             target = target.masked_fill(~valid[index : index + 1], IGNORE)
         rows.append(torch.autograd.grad(loss(logits, target), layer.module.weight)[0])
-    return torch.stack(rows)
+    found = torch.stack(rows)
+    return found.transpose(1, 2) if isinstance(layer.module, _ConvTransposeNd) else found  # classes first
 
 
 def assert_equals_autograd(model: nn.Module, images: Tensor, bound: float = 1e-12) -> LastLayer:
     layer = LastLayer.find(model, images[:1])
     found = layer.pixel_gradients(images, outputs=("image",)).image
-    assert found is not None
     expected = autograd_embeddings(model, layer, images)
     assert found.shape == expected.shape
     assert (found - expected).norm() <= bound * expected.norm()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from last_layer_nets import Tokens
 from torch import Tensor, nn
 
 from alges_fast import LastLayer
@@ -29,19 +30,6 @@ class InPlace(nn.Module):
         logits = self.head(features)
         features.zero_()
         return F.interpolate(logits, scale_factor=2.0, mode="bilinear")
-
-
-class Tokens(nn.Module):
-    """Features (B, tokens, d) and a linear head."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.patches = nn.Conv2d(3, 8, 4, stride=4)
-        self.head = nn.Linear(8, 4)
-
-    def forward(self, images: Tensor) -> Tensor:
-        grid = self.patches(images)
-        return self.head(grid.flatten(2).mT).mT.unflatten(2, grid.shape[2:])
 
 
 def test_features_and_logits_are_the_models_own() -> None:
@@ -70,7 +58,7 @@ def test_features_stop_the_model_at_the_layer(monkeypatch: pytest.MonkeyPatch) -
 
 def test_tokens_are_laid_out_on_their_grid_channels_first() -> None:
     torch.manual_seed(1)
-    model, images = Tokens().eval(), torch.randn(2, 3, 12, 8)
+    model, images = Tokens(1).eval(), torch.randn(2, 3, 12, 8)
     layer = LastLayer.find(model, images)
     with torch.no_grad():
         torch.testing.assert_close(layer.features(images), model.patches(images))
@@ -95,7 +83,6 @@ def test_what_a_tail_defines_is_what_pixel_gradients_gives(
         assert layer.defines(output, images)
         layer.pixel_gradients(images, outputs=(output,))
     for output in {"image", "semantic", "norm_map"} - defined:
-        assert reason is not None
         assert not layer.defines(output, images)
         assert reason in (layer.why_undefined(output, images) or "")
         with pytest.raises(ValueError, match=reason):

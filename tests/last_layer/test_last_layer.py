@@ -23,55 +23,29 @@ from torch import Tensor, nn
 from alges_fast import LastLayer
 from alges_fast.losses import IGNORE, Loss, cross_entropy, cross_entropy_with_dice, focal
 
-# smp architectures and the smallest convenient image side
-ARCHITECTURES = {
-    "Unet": 64,
-    "UnetPlusPlus": 64,
-    "MAnet": 64,
-    "Linknet": 64,
-    "FPN": 64,
-    "DeepLabV3": 64,
-    "DeepLabV3Plus": 64,
-    "PSPNet": 64,
-    "PAN": 128,
-    "UPerNet": 64,
-    "Segformer": 64,
+SMP, TORCHVISION = "segmentation_models_pytorch", "torchvision.models.segmentation"
+NAMES = ("Unet", "UnetPlusPlus", "MAnet", "Linknet", "FPN", "DeepLabV3", "DeepLabV3Plus", "PSPNet", "PAN", "UPerNet")
+ARCHITECTURES: dict[str, tuple[str, dict[str, object], str]] = {
+    **dict.fromkeys((*NAMES, "Segformer"), (SMP, {"encoder_name": "resnet18"}, "segmentation_head.0")),
+    "DPT": (SMP, {"encoder_name": "tu-vit_tiny_patch16_224", "dynamic_img_size": True}, "segmentation_head.head.4"),
+    # Dict outputs, and an auxiliary head that runs after the classifier; two classifiers that are summed.
+    "fcn_resnet50": (TORCHVISION, {"aux_loss": True}, "classifier.4"),
+    "lraspp_mobilenet_v3_large": (TORCHVISION, {}, "classifier.high_classifier"),
 }
+"""name -> (library, options, the last layer)"""
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_image_level_equals_autograd(architecture: str) -> None:
-    smp = pytest.importorskip("segmentation_models_pytorch")
+    library, options, name = ARCHITECTURES[architecture]
+    build = getattr(pytest.importorskip(library), architecture)
+    if library == SMP:
+        options = {**options, "encoder_weights": None, "classes": CLASSES}
+    else:
+        options = {**options, "weights": None, "weights_backbone": None, "num_classes": CLASSES}
     torch.manual_seed(0)
-    model = getattr(smp, architecture)("resnet18", encoder_weights=None, classes=CLASSES).double()
-    side = ARCHITECTURES[architecture]
-    layer = assert_equals_autograd(model, torch.randn(2, 3, side, side, dtype=torch.float64))
-    assert layer.name == "segmentation_head.0"
-
-
-def test_image_level_equals_autograd_dpt() -> None:
-    smp = pytest.importorskip("segmentation_models_pytorch")
-    torch.manual_seed(0)
-    model = smp.DPT("tu-vit_tiny_patch16_224", encoder_weights=None, classes=CLASSES, dynamic_img_size=True).double()
-    layer = assert_equals_autograd(model, torch.randn(2, 3, 64, 64, dtype=torch.float64))
-    assert layer.name == "segmentation_head.head.4"
-
-
-@pytest.mark.parametrize(
-    ("builder", "options", "name"),
-    [
-        ("fcn_resnet50", {"aux_loss": True}, "classifier.4"),
-        ("deeplabv3_resnet50", {"aux_loss": True}, "classifier.4"),
-        ("lraspp_mobilenet_v3_large", {}, "classifier.high_classifier"),
-    ],
-)
-def test_image_level_equals_autograd_torchvision(builder: str, options: dict[str, bool], name: str) -> None:
-    """Dict outputs; an auxiliary head that runs after the classifier; two classifiers that are summed."""
-    torchvision = pytest.importorskip("torchvision")
-    torch.manual_seed(0)
-    build = getattr(torchvision.models.segmentation, builder)
-    model = build(weights=None, weights_backbone=None, num_classes=CLASSES, **options).double()
-    layer = assert_equals_autograd(model, torch.randn(2, 3, 64, 64, dtype=torch.float64))
+    side = 128 if architecture == "PAN" else 64
+    layer = assert_equals_autograd(build(**options).double(), torch.randn(2, 3, side, side, dtype=torch.float64))
     assert layer.name == name
 
 

@@ -25,7 +25,6 @@ from alges_fast.models.frozen import (
     features,
     fit_projection,
     grid_size,
-    join,
 )
 from alges_fast.normalisation import HALF
 
@@ -56,24 +55,6 @@ def test_image_embeddings_are_autograds_through_the_whole_model(size: int, view:
         assert torch.allclose(embedding.flatten(), expected.flatten(), atol=1e-6, rtol=1e-3)
 
 
-def test_of_the_head_alone_too_on_its_grid() -> None:
-    head = model().head.eval()
-    maps = torch.randn(2, 64, 8, 8)
-    found = LastLayer.find(head, maps).pixel_gradients(maps, outputs=("image",)).image
-    logits = head(maps[:1])
-    (expected,) = torch.autograd.grad(F.cross_entropy(logits, logits.argmax(1)), head.layers[2].weight)
-    assert torch.allclose(found[0].flatten(), expected.flatten(), atol=1e-6, rtol=1e-3)
-
-
-def test_projecting_before_enlarging_is_projecting_after() -> None:
-    trunk = small_trunk()
-    proj = projection(trunk.channels)
-    levels = trunk(torch.randn(2, 3, 48, 32))
-    joined = join(levels, (12, 8))
-    expected = F.conv2d(joined, proj.weight[:, :, None, None], proj.bias)
-    assert torch.allclose(proj(levels, (12, 8)), expected, atol=1e-4)
-
-
 def test_the_trunk_stays_in_eval_mode_and_takes_no_gradient() -> None:
     whole = model().train()
     assert not whole.trunk.encoder.training
@@ -92,12 +73,9 @@ def test_images_of_any_size_are_shown_to_the_encoder_at_its_own() -> None:
     assert grid.shape[2:] == (8, 8)
     torch.testing.assert_close(logits, F.interpolate(grid, (64, 64), mode="bilinear"))
     torch.testing.assert_close(whole(smooth), F.interpolate(grid, (128, 128), mode="bilinear"))
-    assert whole(torch.randn(1, 3, 40, 72)).shape == (1, 5, 40, 72)
-
-
-def test_the_grid_is_a_quarter_of_the_side_rounded_up() -> None:
-    assert grid_size((192, 190)) == (48, 48)
-    assert model()(torch.randn(1, 3, 34, 40)).shape == (1, 5, 34, 40)
+    for size in ((40, 72), (34, 40)):
+        assert whole(torch.randn(1, 3, *size)).shape == (1, 5, *size)
+    assert grid_size((192, 190)) == (48, 48)  # a quarter of the side, rounded up
 
 
 def test_seeds_fix_the_head_and_no_global_generator_moves() -> None:

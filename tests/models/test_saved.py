@@ -27,19 +27,13 @@ def network() -> torch.nn.Module:
 
 
 def test_a_network_and_its_card_come_back(tmp_path: Path) -> None:
-    path, model = tmp_path / "model.safetensors", network()
-    path.write_bytes(serialized(model, CARD))
-    assert read_card(path) == CARD
-    images = torch.randn(1, 3, 64, 64)
-    assert torch.equal(load(path, CARD)(images), model(images))
+    """Of DEAL's network the one that segments."""
+    path, model, images = tmp_path / "model.safetensors", network(), torch.randn(1, 3, 64, 64)
+    for stored in (model, DealModel(network(), 3, seed=0).eval()):
+        path.write_bytes(serialized(stored, CARD))
+        assert read_card(path) == CARD
+        assert torch.equal(load(path, CARD)(images), model(images))
     assert serialized(model, CARD) == serialized(network(), CARD)
-
-
-def test_of_deals_network_the_one_that_segments_comes_back(tmp_path: Path) -> None:
-    path, model = tmp_path / "model.safetensors", DealModel(network(), 3, seed=0).eval()
-    path.write_bytes(serialized(model, CARD))
-    images = torch.randn(1, 3, 64, 64)
-    assert torch.equal(load(path, CARD)(images), model(images))
 
 
 @pytest.fixture(params=[None, RAISED], ids=["before_views", "raised"])

@@ -59,7 +59,13 @@ def copy_with_strides(tensor: Tensor, device: str) -> Tensor:
     extent = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
     memory = torch.empty(aligned + extent, dtype=tensor.dtype, device=device)
     memory[aligned:] = tensor.detach().as_strided((extent,), (1,))
-    return memory[aligned:].as_strided(tensor.shape, tensor.stride()).requires_grad_(tensor.requires_grad)
+    copied = memory[aligned:].as_strided(tensor.shape, tensor.stride())
+    assert copied.storage_offset() % 16 == tensor.storage_offset() % 16
+    return copied.requires_grad_(tensor.requires_grad)
+
+
+def channels_last(tensor: Tensor) -> Tensor:
+    return tensor.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 def draw(

@@ -118,6 +118,13 @@ def test_any_types_and_empties_are_computed_or_refused(
     assert all(len(value) == batch for value in found if value is not None)
 
 
+def scratch(**given: Any) -> int:
+    """Bytes that a native call of these arguments would take; the others are those of a call that is possible."""
+    kernels: Any = cpu_kernels()
+    operands = {"weight": 64, "bias": 0, "logits": None, "residual": None, "valid": None, "threads": 1}
+    return int(kernels.PixelGradientsCall(**operands | {"outputs": [64] * len(OUTPUTS)} | given).scratch())
+
+
 SIZES = st.one_of(st.integers(-2, 40), st.integers(0, 70).map(lambda power: 2**power), st.integers(-(2**70), 2**70))
 
 
@@ -129,36 +136,13 @@ SIZES = st.one_of(st.integers(-2, 40), st.integers(0, 70).map(lambda power: 2**p
     threads=st.integers(-1, 3),
 )
 def test_a_native_call_of_impossible_sizes_is_refused(sizes: list[int], kind: int, address: int, threads: int) -> None:
-    kernels: Any = cpu_kernels()
-    possible = (
-        all(size >= 1 for size in sizes)
-        and math.prod(sizes) <= 2**50
-        and all(size % 2 for size in sizes[6:])
-        and 0 <= kind <= 3
-        and address
-        and threads >= 1
-    )
-
-    def scratch() -> int:
-        strides = (0,) * 5
-        call = kernels.PixelGradientsCall(
-            shape=sizes,
-            features=(address, kind, strides),
-            weight=64,
-            bias=0,
-            logits=None,
-            residual=None,
-            valid=None,
-            outputs=[64] * len(OUTPUTS),
-            threads=threads,
-        )
-        return int(call.scratch())
-
-    if possible:
-        assert 0 <= scratch() <= threads * 2**20
+    possible = all(size >= 1 for size in sizes) and math.prod(sizes) <= 2**50 and all(size % 2 for size in sizes[6:])
+    given = {"shape": sizes, "features": (address, kind, (0,) * 5), "threads": threads}
+    if possible and 0 <= kind <= 3 and address and threads >= 1:
+        assert 0 <= scratch(**given) <= threads * 2**20
     else:
         with pytest.raises((ValueError, TypeError)):
-            scratch()
+            scratch(**given)
 
 
 @SETTINGS
@@ -176,37 +160,18 @@ def test_a_native_call_of_impossible_sizes_is_refused(sizes: list[int], kind: in
 def test_impossible_windows_are_refused(
     rows: int, columns: int, size: tuple[int, int, int], stride: int, outputs: list[int], outline: int
 ) -> None:
-    kernels: Any = cpu_kernels()
     windows = bool(rows or columns or outline)
     fits = 1 <= rows <= size[1] and 1 <= columns <= size[2] and outputs[0] and outline and not any(outputs[1:])
     possible = all(length >= 1 for length in size) and math.prod((*size, 4, 5)) <= 2**50 and (fits or not windows)
-
-    def scratch() -> int:
-        call = kernels.PixelGradientsCall(
-            shape=[1, 4, 5, *size, 1, 1, 1],
-            features=(64, 0, (0, stride, 0, 0, 0)),
-            weight=64,
-            bias=0,
-            logits=None,
-            residual=None,
-            valid=None,
-            outputs=outputs,
-            threads=1,
-            inputs=8,
-            hidden_weight=64,
-            rows=rows,
-            columns=columns,
-            outline=outline,
-        )
-        return int(call.scratch())
-
+    given = {"shape": [1, 4, 5, *size, 1, 1, 1], "features": (64, 0, (0, stride, 0, 0, 0)), "outputs": outputs}
+    given |= {"inputs": 8, "hidden_weight": 64, "rows": rows, "columns": columns, "outline": outline}
     if not possible:
         with pytest.raises((ValueError, TypeError)):
-            scratch()
+            scratch(**given)
     elif windows and (size[0] > 1 or stride > 1):
-        assert scratch() == 0  # it has no pass for them
+        assert scratch(**given) == 0  # it has no pass for them
     else:
-        assert 0 <= scratch() <= 2**20
+        assert 0 <= scratch(**given) <= 2**20
 
 
 def test_an_odd_number_of_sums_in_several_chunks() -> None:

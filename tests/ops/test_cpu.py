@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from oracle import assert_within_budget, draw
 from torch import Tensor
 
 from alges_fast._native import cpu_kernels
@@ -27,40 +28,33 @@ from alges_fast._native import cpu_kernels
 from alges_fast.ops import OUTPUTS, hidden_pixel_gradients, hidden_windows
 assert cpu_kernels().isa() == {isa!r}
 torch.manual_seed(0)
+
+
+def check(found, exact, *case):
+    for name, ours, theirs in zip(exact._fields, found, exact):
+        scale = theirs.double().abs().max().clamp(min=1).item()
+        assert (ours.double() - theirs).abs().max() <= 5e-6 * scale, (name, *case)
+
+
 for dtype, kernel, channels, classes in (
     (torch.float32, 1, 16, 13), (torch.float16, 1, 19, 21), (torch.bfloat16, 3, 35, 5), (torch.float32, 3, 70, 3),
 ):
     features = torch.randn(2, channels, 23, 37).to(dtype)
     weight, bias = torch.randn(classes, channels, kernel, kernel) / (channels**0.5 * kernel), torch.randn(classes)
+    hidden = torch.randn(20, channels) / channels**0.5, torch.randn(20), torch.randn(classes, 20) / 4, bias
     valid = torch.rand(2, 23, 37) < 0.8
+
+    def both(op, given, operands, **more):
+        doubles = [each.double() for each in (given, *operands)]
+        check(op(given, *operands, backend="cpu", **more), op(*doubles, backend="reference", **more), op, dtype, kernel)
+
     for layout in (torch.contiguous_format, torch.channels_last):
-        found = pixel_gradients(
-            features.to(memory_format=layout), weight, bias, outputs=OUTPUTS, valid=valid, backend="cpu"
-        )
-        exact = pixel_gradients(
-            features.double(), weight.double(), bias.double(), outputs=OUTPUTS, valid=valid, backend="reference"
-        )
-        for name, ours, theirs in zip(OUTPUTS, found, exact):
-            scale = theirs.double().abs().max().clamp(min=1).item()
-            assert (ours.double() - theirs).abs().max() <= 5e-6 * scale, (name, dtype, kernel)
-        if kernel > 1:
-            continue
-        operands = torch.randn(20, channels) / channels**0.5, torch.randn(20), torch.randn(classes, 20) / 4, bias
         given = features.to(memory_format=layout)
-        found = hidden_pixel_gradients(given, *operands, outputs=OUTPUTS, valid=valid, backend="cpu")
-        exact = hidden_pixel_gradients(
-            given.double(), *(each.double() for each in operands), outputs=OUTPUTS, valid=valid, backend="reference"
-        )
-        for name, ours, theirs in zip(OUTPUTS, found, exact):
-            scale = theirs.double().abs().max().clamp(min=1).item()
-            assert (ours.double() - theirs).abs().max() <= 5e-6 * scale, (name, dtype, "hidden")
-        if layout == torch.channels_last:
-            found = hidden_windows(given, *operands, regions=(4, 9), backend="cpu")
-            exact = hidden_windows(
-                given.double(), *(each.double() for each in operands), regions=(4, 9), backend="reference"
-            )
-            assert (found.image - exact.image).abs().max() <= 5e-6 * exact.image.abs().max().clamp(min=1)
-            assert torch.equal(found.outline.double(), exact.outline)
+        both(pixel_gradients, given, (weight, bias), outputs=OUTPUTS, valid=valid)
+        if kernel == 1:
+            both(hidden_pixel_gradients, given, hidden, outputs=OUTPUTS, valid=valid)
+        if kernel == 1 and layout == torch.channels_last:
+            both(hidden_windows, given, hidden, regions=(4, 9))
 """
 
 MEMORY_PROGRAM = """
@@ -112,10 +106,7 @@ def arm_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # As csrc/cpu/sources.cmake compiles them, the last option apart: qemu-user then needs no Arm libraries.
     options = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-DALGES_ISA=neon"]
     options += [f"-I{source}", "-o", str(program), "-static"]
-    subprocess.run(
-        ["aarch64-linux-gnu-g++", *options, *map(str, core)],
-        check=True,
-    )
+    subprocess.run(["aarch64-linux-gnu-g++", *options, *map(str, core)], check=True)
     return program
 
 
@@ -123,13 +114,9 @@ def arm_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("dtype", "kernel", "channels", "classes", "inputs"),
     [
-        (torch.float32, 1, 16, 13, 0),
-        (torch.float32, 1, 150, 21, 0),
-        (torch.bfloat16, 1, 19, 3, 0),
-        (torch.float16, 3, 19, 5, 0),
-        (torch.float32, 3, 70, 3, 0),
-        (torch.float16, 1, 32, 13, 64),
-        (torch.float32, 1, 35, 21, 67),
+        *[(torch.float32, 1, 16, 13, 0), (torch.float32, 1, 150, 21, 0), (torch.float32, 3, 70, 3, 0)],
+        *[(torch.bfloat16, 1, 19, 3, 0), (torch.float16, 3, 19, 5, 0)],
+        *[(torch.float16, 1, 32, 13, 64), (torch.float32, 1, 35, 21, 67)],
     ],
 )
 def test_neon_computes_the_same_under_emulation(
@@ -181,73 +168,44 @@ def test_strided_features_are_not_copied() -> None:
 
 
 @pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.usefixtures("threads_of_its_own")
 def test_bits_do_not_depend_on_threads_or_layout(kernel: int) -> None:
     torch.manual_seed(0)
     features, weight = torch.randn(3, 20, 61, 67), torch.randn(7, 20, kernel, kernel)
     wide = torch.randn(3, 20, 122, 134)
     wide[:, :, ::2, ::2] = features
-    threads = torch.get_num_threads()
     expected = pixel_gradients(features, weight, outputs=OUTPUTS, backend="cpu")
-    try:
-        for count in (1, 2, 5):
-            torch.set_num_threads(count)
-            for same in (features, features.to(memory_format=torch.channels_last), wide[:, :, ::2, ::2]):
-                found = pixel_gradients(same, weight, outputs=OUTPUTS, backend="cpu")
-                for name, ours, theirs in zip(OUTPUTS, found, expected, strict=True):
-                    assert torch.equal(ours, theirs), (name, count, same.stride())
-    finally:
-        torch.set_num_threads(threads)
+    for count in (1, 2, 5):
+        torch.set_num_threads(count)
+        for same in (features, features.to(memory_format=torch.channels_last), wide[:, :, ::2, ::2]):
+            found = pixel_gradients(same, weight, outputs=OUTPUTS, backend="cpu")
+            for name, ours, theirs in zip(OUTPUTS, found, expected, strict=True):
+                assert torch.equal(ours, theirs), (name, count, same.stride())
 
 
+@pytest.mark.usefixtures("threads_of_its_own")
 @pytest.mark.parametrize("outputs", [("image", "semantic"), OUTPUTS])
-@pytest.mark.parametrize(
-    ("batch", "channels", "classes", "spatial", "kernel"),
-    [
-        (8, 16, 13, (1, 224, 224), (1, 1, 1)),
-        (8, 16, 13, (1, 2160, 3840), (1, 1, 1)),
-        (4, 256, 19, (1, 128, 128), (1, 1, 1)),
-        (1, 2048, 256, (1, 33, 33), (1, 1, 1)),
-        (8, 16, 13, (1, 224, 224), (1, 3, 3)),
-        (2, 256, 21, (1, 128, 128), (1, 3, 3)),
-        (2, 16, 5, (96, 96, 96), (3, 3, 3)),
-        (2, 255, 1000, (1, 97, 97), (1, 1, 1)),
-        (2, 300, 256, (1, 97, 97), (1, 3, 3)),
-        (2, 1000, 21, (1, 33, 33), (1, 3, 3)),
+def test_scratch_stays_below_a_megabyte_a_thread(outputs: tuple[str, ...]) -> None:
+    for batch, channels, classes, spatial, kernel in (
+        *[(8, 16, 13, (1, 224, 224), (1, 1, 1)), (8, 16, 13, (1, 2160, 3840), (1, 1, 1))],
+        *[(4, 256, 19, (1, 128, 128), (1, 1, 1)), (1, 2048, 256, (1, 33, 33), (1, 1, 1))],
+        *[(8, 16, 13, (1, 224, 224), (1, 3, 3)), (2, 256, 21, (1, 128, 128), (1, 3, 3))],
+        *[(2, 16, 5, (96, 96, 96), (3, 3, 3)), (2, 255, 1000, (1, 97, 97), (1, 1, 1))],
+        *[(2, 300, 256, (1, 97, 97), (1, 3, 3)), (2, 1000, 21, (1, 33, 33), (1, 3, 3))],
         (2, 1, 1000, (1, 97, 97), (1, 5, 5)),
-    ],
-)
-def test_scratch_stays_below_a_megabyte_a_thread(
-    batch: int,
-    channels: int,
-    classes: int,
-    spatial: tuple[int, int, int],
-    kernel: tuple[int, int, int],
-    outputs: tuple[str, ...],
-) -> None:
-    features = torch.empty(1).expand(batch, channels, *spatial)
-    weight: Tensor = torch.empty(classes, channels, *kernel)
-    problem = Problem(features, weight, None, None, None, None, frozenset(outputs))
-    threads = torch.get_num_threads()
-    try:
+    ):
+        features = torch.empty(1).expand(batch, channels, *spatial)
+        weight = torch.empty(classes, channels, *kernel)
+        problem = Problem(features, weight, None, None, None, None, frozenset(outputs))
         for count in (1, 2, 8):
             torch.set_num_threads(count)
-            assert 0 < cpu.scratch_bytes(problem) <= count * 2**20
-    finally:
-        torch.set_num_threads(threads)
+            assert 0 < cpu.scratch_bytes(problem) <= count * 2**20, (channels, classes, kernel)
 
 
 @pytest.mark.parametrize(("channels", "classes", "kernel"), [(255, 65, 3), (300, 150, 1), (1000, 21, 3)])
 def test_sums_that_are_held_in_the_output_are_those_of_the_reference(channels: int, classes: int, kernel: int) -> None:
-    torch.manual_seed(0)
-    features, weight = torch.randn(3, channels, 9, 11), torch.randn(classes, channels, kernel, kernel)
-    weight /= channels**0.5 * kernel
-    found = pixel_gradients(features, weight, outputs=OUTPUTS, backend="cpu")
-    exact = pixel_gradients(features.double(), weight.double(), outputs=OUTPUTS, backend="reference")
-    for name, ours, theirs in zip(OUTPUTS, found, exact, strict=True):
-        assert ours is not None
-        assert theirs is not None
-        scale = theirs.double().abs().max().clamp(min=1)
-        assert (ours.double() - theirs).abs().max() <= 5e-6 * scale, name
+    inputs = draw(3, classes, channels, (9, 11), (kernel, kernel) if kernel > 1 else ())
+    assert_within_budget(pixel_gradients(**inputs.keywords(), outputs=OUTPUTS, backend="cpu"), inputs)
 
 
 def test_what_does_not_fit_the_cache_is_refused_and_runs_in_the_reference() -> None:

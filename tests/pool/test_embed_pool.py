@@ -14,10 +14,7 @@ import pytest
 import torch
 from pool_forms import CLASSES, N, Pairs, Stream, check
 from torch import Tensor, nn
-from torch.utils.data import (
-    DataLoader,
-    TensorDataset,
-)
+from torch.utils.data import DataLoader, TensorDataset
 
 from alges_fast import LastLayer, embed_pool
 from alges_fast.data.frame_pool import FramePool
@@ -144,13 +141,6 @@ def test_the_first_image_may_be_the_bad_one(model: nn.Module, images: Tensor) ->
     assert embed_pool(model, images, on_nan="skip", progress=False).ids == tuple(range(1, N))
 
 
-def test_large_values_are_no_infinity() -> None:
-    """The sum of a float16 image overflows long before its pixels do."""
-    model = nn.Conv2d(3, CLASSES, 1).half()
-    found = embed_pool(model, torch.full((2, 3, 100, 100), 3.0), output="class_pixels", progress=False)
-    assert found.values.sum(1).tolist() == [10_000, 10_000]
-
-
 @pytest.mark.parametrize("output", ["image", "norm_map"])
 @pytest.mark.parametrize("pixels", [1, 250, 1_000_000])
 def test_parts_of_a_batch_change_nothing(
@@ -163,21 +153,10 @@ def test_parts_of_a_batch_change_nothing(
     torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-7)
 
 
-def test_a_layer_of_another_model_is_refused(model: nn.Module, images: Tensor) -> None:
-    layer = LastLayer.find(nn.Conv2d(3, CLASSES, 1), images)
-    with pytest.raises(ValueError, match="found in another model"):
-        embed_pool(model, images, last_layer=layer, progress=False)
-
-
 def test_a_model_that_overflows_is_told_from_a_bad_image(model: nn.Module, images: Tensor) -> None:
     images[3] *= 1e30  # its squares overflow
     with pytest.raises(ValueError, match="the model makes a NaN or infinity of image 3"):
         embed_pool(model, images, output="semantic", progress=False)
-
-
-def test_ids_are_unique(model: nn.Module, images: Tensor) -> None:
-    with pytest.raises(ValueError, match="id 'a' occurs twice"):
-        embed_pool(model, [("a", images[0]), ("b", images[1]), ("a", images[2])], batch_size=2, progress=False)
 
 
 def test_a_shuffling_loader_must_name_its_images(model: nn.Module, images: Tensor, expected: Tensor) -> None:
@@ -204,14 +183,10 @@ def test_a_shuffling_loader_must_name_its_images(model: nn.Module, images: Tenso
         (
             [(torch.zeros(3, 8, 8), torch.zeros(8, 8))],
             TypeError,
-            r"\(Tensor of shape \(3, 8, 8\), Tensor of shape \(8, 8\)\)",
+            r"\(Tensor of shape \(3, 8, 8\), Tensor of shape",
         ),
         ([torch.zeros(3, 8, 8, dtype=torch.int64)], TypeError, "uint8 or floating, got torch.int64"),
-        (
-            DataLoader(TensorDataset(torch.zeros(2, 3, 8, 8), torch.zeros(2, 8, 8))),
-            TypeError,
-            "must give batches of images",
-        ),
+        (DataLoader(TensorDataset(torch.zeros(2, 3), torch.zeros(2, 8))), TypeError, "must give batches of images"),
         (DataLoader(Stream(torch.zeros(0, 3, 8, 8))), ValueError, "pool is empty"),
     ],
 )
@@ -225,6 +200,7 @@ def test_what_is_not_a_pool(model: nn.Module, pool: object, error: type[Exceptio
     [
         ({"output": "images"}, "unknown name 'images'"),
         ({"output": ()}, "at least one"),
+        ({"output": ("entropy", "image", "entropy")}, "output: 'entropy' is named twice"),
         ({"batch_size": 0}, "at least 1, got 0"),
         ({"on_nan": "ignore"}, "'raise' or 'skip', got 'ignore'"),
         ({"precision": "fp8"}, "one of 32-true, bf16-mixed, 16-mixed, got 'fp8'"),
@@ -232,6 +208,7 @@ def test_what_is_not_a_pool(model: nn.Module, pool: object, error: type[Exceptio
         ({"rank": 1}, "go together"),
         ({"rank": 2, "world_size": 2}, r"in 0\.\.world_size - 1"),
         ({"last_layer": "head"}, "no layer 'head'"),
+        ({"last_layer": LastLayer.find(nn.Conv2d(3, CLASSES, 1), torch.zeros(1, 3, 8, 8))}, "found in another model"),
     ],
 )
 def test_bad_arguments(model: nn.Module, images: Tensor, arguments: dict[str, object], message: str) -> None:
@@ -245,13 +222,9 @@ def test_bad_arguments(model: nn.Module, images: Tensor, arguments: dict[str, ob
 class OneBuffer(Pairs):
     """A reader that gives every image in the same memory."""
 
-    def __init__(self, images: Tensor) -> None:
-        super().__init__(images)
-        self.buffer = np.empty(images.shape[1:], np.float32)
-
     def __getitem__(self, index: int) -> tuple[str, Tensor]:
-        self.buffer[:] = self.images[index].numpy()
-        return f"frame_{index}", self.buffer  # type: ignore[return-value]
+        vars(self).setdefault("buffer", np.empty(self.images.shape[1:], np.float32))[:] = self.images[index].numpy()
+        return f"frame_{index}", self.buffer
 
 
 def test_a_reader_may_use_its_memory_again(model: nn.Module, images: Tensor, expected: Tensor) -> None:
@@ -264,15 +237,15 @@ def test_ids_may_be_scalars_of_numpy_or_torch(
 ) -> None:
     number = [str(7 * i) if name is np.str_ else 7 * i for i in range(N)]
     pairs = [(name(i), image) for i, image in zip(number, images, strict=True)]
-    for pool in (pairs, DataLoader(pairs, batch_size=3, collate_fn=lambda items: named_batch(items))):  # type: ignore[arg-type]
+
+    def collate(items: list[tuple[object, Tensor]]) -> tuple[list[object], Tensor]:
+        return [name for name, _ in items], torch.stack([image for _, image in items])
+
+    for pool in (pairs, DataLoader(pairs, batch_size=3, collate_fn=collate)):  # type: ignore[arg-type]
         found = embed_pool(model, pool, out=tmp_path / "image.npy", progress=False)
         assert found.ids == tuple(number)
         assert {type(id) for id in found.ids} == {type(number[0])}
         assert pool_ids(pool) == tuple(number)
-
-
-def named_batch(items: list[tuple[object, Tensor]]) -> tuple[list[object], Tensor]:
-    return [name for name, _ in items], torch.stack([image for _, image in items])
 
 
 class Listed(Pairs):
@@ -287,7 +260,7 @@ def test_known_ids_name_every_image_once(images: Tensor) -> None:
         with pytest.raises(ValueError, match="its attribute ids must name its 11 images"):
             pool_ids(Listed(images, ids))
     twice = [(f"frame_{i % 10}", image) for i, image in enumerate(images)]
-    for read in (pool_ids, pool_sizes):
+    for read in (pool_ids, pool_sizes, lambda pool: embed_pool(nn.Conv2d(3, 2, 1), pool, batch_size=2, progress=False)):
         with pytest.raises(ValueError, match="id 'frame_0' occurs twice"):
             read(twice)  # type: ignore[operator]
     with pytest.raises(ValueError, match="id 'a' occurs twice"):
@@ -301,11 +274,6 @@ def test_a_masked_array_is_refused(model: nn.Module, images: Tensor) -> None:
             embed_pool(model, pool, progress=False)
 
 
-def test_an_output_named_twice_is_refused(model: nn.Module, images: Tensor) -> None:
-    with pytest.raises(ValueError, match="output: 'entropy' is named twice"):
-        embed_pool(model, images, output=("entropy", "image", "entropy"), progress=False)
-
-
 # Files.
 
 
@@ -316,71 +284,6 @@ def test_values_in_a_file(model: nn.Module, images: Tensor, expected: Tensor, tm
     np.testing.assert_array_equal(np.load(out), found.values.numpy())
     again = embed_pool(model, images, batch_size=4, output=("image", "entropy"), out=tmp_path / "two", progress=False)
     np.testing.assert_array_equal(np.load(tmp_path / "two" / "entropy.npy"), again.outputs["entropy"].numpy())
-
-
-class Killed(BaseException):
-    pass
-
-
-class DiesAfter(Pairs):
-    """A pool whose reader is killed at one image."""
-
-    def __init__(self, images: Tensor, last: int) -> None:
-        super().__init__(images)
-        self.last = last
-        self.read: list[int] = []
-
-    def __getitem__(self, index: int) -> tuple[str, Tensor]:
-        if index == self.last:
-            raise Killed
-        self.read.append(index)
-        return super().__getitem__(index)
-
-
-@pytest.mark.parametrize("loader", [False, True])
-def test_a_killed_run_goes_on_where_it_was(model: nn.Module, images: Tensor, tmp_path: Path, loader: bool) -> None:
-    images[1, 0, 0, 0] = float("nan")
-    arguments = {"batch_size": 2, "output": ("image", "entropy"), "on_nan": "skip", "progress": False}
-    whole = embed_pool(model, Pairs(images), out=tmp_path / "whole", **arguments)
-
-    def pool(last: int) -> tuple[DiesAfter, object]:
-        pairs = DiesAfter(images, last)
-        return pairs, DataLoader(pairs, batch_size=2) if loader else pairs
-
-    with pytest.raises(Killed):
-        embed_pool(model, pool(9)[1], out=tmp_path / "killed", **arguments)
-    # What the kill left half-written: rows without a line, a line without its end, one file ahead of the other.
-    with (tmp_path / "killed" / "image.npy").open("ab") as file:
-        file.write(b"\x7f" * 100)
-    with (tmp_path / "killed" / "entropy.npy.ids").open("a") as file:
-        file.write('[8, "fra')
-    lines = (tmp_path / "killed" / "image.npy.ids").read_text().splitlines(keepends=True)
-    (tmp_path / "killed" / "image.npy.ids").write_text("".join(lines[:-1]))
-
-    pairs, again = pool(-1)
-    found = embed_pool(model, again, out=tmp_path / "killed", resume=True, **arguments)
-    assert found.ids == whole.ids
-    assert 0 not in pairs.read
-    for name in ("image", "entropy"):
-        for file in (f"{name}.npy", f"{name}.npy.ids"):
-            assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
-        torch.testing.assert_close(found.outputs[name], whole.outputs[name], rtol=0, atol=0)
-
-    pairs, again = pool(-1)
-    finished = embed_pool(model, again, out=tmp_path / "killed", resume=True, **arguments)
-    assert pairs.read == [10]  # the last batch, to see that it is the same pool
-    assert finished.ids == whole.ids
-
-
-def test_a_file_of_another_model_is_not_continued(model: nn.Module, images: Tensor, tmp_path: Path) -> None:
-    out = tmp_path / "image.npy"
-    embed_pool(model, images, out=out, progress=False)
-    with torch.no_grad():
-        model[0][0].bias[0] += 1
-    with pytest.raises(ValueError, match="another model or other arguments"):
-        embed_pool(model, images, out=out, resume=True, progress=False)
-    fresh = embed_pool(model, images, out=out, progress=False)
-    torch.testing.assert_close(fresh.values, embed_pool(model, images, progress=False).values)
 
 
 def test_ids_file_is_one_json_value_a_line(model: nn.Module, images: Tensor, tmp_path: Path) -> None:

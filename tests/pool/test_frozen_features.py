@@ -12,6 +12,8 @@ from alges_fast import embed_pool, frozen_features, select
 from alges_fast.pool import CannotContinue
 from alges_fast.strategies import Query, get_strategy
 
+Pool = list[tuple[str, Tensor]]
+
 
 def backbone(seed: int = 0) -> nn.Sequential:
     torch.manual_seed(seed)
@@ -19,12 +21,12 @@ def backbone(seed: int = 0) -> nn.Sequential:
 
 
 @pytest.fixture
-def pool() -> list[tuple[str, Tensor]]:
+def pool() -> Pool:
     images = torch.rand(11, 3, 16, 24, generator=torch.Generator().manual_seed(1))
     return [(f"frame{i}", image) for i, image in enumerate(images)]
 
 
-def test_maps_are_the_backbones_in_eval_mode_and_it_is_left_as_it_was(pool: list[tuple[str, Tensor]]) -> None:
+def test_maps_are_the_backbones_in_eval_mode_and_it_is_left_as_it_was(pool: Pool) -> None:
     trunk = backbone()
     before = {name: value.clone() for name, value in trunk.state_dict().items()}
     found = frozen_features(trunk, pool, batch_size=4, progress=False)
@@ -37,7 +39,7 @@ def test_maps_are_the_backbones_in_eval_mode_and_it_is_left_as_it_was(pool: list
     torch.testing.assert_close(found[3][1], found.values[3], rtol=0, atol=0)
 
 
-def test_a_head_over_the_maps_embeds_as_the_whole_model_does(pool: list[tuple[str, Tensor]]) -> None:
+def test_a_head_over_the_maps_embeds_as_the_whole_model_does(pool: Pool) -> None:
     trunk, head = backbone().eval(), nn.Sequential(nn.Conv2d(6, 5, 1), nn.ReLU(), nn.Conv2d(5, 3, 1))
     maps = frozen_features(trunk, pool, dtype=torch.float32, progress=False)
     split = embed_pool(head, maps, output=("image", "semantic"), progress=False)
@@ -49,7 +51,7 @@ def test_a_head_over_the_maps_embeds_as_the_whole_model_does(pool: list[tuple[st
 
 
 @pytest.mark.parametrize("strategy", ["typical", "herding"])
-def test_before_there_is_a_head_the_maps_tell_frames_apart(strategy: str, pool: list[tuple[str, Tensor]]) -> None:
+def test_before_there_is_a_head_the_maps_tell_frames_apart(strategy: str, pool: Pool) -> None:
     maps = frozen_features(backbone(), pool, progress=False)
     found = select(None, pool, 4, strategy=strategy, features=maps, progress=False).ids
     query = Query(candidates=maps.ids, pool=pool, features=maps)
@@ -58,9 +60,7 @@ def test_before_there_is_a_head_the_maps_tell_frames_apart(strategy: str, pool: 
         select(None, pool, 4, strategy=strategy, progress=False)
 
 
-def test_a_killed_pass_goes_on_to_the_same_file_and_a_whole_one_is_read(
-    pool: list[tuple[str, Tensor]], tmp_path: Path
-) -> None:
+def test_a_killed_pass_goes_on_to_the_same_file_and_a_whole_one_is_read(pool: Pool, tmp_path: Path) -> None:
     trunk = backbone()
     whole = frozen_features(trunk, pool, batch_size=2, out=tmp_path / "whole.npy", progress=False)
 
@@ -86,7 +86,7 @@ def test_a_killed_pass_goes_on_to_the_same_file_and_a_whole_one_is_read(
         frozen_features(backbone(1), pool, batch_size=2, out=tmp_path / "maps.npy", resume=True, progress=False)
 
 
-def test_a_function_will_do_and_what_is_no_map_is_refused(pool: list[tuple[str, Tensor]]) -> None:
+def test_a_function_will_do_and_what_is_no_map_is_refused(pool: Pool) -> None:
     module = backbone().eval()
     found = frozen_features(lambda images: module(images)[:, :2], pool, progress=False)
     assert found.values.shape == (11, 2, 4, 6)

@@ -150,7 +150,6 @@ class Watched(Pairs):
 
 def make_ready(worker: int) -> None:
     info = get_worker_info()
-    assert info is not None
     info.dataset.ready = type(multiprocessing.current_process()).__name__
 
 
@@ -200,6 +199,3 @@ def test_an_order_of_its_own_cannot_be_gone_on_with(model: nn.Module, images: Te
     embed_pool(model, loader, out=tmp_path / "image.npy", progress=False)
     with pytest.raises(ValueError, match="resume needs a pool in a fixed order"):
         embed_pool(model, loader, out=tmp_path / "image.npy", resume=True, progress=False)
-
-
-# What else a user's own pool may be.

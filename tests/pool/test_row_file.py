@@ -13,8 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -70,23 +69,18 @@ class Stopped(BaseException):
     pass
 
 
-def stop_at(last: int) -> Sequence[Any]:
-    """The pool, whose reader is stopped at one image."""
-
-    class Stops(list[Any]):
-        def __getitem__(self, index: Any) -> Any:
-            if index == last:
-                raise Stopped
-            return super().__getitem__(index)
-
-    return Stops(make_pool())
+class StopsAt8(list[Any]):
+    def __getitem__(self, index: Any) -> Any:
+        if index == 8:
+            raise Stopped
+        return super().__getitem__(index)
 
 
 @pytest.fixture
 def half(tmp_path: Path) -> Path:
     """What a run left that was stopped at image 8."""
     with pytest.raises(Stopped):
-        embed(tmp_path / "out", stop_at(8))
+        embed(tmp_path / "out", StopsAt8(make_pool()))
     return tmp_path / "out"
 
 
@@ -179,30 +173,34 @@ def test_batches_of_a_continued_run_are_those_of_one_never_stopped(tmp_path: Pat
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
+def test_a_finished_run_reads_its_last_batch_alone(whole: Path) -> None:
+    """To see that it is the same pool."""
+
+    class Counted(list[Any]):
+        def __getitem__(self, index: Any) -> Any:
+            read.append(index)
+            return super().__getitem__(index)
+
+    read: list[Any] = []
+    before = contents(whole)
+    assert embed(whole, Counted(make_pool()), resume=True).ids == embed(whole, resume=True).ids
+    assert set(read) == {N - 1}
+    assert contents(whole) == before
+
+
 # Of something else.
 
 
-def other_pixels(images: list[tuple[str, Tensor]]) -> Sequence[Any]:
-    return [(name, image + 1) for name, image in images]
+OTHERS: dict[str, Callable[[list[tuple[str, Tensor]]], Sequence[Any]]] = {
+    "pixels": lambda images: [(name, image + 1) for name, image in images],
+    "names": lambda images: [(f"other_{name}", image) for name, image in images],
+    "without names": lambda images: [image for _, image in images],
+    "one less": lambda images: images[:-1],
+    "one more": lambda images: [*images, ("new", images[0][1])],
+}
 
 
-def other_names(images: list[tuple[str, Tensor]]) -> Sequence[Any]:
-    return [(f"other_{name}", image) for name, image in images]
-
-
-def without_names(images: list[tuple[str, Tensor]]) -> Sequence[Any]:
-    return [image for _, image in images]
-
-
-def one_less(images: list[tuple[str, Tensor]]) -> Sequence[Any]:
-    return images[:-1]
-
-
-def one_more(images: list[tuple[str, Tensor]]) -> Sequence[Any]:
-    return [*images, ("new", images[0][1])]
-
-
-@pytest.mark.parametrize("change", [other_pixels, other_names, without_names, one_less, one_more])
+@pytest.mark.parametrize("change", OTHERS.values(), ids=OTHERS)
 @pytest.mark.parametrize("state", ["half", "whole"])
 def test_another_pool_is_not_continued(
     state: str, change: Callable[..., Sequence[Any]], request: pytest.FixtureRequest
@@ -269,12 +267,9 @@ def test_a_loss_is_known_again_in_another_process() -> None:
     assert " at 0x" not in told[0]
 
 
-def test_images_left_out_are_no_silent_part_of_a_strict_run(half: Path) -> None:
+def test_images_left_out_before_the_kill_are_told(half: Path, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(CannotContinue, match="made with on_nan='skip', without image 'frame_4'"):
         embed(half, on_nan="raise", resume=True)
-
-
-def test_images_left_out_before_the_kill_are_told(half: Path, caplog: pytest.LogCaptureFixture) -> None:
     embed(half, resume=True)
     assert "left out 1 images: 'frame_4'" in caplog.text
 
@@ -282,59 +277,37 @@ def test_images_left_out_before_the_kill_are_told(half: Path, caplog: pytest.Log
 # Damaged.
 
 
-def cut_rows(out: Path) -> None:
-    os.truncate(out / "image.npy", 200)
-
-
-def cut_header(out: Path) -> None:
-    os.truncate(out / "image.npy", 60)
-
-
-def no_rows(out: Path) -> None:
-    (out / "image.npy").write_bytes(b"")
-
-
-def garbage_for_rows(out: Path) -> None:
-    (out / "image.npy").write_bytes(b"\x00" * 1000)
-
-
-def empty_list(out: Path) -> None:
-    (out / "image.npy.ids").write_bytes(b"")
-
-
-def no_list(out: Path) -> None:
-    (out / "image.npy.ids").unlink()
-
-
-def garbage_for_list(out: Path) -> None:
-    (out / "image.npy.ids").write_bytes(b"\x00\xff{[\n[1]\n")
-
-
-def garbage_in_list(out: Path) -> None:
-    lines = (out / "image.npy.ids").read_bytes().splitlines(keepends=True)
-    (out / "image.npy.ids").write_bytes(b"".join([*lines[:3], b"\x00\x00\n", *lines[3:]]))
-
-
-def of_an_earlier_version(out: Path) -> None:
-    lines = [json.loads(line) for line in (out / "image.npy.ids").read_text().splitlines()]
+def of_an_earlier_version(text: bytes) -> bytes:
+    lines = [json.loads(line) for line in text.splitlines()]
     del lines[0]["transform"], lines[0]["images"]
-    lines[1:] = [line[:3] for line in lines[1:]]
-    (out / "image.npy.ids").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return "".join(json.dumps(line) + "\n" for line in [lines[0], *(line[:3] for line in lines[1:])]).encode()
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        cut_rows, cut_header, no_rows, garbage_for_rows, empty_list, no_list, garbage_for_list, garbage_in_list,
-        of_an_earlier_version,
-    ],
-)  # fmt: skip
+def with_garbage(text: bytes) -> bytes:
+    lines = text.splitlines(keepends=True)
+    return b"".join([*lines[:3], b"\x00\x00\n", *lines[3:]])
+
+
+DAMAGES: dict[str, tuple[str, Callable[[bytes], bytes | None]]] = {
+    "rows cut": ("image.npy", lambda rows: rows[:200]),
+    "header cut": ("image.npy", lambda rows: rows[:60]),
+    "no rows": ("image.npy", lambda rows: b""),
+    "garbage for rows": ("image.npy", lambda rows: b"\x00" * 1000),
+    "empty list": ("image.npy.ids", lambda text: b""),
+    "no list": ("image.npy.ids", lambda text: None),
+    "garbage for the list": ("image.npy.ids", lambda text: b"\x00\xff{[\n[1]\n"),
+    "garbage in the list": ("image.npy.ids", with_garbage),
+    "an earlier version's": ("image.npy.ids", of_an_earlier_version),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("state", ["half", "whole"])
-def test_a_damaged_file_is_named_and_left_alone(
-    state: str, damage: Callable[[Path], None], request: pytest.FixtureRequest
-) -> None:
+def test_a_damaged_file_is_named_and_left_alone(state: str, damage: str, request: pytest.FixtureRequest) -> None:
     out: Path = request.getfixturevalue(state)
-    damage(out)
+    file, spoil = DAMAGES[damage]
+    left = spoil((out / file).read_bytes())
+    (out / file).unlink() if left is None else (out / file).write_bytes(left)
     rows = (out / "image.npy").read_bytes()
     with pytest.raises(CannotContinue, match=r"image\.npy.* resume=False begins anew") as raised:
         embed(out, resume=True)
@@ -353,20 +326,15 @@ def test_a_bad_pool_leaves_the_files_alone(whole: Path) -> None:
     assert contents(whole) == before
 
 
-@contextmanager
-def full_disk() -> Iterator[None]:
-    """No file of this process grows beyond 500 bytes."""
+def test_a_full_disk_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    """Here: no file of this process grows beyond 500 bytes."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))
     try:
-        yield
+        with pytest.raises(RowsNotWritten, match=r"'.*\.npy(\.ids)?'; resume=True continues") as raised:
+            embed(tmp_path / "out")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
-def test_a_full_disk_is_an_error_that_names_the_file(tmp_path: Path) -> None:
-    with full_disk(), pytest.raises(RowsNotWritten, match=r"'.*\.npy(\.ids)?'; resume=True continues") as raised:
-        embed(tmp_path / "out")
     assert raised.value.errno == errno.EFBIG
     assert raised.value.strerror == os.strerror(errno.EFBIG)
     assert Path(raised.value.filename).is_relative_to(tmp_path / "out")
@@ -384,7 +352,6 @@ def test_two_processes_do_not_write_one_file(whole: Path) -> None:
     holder = subprocess.Popen(
         [sys.executable, "-c", code, str(whole / "entropy.npy.ids")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
-    assert holder.stdout is not None
     holder.stdout.readline()
     before = contents(whole)
     for resume in (False, True):

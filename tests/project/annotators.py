@@ -15,6 +15,7 @@ from PIL import Image
 from alges_fast.annotation.desk import DESK, Sheet, on_sheet
 from alges_fast.annotation.exports import AnnotatedFrame, cvat_xml, file_name
 from alges_fast.data.loading import palette
+from alges_fast.project.cli import main
 from alges_fast.windows import Window
 
 CLASSES = ("wall", "große Ader", "tool")
@@ -40,19 +41,13 @@ class Annotator:
 
     def on_sheets(self, round: Path, *, alone: bool) -> list[AnnotatedFrame]:
         """A round's sheets, or its windows that are alone in a picture, as they should come back."""
-        sheets = [Sheet.from_json(values) for values in json.loads((round / DESK).read_text(encoding="utf-8"))]
-        return [
-            AnnotatedFrame(
-                sheet.name,
-                on_sheet(
-                    sheet, {cell.window: self.truth[str(cell.window.id)][cell.window.box] for cell in sheet.cells}
-                ),
-                1.0,
-                [cell.on(sheet.name) for cell in sheet.cells],
-            )
-            for sheet in sheets
-            if (len(sheet.cells) == 1) == alone
-        ]
+        pictures = []
+        for sheet in map(Sheet.from_json, json.loads((round / DESK).read_text(encoding="utf-8"))):
+            if (len(sheet.cells) == 1) == alone:
+                masks = {cell.window: self.truth[str(cell.window.id)][cell.window.box] for cell in sheet.cells}
+                boxes = [cell.on(sheet.name) for cell in sheet.cells]
+                pictures.append(AnnotatedFrame(sheet.name, on_sheet(sheet, masks), 1.0, boxes))
+        return pictures
 
     def cvat(self, picks: Path, path: Path, *, only: slice = slice(None)) -> Path:
         """An export of CVAT with these of the picked frames."""
@@ -106,6 +101,14 @@ def camvid_pool(root: Path, folder: Path, every: int) -> Annotator:
         mask[mask >= len(classes)] = 255
         truth[f"{path.stem}.png"] = mask
     return Annotator(truth, classes)
+
+
+def run(*argv: str) -> None:
+    assert main(list(argv)) == 0
+
+
+def begin(root: str = "p", *more: str, classes: Sequence[str] = CLASSES) -> None:
+    run("new", root, "--images", "pool", "--classes", ",".join(classes), "--image_size", "64", *more)
 
 
 def contents(root: Path) -> dict[str, bytes]:

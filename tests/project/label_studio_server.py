@@ -74,9 +74,7 @@ def _started(data: Path, seconds: float) -> Iterator[str]:
         port = probe.getsockname()[1]
     command = [place() / "bin" / "label-studio", "start", "--no-browser", "--internal-host", "127.0.0.1"]
     account = ["--port", str(port), "--username", USER, "--password", PASSWORD]
-    environment = {
-        name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "LABEL_STUDIO_API_KEY")
-    }
+    environment = {n: value for n, value in os.environ.items() if n not in ("PYTHONPATH", "LABEL_STUDIO_API_KEY")}
     silent = {
         "COLLECT_ANALYTICS": "false",
         "LATEST_VERSION_CHECK": "false",
@@ -124,7 +122,6 @@ def _access_token(url: str) -> str:
 
     with httpx.Client(base_url=url, follow_redirects=True, timeout=60) as client:
         form = re.search(r'csrfmiddlewaretoken" value="([^"]+)"', client.get("/user/login/").text)
-        assert form is not None
         given = {"email": USER, "password": PASSWORD, "csrfmiddlewaretoken": form[1]}
         client.post("/user/login/", data=given, headers={"Referer": f"{url}/user/login/"})
         headers = {"X-CSRFToken": client.cookies["csrftoken"], "Referer": url}

@@ -62,7 +62,6 @@ def test_files_predict_what_the_model_does(trained: Any, tmp_path: Path, archite
 def test_a_projects_weights_say_what_they_are(trained: Any, tmp_path: Path) -> None:
     """As `select --model` reads them: with no other flag, and to the network that the project has."""
     card = saved.read_card(tmp_path / network.WEIGHTS)
-    assert card is not None
     assert (card.architecture, card.image_size, card.classes) == ("frozen", 64, ("a", "b", "c"))
     trunk = network.trunk_of(trained)
     own = FrozenModel(trunk, network.load_head(trained, trained.models[0], trunk), card.image_size)

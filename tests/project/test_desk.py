@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,22 +15,7 @@ from alges_fast.annotation.exports import ALL, ANSWER
 from alges_fast.project.cli import main
 from alges_fast.project.folder import TimedPicture, opened
 from alges_fast.project.timing import ENOUGH, fit_prices
-from tests.project.annotators import Annotator, contents, small_pool
-
-
-@pytest.fixture
-def annotator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Annotator:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ALGES_FAST_CACHE", str(tmp_path / "cache"))
-    return small_pool(tmp_path / "pool", n_videos=3, n_frames=5)
-
-
-def run(*argv: str) -> None:
-    assert main(list(argv)) == 0
-
-
-def begin(root: str, annotator: Annotator) -> None:
-    run("new", root, "--images", "pool", "--classes", ",".join(annotator.classes), "--image_size", "64")
+from tests.project.annotators import Annotator, begin, contents, run
 
 
 def sheets_of(root: str, round: int, *, alone: bool = False) -> list[Sheet]:
@@ -39,22 +23,23 @@ def sheets_of(root: str, round: int, *, alone: bool = False) -> list[Sheet]:
         return [sheet for sheet in project.rounds[round].sheets if (len(sheet.cells) == 1) == alone]
 
 
-def cvat(annotator: Annotator, root: str, round: int) -> Path:
-    folder = Path(f"{root}/rounds/{round:03d}")
-    return annotator.cvat_of(annotator.on_sheets(folder, alone=False), Path(f"{root}-{round}.xml"))
-
-
-def through_frames(annotator: Annotator, root: str, round: int) -> Path:
-    return annotator.cvat(Path(f"{root}/rounds/{round:03d}/picks.csv"), Path(f"{root}-{round}.xml"))
+def first_round(annotator: Annotator) -> Path:
+    """CVAT's file of a project's first round of windows, on a sheet."""
+    begin()
+    run("next", "p", "-n", "1", "--regions", "4x4")
+    return annotator.cvat_of(annotator.on_sheets(Path("p/rounds/000"), alone=False), Path("a.xml"))
 
 
 def test_two_rounds_on_sheets_and_on_frames_are_the_same_project(annotator: Annotator) -> None:
-    ways: dict[str, Callable[[Annotator, str, int], Path]] = {"sheets": cvat, "frames": through_frames}
-    for desk, export in ways.items():
-        begin(desk, annotator)
+    ways = ("sheets", "frames")
+    for desk in ways:
+        begin(desk)
         for round in range(2):
             run("next", desk, "-n", "1", "--regions", "4x4", "--desk", desk)
-            run("import", desk, str(export(annotator, desk, round)), "--accept_untouched")
+            folder = Path(f"{desk}/rounds/{round:03d}")
+            sheets = desk == "sheets"
+            sent = annotator.on_sheets(folder, alone=False) if sheets else annotator.frames(folder / "picks.csv")
+            run("import", desk, str(annotator.cvat_of(sent, Path("a.xml"))), "--accept_untouched")
             run("train", desk)
     labels = [contents(Path(desk) / "labels") for desk in ways]
     assert labels[0] == labels[1]
@@ -72,8 +57,7 @@ def test_two_rounds_on_sheets_and_on_frames_are_the_same_project(annotator: Anno
 
 
 def test_cvat_gets_sheets_and_label_studio_windows_alone(annotator: Annotator) -> None:
-    begin("p", annotator)
-    run("next", "p", "-n", "1", "--regions", "4x4")
+    first_round(annotator)
     tasks = json.loads(Path("p/rounds/000/label_studio/tasks.json").read_text())
     assert len(tasks) == 16
     assert {task["data"]["frame"] for task in tasks} == {sheet.name for sheet in sheets_of("p", 0, alone=True)}
@@ -86,19 +70,15 @@ def test_only_windows_that_were_answered_or_changed_are_labels(
     annotator: Annotator, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A half-done sheet comes back with the model's prediction in all other windows."""
-    begin("p", annotator)
-    run("next", "p", "-n", "1", "--regions", "4x4")
-    run("import", "p", str(cvat(annotator, "p", 0)))
+    run("import", "p", str(first_round(annotator)))
     run("train", "p")
     run("next", "p", "-n", "1", "--regions", "4x4")
     with zipfile.ZipFile("p/rounds/001/cvat.zip") as archive:
         text = archive.read("annotations.xml").decode()
     answer = f'<attribute name="{ANSWER}">'
-    before, first, second, rest = text.split(answer, 3)
-    tool = ALL + annotator.classes[2]
-    done = before + answer + first.replace("as drawn", tool, 1)
-    done += answer + second.replace("as drawn", "prediction is right", 1) + answer + rest
-    Path("half.xml").write_text(done, encoding="utf-8")
+    for given in (ALL + annotator.classes[2], "prediction is right"):  # of the first two windows
+        text = text.replace(f"{answer}as drawn", f"{answer}{given}", 1)
+    Path("half.xml").write_text(text, encoding="utf-8")
     assert main(["import", "p", "half.xml"]) == 2
     assert "13 more came back exactly as the model predicted" in capsys.readouterr().err
     run("import", "p", "half.xml", "--leave_untouched")
@@ -114,9 +94,7 @@ def test_only_windows_that_were_answered_or_changed_are_labels(
 
 
 def test_refused_windows_are_not_asked_for_again(annotator: Annotator) -> None:
-    begin("p", annotator)
-    run("next", "p", "-n", "1", "--regions", "4x4")
-    path = cvat(annotator, "p", 0)
+    path = first_round(annotator)
     answer = f'<attribute name="{ANSWER}">'
     path.write_text(path.read_text().replace(answer + "as drawn", answer + "refuse", 3), encoding="utf-8")
     run("import", "p", str(path))
@@ -131,7 +109,7 @@ def test_refused_windows_are_not_asked_for_again(annotator: Annotator) -> None:
 
 
 def test_times_are_kept_and_prices_fitted(annotator: Annotator, capsys: pytest.CaptureFixture[str]) -> None:
-    begin("p", annotator)
+    begin()
     run("next", "p", "-n", "2", "--regions", "4x4")
     crops = sheets_of("p", 0, alone=True)
     assert len(crops) >= ENOUGH
@@ -159,7 +137,6 @@ def test_prices_are_found_again() -> None:
         seconds = float(true @ [1, looks, sides] + generator.normal(0, 0.5))
         times.append(TimedPicture(seconds, looks, sides, 0, False))
     fitted = fit_prices(times)
-    assert fitted is not None
     for name, value in zip(("open", "look", "draw"), true, strict=True):
         assert getattr(fitted.prices, name) == pytest.approx(value, rel=0.1)
         assert getattr(fitted.low, name) <= value <= getattr(fitted.high, name)

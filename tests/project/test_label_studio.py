@@ -15,7 +15,7 @@ from alges_fast.annotation.exports import label_studio_tasks
 from alges_fast.project.cli import main
 from alges_fast.project.folder import opened
 from tests.project import label_studio_server
-from tests.project.annotators import Annotator, camvid_pool, contents, small_pool, within
+from tests.project.annotators import Annotator, begin, camvid_pool, contents, within
 
 sdk = pytest.importorskip("label_studio_sdk", reason="label-studio-sdk is not installed")
 
@@ -59,15 +59,11 @@ def annotate(client: Any, annotator: Annotator, round: Path, which: slice = slic
 def test_half_finished_one_refused_one_corrected(
     server: label_studio_server.Server,
     client: Any,
-    tmp_path: Path,
+    annotator: Annotator,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ALGES_FAST_CACHE", str(tmp_path / "cache"))
-    annotator = small_pool(tmp_path / "pool")
-    classes = ",".join(annotator.classes)
-    assert main(["new", "p", "--images", "pool", "--classes", classes, "--image_size", "64"]) == 0
+    begin()
     assert main(["import", "p", "--label_studio", server.url]) == 2
     assert "no round was sent" in capsys.readouterr().err
     first, ask = Path("p/rounds/000"), ["next", "p", "-n", "6", "--label_studio", server.url]
@@ -142,9 +138,7 @@ def test_five_rounds_of_windows_equal_those_through_cvat(
     monkeypatch.setenv("ALGES_FAST_CACHE", str(tmp_path / "cache"))
     annotator = camvid_pool(camvid, tmp_path / "pool", every=18)
     for name in ("server", "files"):
-        assert (
-            main(["new", name, "--images", "pool", "--classes", ",".join(annotator.classes), "--image_size", "64"]) == 0
-        )
+        begin(name, classes=annotator.classes)
     for number in range(5):
         ask = ["-n", "2", "--regions", "3x3"]
         assert main(["next", "server", *ask, "--label_studio", server.url]) == 0

@@ -14,11 +14,7 @@ from alges_fast.errors import UserError
 from alges_fast.project.cli import main
 from alges_fast.project.config import ProjectConfig
 from alges_fast.project.folder import ImportDraft, Project, opened
-from tests.project.annotators import CLASSES, contents, small_pool
-
-
-def run(*argv: str) -> None:
-    assert main(list(argv)) == 0
+from tests.project.annotators import CLASSES, begin, contents, run, small_pool
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +25,7 @@ def three_rounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         patch.setenv("ALGES_FAST_CACHE", str(folder / "cache"))
         annotator = small_pool(folder / "pool")
-        run("new", "p", "--images", "pool", "--classes", ",".join(CLASSES), "--image_size", "64")
+        begin()
         for number in range(3):
             run("next", "p", "-n", "3", "--strategy", "random")
             annotator.cvat(Path(f"p/rounds/{number:03d}/picks.csv"), Path("a.xml"))
@@ -38,27 +34,32 @@ def three_rounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("lost", [0, 1, 2])
-def test_a_deleted_round_is_a_hole(
-    three_rounds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], lost: int
-) -> None:
+@pytest.fixture
+def copied(three_rounds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That project in the working directory."""
     shutil.copytree(three_rounds / "p", tmp_path / "p")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ALGES_FAST_CACHE", str(three_rounds / "cache"))
+
+
+def go_on() -> None:
+    """Another round, which is annotated."""
+    run("next", "p", "-n", "3", "--strategy", "random")
+    small_pool(Path("pool")).cvat(Path("p/rounds/003/picks.csv"), Path("a.xml"))
+    run("import", "p", "a.xml", "--accept_untouched")
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2])
+def test_a_deleted_round_is_a_hole(copied: None, capsys: pytest.CaptureFixture[str], lost: int) -> None:
     shutil.rmtree(f"p/rounds/{lost:03d}")
     before = contents(Path("p/rounds")) | contents(Path("p/models"))
-
     run("status", "p")
-    assert (
-        f"round {lost} is missing: what it picked and what came back for it no longer count" in capsys.readouterr().out
-    )
+    missing = f"round {lost} is missing: what it picked and what came back for it no longer count"
+    assert missing in capsys.readouterr().out
     run("train", "p")
     assert json.loads(Path("p/models/003/model.json").read_text())["frames"] == 6
-    run("next", "p", "-n", "3", "--strategy", "random")
+    go_on()
     assert sorted(path.name for path in Path("p/rounds").iterdir())[-1] == "003"
-    annotator = small_pool(tmp_path / "pool")
-    annotator.cvat(Path("p/rounds/003/picks.csv"), Path("a.xml"))
-    run("import", "p", "a.xml", "--accept_untouched")
     assert [path.name for path in Path("p/rounds/003/returned").iterdir()] == ["003"]
     run("train", "p")
     run("status", "p")
@@ -69,17 +70,10 @@ def test_a_deleted_round_is_a_hole(
     assert sorted(path.name for path in Path("p/models").iterdir()) == ["000", "001", "002", "003", "004"]
 
 
-def test_an_older_model_may_go_and_the_newest_stays(
-    three_rounds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shutil.copytree(three_rounds / "p", tmp_path / "p")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ALGES_FAST_CACHE", str(three_rounds / "cache"))
+def test_an_older_model_may_go_and_the_newest_stays(copied: None) -> None:
     shutil.rmtree("p/models/000")
     newest = contents(Path("p/models/002"))
-    run("next", "p", "-n", "3", "--strategy", "random")
-    small_pool(tmp_path / "pool").cvat(Path("p/rounds/003/picks.csv"), Path("a.xml"))
-    run("import", "p", "a.xml", "--accept_untouched")
+    go_on()
     run("train", "p")
     assert contents(Path("p/models/002")) == newest
     assert Path("p/models/003/model.json").exists()

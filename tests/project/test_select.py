@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -68,22 +67,6 @@ def files(out: Path) -> dict[str, bytes]:
     return {name: contents for name, contents in found.items() if not name.startswith("scores/")}
 
 
-def test_a_users_own_strategy_picks_frames_and_windows(pool: Path) -> None:
-    (pool / "mine.py").write_text(
-        "from alges_fast.strategies import Strategy, by_score, candidate_images\n"
-        "class Dark(Strategy):\n"
-        "    name, reference, needs_model = 'dark', '-', False\n"
-        "    def rate(self, query):\n"
-        "        return by_score(query, {c: -float(x.float().mean()) for c, x in candidate_images(query)})\n"
-    )
-    assert main(command("--strategy", "mine.py:Dark", "--min_gap", "0", out="frames")) == 0
-    assert {row["id"].split("/")[1] for row in picks(pool / "frames")} == {f"frame_{i:04d}.png" for i in (0, 30, 60)}
-    assert main(command("--strategy", "mine.py:Dark", "--min_gap", "0", "--regions", "2x2", out="windows", n=2)) == 0
-    windows = picks(pool / "windows")
-    assert len(windows) == 8
-    assert {row["frame"].split("/")[1] for row in windows} == {"frame_0000.png"}
-
-
 def test_one_command_leaves_picks_with_reasons_and_pictures(pool: Path) -> None:
     assert main(command()) == 0
     rows = picks(pool / "out")
@@ -108,36 +91,6 @@ def test_default_gap_keeps_consecutive_frames_apart_and_zero_does_not(pool: Path
     assert min(np.diff(numbers)) >= 60
     assert main(command("--min_gap", "0", out="free", n=40)) == 0
     assert len(picks(pool / "free")) == 40
-
-
-def test_import_files_load_in_the_tools_own_libraries(pool: Path) -> None:
-    datumaro = pytest.importorskip("datumaro", reason="datumaro, CVAT's import library, is not installed")
-    brush = pytest.importorskip("label_studio_sdk.converter.brush", reason="label-studio-sdk is not installed")
-    from label_studio_sdk.label_interface import LabelInterface
-
-    assert main(command()) == 0
-    expected = {
-        row["id"]: np.asarray(Image.open(pool / ROUND / "masks" / f"{row['id']}.png")) for row in picks(pool / "out")
-    }
-    with zipfile.ZipFile(pool / ROUND / "cvat.zip") as archive:
-        archive.extractall(pool / "cvat")
-    read = datumaro.Dataset.import_from(str(pool / "cvat"), "cvat")
-    assert len(read) == 6
-    for item in read:
-        found = np.full((32, 48), 255, np.uint8)
-        for annotation in item.annotations:
-            found[np.asarray(annotation.image, bool)] = annotation.label
-        np.testing.assert_array_equal(found, expected[f"{item.id}.png"])
-        assert item.media.data.shape == (32, 48, 3)
-    interface = LabelInterface((pool / ROUND / "label_studio" / "config.xml").read_text())
-    tasks = json.loads((pool / ROUND / "label_studio" / "tasks.json").read_text())
-    for task in tasks:
-        assert interface.validate_prediction(task["predictions"][0], return_errors=True) == []
-        mask = expected[task["data"]["image"].removeprefix("/data/local-files/?d=images/")]
-        for result in task["predictions"][0]["result"]:
-            alpha = brush.decode_rle(result["value"]["rle"]).reshape(32, 48, 4)[..., 3]
-            label = ("wall", "vessel", "tool").index(result["value"]["brushlabels"][0])
-            np.testing.assert_array_equal(alpha > 0, mask == label)
 
 
 def test_labelled_frames_count_by_id_path_and_from_elsewhere(pool: Path) -> None:
@@ -169,53 +122,31 @@ def test_refused_picks_are_replaced_with_their_files_and_a_longer_list_goes_on(p
     assert third[:5] == [name for name in second if name != first[2]]
 
 
-def stopped_at_writes(root: Path, more: list[str], stops: Iterable[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs stopped after so many writes and started again leave the files of `root`/whole."""
+@pytest.mark.parametrize("more", [[], ["--n", "2", "--regions", "4x3"]], ids=["frames", "windows"])
+def test_stopped_at_any_write_it_continues_to_the_same_files(
+    pool: Path, monkeypatch: pytest.MonkeyPatch, more: list[str]
+) -> None:
+    """Also where a pick was refused in between."""
+    more, refused = [*more, "--reject", "refused.txt"], pool / "refused.txt"
+    refused.write_text("")
+    assert main(command(*more, out="whole")) == 0
+    refused.write_text(picks(pool / "whole")[0]["id"] + "\n")
+    assert main(command(*more, out="whole")) == 0
     write = atomic.write_bytes
-    for stop_at in stops:
-        written = 0
+    for stop_at in (0, 2, 5, 9, 14, 20):
+        written, out = [], f"cut{stop_at}"
 
-        def stopping(path: Path, contents: bytes, stop_at: int = stop_at) -> None:
-            nonlocal written
-            if written == stop_at:
+        def stopping(path: Path, contents: bytes, written: list[Path] = written, stop_at: int = stop_at) -> None:
+            if len(written) == stop_at:
                 raise KeyboardInterrupt
-            written += 1
+            written.append(path)
             write(path, contents)
 
-        out = f"cut{stop_at}"
         with monkeypatch.context() as patch:
             patch.setattr(atomic, "write_bytes", stopping)
             assert main(command(*more, out=out)) in (0, 130)
         assert main(command(*more, out=out)) == 0
-        assert files(root / out) == files(root / "whole")
-
-
-def test_stopped_at_any_write_it_continues_to_the_same_files(pool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert main(command(out="whole")) == 0
-    stopped_at_writes(pool, [], range(0, 25, 4), monkeypatch)
-
-
-@pytest.mark.parametrize("strategy", ["alges-effort", "random"])
-@pytest.mark.parametrize("regions", [[], ["--regions", "4x4"]], ids=["frames", "windows"])
-def test_a_budget_of_outline_buys_what_as_many_frames_cost(
-    pool: Path, strategy: str, regions: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    given = command("--budget", "outline", "--strategy", strategy, *regions, n=3)
-    assert main(given) == 0
-    rows = picks(pool / "out")
-    expected = sum(float(row["outline"]) for row in rows)
-    said = capsys.readouterr().out
-    assert f"with {expected:,.0f} pixels of predicted outline" in said
-    page = (pool / ROUND / "index.html").read_text()
-    assert f"expects {expected:,.0f} pixels of outline to be drawn" in page
-    if regions:
-        assert 0.8 < float(rows[-1]["budget_spent"]) <= 1
-        assert "pixels of predicted outline" in page
-    before = files(pool / "out")
-    assert main(given) == 0
-    assert files(pool / "out") == before
-    assert main(command("--strategy", strategy, *regions, n=3)) == 2
-    assert "round 0 is out and nothing of it came back" in capsys.readouterr().err
+        assert files(pool / out) == files(pool / "whole")
 
 
 @pytest.mark.parametrize(
@@ -356,56 +287,51 @@ def test_windows_are_listed_with_their_share_and_masks_end_at_them(pool: Path) -
     assert page.count("<rect ") == 60
 
 
-def test_windows_that_do_not_divide_evenly_keep_within_the_budget(pool: Path) -> None:
-    assert main(command("--regions", "7x5", "--budget_pixels", "2000")) == 0
-    rows = picks(pool / "out")
-    spent = sum(int(row["width"]) * int(row["height"]) for row in rows)
-    assert 2000 - 5 * 10 < spent <= 2000
-    assert float(rows[-1]["budget_spent"]) == pytest.approx(spent / 2000, abs=1e-6)
-
-
-def test_import_files_say_which_windows_to_annotate(pool: Path) -> None:
+def test_import_files_say_what_to_annotate_in_the_tools_own_libraries(pool: Path) -> None:
     datumaro = pytest.importorskip("datumaro", reason="datumaro, CVAT's import library, is not installed")
-    pytest.importorskip("label_studio_sdk", reason="label-studio-sdk is not installed")
+    brush = pytest.importorskip("label_studio_sdk.converter.brush", reason="label-studio-sdk is not installed")
     from label_studio_sdk.label_interface import LabelInterface
 
     assert main(command("--regions", "4x3", n=5)) == 0
-    expected: dict[str, set[tuple[float, ...]]] = {}
+    windows: dict[str, set[tuple[float, ...]]] = {}
     for row in picks(pool / "out"):
         corner = tuple(float(row[name]) for name in ("x", "y", "width", "height"))
-        expected.setdefault(row["frame"], set()).add(corner)
+        windows.setdefault(row["frame"], set()).add(corner)
+    masks = {frame: np.asarray(Image.open(pool / ROUND / "masks" / f"{frame}.png")) for frame in windows}
     with zipfile.ZipFile(pool / ROUND / "cvat.zip") as archive:
         archive.extractall(pool / "cvat")
     read = datumaro.Dataset.import_from(str(pool / "cvat"), "cvat")
     labels = [label.name for label in read.categories()[datumaro.AnnotationType.label].items]
-    assert len(read) == len(expected)
+    assert labels[:3] == ["wall", "vessel", "tool"]
+    assert set(labels[3:]) == {"annotate", "refused"}
+    assert {f"{item.id}.png" for item in read} == windows.keys()
     for item in read:
-        mask = np.asarray(Image.open(pool / ROUND / "masks" / f"{item.id}.png.png"))
+        boxes = [each for each in item.annotations if each.type == datumaro.AnnotationType.bbox]
+        assert {(labels[box.label], *box.get_bbox()) for box in boxes} == {
+            ("annotate", *window) for window in windows[f"{item.id}.png"]
+        }
         found = np.full((32, 48), 255, np.uint8)
-        windows = set()
-        for annotation in item.annotations:
-            if annotation.type == datumaro.AnnotationType.bbox:
-                assert labels[annotation.label] == "annotate"
-                windows.add(tuple(annotation.get_bbox()))
-            else:
-                found[np.asarray(annotation.image, bool)] = annotation.label
-        assert windows == expected[f"{item.id}.png"]
-        np.testing.assert_array_equal(found, mask)
+        for annotation in (each for each in item.annotations if each not in boxes):
+            found[np.asarray(annotation.image, bool)] = annotation.label
+        np.testing.assert_array_equal(found, masks[f"{item.id}.png"])
+        assert item.media.data.shape == (32, 48, 3)
     interface = LabelInterface((pool / ROUND / "label_studio" / "config.xml").read_text())
     tasks = json.loads((pool / ROUND / "label_studio" / "tasks.json").read_text())
-    assert len(tasks) == len(expected)
+    assert len(tasks) == len(windows)
+    sides = {"x": 48, "y": 32, "width": 48, "height": 32}
     for task in tasks:
         (prediction,) = task["predictions"]
         assert interface.validate_prediction(prediction, return_errors=True) == []
-        windows = {
-            tuple(
-                round(result["value"][name] * side / 100, 6)
-                for name, side in (("x", 48), ("y", 32), ("width", 48), ("height", 32))
-            )
-            for result in prediction["result"]
-            if result["type"] == "rectanglelabels"
-        }
-        assert windows == expected[task["data"]["image"].removeprefix("/data/local-files/?d=images/")]
+        frame, found = task["data"]["image"].removeprefix("/data/local-files/?d=images/"), set()
+        painted = np.full((32, 48), 255, np.uint8)
+        for value in (result["value"] for result in prediction["result"]):
+            if "rle" not in value:
+                found.add(tuple(round(value[name] * side / 100, 6) for name, side in sides.items()))
+                continue
+            alpha = brush.decode_rle(value["rle"]).reshape(32, 48, 4)[..., 3]
+            painted[alpha > 0] = ("wall", "vessel", "tool").index(value["brushlabels"][0])
+        assert found == windows[frame]
+        np.testing.assert_array_equal(painted, masks[frame])
 
 
 def test_refused_windows_are_replaced_and_corrected_ones_stay(pool: Path) -> None:
@@ -449,15 +375,6 @@ def test_windows_of_the_last_round_are_labelled_in_the_next(pool: Path) -> None:
     assert len(found) == 20 * 12
     assert not {row["id"] for row in found} & set(labelled)
     assert "a/frame_0000.png" not in {row["frame"] for row in found}
-
-
-def test_windows_stopped_at_any_write_continue_to_the_same_files(pool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    more = ["--n", "2", "--regions", "4x3", "--reject", "refused.txt"]
-    (pool / "refused.txt").write_text("")
-    assert main(command(*more, out="whole")) == 0
-    (pool / "refused.txt").write_text(picks(pool / "whole")[0]["id"] + "\n")
-    assert main(command(*more, out="whole")) == 0
-    stopped_at_writes(pool, more, (0, 2, 5, 9, 14), monkeypatch)
 
 
 @pytest.mark.parametrize("regions", [[], ["--regions", "3x4"]], ids=["frames", "windows"])

@@ -20,41 +20,13 @@ import yaml
 
 from alges_fast.report.artefacts import FrameMaps, save_dataset, save_frames, save_thumbnails
 
-STRATEGIES = (
-    "random",
-    "stratified-random",
-    "entropy",
-    "margin",
-    "least-confidence",
-    "coreset",
-    "deal",
-    "alges-img",
-    "alges-sem",
-    "alges-sem-vector",
-    "alges-img-released",
-    "alges-sem-released",
-    "full",
-)
-CLASSES = (
-    "black background",
-    "abdominal wall",
-    "liver",
-    "gastrointestinal tract",
-    "fat",
-    "grasper",
-    "connective tissue",
-)
-CLASSES += ("blood", "cystic duct", "L-hook electrocautery", "gallbladder", "hepatic vein", "liver ligament")
-PALETTE = (
-    (127, 127, 127),
-    (210, 140, 140),
-    (255, 114, 114),
-    (231, 70, 156),
-    (186, 183, 75),
-    (170, 255, 0),
-    (255, 85, 0),
-)
-PALETTE += ((255, 0, 0), (255, 255, 0), (169, 255, 184), (255, 160, 165), (0, 50, 128), (111, 74, 0))
+STRATEGIES = ("random", "stratified-random", "entropy", "margin", "least-confidence", "coreset", "deal", "alges-img")
+STRATEGIES += ("alges-sem", "alges-sem-vector", "alges-img-released", "alges-sem-released", "full")
+CLASSES = ("black background", "abdominal wall", "liver", "gastrointestinal tract", "fat", "grasper")
+CLASSES += ("connective tissue", "blood", "cystic duct", "L-hook electrocautery", "gallbladder", "hepatic vein")
+CLASSES += ("liver ligament",)
+PALETTE = ((127, 127, 127), (210, 140, 140), (255, 114, 114), (231, 70, 156), (186, 183, 75), (170, 255, 0))
+PALETTE += ((255, 85, 0), (255, 0, 0), (255, 255, 0), (169, 255, 184), (255, 160, 165), (0, 50, 128), (111, 74, 0))
 ABSENT = ("L-hook electrocautery", "cystic duct")  # classes that the test set does not hold
 POOL = 640
 
@@ -96,9 +68,8 @@ def write_fake_run(
                 gain = (0.004 * (i % 5) + 0.003 * math.log2(per_frame)) * min(r, 3)
                 dice = 0.25 + 0.09 * np.log(n / 5) + luck + gain + generator.normal(0, 0.008)
                 spread = min(10 + r * step * per_frame, POOL) if name != strategy else n
-                drawn = 300 * (POOL if strategy == "full" else 10) + 300 * r * step * (
-                    1 - 0.08 * (i % 5) * (per_frame > 1)
-                )
+                drawn = POOL if strategy == "full" else 10 + r * step * (1 - 0.08 * (i % 5) * (per_frame > 1))
+                drawn *= 300
                 effort = {"labelled_share": n / POOL, "n_frames": spread, "outline": round(drawn), "side": 96.0}
                 effort |= _effort(r, step, per_frame, round(drawn), n)
                 row = _row(strategy, seed, r, n, dice, generator)
@@ -116,16 +87,9 @@ def write_fake_run(
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    config = {
-        "dataset": dataset,
-        "strategies": list(strategies),
-        "seeds": list(range(seeds)),
-        "rounds": rounds,
-        "query_size": query_size,
-        "random_query_size": random_query_size,
-        "regions": list(regions),
-        "image_size": 96,
-    }
+    config = {"dataset": dataset, "strategies": list(strategies), "seeds": list(range(seeds)), "rounds": rounds}
+    config |= {"query_size": query_size, "random_query_size": random_query_size, "regions": list(regions)}
+    config["image_size"] = 96
     (out / "config.yaml").write_text(yaml.safe_dump(config))
     environment = {"torch": "2.15.0", "device": "cpu", "machine": {"processor": "Xeon", "cores": 2}}
     (out / "environment.json").write_text(json.dumps(environment))
@@ -139,6 +103,7 @@ def _row(
 ) -> dict[str, str | int | float]:
     selection = {"random": 0.0, "stratified-random": 0.0, "full": 0.0}.get(strategy, 0.8)
     per_class = np.clip(dice + 0.5 * np.cos(np.arange(len(CLASSES))), 0, 0.98)
+    seconds = {"train": 20 + n / 5, "embed": selection * generator.uniform(0.9, 1.1), "seeding": selection / 40}
     return {
         "strategy": strategy,
         "seed": seed,
@@ -148,10 +113,7 @@ def _row(
         "dice_image": dice + 0.05,
         "dice_released": dice + 0.2,
         "iou": dice * 0.8,
-        "train_seconds": 20 + n / 5,
-        "embed_seconds": selection * generator.uniform(0.9, 1.1),
-        "seeding_seconds": selection / 40,
-        "eval_seconds": 2.1,
+        **{f"{step}_seconds": value for step, value in {**seconds, "eval": 2.1}.items()},
         **{f"dice_{c}": "" if c in ABSENT else v for c, v in zip(CLASSES, per_class, strict=True)},
     }
 

@@ -45,28 +45,14 @@ def test_nothing_stored_reads_as_nothing(tmp_path: Path) -> None:
 
 def test_dataset_comes_back_with_its_class_shares(tmp_path: Path) -> None:
     masks = np.array([[[0, 0], [1, 255]], [[2, 2], [2, 2]]], dtype=np.uint8)
-    split = SimpleNamespace(masks=masks)
-    split_with_length = type("Split", (), {"masks": masks, "__len__": lambda self: 2})()
-    assert class_shares(split.masks, 3) == (2 / 8, 1 / 8, 4 / 8)
-    dataset = SimpleNamespace(
-        name="toy",
-        classes=("background", "liver", "blood"),
-        palette=((0, 0, 0), (200, 0, 0), (255, 0, 0)),
-        notes=("mapped code 35 to ignore",),
-        train=split_with_length,
-        validation=split_with_length,
-        test=split_with_length,
-    )
-    save_dataset(tmp_path, dataset)
-    shares = (0.25, 0.125, 0.5)
-    assert load_dataset(tmp_path) == DatasetSummary(
-        name="toy",
-        classes=dataset.classes,
-        palette=dataset.palette,
-        frames={"train": 2, "validation": 2, "test": 2},
-        shares={"train": shares, "validation": shares, "test": shares},
-        notes=dataset.notes,
-    )
+    split = type("Split", (), {"masks": masks, "__len__": lambda self: 2})()
+    assert class_shares(masks, 3) == (2 / 8, 1 / 8, 4 / 8)
+    facts = {"name": "toy", "classes": ("background", "liver", "blood"), "notes": ("mapped code 35 to ignore",)}
+    facts["palette"] = ((0, 0, 0), (200, 0, 0), (255, 0, 0))
+    save_dataset(tmp_path, SimpleNamespace(**facts, train=split, validation=split, test=split))
+    splits = ("train", "validation", "test")
+    shares = dict.fromkeys(splits, (0.25, 0.125, 0.5))
+    assert load_dataset(tmp_path) == DatasetSummary(**facts, frames=dict.fromkeys(splits, 2), shares=shares)
 
 
 def test_frames_come_back_sorted_by_round(tmp_path: Path) -> None:

@@ -22,10 +22,10 @@ def table(curves: dict[str, list[Points]], frames: float = 1.0) -> list[dict[str
             "seed": seed,
             "round": r,
             "n_labelled": 10 * (r + 1),
-            "labelled_share": (r + 1) / 10,
-            "n_frames": frames * 10 * (r + 1),
             "outline": outline,
             "dice": dice,
+            "labelled_share": (r + 1) / 10,
+            "n_frames": frames * 10 * (r + 1),
         }
         for name, by_seed in curves.items()
         for seed, points in enumerate(by_seed)
@@ -45,27 +45,22 @@ def test_the_factor_is_what_the_baseline_needs_over_what_was_spent() -> None:
     assert found[20].frames == pytest.approx(25)
     assert found[30].factor == pytest.approx(1.0)
     assert math.isnan(found[20].low)  # one seed says nothing of others
+    assert savings(rows, "a", measure=PIXELS)[20].factor == pytest.approx(0.25 / 0.2)  # pixels are counted as pixels
 
 
-def test_pixels_are_counted_as_pixels() -> None:
-    rows = table({"random": [RANDOM], "a": [[(100, 0.2), (125, 0.45), (150, 0.5)]]})
-    found = savings(rows, "a", measure=PIXELS)
-    assert found[20].factor == pytest.approx(0.25 / 0.2)
-    assert found[30].factor == pytest.approx(1.0)
-
-
-def test_beyond_the_baselines_curve_there_are_bounds() -> None:
-    rows = table({"random": [RANDOM], "a": [[(100, 0.2), (120, 0.51), (150, 0.1)]]})
-    found = savings(rows, "a")
-    assert (found[20].factor, found[20].bound) == (pytest.approx(300 / 120), ">")
-    assert (found[30].factor, found[30].bound) == (pytest.approx(100 / 150), "<")
-
-
-def test_a_dip_of_the_baseline_does_not_raise_the_factor() -> None:
-    # Random first reaches .38 on its way to .4, whatever it does afterwards.
-    dips: Points = [(100, 0.2), (200, 0.4), (300, 0.35), (400, 0.5)]
-    rows = table({"random": [dips], "a": [[(100, 0.2), (100, 0.38)]]})
-    assert savings(rows, "a")[20].factor == pytest.approx(1.9)
+@pytest.mark.parametrize(
+    ("random", "points", "expected"),
+    [  # beyond the baseline's curve there are bounds
+        (RANDOM, [(100, 0.2), (120, 0.51), (150, 0.1)], {20: (300 / 120, ">"), 30: (100 / 150, "<")}),
+        # Random first reaches .38 on its way to .4, whatever it does afterwards.
+        ([(100, 0.2), (200, 0.4), (300, 0.35), (400, 0.5)], [(100, 0.2), (100, 0.38)], {20: (1.9, "")}),
+    ],
+)
+def test_bounds_and_dips(random: Points, points: Points, expected: dict[int, tuple[float, str]]) -> None:
+    found = savings(table({"random": [random], "a": [points]}), "a")
+    assert {n: (one.factor, one.bound) for n, one in found.items()} == {
+        n: (pytest.approx(factor), bound) for n, (factor, bound) in expected.items()
+    }
 
 
 def test_prices_make_seconds_of_what_was_opened_looked_at_and_drawn() -> None:

@@ -204,7 +204,6 @@ def test_tables_of_savings_and_rare_classes(run: RunFolder) -> None:
     assert saved.rows[0][0] in ("alges-effort@8x8", "alges-effort@4x4")
     assert all(re.fullmatch(r"[<>]? ?\d+\.\d \([\d.> to]+\)", cell) for row in saved.rows for cell in row[1:])
     rare = tables.rare_classes(run, 40)
-    assert rare is not None
     assert "of pixels)" in rare.header[2]
     assert [row[0] for row in rare.rows] == run.strategies[:-1]
 

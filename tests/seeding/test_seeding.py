@@ -80,16 +80,6 @@ def test_identical_points_are_filled_uniformly(backend: str) -> None:
     assert counts.max() < 150 + 50
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_k_center_takes_the_farthest(backend: str) -> None:
-    points = blobs(300, 4, seed=2)
-    picked = k_center_greedy(points, 12, first="largest", backend=backend).indices.tolist()
-    assert picked[0] == int(points.double().norm(dim=1).argmax())
-    for count in range(1, 12):
-        nearest = sq_distances(points, points[picked[:count]]).amin(dim=1)
-        assert picked[count] == int(nearest.argmax())
-
-
 def pick_counts(points: Tensor, picks: int, seeds: int, **arguments: object) -> np.ndarray:
     """(N,) how often each point was the last of so many picks."""
     counts = np.zeros(len(points))
@@ -140,25 +130,6 @@ def test_potential_equals_scikit_learns_at_equal_trials(trials: int) -> None:
     ])  # fmt: skip
     noise = np.sqrt(ours.var() / len(ours) + theirs.var() / len(theirs))
     assert abs(ours.mean() - theirs.mean()) < 4 * noise
-
-
-def test_potential_equals_faiss_own_initialisation() -> None:
-    faiss = pytest.importorskip("faiss")
-    if not hasattr(faiss, "ClusteringInitialization"):
-        pytest.skip("this faiss has no k-means++ initialisation")
-    points = blobs(400, 6, seed=1)
-    ours = potentials(points, 8, 120)
-    rows = points.numpy()
-    theirs = []
-    for seed in range(120):
-        centres = np.empty((8, 6), dtype=np.float32)
-        start = faiss.ClusteringInitialization(6, 8)
-        start.method = faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS
-        start.seed = seed
-        start.init_centroids(len(rows), faiss.swig_ptr(rows), faiss.swig_ptr(centres))
-        theirs.append(float(sq_distances(points, torch.from_numpy(centres)).amin(dim=1).sum()))
-    noise = np.sqrt(ours.var() / len(ours) + np.var(theirs) / len(theirs))
-    assert abs(ours.mean() - np.mean(theirs)) < 4 * noise
 
 
 def test_rounds_reach_the_potential_of_one_pick_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,15 +245,12 @@ def test_the_sketch_spares_most_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @native
 @pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.usefixtures("threads_of_its_own")
 def test_threads_change_nothing(threads: int) -> None:
     points = blobs(5000, 20)
-    before = torch.get_num_threads()
     expected = kmeans_plusplus(points, 20, trials=3, backend="torch")
     torch.set_num_threads(threads)
-    try:
-        found = kmeans_plusplus(points, 20, trials=3, backend="cpu")
-    finally:
-        torch.set_num_threads(before)
+    found = kmeans_plusplus(points, 20, trials=3, backend="cpu")
     assert torch.equal(found.indices, expected.indices)
 
 
@@ -316,22 +284,16 @@ def test_a_memory_mapped_pool_is_read_as_it_is(backend: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_views_need_no_copy(backend: str) -> None:
+def test_views_are_read_as_what_they_show(backend: str) -> None:
+    """One that negates, whose memory holds the numbers without their sign, too."""
     wide = blobs(200, 30)
-    for view in (wide[:, :11], wide[::2], wide.T[:20].T, wide.expand(200, 30)):
-        found = kmeans_plusplus(view, 6, backend=backend)
-        assert torch.equal(found.indices, kmeans_plusplus(view.contiguous(), 6, backend=backend).indices)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_view_that_negates_is_read_negated(backend: str) -> None:
-    """What memory holds are the numbers without their sign."""
-    points = blobs(300, 6)
-    arguments = {"existing": points[:2] + 0.5, "trials": 3, "backend": backend}
-    found = kmeans_plusplus(torch._neg_view(-points), 8, **arguments)  # type: ignore[arg-type]
-    expected = kmeans_plusplus(points, 8, **arguments)  # type: ignore[arg-type]
-    assert torch.equal(found.indices, expected.indices)
-    assert torch.equal(found.min_sq_distance, expected.min_sq_distance)
+    for view in (wide[:, :11], wide[::2], wide.T[:20].T, wide.expand(200, 30), torch._neg_view(-wide)):
+        plain = view.resolve_neg().contiguous().clone()
+        for arguments in ({}, {"existing": plain[:2] + 0.5, "trials": 3}):
+            found = kmeans_plusplus(view, 6, backend=backend, **arguments)  # type: ignore[arg-type]
+            expected = kmeans_plusplus(plain, 6, backend=backend, **arguments)  # type: ignore[arg-type]
+            assert torch.equal(found.indices, expected.indices)
+            assert torch.equal(found.min_sq_distance, expected.min_sq_distance)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -454,10 +416,12 @@ def test_without_native_kernels_the_default_falls_back_and_says_so_once(
         kmeans_plusplus(points, 3, backend="cpu")
 
 
-def test_k_center_against_brute_force_with_existing_and_ties() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_k_center_against_brute_force_with_existing_and_ties(backend: str) -> None:
     points = blobs(60, 3, seed=8).repeat(2, 1)
-    existing = points[:3] + 0.5
-    for backend in BACKENDS:
+    first = k_center_greedy(points, 1, first="largest", backend=backend).indices.tolist()  # type: ignore[arg-type]
+    assert first == [int(points.double().norm(dim=1).argmax())]
+    for existing in (points[:3] + 0.5, points[first]):
         picked = k_center_greedy(points, 10, existing=existing, backend=backend).indices.tolist()  # type: ignore[arg-type]
         centres = existing
         for index in picked:

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from alges_fast import select
 from alges_fast.windows import class_changes, windows_of
 
+Pool = list[tuple[str, Tensor]]
+
 SIZE, SHOWN, REGIONS = (12, 16), (24, 32), (3, 4)
 """Of the model's logits; of the images as an annotator has them; rows and columns of windows."""
 
@@ -33,7 +35,7 @@ def model() -> Net:
 
 
 @pytest.fixture(scope="module")
-def pool() -> list[tuple[str, Tensor]]:
+def pool() -> Pool:
     generator = torch.Generator().manual_seed(1)
     coarse = torch.rand(20, 3, 3, 4, generator=generator)
     finer = torch.rand(20, 3, *SIZE, generator=generator) * torch.linspace(0, 2, 20).view(-1, 1, 1, 1)
@@ -41,16 +43,14 @@ def pool() -> list[tuple[str, Tensor]]:
     return [(f"frame{i:02d}", image) for i, image in enumerate(images)]
 
 
-def outlines(model: Net, pool: list[tuple[str, Tensor]], regions: tuple[int, int]) -> Tensor:
+def outlines(model: Net, pool: Pool, regions: tuple[int, int]) -> Tensor:
     """(20, R C), in pixels of the images: twice those of the logits."""
     with torch.no_grad():
         return 2 * class_changes(model(torch.stack([image for _, image in pool])).argmax(1), regions)
 
 
 @pytest.mark.parametrize("strategy", ["alges-img", "alges-effort", "random"])
-def test_windows_cost_what_as_many_pixels_of_frames_do_on_average(
-    strategy: str, model: Net, pool: list[tuple[str, Tensor]]
-) -> None:
+def test_windows_cost_what_as_many_pixels_of_frames_do_on_average(strategy: str, model: Net, pool: Pool) -> None:
     sizes = {id: SHOWN for id, _ in pool}
     budget, labelled = 3 * SHOWN[0] * SHOWN[1], ["frame00", "frame19"]
     options = {"regions": REGIONS, "strategy": strategy, "labelled": labelled, "sizes": sizes, "progress": False}
@@ -70,9 +70,7 @@ def test_windows_cost_what_as_many_pixels_of_frames_do_on_average(
     assert in_pixels.outlines == {}
 
 
-def test_frames_cost_what_n_of_them_do_on_average_and_rejected_ones_are_replaced_for_it(
-    model: Net, pool: list[tuple[str, Tensor]]
-) -> None:
+def test_frames_cost_what_n_of_them_do_on_average_and_rejected_ones_are_replaced_for_it(model: Net, pool: Pool) -> None:
     sizes = {id: SHOWN for id, _ in pool}
     found = select(model, pool, 6, budget="outline", strategy="random", seed=1, sizes=sizes, progress=False)
     measured = outlines(model, pool, (1, 1))[:, 0]
@@ -88,9 +86,7 @@ def test_frames_cost_what_n_of_them_do_on_average_and_rejected_ones_are_replaced
     assert len(everything.ids) >= 19
 
 
-def test_what_a_strategy_predicted_is_not_predicted_again(
-    model: Net, pool: list[tuple[str, Tensor]], tmp_path: Path
-) -> None:
+def test_what_a_strategy_predicted_is_not_predicted_again(model: Net, pool: Pool, tmp_path: Path) -> None:
     seen: list[int] = []
     model.body.register_forward_hook(lambda _, images, output: seen.append(len(images[0])))
     options = {"regions": REGIONS, "strategy": "alges-effort", "progress": False, "resume": True}
@@ -101,6 +97,6 @@ def test_what_a_strategy_predicted_is_not_predicted_again(
     assert sum(seen) == once
 
 
-def test_no_outline_is_predicted_without_a_model(pool: list[tuple[str, Tensor]]) -> None:
+def test_no_outline_is_predicted_without_a_model(pool: Pool) -> None:
     with pytest.raises(ValueError, match="budget: outlines are predicted by a trained model"):
         select(None, pool, 3, budget="outline", strategy="random", progress=False)

@@ -3,47 +3,32 @@
 from __future__ import annotations
 
 import importlib
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from torch import Tensor, nn
 
 from alges_fast import Selection, embed_pool, select
-from alges_fast.strategies import Query, Taken, get_strategy, strategy_names
+from alges_fast.strategies import Candidate, Query, Taken, get_strategy, strategy_names
+from alges_fast.windows import windows_of
+
+Pool = list[tuple[str, Tensor]]
 
 choosing = importlib.import_module("alges_fast.selection.choose")  # the name in the package is the function
 ROOT = Path(__file__).resolve().parents[2]
-N_CLASSES = 3
 STRATEGIES = [name for name in strategy_names() if not name.startswith(("deal", "full"))]
-
-
-@pytest.fixture(scope="module")
-def model() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.ReLU(), nn.Conv2d(5, N_CLASSES, 1)).eval()
-
-
-@pytest.fixture(scope="module")
-def pool() -> list[tuple[str, Tensor]]:
-    generator = torch.Generator().manual_seed(1)
-    return [(f"frame{i:02d}", torch.rand(3, 9, 7, generator=generator) * (1 + i % 4)) for i in range(40)]
 
 
 PLACES = {f"frame{i:02d}": (f"video{i // 10}", float(i % 10)) for i in range(40)}
 
 
-def choose(model: nn.Module, pool: list[tuple[str, Tensor]], n: int = 8, **options: object) -> Selection:
+def choose(model: nn.Module, pool: Pool, n: int | None = 8, **options: object) -> Selection:
     return select(model, pool, n, progress=False, **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_picks_are_those_of_the_strategy_itself(
-    strategy: str, model: nn.Module, pool: list[tuple[str, Tensor]]
-) -> None:
+def test_picks_are_those_of_the_strategy_itself(strategy: str, model: nn.Module, pool: Pool) -> None:
     videos = {name: video for name, (video, _) in PLACES.items()}
     query = Query([name for name, _ in pool], pool, model, videos=videos, seed=5)
     found = choose(model, pool, strategy=strategy, seed=5, places=PLACES)
@@ -51,32 +36,39 @@ def test_picks_are_those_of_the_strategy_itself(
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_labelled_images_are_never_picked(strategy: str, model: nn.Module, pool: list[tuple[str, Tensor]]) -> None:
+def test_labelled_images_are_never_picked(strategy: str, model: nn.Module, pool: Pool) -> None:
     labelled = [name for name, _ in pool[::2]]
     found = choose(model, pool, 20, strategy=strategy, labelled=labelled, places=PLACES)
     assert sorted(found.ids) == [name for name, _ in pool[1::2]]
 
 
+@pytest.mark.parametrize("regions", [None, (3, 2)], ids=["frames", "windows"])
 @pytest.mark.parametrize("centres", [False, True])
-def test_labelled_images_are_centres_where_they_should_be(
-    model: nn.Module, pool: list[tuple[str, Tensor]], centres: bool, monkeypatch: pytest.MonkeyPatch
+def test_what_is_labelled_is_a_centre_where_it_should_be(
+    model: nn.Module,
+    pool: Pool,
+    centres: bool,
+    regions: tuple[int, int] | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A copy of a labelled image is at distance 0 of a centre, so it is picked only after all others."""
+    """A copy of what is labelled is at distance 0 of a centre, so it is picked only after all others."""
     monkeypatch.setattr(choosing, "LABELLED_ARE_CENTRES", centres)
     copies = [(f"copy{i}", image) for i, (_, image) in enumerate(pool[:5])]
-    labelled = [name for name, _ in pool[:5]]
+    labelled: list[Candidate] = [name for name, _ in pool[:5]]
+    if regions is not None:
+        labelled = [window for name in labelled for window in windows_of(name, (13, 10), regions)]
     for strategy in ("alges-img", "alges-sem", "alges-sem-vector", "coreset"):
-        found = choose(model, [*pool, *copies], 40, strategy=strategy, labelled=labelled)
-        last = set(found.ids[-5:]) == {name for name, _ in copies}
-        assert last == (centres or strategy == "coreset"), strategy
+        budget = {"n": 40} if regions is None else {"n": None, "pixels": 40 * 130, "regions": regions}
+        found = choose(model, [*pool, *copies], **budget, strategy=strategy, labelled=labelled)
+        frames = {getattr(pick, "id", pick) for pick in found.ids[-len(labelled) :]}
+        assert (frames == {name for name, _ in copies}) == (centres or strategy == "coreset"), strategy
 
 
 def test_what_is_labelled_counts_in_norms_where_it_should(
-    model: nn.Module, pool: list[tuple[str, Tensor]], monkeypatch: pytest.MonkeyPatch
+    model: nn.Module, pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A class's row counts for less where labelled images have much of it."""
     rows = embed_pool(model, pool, output="image", progress=False).values
-    assert rows is not None
     norms = rows.flatten(2).norm(dim=2)
     for known, over in ((False, norms[20:]), (True, norms)):
         monkeypatch.setattr(choosing, "LABELLED_COUNT_IN_NORMS", known)
@@ -86,9 +78,7 @@ def test_what_is_labelled_counts_in_norms_where_it_should(
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_neighbours_in_a_video_are_not_picked_together(
-    strategy: str, model: nn.Module, pool: list[tuple[str, Tensor]]
-) -> None:
+def test_neighbours_in_a_video_are_not_picked_together(strategy: str, model: nn.Module, pool: Pool) -> None:
     options = {"strategy": strategy, "places": PLACES, "min_gap": 3.0, "labelled": ["frame00", "frame15"]}
     found = choose(model, pool, 8, **options)
     places = [PLACES[str(name)] for name in (*found.ids, "frame00", "frame15")]
@@ -99,16 +89,18 @@ def test_neighbours_in_a_video_are_not_picked_together(
 
 
 def test_a_gap_that_leaves_too_few_is_halved_and_said(
-    model: nn.Module, pool: list[tuple[str, Tensor]], caplog: pytest.LogCaptureFixture
+    model: nn.Module, pool: Pool, caplog: pytest.LogCaptureFixture
 ) -> None:
     found = choose(model, pool, 30, places=PLACES, min_gap=8.0)
     assert len(set(found.ids)) == 30
     assert "min_gap is now 4" in caplog.text
+    caplog.clear()
+    found = choose(model, pool, None, pixels=30 * 130, regions=(3, 2), places=PLACES, min_gap=8.0)
+    assert sum(window.pixels for window in found.ids) > 29 * 130
+    assert "min_gap is now 4" in caplog.text
 
 
-def test_a_class_of_weight_zero_has_no_part_and_a_heavy_one_leads(
-    model: nn.Module, pool: list[tuple[str, Tensor]]
-) -> None:
+def test_a_class_of_weight_zero_has_no_part_and_a_heavy_one_leads(model: nn.Module, pool: Pool) -> None:
     rows = embed_pool(model, pool, output="image", progress=False).values
     alone = choose(model, pool, class_weights=[0, 0, 1])
     assert list(alone.scores.values()) == pytest.approx(rows[:, 2].flatten(1).norm(dim=1).tolist(), rel=1e-5)
@@ -117,9 +109,7 @@ def test_a_class_of_weight_zero_has_no_part_and_a_heavy_one_leads(
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_refused_picks_are_replaced_and_the_others_stay(
-    strategy: str, model: nn.Module, pool: list[tuple[str, Tensor]]
-) -> None:
+def test_refused_picks_are_replaced_and_the_others_stay(strategy: str, model: nn.Module, pool: Pool) -> None:
     first = choose(model, pool, strategy=strategy, places=PLACES, min_gap=2.0)
     refused = [first.ids[1], first.ids[4]]
     second = first.reject(refused)
@@ -134,33 +124,31 @@ def test_refused_picks_are_replaced_and_the_others_stay(
         second.reject(refused)
 
 
-@pytest.mark.parametrize("strategy", ["coreset", "entropy", "alges-sem"])
+@pytest.mark.parametrize(
+    ("strategy", "regions"), [("coreset", None), ("entropy", (3, 2)), ("alges-sem", None), ("alges-img", (3, 2))]
+)
 def test_killed_scoring_is_continued(
-    strategy: str, model: nn.Module, pool: list[tuple[str, Tensor]], tmp_path: Path
+    strategy: str, regions: tuple[int, int] | None, model: nn.Module, pool: Pool, tmp_path: Path
 ) -> None:
     def stop(done: int, total: int | None) -> None:
         if done >= 12:
             raise KeyboardInterrupt
 
-    options = {"strategy": strategy, "out": tmp_path, "batch_size": 4}
+    budget = {"n": 8} if regions is None else {"pixels": 130, "regions": regions}
+    options = {**budget, "strategy": strategy, "batch_size": 4}
     with pytest.raises(KeyboardInterrupt):
-        select(model, pool, 8, progress=stop, **options)
+        select(model, pool, progress=stop, out=tmp_path, **options)
     seen: list[int] = []
-    found = select(model, pool, 8, resume=True, progress=lambda done, total: seen.append(done), **options)
+    resumed = {**options, "out": tmp_path, "resume": True}
+    found = select(model, pool, progress=lambda done, total: seen.append(done), **resumed)
     assert seen[0] >= 8
-    assert found == choose(model, pool, strategy=strategy, batch_size=4)
+    assert found == select(model, pool, progress=False, **options)
+    if regions is not None:
+        with pytest.raises(ValueError, match="of another model or other arguments"):
+            select(model, pool, progress=False, **{**resumed, "regions": (2, 2)})
 
 
-def test_images_that_cannot_be_used_are_refused_as_by_embed_pool(model: nn.Module) -> None:
-    masked = np.ma.masked_greater(np.random.default_rng(0).random((6, 3, 8, 8), dtype=np.float32), 0.9)
-    for pool, options in ((masked, {}), (masked, {"excluded": [2]}), (list(masked), {})):
-        with pytest.raises(TypeError, match="must not be a masked array"):
-            select(model, pool, 2, progress=False, **options)
-    with pytest.raises(TypeError, match="pool must be a sequence"):
-        select(model, iter([]), 2)  # type: ignore[arg-type]
-
-
-def test_a_strategy_that_draws_what_it_must_not_is_told_so(pool: list[tuple[str, Tensor]], tmp_path: Path) -> None:
+def test_a_strategy_that_draws_what_it_must_not_is_told_so(pool: Pool, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "from alges_fast.strategies import Rating, Strategy\n"
         "class Stubborn(Strategy):\n"
@@ -193,22 +181,6 @@ def test_a_pool_of_arrays_is_named_by_position(model: nn.Module) -> None:
         ({"min_gap": -1.0}, "min_gap must be finite, 0 or more"),
     ],
 )
-def test_mistakes_are_named(
-    options: dict[str, object], message: str, model: nn.Module, pool: list[tuple[str, Tensor]]
-) -> None:
+def test_mistakes_are_named(options: dict[str, object], message: str, model: nn.Module, pool: Pool) -> None:
     with pytest.raises(ValueError, match=message):
         choose(model, pool, **options)  # type: ignore[arg-type]
-
-
-def test_the_public_names_need_torch_and_numpy_alone() -> None:
-    block = "".join(
-        f"sys.modules[{name!r}] = None; "
-        for name in ("segmentation_models_pytorch", "faiss", "lightning_fabric", "rich", "PIL", "yaml")
-    )
-    code = (
-        f"import sys; {block}from alges_fast import (pixel_gradients, PixelGradients, kmeans_plusplus, "
-        "k_center_greedy, Seeding, LastLayer, embed_pool, select); import torch; "
-        "print(len(select(torch.nn.Conv2d(3, 2, 1), torch.rand(9, 3, 4, 4), 3).ids))"
-    )
-    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert said.stdout.strip() == "3", said.stderr

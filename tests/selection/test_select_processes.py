@@ -16,6 +16,7 @@ from alges_fast import Window, select
 
 N, SIZE, REGIONS = 17, (8, 9), (2, 3)
 STRATEGIES = ("random", "stratified-random", "entropy", "coreset", "alges-img", "alges-img-released", "own")
+STRATEGIES += ("power-entropy", "claspe", "alges-effort", "alges-class", "alges-half", "uherding", "typical", "bait")
 OWN = """
 from alges_fast.strategies import Strategy, by_score, candidate_images
 

@@ -12,9 +12,12 @@ from data.trees import folder_tree
 from torch import Tensor, nn
 
 from alges_fast import Window, select
+from alges_fast.errors import UserError
 from alges_fast.run import main
 from alges_fast.strategies import Query, Taken, get_strategy
 from alges_fast.windows import named, windows_of
+
+Pool = list[tuple[str, Tensor]]
 
 OWN = """
 from alges_fast.seeding import k_center_greedy
@@ -36,6 +39,12 @@ class Spread(Strategy):
     def rate(self, query):
         found = embed(query, ("semantic",))
         return by_seeding(query, found.outputs["semantic"], found.positions, k_center_greedy)
+
+class Nameless(Strategy):
+    reference = "-"
+
+class Up(Brightest):
+    name = "../up"
 """
 REGIONS, SIZE = (2, 3), (8, 9)
 
@@ -47,7 +56,7 @@ def own(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def pool() -> list[tuple[str, Tensor]]:
+def pool() -> Pool:
     generator = torch.Generator().manual_seed(0)
     return [(f"frame{i:02d}", torch.rand(3, *SIZE, generator=generator)) for i in range(12)]
 
@@ -58,7 +67,7 @@ def model() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 1)).eval()
 
 
-def brightness(pool: list[tuple[str, Tensor]]) -> dict[Window, float]:
+def brightness(pool: Pool) -> dict[Window, float]:
     return {
         window: float(image[:, window.y :, window.x :][:, : window.height, : window.width].mean())
         for name, image in pool
@@ -66,29 +75,25 @@ def brightness(pool: list[tuple[str, Tensor]]) -> dict[Window, float]:
     }
 
 
-def test_it_picks_frames_in_select_with_no_model(own: str, pool: list[tuple[str, Tensor]]) -> None:
+def test_it_picks_frames_and_windows_in_select_with_no_model(own: str, pool: Pool) -> None:
     expected = sorted(pool, key=lambda item: -float(item[1].mean()))
     found = select(None, pool, 4, strategy=f"{own}:Brightest", labelled=[expected[1][0]])
     assert list(found.ids) == [name for name, _ in expected if name != expected[1][0]][:4]
     assert found.scores[expected[0][0]] == pytest.approx(float(expected[0][1].mean()))
 
-
-def test_it_picks_windows_in_select_with_no_model(own: str, pool: list[tuple[str, Tensor]]) -> None:
     found = select(None, pool, pixels=5 * 12, regions=REGIONS, strategy=f"{own}:Brightest")
     scores = brightness(pool)
     assert list(found.ids) == sorted(scores, key=lambda window: -scores[window])[:5]
 
 
-def test_it_asks_the_model_for_frames_and_for_windows(
-    own: str, model: nn.Module, pool: list[tuple[str, Tensor]]
-) -> None:
+def test_it_asks_the_model_for_frames_and_for_windows(own: str, model: nn.Module, pool: Pool) -> None:
     frames = select(model, pool, 12, strategy=f"{own}:Spread", progress=False)
     assert set(frames.ids) == {name for name, _ in pool}
     windows = select(model, pool, pixels=12 * 72, regions=REGIONS, strategy=f"{own}:Spread", progress=False)
     assert set(windows.ids) == set(brightness(pool))
 
 
-def test_a_query_may_hold_some_windows_of_a_frame_and_others_labelled(own: str, pool: list[tuple[str, Tensor]]) -> None:
+def test_a_query_may_hold_some_windows_of_a_frame_and_others_labelled(own: str, pool: Pool) -> None:
     scores = brightness(pool)
     order = sorted(scores, key=lambda window: -scores[window])
     labelled, free = order[:7], [window for window in scores if window not in order[:7]]
@@ -119,14 +124,30 @@ def test_it_picks_frames_and_windows_in_run(own: str, tmp_path: Path, monkeypatc
         assert 32**2 - 16 * 11 < sum(window.pixels for window in windows if isinstance(window, Window)) <= 32**2
 
 
-def test_a_strategy_that_needs_a_model_says_so(own: str, pool: list[tuple[str, Tensor]]) -> None:
+def test_what_cannot_be_a_strategy_is_refused(own: str, tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("1 / 0")
+    for name, why in (
+        *[(f"{own}:Missing", "has no Missing"), (f"{own}:Nameless", "class attribute name")],
+        *[(f"{own}:Up", "names a folder"), (f"{tmp_path}/absent.py:Brightest", "no file")],
+        *[
+            (f"{tmp_path}/broken.py:Brightest", "ZeroDivisionError"),
+            ("alges-image", r"is unknown \(nearest: alges-img"),
+        ],
+    ):
+        with pytest.raises(UserError, match=why):
+            get_strategy(name)
+    with pytest.raises(ValueError, match="'full' takes the whole pool"):
+        get_strategy("full")().rate(Query(["a"], [("a", torch.zeros(3, 4, 4))])).draw(1, Taken())
+
+
+def test_a_strategy_that_needs_a_model_says_so(own: str, pool: Pool) -> None:
     with pytest.raises(ValueError, match="strategy 'alges-img' needs a trained model, got None"):
         select(None, pool, 2)
     with pytest.raises(ValueError, match="asks a trained model"):
         get_strategy(f"{own}:Spread")().rate(Query([name for name, _ in pool], pool))
 
 
-def test_strategies_that_need_no_model_pick_before_there_is_one(pool: list[tuple[str, Tensor]]) -> None:
+def test_strategies_that_need_no_model_pick_before_there_is_one(pool: Pool) -> None:
     for strategy in ("random", "stratified-random"):
         assert len(select(None, pool, 5, strategy=strategy).ids) == 5
         assert len(select(None, pool, pixels=60, regions=REGIONS, strategy=strategy).ids) == 5

@@ -53,11 +53,3 @@ def test_what_is_closed_is_left_to_its_neighbours() -> None:
     assert sorted(typical(points, 2, points[:0], open, seed=0)) == [1, 4]
     closed = torch.tensor([False, True, False, False, False, False])
     assert sorted(typical(points, 2, points[:0], closed, seed=0)) == [0, 4]
-
-
-def test_all_that_is_open_can_be_picked() -> None:
-    points = groups(3, 4).repeat(2, 1)
-    closed = torch.zeros(24, dtype=torch.bool)
-    closed[::5] = True
-    found = typical(points, 19, points[:0], closed, seed=0)
-    assert sorted(found) == [i for i in range(24) if i % 5]

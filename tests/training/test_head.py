@@ -57,6 +57,7 @@ def test_weights_depend_on_seed_and_round_and_not_on_global_generators() -> None
     assert not torch.equal(first, fit(*maps(), round=1))
 
 
+@pytest.mark.usefixtures("threads_of_its_own")
 def test_a_small_step_is_taken_by_one_thread_and_torch_is_given_back_the_others() -> None:
     seen: list[int] = []
 
@@ -66,17 +67,13 @@ def test_a_small_step_is_taken_by_one_thread_and_torch_is_given_back_the_others(
             raise ArithmeticError
         return LOSS(*arguments)
 
-    before = torch.get_num_threads()
     torch.set_num_threads(3)
-    try:
-        fit(*maps(), loss=loss, pixels=2 * PIXELS_A_THREAD - 1)
-        assert set(seen) == {1}
-        assert torch.get_num_threads() == 3
-        with pytest.raises(ArithmeticError):
-            fit(*maps(), loss=loss, pixels=2 * PIXELS_A_THREAD)
-        assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(before)
+    fit(*maps(), loss=loss, pixels=2 * PIXELS_A_THREAD - 1)
+    assert set(seen) == {1}
+    assert torch.get_num_threads() == 3
+    with pytest.raises(ArithmeticError):
+        fit(*maps(), loss=loss, pixels=2 * PIXELS_A_THREAD)
+    assert torch.get_num_threads() == 3
 
 
 @pytest.mark.parametrize("whole_frames", [False, True])

@@ -57,8 +57,6 @@ def load() -> ModuleType:
         linked.rename(target)
         shutil.rmtree(folder)
     spec = importlib.util.spec_from_file_location("emulated", target)
-    assert spec is not None
-    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
