@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import sys
+import time
 from collections.abc import Callable, Sequence
 
 import torch
@@ -38,6 +39,36 @@ def show_notes(*, leads: bool = True) -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING if leads else logging.CRITICAL)
     if leads:
         logging.getLogger("alges_fast").setLevel(logging.INFO)
+
+
+class TimeLeft:
+    """Lines for what is being done, with the time that is left of it, from how it went since it began.
+
+    Args:
+        clock: seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._begun: tuple[str, int, float] = "", 0, 0.0  # what, how much of it was done then, and when that was
+        self._done = 0
+
+    def line(self, what: str, done: int, total: int) -> str:
+        """Of a step, and of how many parts it has done how many."""
+        name, at, since = self._begun
+        if what != name or done < self._done:
+            self._begun = name, at, since = what, done, self._clock()
+        self._done = done
+        seconds = self._clock() - since
+        if done == at or seconds < SOON or done >= total:
+            return f"{what} {done:,}/{total:,}"
+        left = seconds / (done - at) * (total - done)
+        unit, size = ("h", 3600.0) if left >= 5400 else ("min", 60.0) if left >= 90 else ("s", 1.0)
+        return f"{what} {done:,}/{total:,}, about {max(left / size, 1):.0f} {unit} left"
+
+
+SOON = 2.0
+"""Seconds before which nothing is said of what is left."""
 
 
 def run_command(body: Callable[[], int], *, if_out_of_memory: str = "run it on smaller images") -> int:

@@ -280,6 +280,7 @@ def _query(of: Request, frames: Frames) -> Query:
         transform=None if model is None else model.transform,
         scores_out=project.root / "scores" / _scores_of(settings, of.number) if writes else None,
         progress=scored,
+        drawing=lambda done, total: of.progress("drawing from what was scored", done, total or done),
         group=of.job.group,
     )
 

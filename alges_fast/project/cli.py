@@ -204,8 +204,9 @@ def _step(
 
     def body(given: Any) -> int:
         console = Console(stderr=True)
+        left = command.TimeLeft()
         with console.status("") as shown:
-            for line in act(given, lambda what, done, total: shown.update(f"{what} {done}/{total}")):
+            for line in act(given, lambda what, done, total: shown.update(left.line(what, done, total))):
                 console.print("", end="")
                 print(line)
         return 0

@@ -97,10 +97,11 @@ def _select(config: SelectConfig) -> int:
     if settings.model is None:  # it is the project's
         settings = replace(settings, encoder=None, encoder_weights=None)
     bar = Console(stderr=True, quiet=not job.leads)
+    left = command.TimeLeft()
     with naming_lost_processes(), contextlib.ExitStack() as held, bar.status("") as shown:
 
         def progress(what: str, done: int, total: int) -> None:
-            shown.update(f"{what} {done}/{total}")
+            shown.update(left.line(what, done, total))
 
         project = job.from_leader(lambda: held.enter_context(begun(Path(config.out), config.project)))
         reject = job.from_leader(lambda: [] if config.reject is None else read_lines(config.reject, "--reject"))

@@ -118,6 +118,8 @@ class SketchedRows:
     """Points made so far."""
     known: list[_Bounds] = field(default_factory=list)
     """What the last seeding over them knew of D², one at the most."""
+    on_draw: Callable[[], None] = lambda: None
+    """Called before every point that is drawn."""
 
     dtype: ClassVar[torch.dtype] = torch.float32
     device: ClassVar[torch.device] = torch.device("cpu")
@@ -322,6 +324,8 @@ class SketchedShard(Shard):
         return self.absorb(torch.empty(0, self.sketched.shape[1]), draw)
 
     def absorb(self, centres: Tensor, draw: DrawSpec | None) -> Leaders:
+        if draw is not None:
+            self.sketched.on_draw()
         bounds, centres = self._begun(centres)
         parts = centres.split(ABSORBED) if len(centres) else (centres,)
         for part in parts:

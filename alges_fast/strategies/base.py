@@ -47,6 +47,7 @@ class Query:
         transform: applied to every batch of images on the device.
         scores_out: a folder for what the model says of the pool, so that a killed query continues there.
         progress: a bar, or a callable of (images done, images in all or None).
+        drawing: called with (candidates drawn, of how many) where drawing them takes long.
         group: the processes that make this query together, each with the same one, or None for one process.
         embedding: further arguments of `embed_pool`, such as `on_nan` or `last_layer`.
     """
@@ -72,6 +73,7 @@ class Query:
     transform: Callable[[Tensor], Tensor] | None = None
     scores_out: Path | None = None
     progress: bool | Progress = False
+    drawing: Progress | None = None
     group: dist.ProcessGroup | None = None
     embedding: Mapping[str, Any] = field(default_factory=dict)
 

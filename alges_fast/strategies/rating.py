@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from alges_fast.errors import UserError
+from alges_fast.pool import Progress
 from alges_fast.random_streams import stream_seed
 from alges_fast.seeding import Seeding
 from alges_fast.seeding.sketched import SketchedRows
@@ -104,6 +106,8 @@ def by_seeding(
             some, index = points if whole else points.only(free), positions
         else:
             some, index = (points, positions) if whole else (points[free.to(points.device)], positions[free])
+        if isinstance(some, SketchedRows) and query.drawing is not None:  # the others are drawn in no time
+            some.on_draw = _counting(query.drawing, n)
         seeding = choose(
             some,
             n,
@@ -127,6 +131,11 @@ def by_seeding(
 
 _PIECE = 1 << 14
 """Points whose scores are made at a time, where points are not kept."""
+
+
+def _counting(drawing: Progress, n: int) -> Callable[[], None]:
+    counted = itertools.count()
+    return lambda: drawing(min(next(counted), n), n)
 
 
 def by_order(query: Query, order: Sequence[Candidate] | Tensor) -> Rating:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -62,8 +63,13 @@ def test_sketched_embeddings_give_the_same_picks(strategy: str, gap: float, monk
 
     monkeypatch.setattr(embedded_rows, "KEPT", 0)
     monkeypatch.setattr(embedded_rows.Again, "__call__", counted)
+    drawn: list[tuple[int, int | None]] = []
+    query = replace(query, drawing=lambda done, total: drawn.append((done, total)))
     found = choose(rule, query, 3, places=places(), min_gap=gap, away=away)
     assert found.ids == whole.ids
+    assert drawn[0][0] == 0
+    assert max(done for done, _ in drawn) >= len(found.ids) // 2
+    assert all(total is not None and done <= total for done, total in drawn)
     assert made
     assert [found.scores[pick] for pick in found.ids] == pytest.approx([whole.scores[pick] for pick in whole.ids])
     assert found.reject(found.ids[1:3]).ids == whole.reject(whole.ids[1:3]).ids
