@@ -68,6 +68,8 @@ def shares(runs: Mapping[str, Rows]) -> Iterator[str]:
     yield from heading("part of full supervision's cost for 95 % of its Dice", "seeds")
     for name, rows in runs.items():
         full = [row for row in rows if row["strategy"] == FULL]
+        if not full:
+            continue
         for curve in dict.fromkeys(row["strategy"] for row in rows if row["strategy"] != FULL):
             factors = [share_of_full(rows, full, curve, replace(cost, column=cost.name, prices=None)) for cost in COSTS]
             n = next((factor.n for factor in factors if factor), 0)
