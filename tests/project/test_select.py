@@ -189,6 +189,13 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert len(error.splitlines()) == 1
 
 
+def test_a_budget_of_outline_is_said(pool: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command("--budget", "outline", "--strategy", "random", n=3)) == 0
+    expected = sum(float(row["outline"]) for row in picks(pool / "out"))
+    assert f"with {expected:,.0f} pixels of predicted outline" in capsys.readouterr().out
+    assert f"expects {expected:,.0f} pixels of outline to be drawn" in (pool / ROUND / "index.html").read_text()
+
+
 def test_a_folder_in_use_is_refused_and_one_that_was_just_made_is_not(
     pool: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
