@@ -128,19 +128,6 @@ def inside(values: Tensor, window: Window) -> Tensor:
 
 
 @torch.no_grad()
-def test_mean_features_of_windows_and_of_whole_frames(windows: Query) -> None:
-    wanted = [windows.candidates[7], "frame04", windows.candidates[0], "frame01"]
-    features = {name: windows.model.body(image[None])[0] for name, image in windows.pool}
-    expected = [
-        (inside(features[item.id], item) if isinstance(item, Window) else features[item]).mean((1, 2))
-        for item in wanted
-    ]
-    torch.testing.assert_close(mean_features(windows, wanted), torch.stack(expected))
-    with pytest.raises(ValueError, match="'nowhere' is not in the pool"):
-        mean_features(windows, ["nowhere"])
-
-
-@torch.no_grad()
 @pytest.mark.parametrize("tail", ["resized", "clamped"])
 def test_mean_features_below_what_follows_the_last_layer(tail: str, windows: Query) -> None:
     """Through a resize they are those of the resized features; after any other tail those of the layer's own grid."""
@@ -164,6 +151,8 @@ def test_mean_features_below_what_follows_the_last_layer(tail: str, windows: Que
     ]
     asked = Query(windows.candidates, windows.pool, model, regions=REGIONS)
     torch.testing.assert_close(mean_features(asked, windows.candidates), torch.stack(expected))
+    with pytest.raises(ValueError, match="'nowhere' is not in the pool"):
+        mean_features(asked, ["nowhere"])
 
 
 @torch.no_grad()
