@@ -257,7 +257,11 @@ def _mapped(place: Path, name: str, of_array: tuple[str, list[int]], mode: Liter
         return np.memmap(path, dtype, mode, shape=tuple(shape))
     with path.open("rb") as file:
         flags, access = mmap.MAP_PRIVATE | MAP_NORESERVE, mmap.PROT_READ | mmap.PROT_WRITE
-        return np.ndarray(tuple(shape), dtype, mmap.mmap(file.fileno(), 0, flags, access))
+        mapped = mmap.mmap(file.fileno(), 0, flags, access)
+    rows: np.memmap[Any, Any] = np.ndarray.__new__(np.memmap, tuple(shape), dtype, mapped)
+    for name, value in {"_mmap": mapped, "filename": path, "offset": 0, "mode": mode}.items():
+        setattr(rows, name, value)
+    return rows
 
 
 def _is_row(data: bytes, row_bytes: int, crc: int) -> bool:

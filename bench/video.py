@@ -9,9 +9,12 @@ as often as there are hours. So nothing waits for a disk, and the maps are in me
 which no measured command reads, are a sparse file. The head is trained by `project train` on 20 frames labelled by the
 field.
 
-    python bench/video.py --frames 3600 61200 [--against CHECKOUT] [--json FILE]
+    python bench/video.py --frames 3600 15300 61200 --first_pass --json bench/results/video.json
+    python bench/video.py --frames 15300 --processes
 
-With --against the commands of another checkout run before this one's, over the same files, where it can read them.
+With --against the commands of another checkout run before this one's, over the same files, where it can read them. With
+--first_pass the encoder runs over pictures alone and on its way into the cache. With --processes one process and two
+choose the same windows, a thread each.
 """
 
 from __future__ import annotations
@@ -22,9 +25,11 @@ import json
 import math
 import mmap
 import os
+import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import zlib
 from collections.abc import Sequence
@@ -236,9 +241,72 @@ def answers(picks: Path) -> list[Any]:
 def run_over(hour: Path, command: Sequence[str]) -> int:
     """A command of the project over these maps."""
     map_hours_over(hour)
-    from alges_fast.project.cli import main
+    from alges_fast.project import cli, selecting
 
-    return main(command)
+    return selecting.main(command[1:]) if command[0] == "select" else cli.main(command)
+
+
+def first_pass(n: int = 96) -> dict[str, float]:
+    """CPU seconds of the packaged encoder over n pictures: alone, and on the way into the cache."""
+    import torch
+
+    from alges_fast.models.features_cache import FrozenEncoder, _batch, load_or_fit
+    from alges_fast.models.frozen import build_trunk
+    from alges_fast.models.weights import PACKAGED, PACKAGED_ENCODER
+
+    torch.set_num_threads(1)
+    images = np.random.default_rng(3).integers(0, 256, (n, 3, SIDE, SIDE), np.uint8)
+    with tempfile.TemporaryDirectory() as folder:
+        made = load_or_fit(build_trunk(PACKAGED_ENCODER, PACKAGED), images[:8], cache_dir=Path(folder))
+        view = made.projection.view
+        shown = np.random.default_rng(4).integers(0, 256, (n, 3, view.scale * SIDE, view.scale * SIDE), np.uint8)
+        encoder = FrozenEncoder(made.trunk.built(), made.projection, Path(folder))
+        step = _batch(encoder.trunk, view, images)
+        encoder(torch.from_numpy(shown[:step]))
+        start = time.process_time()
+        for at in range(0, n, step):
+            encoder(torch.from_numpy(shown[at : at + step]))
+        alone = time.process_time() - start
+        start = time.process_time()
+        encoder.cached(images, pictures=lambda positions, side: shown[list(positions)])
+        through = time.process_time() - start
+    return {"frames": n, "encoder_cpu_seconds": round(alone, 2), "first_pass_cpu_seconds": round(through, 2)}
+
+
+def processes(folder: Path) -> dict[str, dict[str, float]]:
+    """The same windows chosen by one process and by two."""
+    found = {}
+    hour = drawn_hour(folder.parent, min(int(folder.name), HOUR))
+    scratch = folder / "scratch"
+    command = ["--images", str(folder / "videos"), "--out", str(scratch), "--classes", ",".join(NAMES), "-n", "1"]
+    command += ["--regions", CELLS, "--strategy", "alges-effort"]
+    for n in (1, 2):
+        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.copytree(folder / "project", scratch)
+        launch = [] if n == 1 else ["-m", "torch.distributed.run", "--nproc_per_node", str(n)]
+        found[f"select, {n} processes"] = measure(
+            [*launch, __file__, "--over", str(hour), "select", *command], ROOT, folder, 1
+        )
+        print(f"  {n} processes {found[f'select, {n} processes']}", flush=True)
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """What figures are of."""
+    import torch
+
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "processor": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "commit": commit.stdout.strip(),
+        "load_average": [round(load, 1) for load in os.getloadavg()],
+    }
 
 
 def measure(command: Sequence[str], checkout: Path, folder: Path, threads: int) -> dict[str, float]:
@@ -300,20 +368,30 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("bench_video"), help="what is drawn is kept there")
     parser.add_argument("--against", type=Path, help="another checkout, measured first")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--first_pass", action="store_true")
+    parser.add_argument("--processes", action="store_true", help="measure one process and two, in place of commands")
     parser.add_argument("--only", nargs="*", default=[], help="parts of commands' names")
     parser.add_argument("--json", type=Path)
     if sys.argv[1:2] == ["--over"]:
         raise SystemExit(run_over(Path(sys.argv[2]), sys.argv[3:]))
     settings = parser.parse_args()
-    results = {}
+    results: dict[str, Any] = {"machine": machine()}
+    if settings.first_pass:
+        results["first pass"] = first_pass()
+        print(f"first pass {results['first pass']}", flush=True)
     for n_frames in settings.frames:
         folder = (settings.folder / str(n_frames)).resolve()
         os.environ["ALGES_FAST_CACHE"] = str(folder / "cache")
         prepare(folder, n_frames)
-        for name, checkout in (("before", settings.against), ("now", ROOT)):
+        if settings.processes:
+            results[f"{n_frames} frames"] = processes(folder)
+            continue
+        for name, checkout in ((", before", settings.against), ("", ROOT)):
             if checkout is not None:
-                print(f"{n_frames} frames, {name}", flush=True)
-                results[f"{n_frames} {name}"] = measured(folder, checkout.resolve(), settings.threads, settings.only)
+                print(f"{n_frames} frames{name}", flush=True)
+                results[f"{n_frames} frames{name}"] = measured(
+                    folder, checkout.resolve(), settings.threads, settings.only
+                )
     if settings.json is not None:
         settings.json.write_text(json.dumps(results, indent=1) + "\n")
 

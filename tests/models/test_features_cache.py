@@ -256,6 +256,7 @@ def test_features_of_more_than_the_memory_are_mapped(tmp_path: Path) -> None:
     index = {"format": 1, "arrays": {"features": ["|u1", [n, row]]}, "facts": {}}
     (place / "index.json").write_text(json.dumps(index))
     kept = cached_rows.load_or_make(place, lambda _: pytest.fail("made again"), what="features", mode="c")
+    assert Path(kept.arrays["features"][:].filename) == place / "features.rows", "whose sums tell its contents"
     features = torch.from_numpy(kept.arrays["features"])
     features[n - 1, 5] = 7
     assert features[n - 1, 4:7].tolist() == [0, 7, 0]
