@@ -18,8 +18,8 @@ namespace {
 constexpr int64_t kBlockGoal = 512 << 10, kBlockLimit = 768 << 10, kPartialLimit = 224 << 10, kWeightLimit = 128 << 10;
 // Bytes of a hidden layer's weights and of the inputs of kGroup positions, each: beside a block they fit in L2.
 constexpr int64_t kHiddenLimit = 256 << 10;
-// Bytes of products whose lanes are held apart: beside the residuals and features of a step they fit in L1.
-constexpr int64_t kLaneLimit = 28 << 10;
+// Bytes of products whose lanes are held apart: beside the features of a block they fit in L2.
+constexpr int64_t kLaneLimit = 192 << 10;
 // Channels that the logits read side by side from the image; more are copied first, one after the other.
 constexpr int64_t kMostStreams = 64;
 constexpr int64_t kMaxChunks = 16;
@@ -31,6 +31,7 @@ constexpr int64_t kWholeImages = 8;
 constexpr double kSerialFlops = 2e6;
 
 constexpr int64_t kWidest = 16;    // floats in a vector of the widest instruction set
+constexpr int64_t kPartOfWidest = 8;  // floats of one sum in it
 constexpr int64_t kLargestTile = 16;
 
 int thread_number() {
@@ -96,7 +97,7 @@ bool make_plan(const PixelGradientsCall& call, PixelGradientsPlan& plan, std::ve
   plan.predict = call.need_prediction(call.residual.data != nullptr);
   plan.shared_weights = K * d * plan.taps * 4 <= kWeightLimit;
 
-  plan.along_positions = plan.taps == 1 && !call.rows && K * plan.padded_channels * kWidest * 4 <= kLaneLimit;
+  plan.along_positions = plan.taps == 1 && !call.rows && K * plan.padded_channels * kPartOfWidest * 4 <= kLaneLimit;
   plan.read_in_place = d <= kMostStreams;
   plan.step = plan.along_positions ? kLongStep : kShortStep;
   const int64_t columns = plan.along_positions && !call.semantic_vector ? 0 : 2 * kWidest;
@@ -144,7 +145,7 @@ bool make_plan(const PixelGradientsCall& call, PixelGradientsPlan& plan, std::ve
   at.class_sums = layout.take(K * kWidest);
   at.class_counts = layout.take(K * kWidest);
   at.class_vectors = layout.take(K * kWidest);
-  at.lane_sums = layout.take(plan.along_positions ? plan.padded_channels * K * kWidest : 0);
+  at.lane_sums = layout.take(plan.along_positions ? plan.padded_channels * K * kPartOfWidest : 0);
   at.weights = layout.take(plan.shared_weights ? 0 : std::min(K, kLargestTile) * ((d + plan.runs - 1) / plan.runs) * plan.taps);
   at.inputs = layout.take(call.inputs * kGroup);
   at.size = layout.size;

@@ -896,7 +896,7 @@ class Chunk {
   void zero_sums() {
     std::memset(class_sums_, 0, classes() * kLanes * sizeof *class_sums_);
     std::memset(class_counts_, 0, classes() * kLanes * sizeof *class_counts_);
-    if (plan_.along_positions) std::memset(lane_sums_, 0, plan_.padded_channels * classes() * kLanes * sizeof *lane_sums_);
+    if (plan_.along_positions) std::memset(lane_sums_, 0, plan_.padded_channels / kParts * classes() * kLanes * sizeof *lane_sums_);
   }
 
   // Sums held as lanes move to the partial.
@@ -907,17 +907,17 @@ class Chunk {
         partial_.class_pixels[k] += class_counts_[k * kLanes + i];
       }
     if (call_.image && plan_.along_positions)
-      for (int64_t c = 0; c < channels(); c += kLanes) fold_lanes(c, lane_sums_ + c * classes() * kLanes);
+      for (int64_t c = 0; c < channels(); c += kLanes) fold_lanes(c, lane_sums_ + c / kParts * classes() * kLanes);
     zero_sums();
   }
 
-  // Sums of kLanes channels from `first` on.
+  // Sums of kLanes channels from `first` on; `lanes` are those of its first kParts channels.
   void fold_lanes(int64_t first, const float* lanes) {
     for (int64_t k = 0; k < classes(); ++k) {
-      Vec rows[kLanes];
+      Vec parts[kPart];
 #pragma GCC unroll 16
-      for (int c = 0; c < kLanes; ++c) rows[c] = load(lanes + (c * classes() + k) * kLanes);
-      add_to(partial_.image + k * channels() + first, sums_of_rows(rows), channels() - first);
+      for (int i = 0; i < kPart; ++i) parts[i] = load(lanes + (i * classes() + k) * kLanes);
+      add_to(partial_.image + k * channels() + first, sums_of_parts(parts), channels() - first);
     }
   }
 
@@ -950,18 +950,20 @@ class Chunk {
     if ((call_.image && !plan_.along_positions) || call_.semantic_vector) products_along_channels();
   }
 
-  // Positions along the lanes: every sum is a vector, whose lanes are added once in many blocks.
+  // Positions along the lanes, of kParts channels side by side: every sum is a part of a vector, whose lanes are added once in
+  // many blocks.
   void products_along_positions() {
-    for (int64_t c = 0; c < channels(); c += 2) {
-      float* const sums = lane_sums_ + c * classes() * kLanes;
-      c + 1 < channels() ? products_of_channels<2>(c, sums) : products_of_channels<1>(c, sums);
+    constexpr int kChannels = kVecs * kParts;
+    for (int64_t c = 0; c < channels(); c += kChannels) {
+      float* const sums = lane_sums_ + c / kParts * classes() * kLanes;
+      channels() - c > kParts ? products_of_channels<kVecs>(c, sums) : products_of_channels<1>(c, sums);
     }
   }
 
   template <int M>
   void products_of_channels(int64_t channel, float* sums) {
     const Tiles tiles(classes());
-    const char* const ahead = ahead_of(channel);
+    const char* const ahead = channels() - channel >= M * kParts ? ahead_of(channel) : nullptr;
     for (int64_t tile = 0; tile < tiles.count; ++tile)
       with_constant(tiles.size(tile), [&](auto size) {
         constexpr int N = decltype(size)::value;
@@ -975,9 +977,11 @@ class Chunk {
 
   template <int N, int M, bool kFetch>
   void channels_tile(int64_t first, int64_t channel, const char* ahead, float* to) {
-    const int64_t K = classes(), n = n_, pitch = pitch_, item = item_, fetch_pitch = call_.features.stride[1] * item_;
+    const int64_t K = classes(), n = n_, item = item_, fetch_pitch = call_.features.stride[1] * item_;
     const float* const r = residual_ + first * kLongStep;
-    const float* const from = features_ + channel * pitch;
+    const float* from[M][kParts];
+    for (int v = 0; v < M; ++v)  // beyond the last channel that one again, whose sum nobody reads
+      for (int part = 0; part < kParts; ++part) from[v][part] = features_ + smaller(channel + v * kParts + part, channels() - 1) * pitch_;
     to += first * kLanes;
     Vec sums[N][M];
 #pragma GCC unroll 16
@@ -985,17 +989,19 @@ class Chunk {
       for (int v = 0; v < M; ++v) sums[k][v] = load(to + (v * K + k) * kLanes);
     int64_t i = 0;
     do {
-      if (kFetch)
-        for (int v = 0; v < M; ++v) __builtin_prefetch(ahead + v * fetch_pitch + i * item, 0, 3);
-      Vec z[M];
-      for (int v = 0; v < M; ++v) z[v] = load(from + v * pitch + i);
+#pragma GCC unroll 2
+      for (int part = 0; part < kParts; ++part, i += kPart) {
+        if (kFetch)
+          for (int v = 0; v < M; ++v) __builtin_prefetch(ahead + (v * kParts + part) * fetch_pitch + i * item, 0, 3);
+        Vec z[M];
+        for (int v = 0; v < M; ++v) z[v] = load_parts(from[v], i);
 #pragma GCC unroll 16
-      for (int k = 0; k < N; ++k) {
-        Vec r_k = load(r + k * kLongStep + i);
-        keep_in_register(r_k);
-        for (int v = 0; v < M; ++v) sums[k][v] += r_k * z[v];
+        for (int k = 0; k < N; ++k) {
+          Vec r_k = load_repeated(r + k * kLongStep + i);
+          keep_in_register(r_k);
+          for (int v = 0; v < M; ++v) sums[k][v] += r_k * z[v];
+        }
       }
-      i += kLanes;
     } while (i < n);
 #pragma GCC unroll 16
     for (int k = 0; k < N; ++k)

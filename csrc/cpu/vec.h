@@ -158,14 +158,54 @@ ALGES_INLINE void transpose(Vec (&row)[kLanes]) {
   }
 }
 
-// Lane i is the sum of the lanes of row i. Each round interleaves row i with row i + rows / 2 and adds the halves.
-ALGES_INLINE Vec sums_of_rows(Vec (&row)[kLanes]) {
-#pragma GCC unroll 4
-  for (int rows = kLanes; rows > 1; rows /= 2)
+// Rows of positions that a vector of products holds side by side, each so many positions of another channel: twice the
+// positions to a sum before it is stored, and half the sums.
+constexpr int kParts = kLanes >= 8 ? 2 : 1;
+constexpr int kPart = kLanes / kParts;
+
+// kPart floats of each of kParts rows; kPart floats, once for each row.
+ALGES_INLINE Vec load_parts(const float* (&row)[kParts], int64_t i) {
+#if defined(__AVX512F__)
+  return _mm512_insertf32x8(_mm512_castps256_ps512(_mm256_loadu_ps(row[0] + i)), _mm256_loadu_ps(row[1] + i), 1);
+#elif defined(__AVX2__)
+  return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(row[0] + i)), _mm_loadu_ps(row[1] + i), 1);
+#else
+  return load(row[0] + i);
+#endif
+}
+ALGES_INLINE Vec load_repeated(const float* p) {
+#if defined(__AVX512F__)
+  return _mm512_broadcast_f32x8(_mm256_loadu_ps(p));
+#elif defined(__AVX2__)
+  return _mm256_broadcast_ps(reinterpret_cast<const __m128*>(p));
+#else
+  return load(p);
+#endif
+}
+
+// A vector's halves, interleaved.
+ALGES_INLINE Vec interleave_halves(Vec v) {
+#if defined(__AVX512F__)
+  return __builtin_shufflevector(v, v, 0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15);
+#elif defined(__AVX2__)
+  return __builtin_shufflevector(v, v, 0, 4, 1, 5, 2, 6, 3, 7);
+#else
+  return v;
+#endif
+}
+
+// Lane i is the sum of the lanes of part i: part i % kParts of vector i / kParts.
+ALGES_INLINE Vec sums_of_parts(Vec (&vector)[kPart]) {
+  // With halves interleaved, each is as after a first round of that which follows, from vectors of one part alone: vector i is
+  // interleaved with vector i + vectors / 2, and the halves are added.
 #pragma GCC unroll 8
-    for (int i = 0; i < rows / 2; ++i)
-      row[i] = interleave_low(row[i], row[i + rows / 2]) + interleave_high(row[i], row[i + rows / 2]);
-  return row[0];
+  for (int i = 0; i < kPart; ++i) vector[i] = interleave_halves(vector[i]);
+#pragma GCC unroll 4
+  for (int vectors = kPart; vectors > 1; vectors /= 2)
+#pragma GCC unroll 8
+    for (int i = 0; i < vectors / 2; ++i)
+      vector[i] = interleave_low(vector[i], vector[i + vectors / 2]) + interleave_high(vector[i], vector[i + vectors / 2]);
+  return interleave_halves(vector[0]);
 }
 
 // Column i of a square whose rows are `pitch` floats apart, as column[i].
