@@ -20,8 +20,6 @@ constexpr int64_t kBlockGoal = 512 << 10, kBlockLimit = 768 << 10, kPartialLimit
 constexpr int64_t kHiddenLimit = 256 << 10;
 // Bytes of products whose lanes are held apart: beside the features of a block they fit in L2.
 constexpr int64_t kLaneLimit = 192 << 10;
-// Channels that the logits read side by side from the image; more are copied first, one after the other.
-constexpr int64_t kMostStreams = 64;
 constexpr int64_t kMaxChunks = 16;
 // Blocks of a chunk whose lanes are folded, at least: the fold then takes a fiftieth of their time.
 constexpr int64_t kFoldedBlocks = 4;
@@ -98,8 +96,8 @@ bool make_plan(const PixelGradientsCall& call, PixelGradientsPlan& plan, std::ve
   plan.shared_weights = K * d * plan.taps * 4 <= kWeightLimit;
 
   plan.along_positions = plan.taps == 1 && !call.rows && K * plan.padded_channels * kPartOfWidest * 4 <= kLaneLimit;
-  plan.read_in_place = d <= kMostStreams;
   plan.step = plan.along_positions ? kLongStep : kShortStep;
+  const bool ahead = plan.taps == 1 && !call.hidden_weight;  // features of two blocks
   const int64_t columns = plan.along_positions && !call.semantic_vector ? 0 : 2 * kWidest;
 
   // The largest block that fits; rows of the kernel apart where that takes less than what lies between them.
@@ -113,7 +111,7 @@ bool make_plan(const PixelGradientsCall& call, PixelGradientsPlan& plan, std::ve
     // Rows of features an odd number of cache lines apart, so that they do not share the same few sets.
     if (plan.windows * plan.window / kWidest % 2 == 0) plan.window += plan.windows % 2 ? kWidest : 0;
     const int64_t loaded = plan.windows * plan.window;
-    const int64_t bytes = (d * loaded + K * round_up(plan.block, plan.step) + columns * loaded + plan.widest) * 4;
+    const int64_t bytes = (d * loaded * (1 + ahead) + K * round_up(plan.block, plan.step) + columns * loaded + plan.widest) * 4;
     if (bytes <= kBlockGoal) break;
     if (plan.block == kGroup && bytes > kBlockLimit) return false;
     if (plan.block == kGroup) break;
@@ -131,6 +129,8 @@ bool make_plan(const PixelGradientsCall& call, PixelGradientsPlan& plan, std::ve
   Layout layout;
   auto& at = plan.scratch;
   at.features = layout.take(d * std::max(loaded, plan.taps));
+  at.spare = layout.take(ahead ? d * loaded : 0);
+  at.loaded = layout.take(sizeof(PixelGradientsLoaded) / sizeof(float));
   at.residual = layout.take(K * block);
   at.columns = layout.take(columns * loaded);
   at.squares = layout.take(loaded);
@@ -308,6 +308,8 @@ void pixel_gradients(PixelGradientsCall given) {
   const Buffer buffer = allocate(work.total_floats);
   float *const packed = buffer.get(), *const sums = packed + work.packed_floats, *const scratch = sums + work.partial_floats;
 
+  for (int thread = 0; thread < work.threads; ++thread)
+    *reinterpret_cast<PixelGradientsLoaded*>(scratch + thread * plan.scratch.size + plan.scratch.loaded) = {-1, -1, nullptr};
   if (work.packed_floats) ALGES_DISPATCH(pack_weights(call, plan, packed));
   if (call.rows) {
     share_out(call.batch, work.threads, [&](int64_t image, int worker) {

@@ -50,7 +50,6 @@ struct PixelGradientsPlan {
   int64_t chunks;           // per image
   int64_t step;             // positions of a block whose residuals are made together
   bool along_positions;     // products with positions along the lanes: no transpose, but a vector for every sum
-  bool read_in_place;       // logits are the first to read the features, which are not copied before
   int64_t windows;          // stretches of features a block reads: one per plane of the kernel, or one per row
   int64_t window;           // positions in a window, a multiple of 16
   bool rows_apart;          // windows are per row of the kernel
@@ -65,9 +64,15 @@ struct PixelGradientsPlan {
 
   // A thread's scratch, as offsets in floats, and its size.
   struct {
-    int64_t features, residual, columns, squares, patch_squares, norms, own_residual, best, inverse, entropy, prediction, mask;
+    int64_t features, spare, loaded, residual, columns, squares, patch_squares, norms, own_residual, best, inverse, entropy, prediction, mask;
     int64_t class_sums, class_counts, class_vectors, lane_sums, weights, inputs, size;
   } scratch;
+};
+
+// Which block's features a thread has loaded ahead, in its scratch.
+struct PixelGradientsLoaded {
+  int64_t image, block;
+  const float* features;
 };
 
 // Sums over the pixels of one chunk.

@@ -63,11 +63,16 @@ ALGES_INLINE void with_constant(int64_t n, const Body& body) {
 
 // Features, logits and residuals, from any type and strides to planar float32.
 
+struct Nothing {  // where a loop loads no features
+  static constexpr bool kLoads = false;
+};
 struct Float32 {
+  static constexpr bool kLoads = true;
   float raw;
   static ALGES_INLINE Vec load_vec(const Float32* p) { return load(&p->raw); }
 };
 struct BFloat16 {
+  static constexpr bool kLoads = true;
   uint16_t raw;
   static ALGES_INLINE Vec load_vec(const BFloat16* p) {
     Half half;
@@ -76,6 +81,7 @@ struct BFloat16 {
   }
 };
 struct Float16 {
+  static constexpr bool kLoads = true;
   uint16_t raw;
   static ALGES_INLINE Vec load_vec(const Float16* p) {
 #if defined(__AVX512F__)
@@ -196,6 +202,8 @@ class Chunk {
         item_(call.features.type == Type::float32 ? 4 : 2),
         pitch_(plan.windows * plan.window),
         features_(scratch + plan.scratch.features),
+        spare_(scratch + plan.scratch.spare),
+        loaded_(reinterpret_cast<PixelGradientsLoaded*>(scratch + plan.scratch.loaded)),
         residual_(scratch + plan.scratch.residual),
         columns_(scratch + plan.scratch.columns),
         squares_(scratch + plan.scratch.squares),
@@ -219,7 +227,7 @@ class Chunk {
     int64_t positions = 0;
     for (int64_t block = first_block; block < last_block; ++block) {
       locate(block);
-      load_features();
+      load_features(block);
       if (plan_.norms && !fused()) sum_squares();
       for (int64_t step = 0; step < n_; step += plan_.step) {
         if (plan_.predict) logits(step);
@@ -229,6 +237,7 @@ class Chunk {
       if (call_.norm_map) write_norm_map();
       if (call_.feature_sum) feature_sums();
       if (call_.image || call_.semantic_vector) products();
+      load_rest(block + 1);
       positions += n_;
       if (positions >= kFold) {
         fold();
@@ -240,7 +249,6 @@ class Chunk {
 
   void run_windows() {
     zero_sums();
-    incoming_ = 0;
     Walk gathered(call_), walk(call_);
     Pixels ahead;
     next_pixels(gathered, ahead);
@@ -276,7 +284,9 @@ class Chunk {
   const Partial& partial_;
   const int64_t item_;   // bytes of a feature
   const int64_t pitch_;  // from one row of features to the next: the positions of the block's windows
-  float *const features_, *const residual_, *const columns_, *const squares_, *const patch_squares_, *const norms_,
+  float *features_, *spare_;  // of the block in hand; of the next
+  PixelGradientsLoaded* const loaded_;
+  float *const residual_, *const columns_, *const squares_, *const patch_squares_, *const norms_,
       *const own_residual_, *const best_, *const inverse_, *const entropy_;
   int32_t *const prediction_, *const mask_;
   float* const class_sums_;
@@ -285,13 +295,16 @@ class Chunk {
 
   // The block in hand.
   int64_t z_, begin_, n_;  // plane, first position, positions
-  int64_t incoming_;       // how many of them, from the first on, are not in scratch yet
   bool masked_;            // some positions do not count: mask_ says which
+
+  // The next block's features, loaded during the products with this one's.
+  const char* next_ = nullptr;  // where its first is, null where none are loaded ahead
+  int64_t arrived_;             // vectors of them so far, row by row
 
   bool pointwise() const { return plan_.taps == 1; }
   int64_t classes() const { return call_.classes; }
   int64_t channels() const { return call_.channels; }
-  // Whether the first tile of logits also adds up the squares of the features, and so is the first to read them.
+  // Whether the first tile of logits also adds up the squares of the features.
   bool fused() const { return pointwise() && plan_.predict && !call_.logits.data; }
   // Residuals of a step: row k is plan_.step floats.
   float* residual_of(int64_t step) { return residual_ + step * classes(); }
@@ -364,20 +377,24 @@ class Chunk {
     partial_.scores[kValidPixels] += static_cast<double>(valid);
   }
 
-  void load_features() {
+  void load_features(int64_t block) {
     const Operand& features = call_.features;
     if (call_.hidden_weight) {
-      incoming_ = 0;
       for (int64_t i = 0; i < n_; i += kGroup) {
         load_inputs(begin_ + i);
         hidden(features_ + i, inputs_after(begin_ + i + kGroup));
       }
     } else if (pointwise()) {
-      // Whole spans of positions next to each other are left to the logits, which read them once and keep a copy.
-      const bool adjoin = call_.size[0] == 1 && call_.size[1] == 1 && features.stride[4] == 1;
-      incoming_ = plan_.read_in_place && fused() && adjoin && !call_.valid.data ? n_ / kSpan * kSpan : 0;
-      const int64_t rest = round_up(n_, kGroup) - incoming_;
-      if (rest > 0) copy(features, channels(), z_, begin_ + incoming_, rest, features_ + incoming_, pitch_);
+      if (loaded_->image == image_ && loaded_->block == block) {
+        if (features_ != loaded_->features) swap_features();
+      } else {
+        copy(features, channels(), z_, begin_, round_up(n_, kGroup), features_, pitch_);
+      }
+      // The next one follows where whole blocks of positions lie next to each other.
+      const bool adjoin = call_.size[0] == 1 && call_.size[1] == 1 && features.stride[4] == 1 && !call_.valid.data;
+      const bool whole = begin_ + 2 * plan_.block <= plan_.plane && (plan_.block & (plan_.block - 1)) == 0;
+      next_ = adjoin && whole ? static_cast<const char*>(features.data) + item_ * (image_ * features.stride[0] + begin_ + plan_.block) : nullptr;
+      arrived_ = 0;
     } else {
       const int64_t height = call_.kernel[1], half_width = call_.kernel[2] / 2;
       for (int64_t w = 0; w < plan_.windows; ++w) {
@@ -387,6 +404,77 @@ class Chunk {
       }
     }
     if (call_.valid.data) forget_unreached();
+  }
+
+  void swap_features() {
+    float* const of_next = spare_;
+    spare_ = features_;
+    features_ = of_next;
+  }
+
+  // Loads the next block's features a vector at a time, from loops of multiply-adds: one in each of the innermost loops is
+  // about what there is, memory is read at an even rate, and what a loop waits for are its multiply-adds. Each row of a tile
+  // of classes is at work long enough to hide a vector's way from memory.
+  template <class T>
+  class Loader {
+   public:
+    ALGES_INLINE explicit Loader(const Chunk& chunk)
+        : from_(chunk.next_),
+          row_bytes_(chunk.item_ * chunk.call_.features.stride[1]),
+          block_bytes_(chunk.item_ * chunk.plan_.block),
+          to_(chunk.spare_),
+          pitch_(chunk.pitch_),
+          shift_(__builtin_ctzll(chunk.plan_.block / kLanes)),
+          last_(chunk.channels() * chunk.plan_.block / kLanes - 1),
+          arrived_(chunk.arrived_) {}
+
+    ALGES_INLINE void step() {
+      if constexpr (T::kLoads) load_vector();
+    }
+    ALGES_INLINE void leave(Chunk& chunk) const {
+      if constexpr (T::kLoads) chunk.arrived_ = arrived_;
+    }
+    bool done() const { return arrived_ > last_; }
+
+   private:
+    ALGES_INLINE void load_vector() {
+      const int64_t vector = smaller(arrived_++, last_), row = vector >> shift_, column = (vector - (row << shift_)) * kLanes;
+      store(to_ + row * pitch_ + column, T::load_vec(reinterpret_cast<const T*>(from_ + row * row_bytes_) + column));
+      int64_t ahead = vector + kAhead;
+      const char* from = from_;
+      if (ahead > last_) {
+        ahead -= last_ + 1;
+        from += block_bytes_;
+      }
+      const int64_t row_ahead = ahead >> shift_;
+      __builtin_prefetch(from + row_ahead * row_bytes_ + (ahead - (row_ahead << shift_)) * kLanes * static_cast<int64_t>(sizeof(T)), 0, 3);
+    }
+    static constexpr int kAhead = 64;
+    const char* const from_;
+    const int64_t row_bytes_, block_bytes_;
+    float* const to_;
+    const int64_t pitch_, shift_, last_;
+    int64_t arrived_;
+  };
+
+  // Calls body with the type of the features that are loaded meanwhile.
+  template <class Body>
+  ALGES_INLINE void with_loaded(bool loads, const Body& body) const {
+    if (!loads || !next_) return body(Nothing());
+    switch (call_.features.type) {
+      case Type::float32: return body(Float32());
+      case Type::bfloat16: return body(BFloat16());
+      default: return body(Float16());
+    }
+  }
+
+  void load_rest(int64_t block) {
+    if (!next_) return;
+    with_loaded(true, [&](auto type) {
+      if constexpr (decltype(type)::kLoads)
+        for (Loader<decltype(type)> loader(*this); !loader.done();) loader.step();
+    });
+    *loaded_ = {image_, block, spare_};
   }
 
   // The hidden layer's inputs of kGroup positions, as rows kGroup apart.
@@ -595,14 +683,8 @@ class Chunk {
       const float* const weights = plan_.shared_weights ? packed_ + first * channels() * plan_.taps : nullptr;
       with_constant(tiles.size(tile), [&](auto size) {
         constexpr int N = decltype(size)::value;
-        if (tile > 0 || !fused()) return logits_tile<N, From::scratch, Float32>(step, 0, n, first, weights, mask);
-        const int64_t incoming = smaller(n, incoming_ - step > 0 ? incoming_ - step : 0);
-        switch (call_.features.type) {
-          case Type::float32: logits_tile<N, From::image, Float32>(step, 0, incoming, first, weights, mask); break;
-          case Type::bfloat16: logits_tile<N, From::image, BFloat16>(step, 0, incoming, first, weights, mask); break;
-          default: logits_tile<N, From::image, Float16>(step, 0, incoming, first, weights, mask);
-        }
-        logits_tile<N, From::copy, Float32>(step, incoming, n, first, weights, mask);
+        if (tile > 0 || !fused()) return logits_tile<N, false, Nothing>(step, n, first, weights, mask);
+        with_loaded(true, [&](auto type) { logits_tile<N, true, decltype(type)>(step, n, first, weights, mask); });
       });
     }
   }
@@ -612,76 +694,64 @@ class Chunk {
     best = larger(logit, best);                                // a NaN is never larger
   }
 
-  // Where a tile of logits finds the features: in the image, of which it leaves a copy in scratch; in that copy; or there
-  // after an earlier tile. The first two also leave the sums of squares.
-  enum class From { image, copy, scratch };
-
-  // Logits of N classes from `first` on, for the positions [begin, end) of a step; weights are null where they are not shared.
-  template <int N, From kFrom, class T>
-  void logits_tile(int64_t step, int64_t begin, int64_t end, int64_t first, const float* weights, const int32_t* mask) {
-    if (begin >= end) return;
+  // Logits of N classes from `first` on; weights are null where they are not shared. Where kSquares, also the sums of squares
+  // of the features. Features of type T are loaded meanwhile.
+  template <int N, bool kSquares, class T>
+  void logits_tile(int64_t step, int64_t n, int64_t first, const float* weights, const int32_t* mask) {
     for (int64_t run = 0; run < plan_.runs; ++run) {
       const int64_t c = run * channels() / plan_.runs, last = (run + 1) * channels() / plan_.runs, taps = plan_.taps;
       if (!weights) pack_tile(call_.weight, channels() * taps, first, N, c * taps, last * taps, weights_);
-      logits_run<N, kFrom, T>(step, begin, end, first, weights ? weights + c * taps * N : weights_, c, last, mask);
+      logits_run<N, kSquares, T>(step, n, first, weights ? weights + c * taps * N : weights_, c, last, mask);
     }
   }
 
   // The part of channels [c_begin, c_end), added to that of those before.
-  template <int N, From kFrom, class T>
-  void logits_run(const int64_t step, const int64_t begin, const int64_t end, const int64_t first, const float* const weights,
-                  const int64_t c_begin, const int64_t c_end, const int32_t* const mask) {
-    const int64_t pitch = pitch_, row_pitch = plan_.step, taps = kFrom == From::scratch ? plan_.taps : 1;
-    const int64_t image_pitch = call_.features.stride[1];
+  template <int N, bool kSquares, class T>
+  void logits_run(const int64_t step, const int64_t end, const int64_t first, const float* const weights, const int64_t c_begin,
+                  const int64_t c_end, const int32_t* const mask) {
+    const int64_t pitch = pitch_, row_pitch = plan_.step, taps = kSquares ? 1 : plan_.taps;
     const int64_t* const offset = plan_.offset;
     const bool last = c_end == channels();
-    const T* const image =
-        kFrom == From::image ? at<T>(call_.features, image_, z_, 0, begin_ + step) + c_begin * image_pitch : nullptr;
     float* const features = features_ + c_begin * pitch + step;
     float* const rows = residual_of(step) + first * row_pitch;
     float *const best_of = best_, *const squares_of = patch_squares_ + step;
     int32_t* const prediction_of = prediction_ + step;
     float bias[N];
     for (int k = 0; k < N; ++k) bias[k] = call_.bias && c_begin == 0 ? call_.bias[first + k] : 0.0f;
-    for (int64_t i = begin; i < end; i += kSpan) {
+    Loader<T> loader(*this);
+    for (int64_t i = 0; i < end; i += kSpan) {
       Vec sums[N][kVecs], squares[kVecs] = {};
 #pragma GCC unroll 16
       for (int k = 0; k < N; ++k)
         for (int v = 0; v < kVecs; ++v) sums[k][v] = splat(bias[k]);
       const float* w = weights;
       float* row = features + i;
-      const T* from = image + (kFrom == From::image ? i : 0);
       int64_t c = c_begin;
       do {
         int64_t t = 0;
         do {
           Vec z[kVecs];
           for (int v = 0; v < kVecs; ++v) {
-            if constexpr (kFrom == From::image) {
-              z[v] = T::load_vec(from + v * kLanes);
-              store(row + v * kLanes, z[v]);
-            } else {
-              z[v] = load(row + (kFrom == From::scratch ? offset[t] : 0) + v * kLanes);
-            }
-            if constexpr (kFrom != From::scratch) squares[v] += z[v] * z[v];
+            z[v] = load(row + (kSquares ? 0 : offset[t]) + v * kLanes);
+            if constexpr (kSquares) squares[v] += z[v] * z[v];
           }
+          loader.step();
 #pragma GCC unroll 16
           for (int k = 0; k < N; ++k)
             for (int v = 0; v < kVecs; ++v) sums[k][v] += splat(w[k]) * z[v];
           w += N;
-          if constexpr (kFrom != From::scratch) break;  // one tap
+          if constexpr (kSquares) break;  // one tap
         } while (++t < taps);
         row += pitch;
-        from += image_pitch;
       } while (++c < c_end);
       if (c_begin > 0) {
 #pragma GCC unroll 16
         for (int k = 0; k < N; ++k)
           for (int v = 0; v < kVecs; ++v) sums[k][v] += load(rows + k * row_pitch + i + v * kLanes);
-        if constexpr (kFrom != From::scratch)
+        if constexpr (kSquares)
           for (int v = 0; v < kVecs; ++v) squares[v] += load(squares_of + i + v * kLanes);
       }
-      if constexpr (kFrom != From::scratch)
+      if constexpr (kSquares)
         for (int v = 0; v < kVecs; ++v) store(squares_of + i + v * kLanes, squares[v]);
       if (mask && last)
         for (int v = 0; v < kVecs; ++v) {
@@ -704,6 +774,7 @@ class Chunk {
         store(prediction_of + at, prediction);
       }
     }
+    loader.leave(*this);
   }
 
   void softmax(int64_t step) {
@@ -932,18 +1003,7 @@ class Chunk {
   struct Column {
     const float* from;
     int64_t to, channels;
-    const char* ahead;  // the same channels in the next block, null where they need no fetching
   };
-
-  // Fetching the next block during the products hides memory behind them. Larger kernels have flops to hide it anyway, and
-  // channels-last features are one stretch that the processor fetches by itself.
-  const char* ahead_of(int64_t channel) const {
-    const Operand& features = call_.features;
-    if (!pointwise() || call_.hidden_weight || call_.size[1] > 1 || features.stride[4] != 1 || begin_ + plan_.block >= plan_.plane) return nullptr;
-    const char* const start = static_cast<const char*>(features.data);
-    return start + item_ * (image_ * features.stride[0] + channel * features.stride[1] + z_ * features.stride[2] + begin_ +
-                            plan_.block);
-  }
 
   void products() {
     if (call_.image && plan_.along_positions) products_along_positions();
@@ -963,21 +1023,18 @@ class Chunk {
   template <int M>
   void products_of_channels(int64_t channel, float* sums) {
     const Tiles tiles(classes());
-    const char* const ahead = channels() - channel >= M * kParts ? ahead_of(channel) : nullptr;
     for (int64_t tile = 0; tile < tiles.count; ++tile)
       with_constant(tiles.size(tile), [&](auto size) {
-        constexpr int N = decltype(size)::value;
-        const int64_t first = tiles.begin(tile);
-        if (tile == 0 && ahead)
-          channels_tile<N, M, true>(first, channel, ahead, sums);
-        else
-          channels_tile<N, M, false>(first, channel, nullptr, sums);
+        with_loaded(tile == 0 && M == kVecs, [&](auto type) {
+          channels_tile<decltype(size)::value, M, decltype(type)>(tiles.begin(tile), channel, sums);
+        });
       });
   }
 
-  template <int N, int M, bool kFetch>
-  void channels_tile(int64_t first, int64_t channel, const char* ahead, float* to) {
-    const int64_t K = classes(), n = n_, item = item_, fetch_pitch = call_.features.stride[1] * item_;
+  template <int N, int M, class T>
+  void channels_tile(int64_t first, int64_t channel, float* to) {
+    const int64_t K = classes(), n = n_;
+    Loader<T> loader(*this);
     const float* const r = residual_ + first * kLongStep;
     const float* from[M][kParts];
     for (int v = 0; v < M; ++v)  // beyond the last channel that one again, whose sum nobody reads
@@ -991,10 +1048,9 @@ class Chunk {
     do {
 #pragma GCC unroll 2
       for (int part = 0; part < kParts; ++part, i += kPart) {
-        if (kFetch)
-          for (int v = 0; v < M; ++v) __builtin_prefetch(ahead + (v * kParts + part) * fetch_pitch + i * item, 0, 3);
         Vec z[M];
         for (int v = 0; v < M; ++v) z[v] = load_parts(from[v], i);
+        loader.step();
 #pragma GCC unroll 16
         for (int k = 0; k < N; ++k) {
           Vec r_k = load_repeated(r + k * kLongStep + i);
@@ -1006,6 +1062,7 @@ class Chunk {
 #pragma GCC unroll 16
     for (int k = 0; k < N; ++k)
       for (int v = 0; v < M; ++v) store(to + (v * K + k) * kLanes, sums[k][v]);
+    loader.leave(*this);
   }
 
   // Channels along the lanes: features are transposed once, and the taps of a kernel are shifts of the same rows.
@@ -1018,8 +1075,7 @@ class Chunk {
       const auto column = [&](int64_t index) {
         const int64_t t = index / groups, v = index % groups;
         const int64_t channel = (group + v) * kLanes;
-        return Column{columns_ + (v * length + plan_.offset[t]) * kLanes, t * channels() + channel, channels() - channel,
-                      ahead_of(channel)};
+        return Column{columns_ + (v * length + plan_.offset[t]) * kLanes, t * channels() + channel, channels() - channel};
       };
       const int64_t count = plan_.taps * groups;
       if (call_.image && !plan_.along_positions)
@@ -1065,31 +1121,28 @@ class Chunk {
       with_constant(tiles.size(tile), [&](auto size) {
         const int64_t first = tiles.begin(tile);
         const float* const r = rows + first * kShortStep;
-        if (tile == 0 && columns[0].ahead)
-          products_tile<decltype(size)::value, M, true>(r, n, step, columns, 0);
-        else
-          products_tile<decltype(size)::value, M, false>(r, n, step, columns, first * channels() * plan_.taps);
+        with_loaded(tile == 0 && M == kVecs, [&](auto type) {
+          products_tile<decltype(size)::value, M, decltype(type)>(r, n, step, columns, first * channels() * plan_.taps);
+        });
       });
   }
 
-  template <int N, int M, bool kFetch>
+  template <int N, int M, class T>
   void products_tile(const float* residuals, int64_t n, int64_t step, const Column (&columns)[M], int64_t first) {
     Vec sums[N][M] = {};
-    const int64_t per_class = channels() * plan_.taps, fetch_pitch = call_.features.stride[1] * item_;
+    Loader<T> loader(*this);
+    const int64_t per_class = channels() * plan_.taps;
     const float* from[M];
     for (int v = 0; v < M; ++v) from[v] = columns[v].from + step * kLanes;
     for (int64_t i = 0; i < n; ++i) {
-      if (kFetch && i % (16 / kLanes) == 0) {
-        // One cache line after the other of kLanes rows of a step, down the rows first.
-        const int64_t line = i * kLanes / 16, offset = line % kLanes * fetch_pitch + line / kLanes * 64;
-        for (int v = 0; v < M; ++v) __builtin_prefetch(columns[v].ahead + offset, 0, 3);  // the L2 hint is slower
-      }
+      loader.step();
       Vec z[M];
       for (int v = 0; v < M; ++v) z[v] = load(from[v] + i * kLanes);
 #pragma GCC unroll 16
       for (int k = 0; k < N; ++k)
         for (int v = 0; v < M; ++v) sums[k][v] += splat(residuals[k * kShortStep + i]) * z[v];
     }
+    loader.leave(*this);
     float* to[M];
     for (int v = 0; v < M; ++v) to[v] = partial_.image + columns[v].to + first;
     if (columns[M - 1].channels >= kLanes) {
