@@ -97,12 +97,17 @@ bool make_plan(const PixelGradientsCall& call, PixelGradientsPlan& plan, std::ve
 
   plan.along_positions = plan.taps == 1 && !call.rows && K * plan.padded_channels * kPartOfWidest * 4 <= kLaneLimit;
   plan.step = plan.along_positions ? kLongStep : kShortStep;
-  const bool ahead = plan.taps == 1 && !call.hidden_weight;  // features of two blocks
   const int64_t columns = plan.along_positions && !call.semantic_vector ? 0 : 2 * kWidest;
 
-  // The largest block that fits; rows of the kernel apart where that takes less than what lies between them.
-  plan.block = std::min(plan.taps == 1 ? plan.step : 16 * plan.step, round_up(plan.plane, kGroup));
-  for (;; plan.block = round_up(plan.block / 2, kGroup)) {
+  // The largest block that fits; rows of the kernel apart where that takes less than what lies between them; room for the
+  // next block's features where blocks stay large.
+  const int64_t largest = std::min(plan.taps == 1 ? plan.step : 16 * plan.step, round_up(plan.plane, kGroup));
+  plan.ahead = plan.taps == 1 && !call.hidden_weight && largest < plan.plane;
+  for (plan.block = largest;; plan.block = round_up(plan.block / 2, kGroup)) {
+    if (plan.ahead && plan.block < kShortStep) {
+      plan.ahead = false;
+      plan.block = largest;
+    }
     const int64_t together = round_up(plan.block + (kernel[1] - 1) * plan.pitch + kernel[2] - 1, kWidest);
     const int64_t apart = round_up(plan.block + kernel[2] - 1, kWidest);
     plan.rows_apart = kernel[1] * apart < together;
@@ -111,7 +116,7 @@ bool make_plan(const PixelGradientsCall& call, PixelGradientsPlan& plan, std::ve
     // Rows of features an odd number of cache lines apart, so that they do not share the same few sets.
     if (plan.windows * plan.window / kWidest % 2 == 0) plan.window += plan.windows % 2 ? kWidest : 0;
     const int64_t loaded = plan.windows * plan.window;
-    const int64_t bytes = (d * loaded * (1 + ahead) + K * round_up(plan.block, plan.step) + columns * loaded + plan.widest) * 4;
+    const int64_t bytes = (d * loaded * (plan.ahead ? 2 : 1) + K * round_up(plan.block, plan.step) + columns * loaded + plan.widest) * 4;
     if (bytes <= kBlockGoal) break;
     if (plan.block == kGroup && bytes > kBlockLimit) return false;
     if (plan.block == kGroup) break;
@@ -129,7 +134,7 @@ bool make_plan(const PixelGradientsCall& call, PixelGradientsPlan& plan, std::ve
   Layout layout;
   auto& at = plan.scratch;
   at.features = layout.take(d * std::max(loaded, plan.taps));
-  at.spare = layout.take(ahead ? d * loaded : 0);
+  at.spare = layout.take(plan.ahead ? d * loaded : 0);
   at.loaded = layout.take(sizeof(PixelGradientsLoaded) / sizeof(float));
   at.residual = layout.take(K * block);
   at.columns = layout.take(columns * loaded);

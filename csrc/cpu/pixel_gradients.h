@@ -46,6 +46,7 @@ struct PixelGradientsPlan {
   int64_t pitch;            // positions from one row to the next
   int64_t plane;            // positions in a plane
   int64_t block;            // positions in a block, a multiple of kGroup
+  bool ahead;               // a block's features are loaded during the work on the one before
   int64_t plane_blocks;     // blocks in a plane
   int64_t chunks;           // per image
   int64_t step;             // positions of a block whose residuals are made together

@@ -391,7 +391,7 @@ class Chunk {
         copy(features, channels(), z_, begin_, round_up(n_, kGroup), features_, pitch_);
       }
       // The next one follows where whole blocks of positions lie next to each other.
-      const bool adjoin = call_.size[0] == 1 && call_.size[1] == 1 && features.stride[4] == 1 && !call_.valid.data;
+      const bool adjoin = plan_.ahead && call_.size[0] == 1 && call_.size[1] == 1 && features.stride[4] == 1 && !call_.valid.data;
       const bool whole = begin_ + 2 * plan_.block <= plan_.plane && (plan_.block & (plan_.block - 1)) == 0;
       next_ = adjoin && whole ? static_cast<const char*>(features.data) + item_ * (image_ * features.stride[0] + begin_ + plan_.block) : nullptr;
       arrived_ = 0;
