@@ -170,13 +170,13 @@ class LastLayer:
 
     def reads_as_kept(self, images: Tensor, outputs: Sequence[str] = ()) -> bool:
         """Whether `measure`, with the default loss and backend, reads these images where they are for these outputs, in
-        whatever floating type and layout they are kept, and stores nothing of their size.
+        whatever floating type and layout they are kept, and stores nothing of their size, on a GPU some images' maps.
 
-        So it is on the CPU for a model of single pixels with one hidden layer, such as the head of a frozen encoder. An
+        So it is for a model of single pixels with one hidden layer, such as the head of a frozen encoder. An
         infinity or NaN in an image is then a NaN or infinity in all of its outputs but `class_pixels` and `outline`.
         """
         hidden = self._hidden
-        if hidden is None or torch.is_autocast_enabled("cpu"):
+        if hidden is None or torch.is_autocast_enabled(images.device.type):
             return False
         weights: tuple[Any, Any] = (hidden.weight, self.module.weight)
         if any(weight.dtype not in (torch.float32, images.dtype) for weight in weights):

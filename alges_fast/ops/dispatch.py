@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from alges_fast.backends import choose_backend, say_what_was_passed_over
+from alges_fast.ops.hidden import by_products
 from alges_fast.ops.operands import DTYPES, Operands, mask_of
 from alges_fast.ops.outputs import OUTPUTS
 from alges_fast.ops.problem import Problem
@@ -43,16 +44,33 @@ def run(operands: Operands) -> list[Tensor]:
     key = operands.key()
     runner = _runners.get(key)
     if runner is None:
-        runner = _module(_choose(operands.problem(), operands.backend)).bind(operands)
+        runner = _runner(operands)
         if len(_runners) >= _MOST_RUNNERS:
             _runners.clear()
         _runners[key] = runner
     return runner(operands)
 
 
+def _runner(operands: Operands) -> Runner:
+    if _by_products(operands):
+        return lambda operands: by_products(operands, run)
+    runner: Runner = _module(_choose(operands.problem(), operands.backend)).bind(operands)
+    return runner
+
+
+def _by_products(operands: Operands) -> bool:
+    """Whether a hidden layer is one for the GPU backends, which read its maps."""
+    if operands.hidden_weight is None or operands.regions or operands.backend == "reference":
+        return False
+    return operands.features.is_cuda and operands.features.dtype != torch.float64
+
+
 def one_pass_with_hidden(inputs: Tensor, hidden_weight: Tensor, weight: Tensor, *, windows: bool = False) -> bool:
     """Whether `hidden_pixel_gradients`, or with windows `hidden_windows`, runs these in one pass over the inputs,
-    whatever the outputs or the grid: on the CPU, for what fits its cache, with windows where channels lie together."""
+    whatever the outputs or the grid: on the CPU, for what fits its cache, with windows where channels lie together; on
+    a GPU without windows, over some images' maps at a time."""
+    if inputs.is_cuda and not windows:
+        return _by_products(Operands(inputs, weight, hidden_weight=hidden_weight))
     if inputs.device.type != "cpu" or inputs.dtype not in DTYPES or unavailable("cpu") is not None:
         return False
     operands = Operands(inputs, weight, outputs=mask_of(OUTPUTS), hidden_weight=hidden_weight)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from alges_fast.ops.outputs import TABLE
 
-HIDDEN = "hidden layers run on 'cpu' and 'reference' alone"
+HIDDEN = "windows behind a hidden layer run on 'cpu' and 'reference' alone"
 
 
 def tf32_allowed() -> bool:

@@ -9,11 +9,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hidden_calls import BACKENDS, drawn
+from hidden_calls import BACKENDS, AfterHidden, drawn
 from oracle import OUTPUTS, assert_within_budget, channels_last
 from torch import Tensor
 
-from alges_fast.ops import one_pass_with_hidden
+from alges_fast import PixelGradients
+from alges_fast.ops import hidden, one_pass_with_hidden, reference
+from alges_fast.ops.operands import Operands, mask_of
 
 
 def window_of_channels_last(tensor: Tensor) -> Tensor:
@@ -116,6 +118,53 @@ def test_what_does_not_count_may_hold_anything(backend: str) -> None:
     found, expected = replace(inputs, features=features).run(backend), inputs.run(backend)
     for name in OUTPUTS:
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), msg=name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("spatial", [(11, 13), (5,), (3, 4, 2)])
+def test_by_products_some_images_at_a_time(
+    dtype: torch.dtype, spatial: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the GPU backends are given, here with the reference behind it."""
+    inputs = drawn(5, 7, 12, 20, spatial, valid=True)
+    inputs = replace(inputs, features=inputs.features.to(dtype))
+    monkeypatch.setattr(hidden, "MAP_BYTES", 2 * math.prod(spatial) * (12 + 20) * 4)
+    sizes: list[int] = []
+
+    def run(operands: Operands) -> list[Tensor]:
+        sizes.append(len(operands.features))
+        return reference.run(operands)
+
+    results = hidden.by_products(operands_of(inputs), run)
+    assert sizes == [2, 2, 1]
+    assert_within_budget(PixelGradients(*results), inputs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        again = hidden.by_products(
+            operands_of(replace(inputs, features=inputs.features[2:3], valid=inputs.valid[2:3])), run
+        )
+    for name, alone, together in zip(OUTPUTS, again, results, strict=True):
+        assert torch.equal(alone[0], together[2]), name
+
+
+@pytest.mark.parametrize("spoiler", [math.nan, math.inf, -math.inf])
+def test_what_an_input_spoils_shows_in_the_maps(spoiler: float) -> None:
+    inputs = torch.zeros(2, 3, 4)
+    inputs[0, 1, 2] = spoiler
+    maps = hidden.hidden_maps(inputs, torch.ones(5, 3), torch.ones(5))
+    assert not maps[0, :, 2].isfinite().any()
+    assert torch.equal(maps[1], torch.ones(5, 4))
+
+
+def operands_of(inputs: AfterHidden) -> Operands:
+    return Operands(
+        inputs.features,
+        inputs.weight,
+        inputs.bias,
+        valid=inputs.valid,
+        outputs=mask_of(OUTPUTS),
+        hidden_weight=inputs.hidden_weight,
+        hidden_bias=inputs.hidden_bias,
+    )
 
 
 def test_what_cannot_be_is_said() -> None:
