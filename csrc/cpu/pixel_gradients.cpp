@@ -25,6 +25,8 @@ constexpr int64_t kMaxChunks = 16;
 constexpr int64_t kFoldedBlocks = 4;
 // From so many images a thread on, a thread does whole images: nobody waits for others but at the end.
 constexpr int64_t kWholeImages = 8;
+// Turns in which a thread takes its chunks, at least, so that a late one holds up nobody for long.
+constexpr int64_t kTurns = 8;
 // Below this many flops waking threads costs more than it saves.
 constexpr double kSerialFlops = 2e6;
 
@@ -338,10 +340,12 @@ void pixel_gradients(PixelGradientsCall given) {
   }
   for (int64_t begin = 0; begin < call.batch; begin += work.group) {
     const int64_t images = std::min(work.group, call.batch - begin), tasks = images * plan.chunks;
+    // A thread that goes on with the next chunk has its first block already.
+    const int64_t in_turn = std::max<int64_t>(1, tasks / (work.threads * kTurns));
 #pragma omp parallel num_threads(work.threads) if (work.threads > 1)
     {
       float* const mine = scratch + thread_number() * plan.scratch.size;
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(dynamic, in_turn)
       for (int64_t task = 0; task < tasks; ++task)
         add_up(begin + task / plan.chunks, task % plan.chunks, task, mine);
 #pragma omp for schedule(static)

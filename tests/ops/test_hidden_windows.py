@@ -109,7 +109,7 @@ def test_an_empty_batch_and_what_cannot_be(caplog: pytest.LogCaptureFixture) -> 
         call.windows((12, 1), None)
     with pytest.raises(ValueError, match="two spatial axes"):
         hidden_windows(call.features.flatten(2), *call.layers)
-    with pytest.raises(ValueError, match="hidden layers run on 'cpu' and 'reference'"):
+    with pytest.raises(ValueError, match="behind a hidden layer run on 'cpu' and 'reference'"):
         call.windows((1, 1), "triton")
     planar = call.features.contiguous()
     check(hidden_windows(planar, *call.layers, regions=(2, 2)), call, (2, 2))
