@@ -24,7 +24,7 @@ import xml.etree.ElementTree as ET
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
@@ -68,7 +68,14 @@ class AnnotatedFrame:
 def file_name(id: str) -> str:
     """The name that a frame of this id has in exports: its path below the pool, as a picture."""
     name = "/".join(part for part in id.split("/") if part not in ("", ".", ".."))
-    return name if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES else f"{name}.png"  # a frame of a video
+    return name if suffix_of(name).lower() in IMAGE_SUFFIXES else f"{name}.png"  # a frame of a video
+
+
+def suffix_of(name: str) -> str:
+    """As of a path, with its dot: pools of hours have names by the ten thousand, and a path takes longer to make."""
+    last = name.rpartition("/")[2]
+    dot = last.rfind(".")
+    return last[dot:] if 0 < dot < len(last) - 1 else ""
 
 
 def cvat_xml(frames: Sequence[AnnotatedFrame], classes: Sequence[str], palette: Sequence[tuple[int, int, int]]) -> str:

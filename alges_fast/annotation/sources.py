@@ -293,14 +293,15 @@ def _video_frames(path: Path, name: str, fps: float) -> list[PoolFrame]:
         stamps = sorted(packet.pts for packet in container.demux(stream) if packet.pts is not None)
         base = Fraction(stream.time_base)
     frames: list[PoolFrame] = []
-    step = 1 / Fraction(fps)
-    due = Fraction(0)
+    a_second = Fraction(fps)
+    due = 0  # the number of the next 1 / fps seconds
     for stamp in stamps:
-        seconds = (stamp - stamps[0]) * base
-        if seconds >= due:
-            at = float(seconds)
+        ticks = (stamp - stamps[0]) * base.numerator
+        number = ticks * a_second.numerator // (base.denominator * a_second.denominator)
+        if number >= due:
+            at = ticks / base.denominator
             frames.append(PoolFrame(f"{name}@{at:09.3f}s", name, at, path, stamp))
-            due = (seconds // step + 1) * step
+            due = number + 1
     if not frames:
         raise FaultyFile(f"{path}: holds no pictures: remove it")
     return frames

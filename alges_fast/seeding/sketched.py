@@ -294,7 +294,7 @@ class SketchedShard(Shard):
         self.dtype = torch.float32
         self.weights = self.nearest = None
         n = len(points)
-        in_order = n > 0 and int(index[0]) == 0 and int(index[-1]) == n - 1 and bool((index.diff() == 1).all())
+        in_order = n > 0 and int(index[0]) == 0 and int(index[-1]) == n - 1 and bool((index[1:] > index[:-1]).all())
         self._shown_index = None if in_order else self._index
         self._bounds: _Bounds | None = None
 

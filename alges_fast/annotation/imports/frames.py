@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import unicodedata
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
-from alges_fast.annotation.exports import ALL, AS_DRAWN, AS_PREDICTED, REFUSE, answers
+from alges_fast.annotation.exports import ALL, AS_DRAWN, AS_PREDICTED, REFUSE, answers, suffix_of
 from alges_fast.errors import UserError
 from alges_fast.labels import UNLABELLED
 from alges_fast.windows import Window
@@ -75,14 +74,21 @@ class Reading:
     background: int = UNLABELLED
     palette: dict[tuple[int, int, int], int] | None = None
     finished: frozenset[str] | None = None
-    _by_end: dict[str, list[ExpectedFrame]] = field(default_factory=dict, init=False, repr=False)
-    _by_stem: dict[str, list[ExpectedFrame]] = field(default_factory=dict, init=False, repr=False)
 
-    def __post_init__(self) -> None:
+    @cached_property
+    def _by_end(self) -> dict[str, list[ExpectedFrame]]:
+        return self._index(_plain)
+
+    @cached_property
+    def _by_stem(self) -> dict[str, list[ExpectedFrame]]:
+        return self._index(_stem)
+
+    def _index(self, spelling: Callable[[str], str]) -> dict[str, list[ExpectedFrame]]:
+        frames: dict[str, list[ExpectedFrame]] = {}
         for frame in self.frames:
-            for index, name in ((self._by_end, _plain(frame.name)), (self._by_stem, _stem(frame.name))):
-                for end in _ends(name):
-                    index.setdefault(end, []).append(frame)
+            for end in _ends(spelling(frame.name)):
+                frames.setdefault(end, []).append(frame)
+        return frames
 
     def frame(self, name: str, where: str, *, stem: bool = False) -> ExpectedFrame:
         """The frame that `name` means: tools put folders before it and leave some away; with `stem` also its extension.
@@ -92,8 +98,8 @@ class Reading:
         """
         whole = _plain(name)
         for end in _ends(whole):  # the longest first
-            for index, spelling in ((self._by_end, _plain), (self._by_stem, _stem))[: 2 if stem else 1]:
-                found = index.get(end, [])
+            for spelling in (_plain, _stem)[: 2 if stem else 1]:
+                found = (self._by_end if spelling is _plain else self._by_stem).get(end, [])
                 exact = [frame for frame in found if spelling(frame.name) == end]
                 # What folders were put before must be a whole name; of the whole of what is given an end is enough.
                 found = exact or (found if end == whole else [])
@@ -192,7 +198,9 @@ def check_size(frame: ExpectedFrame, width: int, height: int, at: str) -> None:
 
 def _plain(name: str) -> str:
     """One spelling of a path: forward slashes, composed letters (a Mac's zip decomposes them)."""
-    return unicodedata.normalize("NFC", "/".join(part for part in re.split(r"[/\\]", name) if part not in ("", ".")))
+    return unicodedata.normalize(
+        "NFC", "/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", "."))
+    )
 
 
 def _ends(name: str) -> list[str]:
@@ -202,4 +210,5 @@ def _ends(name: str) -> list[str]:
 
 
 def _stem(name: str) -> str:
-    return PurePosixPath(_plain(name)).with_suffix("").as_posix()
+    plain = _plain(name)
+    return plain.removesuffix(suffix_of(plain))
