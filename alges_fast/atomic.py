@@ -105,7 +105,6 @@ def lock(file: IO[Any], *, wait: bool = True, inherited: bool = True) -> bool | 
     """Lock a file that is open for writing until it is closed or the process ends, however that comes about.
 
     Args:
-        file: the open file.
         wait: for a process that has the lock.
         inherited: whether processes forked from this one hold the lock with the file, so that it also lasts until they
             have ended; it keeps two handles of one process apart. Where not, it ends with the first handle of the file

@@ -10,11 +10,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_backend(backend: str | None, known: Sequence[str]) -> None:
-    """That a backend is one of those known, or None.
-
-    Raises:
-        ValueError: it is neither.
-    """
+    """That a backend is one of those known, or None. Raises ValueError: it is neither."""
     if backend is not None and backend not in known:
         raise ValueError(f"backend: unknown name {backend!r}; choose from {', '.join(known)}")
 

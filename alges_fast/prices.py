@@ -34,8 +34,6 @@ class Prices:
         """What annotating took.
 
         Args:
-            pictures: that were opened.
-            looks: windows and frames in them.
             outline: drawn, in pixels.
             side: of the image, in the same pixels.
         """

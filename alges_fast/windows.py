@@ -71,10 +71,6 @@ def parse_regions(text: str) -> tuple[int, int]:
 def cell_boxes(size: Sequence[int], regions: tuple[int, int]) -> list[Box]:
     """The cells of a grid over (height, width), row by row; their sides differ by at most one pixel.
 
-    Args:
-        size: height and width.
-        regions: rows and columns of the grid.
-
     Raises:
         ValueError: more rows or columns than pixels, or none.
     """

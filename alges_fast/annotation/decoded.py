@@ -32,8 +32,6 @@ def decoded_images(
     """The frames that can be read, stretched to the model's square like its training frames, mapped from the cache.
 
     Args:
-        frames: the pool's, in order.
-        image_size: side of the square.
         left_out: frames that cannot be read are added to it, or the first of them is raised, as it is set.
         progress: called with (frames done, frames in all) while they are decoded.
 

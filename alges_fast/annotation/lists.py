@@ -21,7 +21,6 @@ def with_labelled(
     """The pool's frames with pictures from elsewhere that a text list names, and what it says is labelled.
 
     Args:
-        frames: the pool's.
         source: the list's file: an id, a picture's path or a window, as picks.csv names it, a line; None for nothing.
         left_out: what of the pool cannot be used: the list may name it.
 

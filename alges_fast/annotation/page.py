@@ -69,7 +69,6 @@ def selection_page(
     Args:
         asked, classes, colours: how the picks came about; a colour per class.
         cards: the frames to show, the first of `n_frames`.
-        rows: of picks.csv.
         n_frames: how many frames have picks.
         budget: what there was for windows; None where whole frames were picked.
         left_out: why files of the pool could not be used, a line each.

@@ -129,7 +129,6 @@ def show_untrained(
     """The picked frames, as `show_picked` gives them, where there is no model.
 
     Args:
-        picks: in order of picking.
         maps: what a frozen encoder makes of the pool's frames, (C, h, w) by id; None where nothing looked at them.
         regions: rows and columns of the grid whose windows are picked; None for whole frames.
     """

@@ -60,10 +60,7 @@ def write_round(
     """Everything a person or a tool reads of a round of picks, picks.csv last.
 
     Args:
-        out: the folder.
-        asked: how the picks came about.
         classes: the classes' names; none where nobody has named them yet.
-        picks: what was chosen, in order.
         picked_frames: the frames of the picks, in order of their first pick.
         budget: what there was for windows, in what `asked.budget` counts; None for whole frames.
         left_out: what of the pool cannot be used.

@@ -20,9 +20,6 @@ class Kept:
     """An entry of the cache folder.
 
     Attributes:
-        path: its file or folder.
-        kind: what it holds.
-        n_bytes: on the disk.
         made: when it was last written to, in seconds since 1970.
     """
 

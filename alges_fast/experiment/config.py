@@ -115,11 +115,7 @@ class RunConfig(TrainConfig):
 
 
 def regions_of(text: str) -> tuple[int, int] | None:
-    """Rows and columns of windows as `--regions` names them, None for whole frames.
-
-    Raises:
-        UserError: it names none.
-    """
+    """Rows and columns of windows as `--regions` names them, None for whole frames. Raises UserError: it names none."""
     if text == "none":
         return None
     try:

@@ -17,7 +17,6 @@ class Curve:
     """What is run once with every seed.
 
     Attributes:
-        strategy: what chooses.
         regions: rows and columns of windows in a frame; None where it chooses whole frames.
         n_rounds: how often its model is trained.
         query_size: frames, or as many frames' pixels, that it chooses after each training but the last.

@@ -239,16 +239,12 @@ def _evaluate(round: Round, model: nn.Module) -> None:
         **asdict(round.labelled.effort()),
     }
     facts = {name: value for name, value in folder.facts().items() if name != "finished"}
-    folder.save_metrics({**place, **metrics, **facts, "eval_seconds": seconds})
+    folder.save("metrics.json", {**place, **metrics, **facts, "eval_seconds": seconds})
     folder.finish("evaluate")
 
 
 def _query(round: Round, model: nn.Module) -> dict[str, Any]:
-    """What picks.json holds.
-
-    Raises:
-        UserError: the strategy drew what it must not.
-    """
+    """What picks.json holds. Raises UserError: the strategy drew what it must not."""
     setting, config, pool = round.setting, round.setting.config, round.setting.pool
     regions, side = round.curve.regions, config.image_size
     query = Query(
@@ -301,7 +297,7 @@ def _finish(round: Round, picks: dict[str, Any] | None) -> None:
     """Record the last step, and the round in results.csv."""
     folder = round.folder
     if picks is not None:
-        folder.save_picks(picks)
+        folder.save("picks.json", picks)
     if not round.setting.config.keep_models:
         folder.remove_model()  # before the last step is recorded, after which nobody would
     folder.finish("query")

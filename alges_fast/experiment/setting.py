@@ -52,7 +52,6 @@ class Setting:
     """What all rounds of an experiment share.
 
     Attributes:
-        learner: what is trained.
         pool_inputs, test_inputs: what the learner is given of the frames, (N, C, h, w); the pool's are on the device
             where they fit there.
         rows: the rows of results.csv that were read from finished rounds so far, by curve, seed and round.
@@ -131,7 +130,6 @@ class Round:
     """One round of one curve and seed.
 
     Attributes:
-        number: from 0 on.
         labelled: what the model is trained on.
     """
 

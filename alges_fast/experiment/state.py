@@ -77,14 +77,12 @@ class RoundFolder:
     def remove_model(self) -> None:
         (self.path / "model.safetensors").unlink(missing_ok=True)
 
-    def save_metrics(self, row: dict[str, Any]) -> None:
-        atomic.write_json(self.path / "metrics.json", row)
+    def save(self, name: str, values: dict[str, Any]) -> None:
+        """Write metrics.json or picks.json."""
+        atomic.write_json(self.path / name, values)
 
     def metrics(self) -> dict[str, Any]:
         return self._read("metrics.json")
-
-    def save_picks(self, picks: dict[str, Any]) -> None:
-        atomic.write_json(self.path / "picks.json", picks)
 
     def picked(self) -> list[str]:
         """The ids of what was picked, in order."""

@@ -54,12 +54,7 @@ class Request:
 
 
 class Boxes(ABC):
-    """What a batch is measured by, box by box of its logits' grid.
-
-    Attributes:
-        request: what is asked.
-        size: of that grid.
-    """
+    """What a batch is measured by, box by box of its logits' grid."""
 
     def __init__(self, request: Request, size: Sequence[int]) -> None:
         self.request = request
@@ -107,9 +102,7 @@ class OnOwnGrid(Boxes):
     """Boxes of a batch whose logits lie on the layer's own grid.
 
     Args:
-        layer: a convolution or a linear layer.
         features: its input (B, d, *size).
-        request: what is asked.
         logits: (B, K, *size); where the layer's output is the logits and no loss is given, the op makes them itself.
         own: whether it is.
     """
@@ -168,7 +161,6 @@ class BehindHidden(OnOwnGrid):
         layer: the head's last layer.
         hidden: its first.
         inputs: (B, c, *size), read as they are kept.
-        request: what is asked, without a loss.
         windows: whether `hidden_windows` reads these inputs; asked for an outline, it must.
     """
 
@@ -195,10 +187,8 @@ class ThroughTail(Boxes):
     """Boxes of a batch whose logits are made from the layer's output by a tail, or by a transposed convolution.
 
     Args:
-        layer: any last layer.
         run: one pass; where the tail is no resize, the logits' graph begins at the layer's output.
         tail: what follows the layer.
-        request: what is asked.
     """
 
     def __init__(self, layer: nn.Module, run: Pass, tail: Tail, request: Request) -> None:

@@ -17,9 +17,6 @@ class CellBatch:
 
     Args:
         cells: of a grid over the map, row by row (`windows.cell_boxes`).
-        kernel: of the patches.
-        size: of the map.
-        device: of the maps.
     """
 
     def __init__(self, cells: Sequence[Box], kernel: Sequence[int], size: Sequence[int], device: torch.device) -> None:

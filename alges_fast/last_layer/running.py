@@ -19,7 +19,6 @@ class Pass:
     Attributes:
         features: the layer's input, as the model gives it.
         output: the layer's output; a leaf of the logits' graph where the tail was recorded.
-        logits: the model's.
     """
 
     features: Tensor

@@ -80,11 +80,7 @@ def build_model(
 
 
 def check_image_size(model: nn.Module, image_size: int) -> None:
-    """Run one blank image.
-
-    Raises:
-        UserError: the model does not take images of this size.
-    """
+    """Run one blank image. Raises UserError: the model does not take images of this size."""
     training = model.training
     parameter = next(model.parameters())
     try:

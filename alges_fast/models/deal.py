@@ -18,7 +18,6 @@ class DealModel(nn.Module):
 
     Args:
         segmentation: maps images (B, 3, S, S) to logits (B, n_classes, S, S).
-        n_classes: K.
         seed: fixes the branch's random weights.
     """
 

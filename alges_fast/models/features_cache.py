@@ -84,7 +84,6 @@ class FrozenEncoder:
 
         Args:
             images: by whose contents the features are known again.
-            progress: called while they are made.
             pictures: where the encoder is to see more of the frames; without it, images that are too small are
                 enlarged.
 
@@ -164,7 +163,6 @@ def load_or_fit(
     """The trunk with a projection fitted on a pool's images (N, 3, S, S), from the cache or fitted now.
 
     Args:
-        trunk: the encoder.
         pool: S the side of the masks.
         view: what it is shown, and what is kept.
         bits: 16 or 8, that a feature is kept in.

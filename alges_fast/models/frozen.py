@@ -68,7 +68,6 @@ class Trunk(nn.Module):
         weights: what was given for its weights.
         digest: of its weights, whatever they came from.
         normalisation: what they want.
-        channels: of each map.
     """
 
     def __init__(self, encoder: nn.Module, name: str, weights: str, normalisation: Normalisation) -> None:
@@ -133,8 +132,6 @@ class Projection(nn.Module):
     Args:
         weight: (components, channels of all maps).
         bias: (components,).
-        channels: of each map.
-        view: what is kept.
     """
 
     weight: Tensor
@@ -174,7 +171,6 @@ class FrozenHead(nn.Module):
 
     Args:
         projection: that made the features; kept with the head's weights, so that one goes nowhere without the other.
-        n_classes: K.
         seed: fixes the weights. No global generator is read or advanced.
     """
 
@@ -198,7 +194,6 @@ class FrozenModel(nn.Module):
     """Images (B, 3, H, W) of any size, normalised as the trunk's weights want it, to logits (B, n_classes, H, W).
 
     Args:
-        trunk: the encoder.
         head: trained over features of its own view.
         image_size: side of the masks that it was trained on.
 
@@ -310,7 +305,6 @@ def fit_projection(joined: Tensor, channels: Sequence[int], view: View) -> Proje
 
     Args:
         joined: (positions, channels of all maps), what maps joined on the grid hold there.
-        channels: of each map.
         view: how many, and what else is kept.
     """
     points = joined.double()

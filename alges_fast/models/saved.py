@@ -33,7 +33,6 @@ class Card:
         encoder_digest: of a frozen encoder's weights, as `weights.digest` makes it; else "".
         normalisation: of the images that it was trained on.
         image_size: side of their square.
-        classes: their names.
         view: of a frozen encoder; None of a whole network, and of heads saved when there was one view (`PLAIN`).
     """
 
@@ -99,11 +98,7 @@ def serialized(model: nn.Module, card: Card) -> bytes:
 
 
 def read_card(path: Path) -> Card | None:
-    """A file's card; None where it has none.
-
-    Raises:
-        UserError: it is no safetensors file.
-    """
+    """A file's card; None where it has none. Raises UserError: it is no safetensors file."""
     try:
         with safetensors.safe_open(path, "pt") as file:
             given = file.metadata() or {}
@@ -119,8 +114,6 @@ def load(path: Path, card: Card, encoder_weights: str | None = None) -> nn.Modul
     """The network of a file, images (B, 3, S, S) to logits, in eval mode.
 
     Args:
-        path: the file.
-        card: what it says.
         encoder_weights: where a frozen encoder's weights are; the card's own word counts for the packaged ones alone,
             since a file of a stranger's would else choose what is fetched or opened.
 

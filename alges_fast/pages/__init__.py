@@ -17,8 +17,6 @@ def render(package: str, name: str, *, title: str, kicker: str, **values: Any) -
     Args:
         package: whose folder has the template `name`.html, which extends base.html, and `name`.css where base.css is
             not all of its style.
-        name: of both.
-        title: of the page.
         kicker: what stands above its title, after the product's name.
         values: what the template names.
     """

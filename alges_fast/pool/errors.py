@@ -20,11 +20,7 @@ class CannotContinue(ValueError):
 
 
 class FileInUse(ValueError):
-    """Another process is writing the file.
-
-    Attributes:
-        path: the file.
-    """
+    """Another process is writing the file."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(

@@ -78,11 +78,8 @@ def choose_round(
     """The round that is out, if it was asked for in these words and nothing of it came back; else a new one.
 
     Args:
-        project: open.
-        settings: what to choose.
         reject: frames, and windows as picks.csv names them, that are not wanted, now or later. Where they are picks of
             the round that is out, each is replaced and the other picks stay.
-        progress: told what is done.
         job: the processes that choose together, each with this call.
 
     Raises:

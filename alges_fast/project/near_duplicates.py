@@ -59,8 +59,6 @@ def stand_for_all(
     """Ids of frames such that every frame has one of them within this of the typical distance, in its own video.
 
     Args:
-        maps: of the pool's frames.
-        videos: of each.
         radius: in typical distances between frames of different videos.
         taken: frames that stand for what is near them before all others, being labelled or asked for already.
     """

@@ -107,11 +107,7 @@ def class_shares(masks: npt.NDArray[np.uint8], n_classes: int) -> tuple[float, .
 
 
 def save_frames(out: Path, frames: FrameMaps) -> None:
-    """Write one model's frames.
-
-    Raises:
-        ValueError: the arrays do not have the shapes of `FrameMaps`.
-    """
+    """Write one model's frames. Raises ValueError: the arrays do not have the shapes of `FrameMaps`."""
     n, size = len(frames.ids), frames.masks.shape[1:]
     shapes = {"images": (n, 3, *size), "masks": (n, *size), "predictions": (n, *size), "norm_maps": (n, *size)}
     for name, shape in shapes.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,10 +122,7 @@ class RunFolder:
         """What the run lacks, one phrase each: how many of the configured runs (a strategy with a seed) have not
         finished a training, and which have fewer than the longest or the configured number.
         """
-        trained: dict[tuple[str, int], int] = {}
-        for row in self.compared_rows:
-            key = (row["strategy"], row["seed"])
-            trained[key] = trained.get(key, 0) + 1
+        trained = Counter((row["strategy"], row["seed"]) for row in self.compared_rows)
         if not trained:
             return []
         configured = self.config.get("rounds")

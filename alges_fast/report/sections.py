@@ -227,9 +227,8 @@ def _classes(run: RunFolder, shown: Sequence[str]) -> list[Section]:
 
 def _frames(run: RunFolder, shown: Sequence[str]) -> list[Section]:
     order = in_order(frames.strategy for frames in run.frames)
-    kept = [frames for name in order for frames in run.frames if frames.strategy == name and name in shown]
     folds = []
-    for frames in sorted(kept, key=lambda frames: (order.index(frames.strategy), frames.seed, frames.round)):
+    for frames in [each for name in order for each in run.frames if each.strategy == name and name in shown]:
         title = f"{frames.strategy}, seed {frames.seed}, round {frames.round}"
         name = f"frames_{frames.strategy}-seed{frames.seed}-round{frames.round:02d}"
         alt = f"Image, truth, prediction and gradient norm of test frames: {title}"

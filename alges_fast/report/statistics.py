@@ -117,17 +117,14 @@ def areas(rows: Sequence[Row], metric: str = "dice") -> dict[str, dict[int, floa
     Curves of different lengths do not compare, so a seed counts only where it has every point that any run in the table
     has. Leave out strategies that are not a curve (`full`).
     """
-    points = {row["n_labelled"] for row in rows}
-    curves: dict[str, dict[int, dict[int, float]]] = {}
-    for row in rows:
-        curves.setdefault(row["strategy"], {}).setdefault(row["seed"], {})[row["n_labelled"]] = row[metric]
+    n_points = len({row["n_labelled"] for row in rows})
     return {
         name: {
-            seed: area_under_curve(sorted(curve), [curve[n] for n in sorted(curve)])
-            for seed, curve in sorted(by_seed.items())
-            if curve.keys() == points
+            seed: area_under_curve([row["n_labelled"] for row in run], [row[metric] for row in run])
+            for seed, run in sorted(runs.items())
+            if len(run) == n_points
         }
-        for name, by_seed in curves.items()
+        for name, runs in by_run(rows).items()
     }
 
 
@@ -239,16 +236,18 @@ def resolvable_effect(n: int, level: float = LEVEL, power: float = POWER) -> flo
 
 def complete_runs(rows: Sequence[Row], strategy: str) -> dict[int, list[Row]]:
     """By seed, the rows of those that have every training that any seed has, in order."""
-    by_seed: dict[int, list[Row]] = {}
-    for row in rows:
-        if row["strategy"] == strategy:
-            by_seed.setdefault(row["seed"], []).append(row)
-    longest = max(map(len, by_seed.values()), default=0)
-    return {
-        seed: sorted(run, key=lambda row: int(row["n_labelled"]))
-        for seed, run in by_seed.items()
-        if len(run) == longest
-    }
+    runs = by_run(rows).get(strategy, {})
+    longest = max(map(len, runs.values()), default=0)
+    return {seed: run for seed, run in runs.items() if len(run) == longest}
+
+
+def by_run(rows: Sequence[Row]) -> dict[str, dict[int, list[Row]]]:
+    """Rows by strategy and seed, both as they come, in the order of their trainings."""
+    runs: dict[str, dict[int, list[Row]]] = {}
+    for row in sorted(rows, key=lambda row: int(row["n_labelled"])):
+        runs.setdefault(row["strategy"], {}).setdefault(row["seed"], []).append(row)
+    names = dict.fromkeys(row["strategy"] for row in rows)
+    return {name: runs[name] for name in names}
 
 
 def _curve(run: Sequence[Row], column: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:

@@ -146,7 +146,6 @@ def choose(
     """Ask a strategy which frames, or windows of frames, to annotate next.
 
     Args:
-        strategy: it.
         query: over whole frames: `candidates` are ids of the pool, whatever of them is labelled, and with `regions`
             they are cut into windows of `sizes`. What is labelled may be frames, or windows of any grid. A frame of
             which a part is labelled is no candidate as a whole; a window is none that shares a pixel with what is
@@ -287,8 +286,6 @@ class _RatedPool:
     """Rated frames or windows as picks are drawn from them, each at its cost.
 
     Attributes:
-        rating: the strategy's.
-        strategy: its name.
         windows: whether they are windows.
         known: frames of which something is labelled.
         places: frame -> its place.

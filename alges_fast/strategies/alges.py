@@ -93,11 +93,7 @@ def balanced(rows: Tensor, norms: Tensor | None) -> Tensor:
 
 
 def weighted(embeddings: Tensor, class_weights: Sequence[float] | None) -> Tensor:
-    """(N, K, ...) embeddings with row k times the k-th weight.
-
-    Raises:
-        ValueError: not K weights, or a negative one.
-    """
+    """(N, K, ...) embeddings with row k times the k-th weight. Raises ValueError: not K weights, or a negative one."""
     if class_weights is None:
         return embeddings
     weights = torch.as_tensor(class_weights, dtype=embeddings.dtype)

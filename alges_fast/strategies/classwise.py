@@ -172,8 +172,6 @@ def seed_by_class(
         existing: (M, K, D) centres that count from the start; the same on every process.
         classes: the order of turns.
         begun: picks made already, after which the turns go on.
-        seed: of the race.
-        group: the processes that share the pool.
     """
     ranks = Ranks(group, rows.device)
     native = rows.device.type == "cpu" and cpu_kernels() is not None

@@ -115,7 +115,6 @@ def on_every_process(
     not be among its candidates.
 
     Args:
-        query: what is asked.
         candidates: which frames or windows, one at least.
         rows: query -> positions (m,) and rows (m, ...) of this process's candidates of that query.
     """
@@ -154,11 +153,7 @@ def named(query: Query, positions: Tensor, values: Tensor) -> ByCandidate:
 
 
 def trained_model(query: Query) -> nn.Module:
-    """The query's model.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """The query's model. Raises ValueError: there is none."""
     if query.model is None:
         raise ValueError("model: this strategy asks a trained model, and there is none yet: give one")
     return query.model

@@ -23,7 +23,6 @@ def by_score(query: Query, scores: Mapping[Candidate, float]) -> Rating:
     """The highest scores first; of equal ones the earlier in the query.
 
     Args:
-        query: what is asked.
         scores: candidate -> score, of this process's candidates.
 
     Raises:
@@ -70,7 +69,6 @@ def by_seeding(
     has the seed of its "seeding" stream; later ones also depend on how many were drawn before.
 
     Args:
-        query: what is asked.
         points, positions: this process's points (N, D), and where they are among the query's candidates, (N,).
         choose: `kmeans_plusplus`, `k_center_greedy` or what has their form; of `SketchedRows` the first.
         existing: (M, D) further points that count as picked from the start; the same on every process.
@@ -142,7 +140,6 @@ def by_order(query: Query, order: Sequence[Candidate] | Tensor) -> Rating:
     """In an order that does not depend on what is taken; the same on every process.
 
     Args:
-        query: what is asked.
         order: candidates, or their places in the query, (n,) int64.
 
     Raises:
@@ -168,7 +165,6 @@ def by_choosing(
     """By an algorithm over rows that every process holds.
 
     Args:
-        query: what is asked.
         positions: (N,) ascending, where the rows of all processes are among the query's candidates.
         choose: (n, rows picked already, (N,) bool of the rows that may not be chosen) -> n rows, best first. There are
             n that may; what is taken and rated counts as picked, but for what is `Taken.closed`.

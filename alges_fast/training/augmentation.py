@@ -24,11 +24,7 @@ LEAST_AREA = 0.5
 
 
 def kinds_of(text: str) -> tuple[str, ...]:
-    """The kinds that a flag names, with commas between; none for "none".
-
-    Raises:
-        UserError: one is unknown.
-    """
+    """The kinds that a flag names, with commas between; none for "none". Raises UserError: one is unknown."""
     kinds = () if text == "none" else tuple(kind.strip() for kind in text.split(","))
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         raise UserError(f"--augment {unknown[0]} is unknown: use {', '.join(KINDS)} with commas between, or none")

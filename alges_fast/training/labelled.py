@@ -72,7 +72,6 @@ class Labelled:
         """The same after these have been labelled too, in one query.
 
         Args:
-            pieces: frames and windows.
             corrected: of their outline; None where nothing was predicted, and all of it was drawn.
         """
         windows = sum(isinstance(piece, Window) for piece in pieces)

@@ -94,7 +94,6 @@ class Learner(ABC):
         Args:
             fabric: launched; says on which device and in which precision.
             model: as the strategy's `prepare_model` made it.
-            training: on what, and how.
 
         Raises:
             TooFewLabels, Diverged: it cannot be trained on this.
@@ -242,9 +241,7 @@ class Teacher:
     """A frozen encoder's head, trained on the labels that a network is, that labels the rest of the pool softly.
 
     Attributes:
-        learner: of the head.
         maps: of the pool's frames, (N, C, h, w).
-        n_classes: K.
     """
 
     learner: HeadOfFrozenEncoder

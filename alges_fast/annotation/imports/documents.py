@@ -60,11 +60,7 @@ def xml_children(contents: bytes, where: str) -> Iterator[Element]:
 
 
 def json_mappings(contents: bytes, where: str) -> Iterator[dict[str, Any]]:
-    """The elements of a JSON list of mappings.
-
-    Raises:
-        UserError: it is not such a list, or too large.
-    """
+    """The elements of a JSON list of mappings. Raises UserError: it is not such a list, or too large."""
     at = _next(contents, len(codecs.BOM_UTF8) if contents.startswith(codecs.BOM_UTF8) else 0)
     at, closed = _after(contents, at, b"[", where), False
     if contents[at : at + 1] == b"]":

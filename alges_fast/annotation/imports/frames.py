@@ -139,7 +139,6 @@ class Reading:
         """A frame of which this was drawn; None where it is nothing, or the frame is not finished.
 
         Args:
-            frame: which.
             mask: UNLABELLED under no shape.
             windows: those that the file marks, and their answers (`exports.answers`). Of the windows that went out they
                 say which are meant; where none went out they count themselves.

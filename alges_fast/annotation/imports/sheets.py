@@ -20,8 +20,6 @@ def frames_on(sheet: Sheet, picture: ReturnedFrame, sizes: Mapping[str, tuple[in
     """The frames of which windows came back, or were refused, on a sheet.
 
     Args:
-        sheet: as it went out.
-        picture: as it came back.
         sizes: id of a frame -> height and width.
     """
     masks, frames = from_sheet(sheet, picture.mask), []

@@ -13,12 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from alges_fast.report.figures.layout import Styles, new_figure, new_rows, text_width
 from alges_fast.report.saving import FULL_PART
-from alges_fast.report.statistics import (
-    Row,
-    Spread,
-    curves_over,
-    spread,
-)
+from alges_fast.report.statistics import Row, Spread, by_run, curves_over, spread
 from alges_fast.report.style import StrategyStyle, Theme
 
 BANDS_TOGETHER = 3  # more curves than this, and their bands hide each other in one panel
@@ -30,9 +25,7 @@ class Axis:
 
     Attributes:
         column: of results.csv.
-        label: of the axis.
         unit: how much of the column is 1 on the axis.
-        log: whether the axis is logarithmic.
     """
 
     column: str
@@ -140,19 +133,15 @@ def curves_apart(rows: Sequence[Row], full: Sequence[Row], styles: Styles, theme
         wspace=0.1,
         hspace=0.35 / panel,
     )
-    reference = next(iter(found))
+    reference, runs = next(iter(found)), by_run(rows)
     limits = _dice_limits([*rows, *full])
     for i, (name, curve) in enumerate(found.items()):
         ax = panels[i // columns, i % columns]
         if name != reference:
             others = found[reference]
             ax.plot(list(others), [others[n].mean for n in others], color=theme.muted, linewidth=1, alpha=0.8)
-        by_seed: dict[int, list[Row]] = {}
-        for row in rows:
-            if row["strategy"] == name:
-                by_seed.setdefault(row["seed"], []).append(row)
-        if len(by_seed) > 1:
-            for run in by_seed.values():
+        if len(runs[name]) > 1:
+            for run in runs[name].values():
                 x, y = [axis.of(row) for row in run], [row["dice"] for row in run]
                 ax.plot(x, y, color=styles[name].colour, linewidth=0.6, alpha=0.55)
         _band(ax, curve, styles[name])
@@ -175,10 +164,8 @@ def curves_apart(rows: Sequence[Row], full: Sequence[Row], styles: Styles, theme
 
 
 def _one_training(rows: Sequence[Row], full: Sequence[Row], styles: Styles, theme: Theme) -> Figure:
-    by_strategy: dict[str, list[float]] = {}
-    for row in rows:
-        by_strategy.setdefault(row["strategy"], []).append(row["dice"])
-    ordered = [*reversed(by_strategy.items())]
+    runs = reversed(by_run(rows).items())
+    ordered = [(name, [row["dice"] for run in of_seeds.values() for row in run]) for name, of_seeds in runs]
     notes = [f"{spread(values).mean:.3f}" for _, values in ordered]
     fig, ax = new_rows(theme, [name for name, _ in ordered], notes, top=0.35, bottom=0.55)
     for y, (name, values) in enumerate(ordered):
