@@ -304,7 +304,7 @@ def test_the_real_nnunet_learns_from_it_and_chooses(annotator: Annotator, capsys
 
     def nnunet(entry: str, argv: str) -> str:
         module, _, function = entry.partition(":")
-        code = f"from {module} import {function}; {function}()" if function else module
+        code = entry if "\n" in entry else f"from {module} import {function}; {function}()"
         command = [NNUNET, "-c", code, *argv.split()]
         ended = subprocess.run(command, env=kept | places | few, capture_output=True, text=True, check=False)
         assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-3000:]
