@@ -28,6 +28,7 @@ BASE = {
     "normalisation",
     "pages",
     "prices",
+    "progress",
     "settings",
 }
 """They import nothing of the package but each other."""

@@ -21,19 +21,20 @@ from alges_fast.cache_folder import default_cache_dir
 from alges_fast.data.files import FaultyFile
 from alges_fast.data.loading import map_in_order
 from alges_fast.errors import UserError
+from alges_fast.progress import Progress, silent
 
 
 def decoded_images(
     frames: Sequence[PoolFrame],
     image_size: int,
     left_out: LeftOut,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = silent,
 ) -> tuple[list[PoolFrame], NDArray[np.uint8]]:
     """The frames that can be read, stretched to the model's square like its training frames, mapped from the cache.
 
     Args:
         left_out: frames that cannot be read are added to it, or the first of them is raised, as it is set.
-        progress: called with (frames done, frames in all) while they are decoded.
+        progress: called while they are decoded.
 
     Returns:
         The frames that can be read, with those that were left out before, and (N, 3, S, S) of them.
@@ -48,7 +49,7 @@ def decoded_images(
         reasons: dict[str, str] = {}
         cached_rows.check_room(place.parent, "decoded frames", 3 * image_size**2, len(frames))
         for done, (frame, result) in enumerate(_read_all(frames, image_size)):
-            progress(done, len(frames))
+            progress("reading frames", done, len(frames))
             if isinstance(result, FaultyFile):
                 if frame.id not in left_out.reasons:
                     left_out.add(frame.id, result)

@@ -17,9 +17,10 @@ from alges_fast.data.files import SPLITS, Faults
 from alges_fast.data.frames import Dataset, FrameSet
 from alges_fast.data.layouts import LAYOUTS, list_tree
 from alges_fast.data.layouts.cholecseg8k import CLASSES, PALETTE
-from alges_fast.data.loading import Progress, load_listing, map_in_order
+from alges_fast.data.loading import load_listing, map_in_order
 from alges_fast.errors import UserError
 from alges_fast.normalisation import IMAGENET
+from alges_fast.progress import Progress, silent
 
 __all__ = ["DATASETS", "Dataset", "FrameSet", "load_dataset", "to_input"]
 
@@ -36,7 +37,7 @@ def load_dataset(
     seed: int = 0,
     cache_dir: str | Path | None = None,
     on_bad_image: str = "stop",
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Dataset:
     """A data set, decoded at image_size x image_size and kept in the cache.
 
@@ -71,7 +72,7 @@ def to_input(images: Tensor | NDArray[np.uint8]) -> Tensor:
 
 
 def _load_synthetic(
-    name: str, image_size: int, split: str, seed: int, cache: Path | None, progress: Progress | None
+    name: str, image_size: int, split: str, seed: int, cache: Path | None, progress: Progress
 ) -> Dataset:
     frames = synthetic.plan(full=name == "synthetic-full", split=split, seed=seed)
 
@@ -82,8 +83,7 @@ def _load_synthetic(
         items = [(part, frame) for part in SPLITS for frame in frames[part]]
         for done, ((part, frame), drawn) in enumerate(zip(items, map_in_order(draw, items), strict=True), start=1):
             writer.append(part, frame.id, frame.video, frame.clip, *drawn)
-            if progress is not None:
-                progress(done, len(items))
+            progress("drawing frames", done, len(items))
         return {}
 
     splits, _ = load_or_build(cache, name, f"{synthetic.drawing_key()} {split} {seed}", image_size, build)

@@ -91,7 +91,7 @@ def write_synthetic(settings: WriteSettings) -> int:
             full=settings.full,
             seed=settings.seed,
             height=settings.height,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=lambda what, done, total: bar.update(task, completed=done, total=total),
         )
     console.print(f"{written} frames written to {escape(str(settings.root))}; next:", highlight=False)
     console.print(f"  python -m alges_fast.data check {escape(str(settings.root))}", highlight=False)
@@ -109,7 +109,9 @@ def check(settings: CheckSettings) -> int:
     listing = list_tree(name, root, split, ignore_index, faults)
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task("reading")
-        survey = read_all(listing, faults, 32, None, lambda done, total: bar.update(task, completed=done, total=total))
+        survey = read_all(
+            listing, faults, 32, None, lambda _, done, total: bar.update(task, completed=done, total=total)
+        )
     beyond_skipping = [
         f"{root}: the {part} split has no usable frame" for part in SPLITS if not any(survey.pixels[part])
     ]

@@ -5,7 +5,6 @@ What is written tests the loader of the real data, and stands in for it where it
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +15,14 @@ from alges_fast.data import synthetic
 from alges_fast.data.layouts.cholecseg8k import PALETTE, SYNTHETIC_MARK, SYNTHETIC_NOTE, WATERSHED_CODES
 from alges_fast.data.loading import map_in_order
 from alges_fast.errors import UserError
+from alges_fast.progress import Progress, silent
 
 UNLABELLED_CODE, STRAY_CODES, FRAME = 0, (35, 36), 255
 RGBA_VIDEOS = ("video18", "video35", "video37")
 PATCHY_VIDEOS = ("video43", "video52")
 
 
-def write_cholecseg8k(
-    root: Path, *, full: bool, seed: int, height: int = 480, progress: Callable[[int, int], None] | None = None
-) -> int:
+def write_cholecseg8k(root: Path, *, full: bool, seed: int, height: int = 480, progress: Progress = silent) -> int:
     """Draw the synthetic video and write it under root, which must be empty or not exist; returns the frames written.
 
     height x round(height * 854 / 480) pixels. Beside each frame lie its watershed, colour and annotation masks. As in
@@ -40,8 +38,7 @@ def write_cholecseg8k(
         frames = [frame for part in plan.values() for frame in part]
         size = (height, round(height * 854 / 480))
         for done, _ in enumerate(map_in_order(lambda frame: _write_frame(root, frame, size), frames), start=1):
-            if progress is not None:
-                progress(done, len(frames))
+            progress("drawing frames", done, len(frames))
     except OSError as error:
         raise UserError(
             f"{root}: cannot be written ({error.strerror or error}): free space or give another folder"

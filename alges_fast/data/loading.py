@@ -19,12 +19,10 @@ from alges_fast.data.files import SPLITS, Decoded, Faults, FaultyFile, FrameFile
 from alges_fast.data.frames import Dataset
 from alges_fast.data.layouts.folder import classes_of_masks
 from alges_fast.errors import UserError
+from alges_fast.progress import Progress
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-Progress = Callable[[int, int], None]
-"""Called with (frames done, frames in all) while frames are decoded or drawn; not called where the cache has them."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ class Survey:
 
 
 def load_listing(
-    listing: Listing, on_bad_image: str, image_size: int, cache_dir: Path | None, progress: Progress | None
+    listing: Listing, on_bad_image: str, image_size: int, cache_dir: Path | None, progress: Progress
 ) -> Dataset:
     """The data set of a listing, decoded at image_size or taken from the cache. Raises UserError."""
 
@@ -94,7 +92,7 @@ def read_all(
     faults: Faults,
     image_size: int,
     keep: Callable[[str, FrameFile, Decoded], None] | None,
-    progress: Progress | None,
+    progress: Progress,
 ) -> Survey:
     """Decode every frame in listed order, on all cores, handing each to keep(split, file, decoded)."""
     total = sum(len(files) for files in listing.splits.values())
@@ -103,8 +101,7 @@ def read_all(
     unknown: Counter[str] = Counter()
     oddities: Counter[str] = Counter()
     for done, (split, file, result) in enumerate(_decode_in_order(listing, image_size), start=1):
-        if progress is not None:
-            progress(done, total)
+        progress("reading frames", done, total)
         if isinstance(result, FaultyFile):
             faults.add(result)
             continue

@@ -18,7 +18,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 from torch import nn
@@ -95,7 +94,7 @@ def _prepare(config: RunConfig, monitor: Monitor) -> Setting:
         split=config.split,
         ignore_index=config.ignore_index,
         on_bad_image=config.on_bad_image,
-        progress=partial(monitor.preparing, "loading frames"),
+        progress=monitor.preparing,
     )
     check_budget(config, curves, len(dataset.train))
     check_windows(config, curves)

@@ -32,6 +32,7 @@ from alges_fast.cache_folder import default_cache_dir
 from alges_fast.cached_rows import RowWriter, check_room, content_digest, let_go, load_or_make, writable
 from alges_fast.models.coded_maps import CodedMaps, KeptMaps, code_maps, coded_bytes
 from alges_fast.models.frozen import PLAIN, RAISED, Projection, Trunk, View, features, fit_projection, grid_size, join
+from alges_fast.progress import Progress, silent
 from alges_fast.random_streams import stream_seed
 
 logger = logging.getLogger(__name__)
@@ -43,15 +44,8 @@ packaged one's 192 fewer positions, so that memory does not grow."""
 FITTED_FRAMES = 128
 """Frames, evenly spaced over the pool, that the projection is fitted on: the trunk runs over them twice."""
 
-Progress = Callable[[str, int, int], None]
-"""Called with (what is made, frames done, frames in all)."""
-
 Pictures = Callable[[Sequence[int], int], NDArray[np.uint8]]
 """(positions, side) -> these frames, (n, 3, side, side), read again at the size that an encoder is shown."""
-
-
-def _silent(what: str, done: int, total: int) -> None:
-    pass
 
 
 class FrozenEncoder:
@@ -76,7 +70,7 @@ class FrozenEncoder:
         return made.to(torch.float16).contiguous(memory_format=torch.channels_last)
 
     def cached(
-        self, images: NDArray[np.uint8], progress: Progress = _silent, pictures: Pictures | None = None
+        self, images: NDArray[np.uint8], progress: Progress = silent, pictures: Pictures | None = None
     ) -> KeptMaps:
         """Features (N, channels, h, w) of images (N, 3, S, S), a memory map, its channels last in memory.
 
@@ -125,7 +119,7 @@ class FrozenEncoder:
         return CodedMaps(rows, channels, grid) if is_coded else rows.transpose(0, 3, 1, 2)
 
 
-def mean_features(maps: KeptMaps, progress: Progress = _silent, cache_dir: Path | None = None) -> NDArray[np.float32]:
+def mean_features(maps: KeptMaps, progress: Progress = silent, cache_dir: Path | None = None) -> NDArray[np.float32]:
     """(N, channels), means over the positions of maps as `FrozenEncoder.cached` gives them; made once and kept.
 
     Raises:
@@ -158,7 +152,7 @@ def load_or_fit(
     bits: int = 16,
     pictures: Pictures | None = None,
     cache_dir: Path | None = None,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> FrozenEncoder:
     """The trunk with a projection fitted on a pool's images (N, 3, S, S), from the cache or fitted now.
 

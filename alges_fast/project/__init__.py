@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
 from alges_fast.errors import UserError
+from alges_fast.progress import Progress
 from alges_fast.project.asking import NextSettings
 from alges_fast.project.choosing import choose_round
 from alges_fast.project.config import FILE, ProjectConfig
@@ -27,7 +28,7 @@ from alges_fast.project.label_studio import fetch_rounds, send_round
 from alges_fast.project.model_files import export_model
 from alges_fast.project.nnunet import NnunetSettings
 from alges_fast.project.nnunet import export_nnunet as _export_nnunet
-from alges_fast.project.pool import Progress, check_apart
+from alges_fast.project.pool import check_apart
 from alges_fast.project.predictions import import_predictions as _import_predictions
 from alges_fast.project.status import status as _status
 from alges_fast.project.training import TrainSettings, train_project

@@ -20,13 +20,14 @@ from alges_fast.data.files import FaultyFile
 from alges_fast.errors import UserError, one_line
 from alges_fast.job import Job, device_of
 from alges_fast.pool.errors import CannotContinue, RowsNotWritten
+from alges_fast.progress import Progress, silent
 from alges_fast.project import predictions
 from alges_fast.project.asking import CONSIDERED, NextSettings, asked_for, strategy_of, whole
 from alges_fast.project.folder import FrameCounts, Project, Round, TrainedModel
 from alges_fast.project.label_studio import SERVER
 from alges_fast.project.labels import read_labels
 from alges_fast.project.near_duplicates import note_likeness, stand_for_all
-from alges_fast.project.pool import Progress, ProjectPool, list_pool, silent
+from alges_fast.project.pool import ProjectPool, list_pool
 from alges_fast.project.scoring import Frames, Model, chooser, read_frames
 from alges_fast.selection import NotEnough, Selection, choose
 from alges_fast.selection.defaults import COLD_START

@@ -20,9 +20,10 @@ from urllib.parse import urlsplit
 from alges_fast import atomic
 from alges_fast.annotation.imports import read_tasks
 from alges_fast.errors import UserError
+from alges_fast.progress import Progress, silent
 from alges_fast.project.folder import Import, ImportDraft, Project, Round
 from alges_fast.project.importing import ImportSettings, fill, reading_for, take_in
-from alges_fast.project.pool import Progress, list_pool, silent
+from alges_fast.project.pool import list_pool
 from alges_fast.project.reading import read_json
 
 KEY = "LABEL_STUDIO_API_KEY"

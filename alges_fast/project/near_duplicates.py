@@ -12,9 +12,9 @@ from typing import Any
 from alges_fast import atomic
 from alges_fast.cached_rows import content_digest
 from alges_fast.models.features_cache import mean_features
+from alges_fast.progress import Progress
 from alges_fast.project.folder import Project
 from alges_fast.project.network import Maps
-from alges_fast.project.pool import Progress
 from alges_fast.project.reading import read_facts
 from alges_fast.selection.near_duplicates import nearest_in_video, representatives, typical_distance
 

@@ -32,8 +32,8 @@ from alges_fast.models.features_cache import FrozenEncoder, load_or_fit
 from alges_fast.models.frozen import PLAIN, FrozenHead, Projection, Trunk, build_trunk
 from alges_fast.models.saved import Card, load, read_card, serialized
 from alges_fast.normalisation import Normalisation
+from alges_fast.progress import Progress, silent
 from alges_fast.project.folder import Project, TrainedModel
-from alges_fast.project.pool import Progress, silent
 from alges_fast.training.config import TrainConfig
 from alges_fast.training.learner import HeadOfFrozenEncoder
 

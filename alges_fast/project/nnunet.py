@@ -32,11 +32,12 @@ from alges_fast.errors import UserError
 from alges_fast.job import device_of
 from alges_fast.labels import UNLABELLED
 from alges_fast.pages import encoded
+from alges_fast.progress import Progress, silent
 from alges_fast.project.asking import NextSettings
 from alges_fast.project.folder import Project
 from alges_fast.project.labels import read_labels
 from alges_fast.project.nnunet_names import DATASET, OURS, case_of, label_names
-from alges_fast.project.pool import Progress, ProjectPool, list_pool, silent
+from alges_fast.project.pool import ProjectPool, list_pool
 from alges_fast.project.reading import read_json
 from alges_fast.project.scoring import chooser, read_frames
 from alges_fast.project.training import MOST_TAUGHT, at_most

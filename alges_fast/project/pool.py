@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,14 +15,8 @@ from alges_fast.annotation.exports import file_name
 from alges_fast.annotation.sources import LeftOut, PoolFrame, frame_sizes, list_frames
 from alges_fast.annotation.writing import check_names
 from alges_fast.errors import UserError
+from alges_fast.progress import Progress, silent
 from alges_fast.project.folder import Project
-
-Progress = Callable[[str, int, int], None]
-"""Called with (what is done, frames done, frames in all)."""
-
-
-def silent(what: str, done: int, total: int) -> None:
-    """No progress."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +74,5 @@ def check_apart(root: Path, pool: Path) -> None:
 
 def decoded(pool: ProjectPool, size: int, progress: Progress = silent) -> tuple[ProjectPool, NDArray[np.uint8]]:
     """The frames that can be read, and (N, 3, size, size) of them, a memory map in the cache folder."""
-    read, images = decoded_images(
-        pool.frames, size, pool.left_out, lambda done, total: progress("reading frames", done, total)
-    )
+    read, images = decoded_images(pool.frames, size, pool.left_out, progress)
     return ProjectPool(read, pool.left_out, pool.root), images

@@ -34,9 +34,10 @@ from alges_fast.data.frame_pool import FramePool
 from alges_fast.errors import UserError
 from alges_fast.models.frozen import grid_size
 from alges_fast.pages import encoded
+from alges_fast.progress import Progress, silent
 from alges_fast.project.folder import Project
 from alges_fast.project.nnunet_names import DATASET, IGNORE, OURS, LabelNames, case_of, label_names
-from alges_fast.project.pool import Progress, list_pool, silent
+from alges_fast.project.pool import list_pool
 from alges_fast.project.reading import read_json
 
 FOLDER, FACTS = "predictions", "predictions.json"

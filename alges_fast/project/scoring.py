@@ -23,10 +23,11 @@ from alges_fast.last_layer import LastLayer
 from alges_fast.models import build_model
 from alges_fast.models.frozen import FrozenModel
 from alges_fast.normalisation import HALF, IMAGENET, UNIT
+from alges_fast.progress import Progress
 from alges_fast.project import network, predictions
 from alges_fast.project.asking import NextSettings
 from alges_fast.project.folder import Project, TrainedModel
-from alges_fast.project.pool import Progress, ProjectPool, decoded
+from alges_fast.project.pool import ProjectPool, decoded
 
 
 @dataclass(frozen=True)

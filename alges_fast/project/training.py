@@ -23,11 +23,12 @@ from alges_fast.errors import UserError
 from alges_fast.labels import UNLABELLED
 from alges_fast.models import FROZEN
 from alges_fast.models.weights import PACKAGED, PACKAGED_ENCODER
+from alges_fast.progress import Progress, silent
 from alges_fast.project import network
 from alges_fast.project.folder import HISTORY, MODEL, Project, TrainedModel
 from alges_fast.project.labels import Labels, read_labels
 from alges_fast.project.measuring import comparison, dice_with_intervals, gain_with_interval, hold_out, shuffled
-from alges_fast.project.pool import Progress, ProjectPool, decoded, list_pool, silent
+from alges_fast.project.pool import ProjectPool, decoded, list_pool
 from alges_fast.random_streams import stream_seed
 from alges_fast.training.config import TrainConfig
 from alges_fast.training.device import fabric_on

@@ -20,11 +20,11 @@ from alges_fast.data import FrameSet
 from alges_fast.models import FROZEN, build_model, check_image_size
 from alges_fast.models.coded_maps import KeptMaps
 from alges_fast.models.features_cache import FrozenEncoder, load_or_fit
-from alges_fast.models.features_cache import Progress as Encoding
 from alges_fast.models.frozen import FrozenHead, build_trunk, grid_size
 from alges_fast.models.saved import Card
 from alges_fast.models.weights import normalisation_of
 from alges_fast.normalisation import Normalisation
+from alges_fast.progress import Progress
 from alges_fast.random_streams import stream_seed
 from alges_fast.training.config import TrainConfig
 from alges_fast.training.head import labels_on, train_head
@@ -195,7 +195,7 @@ class HeadOfFrozenEncoder(Learner):
 
     is_frozen: ClassVar[bool] = True
 
-    def __init__(self, config: TrainConfig, encoder: FrozenEncoder, encoding: Encoding) -> None:
+    def __init__(self, config: TrainConfig, encoder: FrozenEncoder, encoding: Progress) -> None:
         self.config = config
         self.encoder = encoder
         self.encoding = encoding
@@ -262,7 +262,7 @@ class Teacher:
 
 
 def make_learner(
-    config: TrainConfig, n_classes: int, pool: FrameSet, device: torch.device, encoding: Encoding
+    config: TrainConfig, n_classes: int, pool: FrameSet, device: torch.device, encoding: Progress
 ) -> Learner:
     """The learner that a configuration names.
 

@@ -36,7 +36,7 @@ def load(tree: Path, cache: Path | None, size: int = 16) -> tuple[Dataset, int]:
         image_size=size,
         ignore_index=11,
         cache_dir=cache,
-        progress=lambda done, total: decoded.append(done),
+        progress=lambda what, done, total: decoded.append(done),
     )
     return data, len(decoded)
 

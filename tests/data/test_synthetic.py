@@ -112,6 +112,6 @@ def test_any_size(size: tuple[int, int]) -> None:
 def test_progress_is_told_to_the_end(tmp_path: Path) -> None:
     calls: list[tuple[int, int]] = []
     load_dataset(
-        "synthetic", image_size=16, cache_dir=tmp_path, progress=lambda done, total: calls.append((done, total))
+        "synthetic", image_size=16, cache_dir=tmp_path, progress=lambda what, done, total: calls.append((done, total))
     )
     assert calls == [(i, 540) for i in range(1, 541)]
