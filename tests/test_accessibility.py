@@ -116,6 +116,8 @@ def status() -> str:
         },
         "left_out": ["b.png: cannot be read"],
         "lost": ["round 1 is no longer in the folder"],
+        "alike": "near-duplicates: 12 frames in 5 groups",
+        "predictions": ["predictions of round 1: Dice 0.8"],
     }
     return _page(project, facts)
 

@@ -131,24 +131,21 @@ def test_a_page_in_the_place_of_a_token_is_one_line(project: Path, monkeypatch: 
     assert "token/refresh" in asked[0]
 
 
-@pytest.mark.parametrize("address", ["http://labels.example.org", "http://10.0.0.7:8080", "http://localhost.evil.org"])
-def test_another_host_takes_https_or_a_flag(project: Path, address: str) -> None:
-    assert "--plain_http if that network is yours" in refused(project, address)
-    _check_address(address, plain_http=True)
-    _check_address(address.replace("http", "https"), plain_http=False)
+OTHER_HOSTS = ("http://labels.example.org", "http://10.0.0.7:8080", "http://localhost.evil.org")
+THIS_HOST = ("http://127.0.0.1:8080", "http://localhost", "http://[::1]:80", "http://127.9.9.9")
+NO_ADDRESSES = ("p", "http://", "http://[", "http://a:b@c", "ftp://a", "http://a:99999", "")
 
 
-@pytest.mark.parametrize(
-    "address", ["http://127.0.0.1:8080", "http://localhost", "http://[::1]:80", "http://127.9.9.9"]
-)
-def test_this_host_takes_plain_http(address: str) -> None:
-    _check_address(address, plain_http=False)
-
-
-@pytest.mark.parametrize("address", ["p", "http://", "http://[", "http://a:b@c", "ftp://a", "http://a:99999", ""])
-def test_an_address_that_is_none_is_one_line(address: str) -> None:
-    with pytest.raises(UserError, match="--label_studio: give the server's address"):
+def test_plain_http_is_for_this_host_or_takes_a_flag(project: Path) -> None:
+    for address in OTHER_HOSTS:
+        assert "--plain_http if that network is yours" in refused(project, address)
         _check_address(address, plain_http=True)
+        _check_address(address.replace("http", "https"), plain_http=False)
+    for address in THIS_HOST:
+        _check_address(address, plain_http=False)
+    for address in NO_ADDRESSES:
+        with pytest.raises(UserError, match="--label_studio: give the server's address"):
+            _check_address(address, plain_http=True)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"url": 5, "project": 1}', "[" * 100_000, "\xff"])
