@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from alges_fast.labels import UNLABELLED
 from alges_fast.windows import Window
 
 _SHEET_COLUMNS = 5
@@ -37,9 +38,11 @@ def with_norm_map(image: NDArray[np.uint8], norm_map: NDArray[np.float32]) -> Im
 def with_mask(
     image: NDArray[np.uint8], mask: NDArray[np.uint8], palette: Sequence[tuple[int, int, int]]
 ) -> Image.Image:
-    """The frame under its predicted classes."""
-    colours = np.array(palette, np.float32)[mask]
-    return Image.fromarray((0.45 * image + 0.55 * colours).astype(np.uint8))
+    """The frame under its predicted classes; as it is where none is predicted."""
+    colours = np.zeros((256, 3), np.float32)
+    colours[: len(palette)] = palette
+    under = (0.45 * image + 0.55 * colours[mask]).astype(np.uint8)
+    return Image.fromarray(np.where((mask == UNLABELLED)[..., None], image, under))
 
 
 def thumbnail(picture: Image.Image, width: int) -> Image.Image:
