@@ -288,11 +288,12 @@ def csv_rows(text: str) -> Iterator[dict[str, str]]:
         yield {name: value[1:] if _APOSTROPHE.match(value or "") else value for name, value in row.items()}
 
 
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?")
 _FORMULA, _APOSTROPHE = re.compile(r"'*[=+\-@\t\r]"), re.compile(r"'+[=+\-@\t\r]")
 
 
 def _no_formula(value: Any) -> Any:
     """Numbers of ours, which are negative sometimes, are numbers."""
-    if not isinstance(value, str) or not _FORMULA.match(value) or re.fullmatch(r"[+-]?[\d.]+(e[+-]?\d+)?", value):
+    if not isinstance(value, str) or not _FORMULA.match(value) or _NUMBER.fullmatch(value):
         return value
     return f"'{value}"
