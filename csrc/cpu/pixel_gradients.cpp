@@ -6,6 +6,7 @@
 #endif
 
 #include <algorithm>
+#include <atomic>
 #include <memory>
 #include <new>
 #include <vector>
@@ -25,8 +26,8 @@ constexpr int64_t kMaxChunks = 16;
 constexpr int64_t kFoldedBlocks = 4;
 // From so many images a thread on, a thread does whole images: nobody waits for others but at the end.
 constexpr int64_t kWholeImages = 8;
-// Turns in which a thread takes its chunks, at least, so that a late one holds up nobody for long.
-constexpr int64_t kTurns = 8;
+// A thread takes so great a part of its share of the chunks in turn, so that a late one holds up nobody for long.
+constexpr int64_t kTurns = 3;
 // Below this many flops waking threads costs more than it saves.
 constexpr double kSerialFlops = 2e6;
 
@@ -340,14 +341,18 @@ void pixel_gradients(PixelGradientsCall given) {
   }
   for (int64_t begin = 0; begin < call.batch; begin += work.group) {
     const int64_t images = std::min(work.group, call.batch - begin), tasks = images * plan.chunks;
-    // A thread that goes on with the next chunk has its first block already.
-    const int64_t in_turn = std::max<int64_t>(1, tasks / (work.threads * kTurns));
+    std::atomic<int64_t> taken{0};
 #pragma omp parallel num_threads(work.threads) if (work.threads > 1)
     {
       float* const mine = scratch + thread_number() * plan.scratch.size;
-#pragma omp for schedule(dynamic, in_turn)
-      for (int64_t task = 0; task < tasks; ++task)
-        add_up(begin + task / plan.chunks, task % plan.chunks, task, mine);
+      // A thread that goes on with the next chunk has its first block already: many chunks in turn, fewer towards the end.
+      for (int64_t first = 0; first < tasks;) {
+        const int64_t end = first + std::max<int64_t>(1, (tasks - first) / (work.threads * kTurns));
+        if (!taken.compare_exchange_strong(first, end)) continue;
+        for (int64_t task = first; task < end; ++task) add_up(begin + task / plan.chunks, task % plan.chunks, task, mine);
+        first = taken;
+      }
+#pragma omp barrier
 #pragma omp for schedule(static)
       for (int64_t i = 0; i < images; ++i) finish(call, plan, partials, sums, mine, i * plan.chunks, begin + i);
     }

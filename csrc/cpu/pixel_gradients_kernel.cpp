@@ -1,12 +1,12 @@
 // One chunk of one image. For each block of positions:
 //
-//   1. features    copied to scratch as d rows of positions in float32; with a 1 x 1 kernel and few channels by step 2,
-//                  which reads them anyway; or made there by a hidden layer, a register tile of its channels x positions,
+//   1. features    copied to scratch as d rows of positions in float32, with a 1 x 1 kernel during steps 2 and 4 of the block
+//                  before, a vector at a time; or made there by a hidden layer, a register tile of its channels x positions,
 //                  from rows of inputs for kGroup positions at a time
 //   2. logits      s = W z + b, a register tile of classes x positions, positions along the lanes; and Σ z²
 //   3. residual    softmax, prediction, norms, and every sum that needs no features
-//   4. products    Σ r ⊗ z̃, a register tile of classes x channels. Where the sums are few, positions stay along the lanes
-//                  and no row is moved. Else channels lie along the lanes: features are transposed once, and the taps of a
+//   4. products    Σ r ⊗ z̃, a register tile of classes x channels. Where the sums are few, positions stay along the lanes,
+//                  of two channels side by side, and no row is moved. Else channels lie along the lanes: features are transposed once, and the taps of a
 //                  kernel are shifts of the same transposed rows
 //
 // Windows of an image are done in one go: positions are then its pixels window by window, so that each window is a stretch
@@ -413,8 +413,8 @@ class Chunk {
   }
 
   // Loads the next block's features a vector at a time, from loops of multiply-adds: one in each of the innermost loops is
-  // about what there is, memory is read at an even rate, and what a loop waits for are its multiply-adds. Each row of a tile
-  // of classes is at work long enough to hide a vector's way from memory.
+  // about what there is, memory is read at an even rate, and what a loop waits for are its multiply-adds. What one loads it has
+  // fetched kAhead steps before, some 1 500 cycles.
   template <class T>
   class Loader {
    public:

@@ -108,6 +108,23 @@ def test_every_plan_keeps_to_the_error_budget_and_no_order_of_threads_between_ba
         emulated.set_shared_limit(SHARED_LIMITS["sm_90"])
 
 
+@pytest.mark.parametrize("weights", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("classes", "channels"), [(3, 8), (19, 64), (5, 256), (1, 512)])
+def test_bfloat16_channels_last_runs_in_any_order(
+    emulated: ModuleType, backend: Backend, classes: int, channels: int, weights: torch.dtype
+) -> None:
+    """A race was seen here once, in an order unknown; every number of warps that share channels, a masked last tile."""
+    inputs = draw(1, classes, channels, (9, 13), dtype=weights, given=("valid",))
+    inputs = channels_last(replace(inputs, features=inputs.features.bfloat16()))
+    expected = backend(inputs)
+    try:
+        for seed in range(3, 9):
+            emulated.set_order(seed)
+            same(backend(inputs), expected)
+    finally:
+        emulated.set_order(0)
+
+
 def test_plain_tf32_runs_where_torch_allows_it(backend: Backend) -> None:
     inputs = draw(1, 13, 64, (24, 40))
     exact = backend(inputs)
