@@ -15,8 +15,8 @@ from alges_fast.settings import setting
 from alges_fast.windows import parse_regions
 
 CONSIDERED = 50_000
-"""Frames that a round hears of where nothing else is asked: 14 hours at one a second. In 16 x 16 windows so many are what
-a minute of two cores and 4 GB are enough for (docs/scaling.md)."""
+"""Frames that a round hears of where nothing else is asked: 14 hours at one a second. In 16 x 16 windows so many are
+what a minute of two cores and 4 GB are enough for (docs/scaling.md)."""
 
 NOT_ASKED = frozenset({"on_bad_image", "device", "batch_size"})
 """Settings that may differ where a round is asked for again: nothing is chosen by them."""
