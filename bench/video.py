@@ -173,10 +173,13 @@ def prepare(folder: Path, n_frames: int) -> Path:
     """The project, features in the cache, one round labelled and a head trained; what is there is not made again."""
     from alges_fast.annotation import decoded
     from alges_fast.annotation.exports import cvat_xml
+    from alges_fast.annotation.sources import LeftOut
     from alges_fast.data.loading import palette
     from alges_fast.models import features_cache
-    from alges_fast.project import NextSettings, ProjectConfig, import_, new, next_round, train
+    from alges_fast.progress import silent
+    from alges_fast.project import NextSettings, ProjectConfig, import_, network, new, next_round, train
     from alges_fast.project.folder import opened
+    from alges_fast.project.near_duplicates import note_likeness
     from alges_fast.project.pool import list_pool
 
     project_folder = folder / "project"
@@ -211,6 +214,11 @@ def prepare(folder: Path, n_frames: int) -> Path:
     export.write_text(cvat_xml(answers(round.folder / "picks.csv"), NAMES, palette(CLASSES)))
     import_(project_folder, [export])
     train(project_folder)
+    features_cache.load_or_make = load_or_make
+    with opened(project_folder) as project:  # as the first round that looks at a pool does, once
+        pool, images = decoded.decoded_images(list_pool(project).frames, SIDE, LeftOut("stop"))
+        maps = network.frozen(project, pool, images).maps
+        note_likeness(project, maps, [frame.video for frame in pool], silent)
     (folder / "ready").touch()
     return project_folder
 
