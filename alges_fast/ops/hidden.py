@@ -9,7 +9,7 @@ from torch import Tensor
 
 from alges_fast.ops.operands import Operands
 
-MAP_BYTES = 256 << 20
+MAP_BYTES = 16 << 20
 """Of inputs and maps in the accumulator's type at one time, or those of one image."""
 
 
