@@ -254,7 +254,7 @@ def run_over(hour: Path, command: Sequence[str]) -> int:
     return selecting.main(command[1:]) if command[0] == "select" else cli.main(command)
 
 
-def first_pass(n: int = 96) -> dict[str, float]:
+def first_pass(n: int = 48) -> dict[str, float]:
     """CPU seconds of the packaged encoder over n pictures: alone, and on the way into the cache."""
     import torch
 
@@ -372,7 +372,7 @@ def measured(folder: Path, checkout: Path, threads: int, only: Sequence[str]) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--frames", type=int, nargs="+", default=[3600])
+    parser.add_argument("--frames", type=int, nargs="*", default=[3600])
     parser.add_argument("--folder", type=Path, default=Path("bench_video"), help="what is drawn is kept there")
     parser.add_argument("--against", type=Path, help="another checkout, measured first")
     parser.add_argument("--threads", type=int, default=2)
@@ -383,16 +383,26 @@ def main() -> None:
     if sys.argv[1:2] == ["--over"]:
         raise SystemExit(run_over(Path(sys.argv[2]), sys.argv[3:]))
     settings = parser.parse_args()
-    results: dict[str, Any] = {"machine": machine()}
+    results: dict[str, Any] = {}
+    if settings.json is not None and settings.json.exists():
+        results = json.loads(settings.json.read_text())  # what is measured now takes the place of what was
+    results["machine"] = machine()
+
+    def keep() -> None:
+        if settings.json is not None:
+            settings.json.write_text(json.dumps(results, indent=1) + "\n")
+
     if settings.first_pass:
         results["first pass"] = first_pass()
         print(f"first pass {results['first pass']}", flush=True)
+        keep()
     for n_frames in settings.frames:
         folder = (settings.folder / str(n_frames)).resolve()
         os.environ["ALGES_FAST_CACHE"] = str(folder / "cache")
         prepare(folder, n_frames)
         if settings.processes:
-            results[f"{n_frames} frames"] = processes(folder)
+            results[f"{n_frames} frames, processes"] = processes(folder)
+            keep()
             continue
         for name, checkout in ((", before", settings.against), ("", ROOT)):
             if checkout is not None:
@@ -400,8 +410,7 @@ def main() -> None:
                 results[f"{n_frames} frames{name}"] = measured(
                     folder, checkout.resolve(), settings.threads, settings.only
                 )
-    if settings.json is not None:
-        settings.json.write_text(json.dumps(results, indent=1) + "\n")
+                keep()
 
 
 if __name__ == "__main__":
