@@ -280,7 +280,6 @@ def test_a_whole_network_in_the_place_of_the_head(annotator: Annotator, capsys: 
     network["self_training"] = 0
     assert facts["network"] == network
     assert facts["dice"]["mean"][0] > 0
-    run("export", "p")
     run("train", "p", "--architecture", "frozen")
     assert json.loads(Path("p/models/002/model.json").read_text())["network"] == {"architecture": "frozen"}
     run("next", "p", "-n", "1")

@@ -73,6 +73,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(autouse=True)
+def blank_figures(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for those of `finished`: to draw takes most of a report's time."""
+    monkeypatch.setattr("alges_fast.report.page._draw", lambda picture, theme: Image.new("RGB", (8, 8)))
+
+
 def test_a_finished_run_has_every_figure_and_no_external_request(finished: Path) -> None:
     names = {path.stem for path in (finished / "figures").iterdir()}
     assert names >= {
@@ -95,7 +101,10 @@ def test_figures_hold_more_than_paper(finished: Path) -> None:
         assert (pixels < 250).mean() > 0.01, path.name
 
 
-def test_the_report_is_the_same_when_written_again(finished: Path, tmp_path: Path) -> None:
+def test_the_report_is_the_same_when_written_again(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
     again = tmp_path / "again"
     shutil.copytree(finished, again)
     assert main([str(again)]) == 0
