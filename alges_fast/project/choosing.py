@@ -130,7 +130,8 @@ def choose_round(
         frames = replace(frames, standing=job.from_leader(lambda: _standing(request, of_pool)))
     frames, picks, chosen = picked(frames)
     thinned = 0 if frames.standing is None else len(frames.pool.frames) - len(frames.standing)
-    considered = FrameCounts(chosen.n_considered, chosen.n_open, thinned)
+    considered, budget = FrameCounts(chosen.n_considered, chosen.n_open, thinned), chosen.budget
+    del chosen  # what is known of millions of windows takes more memory than all that is written
 
     def written() -> Round:
         if out is None:
@@ -142,7 +143,7 @@ def choose_round(
             round = project.rounds[-1]
         if frames.maps is not None:
             note_likeness(project, frames.maps, _videos(frames), progress)
-        _write(request, round, frames, picks, chosen.budget)
+        _write(request, round, frames, picks, budget)
         project.forget()
         return project.rounds[-1]
 

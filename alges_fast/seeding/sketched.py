@@ -102,10 +102,11 @@ class SketchedRows:
         basis: that they were sketched by, as rows x of blocks.
         factors: (K,) float64, what a point's blocks are multiples of those of x by.
         codes: (N, width) int8, and with the codes' scale the coordinates of x along the basis, in its factors.
-        measures: (N, 3) float32, already times what each point is a multiple of x by: scale of the codes, norm of what
-            rounding them left, and norm of what lies outside the basis.
+        measures: (N, 3) float32: scale of the codes, norm of what rounding them left, and norm of what lies outside the
+            basis.
         make: positions -> (n, D), these points in full.
         open: (N,) bool, which of them may be picked; None for all.
+        of_rows: (N,) float32, what each point is a multiple of x by, where the measures are not yet times that.
     """
 
     basis: Basis
@@ -118,13 +119,14 @@ class SketchedRows:
     """Points made so far."""
     known: list[_Bounds] = field(default_factory=list)
     """What the last seeding over them knew of D², one at the most."""
+    of_rows: InitVar[Tensor | None] = None
     on_draw: Callable[[], None] = lambda: None
     """Called before every point that is drawn."""
 
     dtype: ClassVar[torch.dtype] = torch.float32
     device: ClassVar[torch.device] = torch.device("cpu")
 
-    def __post_init__(self, measures: Tensor) -> None:
+    def __post_init__(self, measures: Tensor, of_rows: Tensor | None) -> None:
         shares = self.factors.double() / self.basis.factors.double()
         most, positive = float(shares.max()), shares[shares > 0]
         self.shares = shares.repeat_interleave(self.basis.directions.shape[1])
@@ -133,10 +135,13 @@ class SketchedRows:
         self.sizes = torch.empty(4, len(self.codes))
         """Scale of the codes, norm of the point inside the basis, and of what rounding left and lies outside."""
         scale, norm, error, rest = self.sizes
-        scale.copy_(measures[:, 0])
+        for size, measure in zip((scale, error, rest), measures.unbind(1), strict=True):
+            size.copy_(measure)
+            if of_rows is not None:
+                size.mul_(of_rows)
         torch.mul(_norms(self.codes, self.shares), scale, out=norm)
-        torch.mul(measures[:, 1], most, out=error)
-        torch.mul(measures[:, 2], most, out=rest)
+        error.mul_(most)
+        rest.mul_(most)
 
     def __len__(self) -> int:
         return len(self.codes)

@@ -66,16 +66,12 @@ class EmbeddedRows:
         if self.rows is not None:
             return scale(self.rows, torch.arange(len(self.rows))).flatten(1)
         assert self.sketched is not None
-        sketched, measures = self.sketched, self.sketched.measures
-        if of_rows is not None:
-            measures = measures * of_rows[:, None]
-
-        again = sketched.again
+        sketched, again = self.sketched, self.sketched.again
 
         def make(at: Sequence[int]) -> Tensor:
             return scale(again(at), torch.tensor(at)).flatten(1)
 
-        return SketchedRows(sketched.basis, of_classes, sketched.codes, measures, make)
+        return SketchedRows(sketched.basis, of_classes, sketched.codes, sketched.measures, make, of_rows=of_rows)
 
 
 @dataclass(frozen=True)
