@@ -14,8 +14,8 @@ from alges_fast.selection.defaults import default_strategy
 from alges_fast.settings import setting
 from alges_fast.windows import parse_regions
 
-CONSIDERED = 50_000
-"""Frames that a round hears of where nothing else is asked: 14 hours at one a second. In 16 x 16 windows so many are
+CONSIDERED = 40_000
+"""Frames that a round hears of where nothing else is asked: 11 hours at one a second. In 16 x 16 windows so many are
 what a minute of two cores and 4 GB are enough for (docs/scaling.md)."""
 
 NOT_ASKED = frozenset({"on_bad_image", "device", "batch_size"})
@@ -41,7 +41,7 @@ class NextSettings:
             costs the outline that the model predicts in it and a quarter of its side.
         budget_pixels: with regions, how many pixels (of the frames' own size) to choose, in the place of n.
         frames_at_most: with regions, of how many frames windows may be picked, for who wants few frames whole in view.
-        consider: of how many frames a round hears, at most, by default 50 000 where something looks at them. Drawn
+        consider: of how many frames a round hears, at most, by default 40 000 where something looks at them. Drawn
             anew for every round, even over videos and over time in each, what is within min_gap of labelled ones last.
         thin: leave out frames that look like another of their video, within this of the typical distance between frames
             of different videos, such as 0.2; status says how many that are. What is labelled or asked for already
