@@ -2,7 +2,7 @@
 
 RUN is the folder of a `run` with random frames, random windows, `full`, and strategies over windows of the same grid.
 Two tables: mean Dice above random windows over the part of a cost that both curves cover, paired by seed (95 % interval
-of a paired t-test; * where Holm's correction over all of the table's tests leaves p < .01); and what part of full
+of a paired t-test; * where Holm's correction over a cost's column leaves p < .01); and what part of full
 supervision's cost it takes until the mean curve first reaches 95 % of full supervision's Dice (bootstrapped over
 seeds). Seeds that are not finished are left out.
 """
@@ -51,12 +51,13 @@ def leads(runs: Mapping[str, Rows]) -> Iterator[str]:
     pairs = [
         (name, curve, base) for name, rows in runs.items() for base in windows(rows) for curve in others(rows, base)
     ]
-    tests = compare_differences(
-        (f"{name}: {curve}", cost.name, differences_at_equal(runs[name], curve, base, cost.name))
-        for name, curve, base in pairs
-        for cost in COSTS
-    )
-    by_pair = {(test.first, test.second): test for test in tests}
+    by_pair = {}
+    for cost in COSTS:
+        tests = compare_differences(
+            (f"{name}: {curve}", cost.name, differences_at_equal(runs[name], curve, base, cost.name))
+            for name, curve, base in pairs
+        )
+        by_pair |= {(test.first, test.second): test for test in tests}
     for name, curve, _ in pairs:
         told = [by_pair.get((f"{name}: {curve}", cost.name)) for cost in COSTS]
         if seeds := {test.n for test in told if test}:
