@@ -164,7 +164,7 @@ BAD_ARGUMENTS: list[tuple[str, object, type[Exception], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("operand", "value", "error", "message"), BAD_ARGUMENTS, ids=lambda value: str(value)[:30])
+@pytest.mark.parametrize(("operand", "value", "error", "message"), BAD_ARGUMENTS, ids=[bad[3] for bad in BAD_ARGUMENTS])
 def test_bad_arguments_are_named(operand: str, value: object, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         pixel_gradients(**{**GOOD.keywords(), operand: value})
