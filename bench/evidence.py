@@ -1,6 +1,7 @@
 """What choosing windows adds, over several data sets, as Markdown: `python bench/evidence.py RUN...`.
 
-RUN is the folder of a `run` with random frames, random windows, `full`, and strategies over windows of the same grid.
+RUN is the folder of a `run` with random frames, random windows, `full`, and strategies over windows of the same grid;
+A+B+C is several as one, as the folds of a data set are: every seed of each counts by itself.
 Two tables: mean Dice above random windows over the part of a cost that both curves cover, paired by seed (95 % interval
 of a paired t-test; * where Holm's correction over a cost's column leaves p < .01); and what part of full
 supervision's cost it takes until the mean curve first reaches 95 % of full supervision's Dice (bootstrapped over
@@ -35,14 +36,20 @@ Rows = Sequence[Mapping[str, Any]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("runs", type=Path, nargs="+")
-    runs = {run.name: with_costs(read_results(run / "results.csv")) for run in parser.parse_args().runs}
+    parser.add_argument("runs", nargs="+")
+    runs = dict(map(read, parser.parse_args().runs))
     print("\n".join([*leads(runs), "", *shares(runs)]))
 
 
-def with_costs(rows: Rows) -> Rows:
-    """Every cost as a column of its name."""
-    return [{**row, **{cost.name: cost.of(row) for cost in COSTS}} for row in rows]
+def read(run: str) -> tuple[str, Rows]:
+    """What a run, or several, is called, and its rows with every cost as a column of its name."""
+    folders = [Path(folder) for folder in run.split("+")]
+    rows = [
+        {**row, "seed": f"{folder.name} {row['seed']}", **{cost.name: cost.of(row) for cost in COSTS}}
+        for folder in folders
+        for row in read_results(folder / "results.csv")
+    ]
+    return folders[0].name.rstrip("0123456789" if len(folders) > 1 else ""), rows
 
 
 def leads(runs: Mapping[str, Rows]) -> Iterator[str]:
