@@ -118,9 +118,8 @@ def read(command: Command | Family, given: Sequence[str]) -> Any:
         flag = unknown[0].partition("=")[0]
         if instead := command.gone.get(flag.strip("-")):
             raise UserError(f"{flag} is no flag any more: {instead}. See --help")
-        raise UserError(
-            f"unrecognized arguments: {' '.join(unknown)}{nearest(flag.strip('-'), known, n=1)}. See --help"
-        )
+        near = nearest(flag, [f"--{name}" for name in known], n=1)
+        raise UserError(f"unrecognized arguments: {' '.join(unknown)}{near}. See --help")
     values = {**command.defaults(typed), **typed}
     for name, each in known.items():
         if each.needed and values.get(name) in (None, ()):
