@@ -189,6 +189,24 @@ def test_brush_of_label_studios_own_encoder(seed: int, height: int, width: int) 
     np.testing.assert_array_equal(whole(shapes.brush(code, (height, width)), (height, width)), where)
 
 
+@given(st.lists(st.tuples(st.floats(-5, 45), st.floats(-5, 35)), min_size=3, max_size=7))
+@settings(max_examples=20, deadline=None)
+def test_polygon_is_that_of_cvats_library_off_its_outline(points: list[tuple[float, float]]) -> None:
+    """pycocotools rounds the outline to pixels in a way of its own; a pixel and a half away from it all agree."""
+    mask_utils = pytest.importorskip("pycocotools.mask", reason="pycocotools, datumaro's and CVAT's, is not installed")
+    size = (30, 40)
+    flat = [value for point in points for value in point]
+    theirs = mask_utils.decode(mask_utils.frPyObjects([flat], *size))[..., 0].astype(bool)
+    ours = whole(shapes.polygon(points, size), size)
+    rows, columns = np.mgrid[: size[0], : size[1]] + 0.5
+    near = np.zeros(size, bool)
+    for (x0, y0), (x1, y1) in zip(points, [*points[1:], points[0]], strict=True):
+        length = (x1 - x0) ** 2 + (y1 - y0) ** 2
+        along = np.clip(((columns - x0) * (x1 - x0) + (rows - y0) * (y1 - y0)) / max(length, 1e-12), 0, 1)
+        near |= np.hypot(columns - x0 - along * (x1 - x0), rows - y0 - along * (y1 - y0)) < 1.5
+    np.testing.assert_array_equal(ours[~near], theirs[~near])
+
+
 def whole(patch: shapes.Patch, size: tuple[int, int]) -> NDArray[np.uint8]:
     mask = np.zeros(size, np.uint8)
     shapes.paint(mask, patch, 1)

@@ -315,6 +315,28 @@ def test_deal_loss_trains_both_branches_and_ignores_unlabelled_pixels() -> None:
     assert float((joint - alone).abs().max()) > 0.01 * float(alone.abs().max())  # not detached from the difficulty
 
 
+def test_deal_trains_the_network_through_its_difficulty_too() -> None:
+    """The gradient of the difficulty loss in the network's weights, against differences of the loss along it."""
+    torch.manual_seed(1)
+    model = DealModel(Net(), K, seed=0).eval()
+    model.gamma.data.fill_(0.5)
+    images, wrong = torch.randn(1, 3, SIZE, SIZE), torch.rand(1, SIZE, SIZE) < 0.4
+    weight = model.segmentation.last.weight
+
+    def difficulty_loss() -> torch.Tensor:
+        return F.binary_cross_entropy(model.difficulty(images)[1], wrong.float())
+
+    difficulty_loss().backward()
+    slope = weight.grad.norm()
+    step = 0.05 * weight.grad / slope
+    with torch.no_grad():
+        weight += step
+        above = difficulty_loss()
+        weight -= 2 * step
+        below = difficulty_loss()
+    assert float((above - below) / 0.1) == pytest.approx(float(slope), rel=0.05)
+
+
 def test_random_depends_on_seed_and_round_alone(query: Query) -> None:
     assert ask("random", query).ids == ask("random", make_query(Net(5))).ids
     others = {ask("random", replace(query, seed=s)).ids for s in range(20)}
