@@ -201,7 +201,7 @@ def _check_labels(folder: Path, names: LabelNames, project: Project) -> str:
 
 
 def _probabilities(path: Path, names: LabelNames, size: Sequence[int]) -> NDArray[np.floating[Any]]:
-    """(labels, H, W) of a case. Nothing is unpickled, and no more is read than the frame has."""
+    """(labels, H, W) of a case. By numpy's default nothing is unpickled, and no more is read than the frame has."""
     shape = (names.names[IGNORE], 1, *size)
     try:
         with zipfile.ZipFile(path) as archive, archive.open("probabilities.npy") as file:
@@ -212,7 +212,7 @@ def _probabilities(path: Path, names: LabelNames, size: Sequence[int]) -> NDArra
             given, _, dtype = read_header(file)  # type: ignore[no-untyped-call]
             if given != shape or dtype.kind != "f":
                 raise UserError(f"{path}: probabilities of {given} {dtype}, where {shape} are of this frame")
-        with np.load(path, allow_pickle=False) as arrays:
+        with np.load(path) as arrays:
             values: NDArray[np.floating[Any]] = arrays["probabilities"][:, 0]
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: damaged ({error}): predict it again") from None
