@@ -96,6 +96,7 @@ def num(value: float) -> np.float32:
 
 
 def f32(plane: NDArray[np.floating]) -> Plane:
+    """The plane in float32, itself where it is that already."""
     return plane.astype(np.float32, copy=False)
 
 

@@ -12,6 +12,11 @@ from torch import Tensor
 
 
 def as_tensor(value: Any, name: str) -> Tensor:
+    """A tensor or NumPy array as a tensor that shares its memory, without its gradient.
+
+    Raises:
+        TypeError: anything else, or what holds no dense numbers; `name` is what the message calls it.
+    """
     if isinstance(value, Tensor):
         if value.layout != torch.strided or value.is_nested or value.is_meta:
             what = "meta" if value.is_meta else "nested" if value.is_nested else str(value.layout)
@@ -33,6 +38,7 @@ def as_tensor(value: Any, name: str) -> Tensor:
 
 
 def check_points(points: Tensor) -> None:
+    """Points are (N, D), of a floating type. Raises ValueError for another shape, TypeError for another type."""
     if points.ndim != 2:
         raise ValueError(f"points must have shape (N, D), got {tuple(points.shape)}")
     if points.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
@@ -40,6 +46,7 @@ def check_points(points: Tensor) -> None:
 
 
 def check_count(name: str, value: Any, least: int) -> None:
+    """A count is an integer, at least so many. Raises TypeError for no integer, ValueError for too few."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     if value < least:
@@ -65,10 +72,17 @@ def existing_centres(existing: Any, points: Tensor) -> Tensor:
 
 
 def digest_of(centres: Tensor) -> str:
+    """16 hexadecimal digits that tell (M, D) centres apart by their bytes."""
     return hashlib.blake2b(centres.cpu().numpy().tobytes(), digest_size=8).hexdigest()
 
 
 def check_index(global_index: Any, points: Tensor) -> Tensor | None:
+    """(N,) int64 on the points' device, by which points keep their random numbers in any shard; None stays None.
+
+    Raises:
+        TypeError: no tensor or array.
+        ValueError: another shape or type, a number outside 0 to 2**53 - 1, or one that is there twice.
+    """
     if global_index is None:
         return None
     index = as_tensor(global_index, "global_index")

@@ -41,11 +41,6 @@ run_training_entry()
 """nnU-Net's own training of one epoch, which is of 250 steps otherwise."""
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture
 def annotator(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Annotator:
     """A project `p` with five frames of three videos labelled, and eight windows in others; a head knows them."""
