@@ -1,25 +1,17 @@
-"""What a comparison shows and does not show: the statistics, and the sentences made from them."""
+"""What a comparison shows and does not show: the statistics, and which of them the summary tells."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from alges_fast.report import statistics
 from alges_fast.report.run_folder import RANDOM, RunFolder
-from alges_fast.report.saving import (
-    FULL_PART,
-    IMAGES,
-    Factor,
-    Measure,
-    Saving,
-    measures_of,
-    savings,
-    share_of_full,
-)
+from alges_fast.report.saving import IMAGES, Factor, Measure, Saving, measures_of, savings, share_of_full
 from alges_fast.report.statistics import Comparison
 from alges_fast.report.style import parts
-from alges_fast.report.text import dice, factor, listed, percent, signed
+from alges_fast.report.text import alone, percent, words
 
 RANDOM_WINDOWS = "random windows"
 """The baseline that stands for the random windows of each one's own grid."""
@@ -124,93 +116,39 @@ def _as_far_as_all(found: CurveSavings) -> CurveSavings:
 
 def sentences(run: RunFolder, findings: Findings) -> list[str]:
     """What a reader may take from the comparison, the verdict first."""
-    said, families = _opening(run, findings), findings.leading
-    if not families:
-        said.append(
-            "No two strategies have two finished seeds in common, so there is nothing to compare: nothing here tells a "
-            "difference from the luck of one seed. Run more seeds (--seeds 0,1,2,3,4)."
-        )
-    said += [verdict(family) for family in families if family.baseline in (families[0].baseline, RANDOM_WINDOWS)]
-    if families:
-        smallest = listed([f"{family.resolvable:.3f} ({family.baseline})" for family in families])
-        said.append(
-            f"A true difference of {smallest} would have been found with a probability of "
-            f"{100 * statistics.POWER:.0f} %: what does not separate is not thereby equal. All of it is of this data "
-            "set, network and training only."
-        )
-    if missing := run.missing():
-        said.append(f"The run is not finished: {listed(missing, by='; ')}. Seeds with shorter curves are not compared.")
-    return said
+    families = findings.leading
+    smallest = [f"{family.resolvable:.3f} ({family.baseline})" for family in families]
+    said = words("summary", run=run, families=families, smallest=smallest, opening=_opening(run, findings))
+    return said.splitlines()
 
 
-def verdict(family: Family) -> str:
-    """Which strategies lie above a baseline, and below, and which do not separate."""
-    tested = sorted(family.comparisons, key=lambda c: -c.difference)
-    groups = {
-        "above": [f"{c.first} ({signed(c.difference)})" for c in tested if c.separates and c.difference > 0],
-        "below": [f"{c.first} ({signed(c.difference)})" for c in tested if c.separates and c.difference < 0],
-        "not separate": [c.first for c in tested if not c.separates],
-    }
-    said = "; ".join(f"{group}: {listed(names)}" for group, names in groups.items() if names)
-    n = min(c.n for c in tested)
-    return (
-        f"Against {family.baseline}, in mean Dice over {family.over}: {said} (t-test paired over {n} seeds at "
-        f"{100 * statistics.LEVEL:.0f} %, Holm's correction for {len(tested)})."
-    )
+def _opening(run: RunFolder, findings: Findings) -> dict[str, Any]:
+    """What the summary begins with, by the names of `found` in words.jinja; nothing without random frames.
 
-
-def _opening(run: RunFolder, findings: Findings) -> list[str]:
-    """What was found in words for someone who annotates, and whose doing it is; nothing without random frames."""
-    families, saved = findings.leading, findings.savings.get(findings.measure, {})
+    Named is the way of choosing that lies highest above random frames, or, where it does no better than they do, the
+    random windows of its grid; random where none lies above.
+    """
+    families, measure = findings.leading, findings.measure
+    saved = findings.savings.get(measure, {})
     if not families or families[0].baseline != RANDOM or not saved:
-        return []
-    alike = {c.first: c.second for c in _to_windows(families) if not (c.separates and c.difference > 0)}
-    ahead = {c.first: c.difference for c in families[0].comparisons if c.separates and c.difference > 0}
-    ranked = [alike.get(name, name) for name in sorted(ahead, key=lambda name: -ahead[name])]
+        return {}
+    to_windows = [c for family in families if family.baseline == RANDOM_WINDOWS for c in family.comparisons]
+    alike = {c.first: c.second for c in to_windows if c.side != "above"}
+    ahead = [c.first for c in sorted(families[0].comparisons, key=lambda c: -c.difference) if c.side == "above"]
+    ranked = [alike.get(name, name) for name in ahead]
     best = next((name for name in ranked if name in ahead and name in saved), RANDOM)
-    if best != RANDOM:
-        said = _saved_by(best, findings)
-    else:
-        said = [
-            "For as much labelling, no way of choosing gave a more accurate model than frames chosen at random, beyond "
-            f"what {min(c.n for c in families[0].comparisons)} seeds can tell from chance."
-        ]
-    if shares := findings.to_full.get(findings.measure, {}):
-        told = [f"{name} {percent(shares[name])}" for name in dict.fromkeys((best, RANDOM)) if name in shares]
-        said.append(
-            f"Every frame labelled gives {dice(statistics.spread(row['dice'] for row in run.full_rows).mean)}; to "
-            f"{100 * FULL_PART:.0f} % of that, of its {findings.measure.name}: {listed(told)}."
-        )
-    return said
-
-
-def _saved_by(best: str, findings: Findings) -> list[str]:
-    """What a way of choosing saves, and how much of it random windows of its grid do."""
-    saved, families = findings.savings[findings.measure][best], findings.leading
-    at, (strategy, grid) = at_half(saved), parts(best)
-    saving, rivals = saved[at], [c for c in _to_windows(families) if c.second == best]
-    how = "chosen at random" if strategy == RANDOM else f"chosen by {strategy}"
-    if rivals and not any(c.separates for c in rivals):
-        how = "however chosen,"
-    what = f"windows ({grid.replace('x', ' x ')} to a frame) {how}" if grid else f"frames {how}"
-    least, reach = ("at least ", "do not reach") if saving.bound == ">" else ("", "give")
-    said = [
-        f"For the accuracy (mean Dice {dice(saving.dice)}) that {saving.frames:.0f} frames chosen at random {reach}, "
-        f"{what} need {least}{saving.factor:.1f} times {findings.measure.less} "
-        f"(95 % interval {factor(saving).partition('(')[2].removesuffix(')')}, {saving.n} seeds)."
-    ]
-    if rivals:
-        said.append(f"Of {listed([c.first for c in rivals])} none does better than windows chosen at random.")
-    elif own := findings.savings_to_windows.get(best, {}).get(at):
-        said.append(f"Windows of the same grid chosen at random take {factor(own)} times as much as these.")
-    elif grid:
-        said.append("What is owed to windows and what to the choice is not known: random ones were not compared.")
-    if strategy != RANDOM and (n := len(families[0].comparisons)) > 1:
-        said.append(f"They are named as the highest of {n}: other data will show less of it.")
-    others = {m: of[best][at] for m, of in findings.savings.items() if at in of.get(best, {})}
-    told = [f"{factor(other, interval=False)} in {m.name}" for m, other in others.items() if m != findings.measure]
-    return [*said, f"The same saving is {listed(told)}."] if told else said
-
-
-def _to_windows(families: Sequence[Family]) -> list[Comparison]:
-    return [c for family in families if family.baseline == RANDOM_WINDOWS for c in family.comparisons]
+    at = at_half(saved[best]) if best in saved else 0
+    others = {m: of[best][at] for m, of in findings.savings.items() if m != measure and at in of.get(best, {})}
+    shares = findings.to_full.get(measure, {})
+    return {
+        "best": best,
+        "saving": saved[best][at] if best in saved else None,
+        "measure": measure,
+        "rivals": [c for c in to_windows if c.second == best],
+        "own": findings.savings_to_windows.get(best, {}).get(at),
+        "others": [f"{alone(saving)} in {m.name}" for m, saving in others.items()],
+        "n_compared": len(families[0].comparisons),
+        "n_seeds": min(c.n for c in families[0].comparisons),
+        "full": statistics.spread(row["dice"] for row in run.full_rows).mean,
+        "to_full": [f"{name} {percent(shares[name])}" for name in dict.fromkeys((best, RANDOM)) if name in shares],
+    }

@@ -1,4 +1,4 @@
-"""The sections of a report: what is said, tabled and drawn, in the order of the page."""
+"""The sections of a report: what is tabled and drawn, in the order of the page; what they say is in words.jinja."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from alges_fast.report import figures, tables
-from alges_fast.report.findings import Family, Findings, at_half, verdict
+from alges_fast.report.findings import Family, Findings, at_half
 from alges_fast.report.run_folder import RunFolder
 from alges_fast.report.saving import FULL_PART, Saving, measures_of, of_a_frame
 from alges_fast.report.style import Theme, in_order, parts, strategy_styles
+from alges_fast.report.text import whole_percent, words
 
 MOST_SHOWN = 14  # more curves than this, and pictures name the baselines and the highest alone
 MOST_ROWS = 24  # and those with a row for each strategy have the highest
@@ -62,10 +63,12 @@ def sections_of(run: RunFolder, findings: Findings) -> list[Section]:
         "a description of the data": _data(run),
     }
     absent = [what for what, sections in made.items() if not sections and what != "savings"]
-    text = f"The folder has none of: {', '.join(absent)}." if absent else ""
     held = {"Configuration": run.config, "Environment": run.environment}
     settings = [Section(title, table=tables.settings(values)) for title, values in held.items() if values]
-    return [*(section for of in made.values() for section in of), Section("How it was run", text, folds=settings)]
+    return [
+        *(section for of in made.values() for section in of),
+        Section("How it was run", words("absent", parts=absent), folds=settings),
+    ]
 
 
 def _curves(run: RunFolder, shown: Sequence[str], styles: Mapping[str, Any]) -> list[Section]:
@@ -80,33 +83,17 @@ def _curves(run: RunFolder, shown: Sequence[str], styles: Mapping[str, Any]) -> 
         )
         for i, axis in enumerate(axes)
     ]
-    text = [f"Mean test Dice over {len(run.seeds)} seeds." if len(run.seeds) > 1 else "Test Dice of one seed."]
-    if run.full_rows:
-        text.append(f'"full" is full supervision, all {run.full_rows[0]["n_labelled"]} images.')
-    if len({row["n_labelled"] for row in run.curve_rows}) == 1:
-        text.append("One training each, so there is no curve yet; bars are 95 % t-intervals.")
-        return [Section("Learning curves", " ".join(text), pictures[:1])]
-    if run.windows:
-        text.append("Amounts are in average whole frames. A name with @ chose windows of that grid.")
-    if faint:
-        text.append(f"Of {len(names)} curves, the baselines and the highest are named.")
+    n_trainings = len({row["n_labelled"] for row in run.curve_rows})
+    text = words("curves", run=run, names=names, shown=shown, n_trainings=n_trainings)
+    if n_trainings == 1 or len(names) == 1:
+        return [Section("Learning curves", text, pictures[:1] if n_trainings == 1 else pictures)]
+    own = [row for row in run.curve_rows if row["strategy"] in shown]
     apart = Picture(
         "learning_curves_by_strategy",
         "The same curves, one panel per strategy, with every seed and the 95 % band",
-        partial(
-            figures.curves_apart,
-            [row for row in run.curve_rows if row["strategy"] in shown],
-            run.full_rows,
-            styles,
-            axis=axes[0],
-        ),
+        partial(figures.curves_apart, own, run.full_rows, styles, axis=axes[0]),
     )
-    if len(names) > 1:
-        text.append(
-            f"Below, each beside {shown[0]} in grey, with its seeds and the mean's 95 % t-interval; seeds share their "
-            "first images, so the test is the paired differences, not whether bands overlap."
-        )
-    return [Section("Learning curves", " ".join(text), [*pictures, *([apart] if len(names) > 1 else [])])]
+    return [Section("Learning curves", text, [*pictures, apart])]
 
 
 def axes_of(run: RunFolder) -> list[figures.Axis]:
@@ -144,23 +131,16 @@ def _savings(run: RunFolder, findings: Findings, styles: Mapping[str, Any]) -> l
             f"How many times as much {what} random frames need for the same Dice, by strategy",
             partial(figures.label_savings, drawn, styles, baseline="random frames", what=what),
         )
-        text = (
-            f"How many times as much {measure.name} random frames need for the mean Dice that a strategy has reached "
-            "with so many frames' worth of pixels (columns), read off their mean curve; beyond it a bound (>, <). "
-            "Intervals are 95 %, from resampling seeds."
-        )
         others = {f"In {m.name}": of for m, of in findings.savings.items() if m != measure}
         if findings.savings_to_windows:
             others = {"Against random windows of the same grid": findings.savings_to_windows, **others}
         folds = [Section(title, table=tables.label_savings(of)) for title, of in others.items()]
-        sections.append(Section("Label saving", text, [picture], tables.label_savings(saved), folds))
-    if findings.to_full:
-        part = f"{100 * FULL_PART:.0f} %"
-        text = (
-            f"What a strategy takes until its mean curve first reaches {part} of the Dice that the same network has "
-            "with every frame labelled, as a part of what that took; > where its curve ends before."
+        sections.append(
+            Section("Label saving", words("savings", measure=measure), [picture], tables.label_savings(saved), folds)
         )
-        sections.append(Section(f"To {part} of full supervision", text, table=tables.to_full(findings.to_full)))
+    if findings.to_full:
+        title = f"To {whole_percent(FULL_PART)} of full supervision"
+        sections.append(Section(title, words("to_full"), table=tables.to_full(findings.to_full)))
     return sections
 
 
@@ -168,13 +148,9 @@ def _dice(run: RunFolder, findings: Findings) -> Section:
     at = tables.common_point(run.curve_rows) if run.curve_rows else run.full_rows[0]["n_labelled"]
     folds = [Section(f"All metrics with {at} labelled images", table=tables.final_metrics(run, at))]
     if paper := tables.beside_the_paper(run):
-        other = f"; its pool had {tables.PAPER_POOL} images and this has {run.pool_size}, so this is other data"
-        note = f"Table 1 of Aklilu & Yeung (2022){other if run.pool_size != tables.PAPER_POOL else ''}"
-        folds.append(Section(f"Beside the paper: {note}", table=paper))
-    text = "Mean test Dice ± standard deviation over seeds. AULC is the mean Dice over the curve."
-    if run.windows:
-        text += " Columns are frames, or as many frames' pixels in windows."
-    return Section("Dice by labelled images", text, table=tables.dice_by_images(run, findings), folds=folds)
+        folds.append(Section(words("paper", pool=tables.PAPER_POOL, ours=run.pool_size), table=paper))
+    table = tables.dice_by_images(run, findings)
+    return Section("Dice by labelled images", words("dice", run=run), table=table, folds=folds)
 
 
 def _differences(run: RunFolder, findings: Findings, styles: Mapping[str, Any]) -> list[Section]:
@@ -183,35 +159,22 @@ def _differences(run: RunFolder, findings: Findings, styles: Mapping[str, Any]) 
 
     def forest(family: Family) -> Picture:
         ending = "_at_equal" if family in findings.at_equal else ""
-        what = f"mean Dice over {family.over}"
         return Picture(
             f"paired_differences_to_{family.baseline.replace(' ', '_')}{ending}",
-            f"Difference of every strategy to {family.baseline} in {what}, with 95 % intervals",
-            partial(
-                figures.forest,
-                sorted(family.comparisons, key=lambda c: -c.difference)[:MOST_ROWS],
-                styles,
-                resolvable=family.resolvable,
-                baseline=family.baseline,
-                what=what,
-            ),
+            f"Difference of every strategy to {family.baseline} in mean Dice over {family.over}, with 95 % intervals",
+            partial(figures.forest, family, styles, most=MOST_ROWS),
         )
 
     families = [*findings.at_equal, *findings.to_baselines]
     at_equal, over_curve = ([*map(forest, of)] for of in (findings.at_equal, findings.to_baselines))
-    text = (
-        "Seed by seed. Lines are 95 % t-intervals, not corrected for their number; a dot is filled where p, corrected "
-        "by Holm's method over its figure or table, is below 5 %. In the grey range lie true differences that these "
-        "seeds would find less than four times in five."
-    )
     folds = [Section("Over equal pixels", pictures=over_curve)] if at_equal else []
     folds += [
         Section(f"All minus {each.baseline}: mean Dice over {each.over}", table=tables.pairs(each.comparisons))
         for each in families
     ]
     folds += [Section("All pairs", table=tables.pairs(findings.pairs))] if findings.pairs else []
-    notes = [verdict(family) for family in families]
-    return [Section("Paired differences", text, at_equal or over_curve, folds=folds, notes=notes)]
+    notes = [words("verdict", family=family) for family in families]
+    return [Section("Paired differences", words("differences"), at_equal or over_curve, folds=folds, notes=notes)]
 
 
 def _classes(run: RunFolder, shown: Sequence[str]) -> list[Section]:
@@ -220,9 +183,9 @@ def _classes(run: RunFolder, shown: Sequence[str]) -> list[Section]:
     names = [name for name in in_order(row["strategy"] for row in rows) if name in shown]
     alt = f"Mean Dice of every class for every strategy with {at} labelled images"
     picture = Picture("class_dice", alt, partial(figures.class_dice, rows, run.class_columns, names))
-    text = f"Mean over seeds with {at} labelled images; a dash: the class does not occur in the test set's truth."
     rare = tables.rare_classes(run, at)
-    return [Section("Dice per class", text, [picture], folds=[Section("Rare classes", table=rare)] if rare else [])]
+    folds = [Section("Rare classes", table=rare)] if rare else []
+    return [Section("Dice per class", words("classes", at=at), [picture], folds=folds)]
 
 
 def _frames(run: RunFolder, shown: Sequence[str]) -> list[Section]:
@@ -232,11 +195,9 @@ def _frames(run: RunFolder, shown: Sequence[str]) -> list[Section]:
         title = f"{frames.strategy}, seed {frames.seed}, round {frames.round}"
         name = f"frames_{frames.strategy}-seed{frames.seed}-round{frames.round:02d}"
         alt = f"Image, truth, prediction and gradient norm of test frames: {title}"
-        folds.append(
-            Section(title, pictures=[Picture(name, alt, partial(figures.frame_maps, frames, run.dataset), True)])
-        )
-    text = "Test frames, their truth, the prediction, and each pixel's gradient norm, which the selection adds up."
-    return [Section("What the model sees", text, folds=folds)] if folds else []
+        picture = Picture(name, alt, partial(figures.frame_maps, frames, run.dataset), photograph=True)
+        folds.append(Section(title, pictures=[picture]))
+    return [Section("What the model sees", words("frames"), folds=folds)] if folds else []
 
 
 def _picks(run: RunFolder, shown: Sequence[str]) -> list[Section]:
@@ -248,10 +209,7 @@ def _picks(run: RunFolder, shown: Sequence[str]) -> list[Section]:
         alt = f"Thumbnails of the images that {name} picked, a line per round"
         if mine:
             folds.append(Section(f"{name}, seed {mine[0].seed}", pictures=[Picture(f"picks_{name}", alt, draw, True)]))
-    text = (
-        f"In order of picking, a line per round: at most {figures.ROUNDS_SHOWN} rounds, evenly spread, and "
-        f"{figures.PICKS_SHOWN} picks of each. Picked windows are bright and framed."
-    )
+    text = words("picks", rounds=figures.ROUNDS_SHOWN, picks=figures.PICKS_SHOWN)
     return [Section("What each strategy picked", text, folds=folds)] if folds and run.thumbnails else []
 
 
@@ -259,7 +217,7 @@ def _time(run: RunFolder, shown: Sequence[str]) -> list[Section]:
     names = [name for name in in_order(row["strategy"] for row in run.curve_rows) if name in shown]
     alt = "Mean seconds per round of training, embedding, seeding and evaluation for every strategy"
     picture = Picture("seconds_per_round", alt, partial(figures.round_seconds, run.curve_rows, names))
-    return [Section("Time per round", "Mean over rounds and seeds, choosing over the rounds that chose.", [picture])]
+    return [Section("Time per round", words("time"), [picture])]
 
 
 def _data(run: RunFolder) -> list[Section]:
@@ -267,9 +225,7 @@ def _data(run: RunFolder) -> list[Section]:
         return []
     alt = "Share of pixels of every class in the training, validation and test splits"
     picture = Picture("class_shares", alt, partial(figures.class_shares, run.dataset))
-    sizes = ", ".join(f"{split} {count}" for split, count in run.dataset.frames.items())
-    rest = {split: 1 - sum(shares) for split, shares in run.dataset.shares.items() if run.dataset.frames[split]}
-    text = f"{run.dataset.name}: {len(run.dataset.classes)} classes; frames: {sizes}. Shares are of all pixels"
-    if any(share > 1e-9 for share in rest.values()):
-        text += "; not labelled: " + ", ".join(f"{split} {100 * share:.1f} %" for split, share in rest.items())
-    return [Section("Data", f"{text}. Note the logarithmic axis.", [picture], notes=run.dataset.notes)]
+    shares = run.dataset.shares.items()
+    unlabelled = {split: 1 - sum(of_split) for split, of_split in shares if run.dataset.frames[split]}
+    text = words("data", dataset=run.dataset, unlabelled=unlabelled)
+    return [Section("Data", text, [picture], notes=run.dataset.notes)]

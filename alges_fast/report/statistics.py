@@ -59,6 +59,11 @@ class Comparison:
         """Whether the difference is significant at 5 % after Holm's correction."""
         return self.p_holm < LEVEL
 
+    @property
+    def side(self) -> str:
+        """Where `first` lies: "above" or "below" `second`, or "not separate"."""
+        return ("above" if self.difference > 0 else "below") if self.separates else "not separate"
+
 
 def spread(values: Iterable[float]) -> Spread:
     """Mean and spread of values, e.g. of one per seed."""

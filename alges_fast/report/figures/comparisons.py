@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from alges_fast.report.figures.layout import Styles, new_rows, text_width, write_title
+from alges_fast.report.findings import Family
 from alges_fast.report.saving import Saving
-from alges_fast.report.statistics import Comparison
 from alges_fast.report.style import Theme
-from alges_fast.report.text import factor, p_value, signed
+from alges_fast.report.text import alone, factor, p_value, signed
 
 
-def forest(
-    comparisons: Sequence[Comparison], styles: Styles, theme: Theme, *, resolvable: float, baseline: str, what: str
-) -> Figure:
-    """Differences to one reference with 95 % intervals; a filled dot separates after Holm."""
-    ordered = sorted(comparisons, key=lambda comparison: comparison.difference)
+def forest(family: Family, styles: Styles, theme: Theme, *, most: int) -> Figure:
+    """The largest differences to one reference, so many at most, with 95 % intervals; a filled dot separates after
+    Holm."""
+    highest = sorted(family.comparisons, key=lambda c: -c.difference)[:most]
+    ordered, resolvable = sorted(highest, key=lambda c: c.difference), family.resolvable
     intervals = ["" if theme.narrow else f"  [{signed(c.low)}, {signed(c.high)}]" for c in ordered]
     notes = [f"{signed(c.difference)}{interval}" for c, interval in zip(ordered, intervals, strict=True)]
     p_values = [p_value(c.p_holm) for c in ordered]
@@ -44,8 +44,8 @@ def forest(
     ax.set_xlim(-reach, reach)
     ax.xaxis.set_major_locator(MaxNLocator(4 if theme.narrow else 6, symmetric=True))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: signed(value) if value else "0"))
-    ax.set_xlabel(f"difference in {what}")
-    write_title(ax, f"each strategy minus {baseline}", theme)
+    ax.set_xlabel(f"difference in mean Dice over {family.over}")
+    write_title(ax, f"each strategy minus {family.baseline}", theme)
     between = "\n" if theme.narrow else " · "
     key = f"filled: separates after Holm{between}grey: true differences these seeds would find less than 4 times in 5"
     fig.text(
@@ -60,7 +60,7 @@ def label_savings(found: Mapping[str, Saving], styles: Styles, theme: Theme, *, 
     A bound is an arrow head instead of a dot; what nothing bounds runs off the paper.
     """
     ordered = sorted(found.items(), key=lambda item: item[1].factor)
-    notes = [factor(saving, interval=not theme.narrow) for _, saving in ordered]
+    notes = [(alone if theme.narrow else factor)(saving) for _, saving in ordered]
     fig, ax = new_rows(theme, [name for name, _ in ordered], notes, top=0.4, bottom=0.6)
     ends = [x for _, s in ordered for x in (s.factor, s.low, s.high) if math.isfinite(x) and x > 0]
     low, high = min(0.7, *ends) / 1.1, max(1.5, *ends) * 1.1
