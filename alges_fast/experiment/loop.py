@@ -30,13 +30,7 @@ from alges_fast.experiment.curve import Curve, check_budget, check_losses, check
 from alges_fast.experiment.folder import check_config, prepare_folder
 from alges_fast.experiment.processes import LOCK, launch
 from alges_fast.experiment.results import save_frames, save_thumbnails, write_results
-from alges_fast.experiment.setting import (
-    FORWARD_COST,
-    Monitor,
-    Round,
-    Setting,
-    on_device_if_small,
-)
+from alges_fast.experiment.setting import FORWARD_COST, Monitor, Round, Setting, on_device_if_small
 from alges_fast.experiment.state import STEPS, RoundFolder
 from alges_fast.job import naming_lost_processes
 from alges_fast.pool import Id

@@ -19,14 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from alges_fast.last_layer.cells import CellBatch
-from alges_fast.last_layer.layouts import (
-    CONVOLUTIONS,
-    TRANSPOSED,
-    channels_first,
-    kernel_of,
-    on_grid,
-    to_compute_dtype,
-)
+from alges_fast.last_layer.layouts import CONVOLUTIONS, TRANSPOSED, channels_first, kernel_of, on_grid, to_compute_dtype
 from alges_fast.last_layer.running import Pass
 from alges_fast.last_layer.tail import Tail, resize_matrices, resize_transposed
 from alges_fast.last_layer.transposed import transposed_patch_norms, transposed_weight_sum

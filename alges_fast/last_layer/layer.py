@@ -19,13 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from alges_fast.last_layer.boxes import OUTLINE, BehindHidden, Boxes, OnOwnGrid, Request, ThroughTail
-from alges_fast.last_layer.finding import (
-    batch_norm_without_statistics,
-    choose,
-    hidden_layer,
-    trace,
-    without_nan,
-)
+from alges_fast.last_layer.finding import batch_norm_without_statistics, choose, hidden_layer, trace, without_nan
 from alges_fast.last_layer.layouts import TRANSPOSED, full_precision, on_grid
 from alges_fast.last_layer.running import (
     Pass,

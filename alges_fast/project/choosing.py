@@ -31,15 +31,7 @@ from alges_fast.project.pool import ProjectPool, list_pool
 from alges_fast.project.scoring import Frames, Model, chooser, read_frames
 from alges_fast.selection import NotEnough, Selection, choose
 from alges_fast.selection.defaults import COLD_START
-from alges_fast.strategies import (
-    Candidate,
-    Query,
-    Strategy,
-    frame_of,
-    get_strategy,
-    scores_of,
-    strategy_names,
-)
+from alges_fast.strategies import Candidate, Query, Strategy, frame_of, get_strategy, scores_of, strategy_names
 from alges_fast.windows import Window
 
 PLANNED_ROUNDS = 6

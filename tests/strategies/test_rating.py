@@ -13,15 +13,7 @@ from alges_fast.errors import UserError
 from alges_fast.models.deal import DealModel
 from alges_fast.random_streams import stream_seed
 from alges_fast.seeding import Seeding, k_center_greedy, kmeans_plusplus
-from alges_fast.strategies import (
-    Query,
-    Taken,
-    by_score,
-    by_seeding,
-    candidate_images,
-    get_strategy,
-    mean_features,
-)
+from alges_fast.strategies import Query, Taken, by_score, by_seeding, candidate_images, get_strategy, mean_features
 from alges_fast.windows import Window, windows_of
 
 NAMES = [f"frame{i:02d}" for i in range(20)]

@@ -11,10 +11,7 @@ from matplotlib.lines import Line2D
 
 from alges_fast.report.artefacts import DatasetSummary
 from alges_fast.report.figures.layout import add_legend, new_figure, new_rows, text_width
-from alges_fast.report.statistics import (
-    Row,
-    spread,
-)
+from alges_fast.report.statistics import Row, spread
 from alges_fast.report.style import Theme
 
 

@@ -11,11 +11,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from alges_fast.report.figures.layout import add_legend, text_width
-from alges_fast.report.statistics import (
-    Row,
-    choosing_seconds,
-    spread,
-)
+from alges_fast.report.statistics import Row, choosing_seconds, spread
 from alges_fast.report.style import PART_COLOURS, Theme
 
 
