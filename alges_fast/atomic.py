@@ -9,7 +9,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -19,6 +20,9 @@ try:
     import fcntl
 except ImportError:  # not POSIX
     fcntl = None  # type: ignore[assignment]
+
+FLUSHED_AT_ONCE = 16
+"""Files: 250 small ones took 1.4 s one by one, .14 s so, .20 s with twice as many (ext4)."""
 
 
 def write_bytes(path: Path, contents: bytes) -> None:
@@ -30,22 +34,48 @@ def write_bytes(path: Path, contents: bytes) -> None:
     Raises:
         UserError: the file cannot be written (disk full, folder not writable); what was there before is untouched.
     """
-    draft = path.with_name(f".{path.name}.draft")
+    with written_together() as write:
+        write(path, contents)
+
+
+@contextlib.contextmanager
+def written_together() -> Iterator[Callable[[Path, bytes], None]]:
+    """Gives what writes a file as `write_bytes` does, by any thread, but for the name: all have it when the block ends.
+
+    Hundreds of files are flushed many at once, which takes a tenth of the time of one after the other. Where the block
+    fails, none is written.
+    """
+    drafts: dict[Path, Path] = {}
+
+    def write(path: Path, contents: bytes) -> None:
+        drafts[path] = draft = path.with_name(f".{path.name}.draft")
+        write_draft(draft, contents, named=path)
+
     try:
-        make_folder(path.parent)
-        try:
-            with new_file(draft) as file:
-                file.write(contents)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(path)
-        except BaseException:
+        yield write
+        _flush_all(drafts)
+        for path, draft in drafts.items():
+            with _naming(path):
+                draft.replace(path)
+    except BaseException:
+        for draft in drafts.values():
             with contextlib.suppress(OSError):
                 draft.unlink()
-            raise
-        flush_folder(path.parent)
-    except OSError as error:
-        raise _unwritable(path, error) from error
+        raise
+    for folder in {path.parent for path in drafts}:
+        flush_folder(folder)
+
+
+def write_draft(path: Path, contents: bytes, *, named: Path | None = None) -> None:
+    """Write a file that a power cut may lose until it has its name, or its folder has (`move_folder`).
+
+    Raises:
+        UserError: it cannot be written; `named`, by default `path`, is what the message calls it.
+    """
+    with _naming(named or path):
+        make_folder(path.parent)
+        with new_file(path) as file:
+            file.write(contents)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -76,7 +106,11 @@ def make_folder(folder: Path) -> None:
 
 
 def move_folder(draft: Path, folder: Path) -> None:
-    """Give a folder that is whole its name, for good."""
+    """Flush what is in a folder that is whole, and give it its name, for good."""
+    _flush_all({path: path for path in draft.rglob("*") if path.is_file()})
+    for inside in [path for path in draft.rglob("*") if path.is_dir()]:
+        flush_folder(inside)
+    flush_folder(draft)
     make_folder(folder.parent)
     draft.rename(folder)
     flush_folder(folder.parent)
@@ -161,6 +195,29 @@ def _unwritable(path: Path, error: OSError) -> UserError:
     reason = error.strerror or str(error)
     mend = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make it writable"
     return UserError(f"{path} cannot be written ({reason}): {mend} or choose another --out, then run again")
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Raises UserError where the file at path cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _flush_all(drafts: Mapping[Path, Path]) -> None:
+    """Flush files to the disk, by the path that an error is told of: many at once, as a disk takes them together."""
+
+    def flush(path: Path) -> None:
+        with _naming(path), drafts[path].open("r+b") as file:
+            os.fsync(file.fileno())
+
+    if len(drafts) == 1:
+        flush(*drafts)
+    elif drafts:
+        with ThreadPoolExecutor(min(len(drafts), FLUSHED_AT_ONCE)) as executor:
+            list(executor.map(flush, drafts))
 
 
 def flush_folder(folder: Path) -> None:

@@ -39,7 +39,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from alges_fast import cached_rows
 
@@ -84,6 +83,8 @@ class Drawn:
 
     def features(self, second: int) -> NDArray[np.float16]:
         """(56, 56, 68)."""
+        from scipy import ndimage  # here, as no command imports it that is measured
+
         heights = 3 * self.heights(second)
         shares = np.exp(heights - heights.max(1, keepdims=True))
         shares /= shares.sum(1, keepdims=True)

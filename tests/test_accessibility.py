@@ -17,7 +17,7 @@ from tests.browser import CHROMIUM, DRIVER, ENTER, RIGHT, SHIFT, SPACE, TAB, Bro
 
 pytest.importorskip("jinja2", reason="needs the extra `run`")
 
-from alges_fast.annotation.page import Asked, Card, selection_page
+from alges_fast.annotation.page import Asked, Card, selection_page, shown
 from alges_fast.project.status import NextStep, _page
 from alges_fast.windows import Window
 
@@ -81,7 +81,7 @@ def chromium(tmp_path: Path, *arguments: str) -> str:
 def page() -> str:
     """A round's page with windows."""
     size = (96, 64)
-    picture = Image.new("RGB", size, (90, 40, 30))
+    picture = shown(Image.new("RGB", size, (90, 40, 30)))
     windows = [Window("video01/a.png", 0, 0, 24, 16), Window("video01/a.png", 24, 16, 24, 16)]
     views = {"frame": picture, "gradient": picture, "prediction": picture}
     cards = [Card("video01/a.png", [0, 1], windows, size, 1.0, views)]
@@ -89,7 +89,7 @@ def page() -> str:
     rows = [{"rank": rank, "id": str(window), **of_all} for rank, window in enumerate(windows, 1)]
     asked = Asked("alges-img", 0, "frames", "model 0", "4x4")
     colours = [(200, 30, 30), (30, 200, 30)]
-    sheets = {f"round000_sheet{number}.jpg": Image.new("RGB", (320, 240)) for number in (1, 2)}
+    sheets = {f"round000_sheet{number}.jpg": shown(Image.new("RGB", (320, 240))) for number in (1, 2)}
     return selection_page(asked, ("liver", "tool"), colours, cards, rows, 1, 768, ["b.png: cannot be read"], sheets)
 
 

@@ -64,6 +64,12 @@ class Cell:
         width, height = self.window.width * self.scale, self.window.height * self.scale
         return slice(self.y, self.y + height), slice(self.x, self.x + width)
 
+    @property
+    def around(self) -> tuple[int, int, int, int]:
+        """Left, top, right and bottom of what is shown of it on the sheet: itself and its surroundings."""
+        width, height = self.window.width * self.scale, self.window.height * self.scale
+        return self.x - width, self.y - height, self.x + 2 * width, self.y + 2 * height
+
     def on(self, name: str) -> Window:
         """The same place as a window of the sheet of this name."""
         return Window(name, self.x, self.y, self.window.width * self.scale, self.window.height * self.scale)
@@ -170,8 +176,8 @@ def draw(sheet: Sheet, views: Mapping[Window, View]) -> Image.Image:
     pen, font = ImageDraw.Draw(picture), ImageFont.load_default(15)
     for cell in sheet.cells:
         view, window, scale = views[cell.window], cell.window, cell.scale
-        left, top = cell.x - window.width * scale, cell.y - window.height * scale
-        size = 3 * window.width * scale, 3 * window.height * scale
+        left, top, end, bottom = cell.around
+        size = end - left, bottom - top
         picture.paste(Image.fromarray(view.surroundings).resize(size, Image.Resampling.BICUBIC), (left, top))
         right, bottom = cell.x + window.width * scale, cell.y + window.height * scale
         pen.rectangle((cell.x - 3, cell.y - 3, right + 2, bottom + 2), outline=_INK)
@@ -181,6 +187,14 @@ def draw(sheet: Sheet, views: Mapping[Window, View]) -> Image.Image:
             text = fitted(f"{cell.number}   {window.id}", size[0] + _THUMBNAIL, lambda t: pen.textlength(t, font))
             pen.text((left, top - _CAPTION + 3), text, fill=_INK, font=font)
     return picture
+
+
+def cut_out(picture: Image.Image, cell: Cell, alone: Sheet) -> Image.Image:
+    """The picture of a window alone, as `draw` makes it, of that of a sheet on which it is as large."""
+    height, width = alone.size
+    cut = Image.new("RGB", (width, height), _PAPER)
+    cut.paste(picture.crop(cell.around))
+    return cut
 
 
 def on_sheet(sheet: Sheet, masks: Mapping[Window, NDArray[np.uint8]]) -> NDArray[np.uint8]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -14,6 +14,18 @@ from alges_fast.selection import Unit
 from alges_fast.windows import Window
 
 WEBP = {"quality": 78, "method": 1}
+
+
+class Shown(NamedTuple):
+    """A picture in the page: its address, which holds it, and its width and height."""
+
+    address: str
+    size: tuple[int, int]
+
+
+def shown(picture: Image.Image) -> Shown:
+    """The picture as the page has it."""
+    return Shown(data_address(picture, **WEBP), picture.size)
 
 
 @dataclass(frozen=True)
@@ -25,7 +37,7 @@ class Card:
     windows: the picked ones of a frame that was cut up, in the same order; else empty.
     size: width and height of the frame.
     share: of the budget of windows; None for a whole frame.
-    views: its pictures, "frame", "gradient", "prediction".
+    views: its pictures of one size, "frame", "gradient", "prediction".
     """
 
     id: str
@@ -33,7 +45,7 @@ class Card:
     windows: Sequence[Window]
     size: tuple[int, int]
     share: float | None
-    views: Mapping[str, Image.Image]
+    views: Mapping[str, Shown]
 
 
 @dataclass(frozen=True)
@@ -62,7 +74,7 @@ def selection_page(
     n_frames: int,
     budget: int | None,
     left_out: Sequence[str],
-    sheets: Mapping[str, Image.Image],
+    sheets: Mapping[str, Shown],
 ) -> str:
     """index.html of these cards.
 
@@ -72,16 +84,16 @@ def selection_page(
         n_frames: how many frames have picks.
         budget: what there was for windows; None where whole frames were picked.
         left_out: why files of the pool could not be used, a line each.
-        sheets: name -> picture, of sheets that windows are annotated on.
+        sheets: by name, those that windows are annotated on.
     """
-    shown = [
+    in_page = [
         {
             "id": card.id,
             "rows": [rows[number] for number in card.picks],
             "windows": card.windows,
             "share": card.share,
             "frame": card.size,
-            "views": {view: data_address(picture, **WEBP) for view, picture in card.views.items()},
+            "views": {view: picture.address for view, picture in card.views.items()},
             "size": next(iter(card.views.values())).size,
         }
         for card in cards
@@ -93,11 +105,11 @@ def selection_page(
         kicker=f"{asked.strategy}, seed {asked.seed}",
         asked=asked,
         classes=[(name, "#{:02x}{:02x}{:02x}".format(*colour)) for name, colour in zip(classes, colours, strict=True)],
-        cards=shown,
+        cards=in_page,
         views=[view for view in ("frame", "gradient", "prediction") if any(view in card.views for card in cards)],
         ranks={row["id"]: row["rank"] for row in rows},
         n_frames=n_frames,
-        sheets=[(name, data_address(picture, **WEBP), picture.size) for name, picture in sheets.items()],
+        sheets=[(name, *picture) for name, picture in sheets.items()],
         budget=budget,
         outline=sum(float(row["outline"]) for row in rows) if asked.budget == "outline" else None,
         left_out=left_out,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -108,8 +109,7 @@ def show_picked(
             if regions is None:
                 values = getattr(found, output)
             else:
-                grid = windows_of(frame.id, image.shape[:2], regions)
-                rows = [grid.index(window) for number in numbers if (window := picks[number].window) is not None]
+                rows = _cells(picks, numbers, image.shape[:2], regions)
                 values = getattr(layer.window_gradients(inputs, regions, outputs=(output,)), output)[0, rows]
         yield PickedFrame(
             frame=frame,
@@ -141,9 +141,9 @@ def show_untrained(
             values: Tensor = maps[maps.ids.index(frame.id)][1].float()
             means = values.flatten(1).mean(1)[None, None]
             if regions is not None:
-                grid, boxes = windows_of(frame.id, image.shape[:2], regions), cell_boxes(values.shape[1:], regions)
-                cells = [boxes[grid.index(window)] for n in numbers if (window := picks[n].window) is not None]
-                means = torch.stack([cut(values, cell).flatten(1).mean(1)[None] for cell in cells])
+                boxes = cell_boxes(values.shape[1:], regions)
+                cells = _cells(picks, numbers, image.shape[:2], regions)
+                means = torch.stack([cut(values, boxes[cell]).flatten(1).mean(1)[None] for cell in cells])
         unknown: NDArray[np.uint8] = np.full(image.shape[:2], UNLABELLED, np.uint8)
         yield PickedFrame(frame, numbers, means, image, unknown, None)
 
@@ -175,6 +175,18 @@ def _at_frames(picks: Sequence[Pick]) -> list[list[int]]:
     for number, pick in enumerate(picks):
         found.setdefault(pick.frame.id, []).append(number)
     return list(found.values())
+
+
+def _cells(picks: Sequence[Pick], numbers: Sequence[int], size: Sequence[int], regions: tuple[int, int]) -> list[int]:
+    """Which cells of their frame's grid the windows among these picks are, row by row."""
+    numbers_of = _numbers((size[0], size[1]), regions)
+    return [numbers_of[window[1:]] for number in numbers if (window := picks[number].window) is not None]
+
+
+@functools.lru_cache(64)
+def _numbers(size: tuple[int, int], regions: tuple[int, int]) -> dict[tuple[int, ...], int]:
+    """A window's x, y, width and height -> its number in the grid."""
+    return {window[1:]: number for number, window in enumerate(windows_of("", size, regions))}
 
 
 def _stretched(values: Tensor, size: Sequence[int]) -> Tensor:

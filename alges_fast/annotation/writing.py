@@ -6,7 +6,7 @@ Nothing is overwritten with other contents but lists and pages: masks that were 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from alges_fast import atomic
-from alges_fast.annotation.desk import DESK, Desk, Sheet, View, draw, lay_out, on_sheet, view_of
+from alges_fast.annotation.desk import DESK, Desk, Sheet, View, cut_out, draw, lay_out, on_sheet, view_of
 from alges_fast.annotation.exports import (
     AnnotatedFrame,
     csv_text,
@@ -28,7 +28,7 @@ from alges_fast.annotation.exports import (
     label_studio_config,
     label_studio_tasks,
 )
-from alges_fast.annotation.page import Asked, Card, selection_page
+from alges_fast.annotation.page import Asked, Card, Shown, selection_page, shown
 from alges_fast.annotation.picks import Pick, PickedFrame, reasons
 from alges_fast.annotation.pictures import contact_sheet, outlined, thumbnail, with_mask, with_norm_map
 from alges_fast.annotation.sources import LeftOut
@@ -42,6 +42,9 @@ from alges_fast.windows import Window
 PICKS = "picks.csv"
 PAGE_CARDS = 200
 THUMBNAIL_WIDTH, SHEET_WIDTH = 480, 1600
+
+Write = Callable[[Path, bytes], None]
+"""As `atomic.written_together` gives it."""
 
 
 def write_round(
@@ -76,34 +79,40 @@ def write_round(
     kinds = ("frames",) if budget is None else {"auto": ("sheets", "crops")}.get(desk, (desk,))
     annotated: list[AnnotatedFrame] = []
     views_of: dict[Window, View] = {}
-    sheets_shown: dict[str, Image.Image] = {}
+    sheets_shown: dict[str, Shown] = {}
     sheet: list[tuple[str, Image.Image]] = []
     cards: list[Card] = []
     embeddings: dict[int, Tensor] = {}
 
-    def drawn(shown: PickedFrame) -> _Drawn:
-        windows = [window for number in shown.picks if (window := picks[number].window) is not None]
-        colours_of = None if asked.model is None else colours
-        return _draw_frame(out, shown, windows, colours_of, whole="frames" in kinds)
+    with atomic.written_together() as write:
 
-    for frame in map_in_order(drawn, picked_frames, ahead=2):
-        shown, windows, id = frame.picks, frame.windows, picks[frame.picks[0]].frame.id
-        views_of.update(frame.views_of)
-        annotated.append(AnnotatedFrame(file_name(id), frame.mask, 1 - len(annotated) / n_frames, windows))
-        sheet.append((f"{shown[0] + 1}  {id}", frame.on_contact_sheet))
-        if len(cards) < PAGE_CARDS:
-            share = None if budget is None else sum(picks[number].cost for number in shown) / budget
-            cards.append(Card(id, shown, windows, frame.size, share, frame.views))
-        if frame.embeddings is not None:
-            embeddings.update(zip(shown, frame.embeddings, strict=True))
+        def drawn(numbered: tuple[int, PickedFrame]) -> _Drawn:
+            number, frame = numbered
+            windows = [window for at in frame.picks if (window := picks[at].window) is not None]
+            colours_of = None if asked.model is None else colours
+            whole, in_page = "frames" in kinds, number < PAGE_CARDS
+            return _draw_frame(write, out, frame, windows, colours_of, whole=whole, in_page=in_page)
 
-    atomic.write_bytes(out / "contact_sheet.png", encoded(contact_sheet(sheet), "png"))
-    pictures = {"frames": annotated}
-    if views_of:
-        in_order = [pick.window for pick in picks if pick.window is not None]
-        sheets = {kind: lay_out(in_order, series, alone=kind == "crops") for kind in kinds}
-        pictures = {kind: _write_sheets(out, sheets[kind], views_of, sheets_shown) for kind in kinds}
-        atomic.write_json(out / DESK, [sheet.to_json() for kind in kinds for sheet in sheets[kind]])
+        for frame in map_in_order(drawn, enumerate(picked_frames), ahead=2):
+            numbers, windows, id = frame.picks, frame.windows, picks[frame.picks[0]].frame.id
+            views_of.update(frame.views_of)
+            annotated.append(AnnotatedFrame(file_name(id), frame.mask, 1 - len(annotated) / n_frames, windows))
+            sheet.append((f"{numbers[0] + 1}  {id}", frame.on_contact_sheet))
+            if frame.views:
+                share = None if budget is None else sum(picks[number].cost for number in numbers) / budget
+                cards.append(Card(id, numbers, windows, frame.size, share, frame.views))
+            if frame.embeddings is not None:
+                embeddings.update(zip(numbers, frame.embeddings, strict=True))
+
+        write(out / "contact_sheet.png", encoded(contact_sheet(sheet), "png"))
+        pictures = {"frames": annotated}
+        if views_of:
+            in_order = [pick.window for pick in picks if pick.window is not None]
+            sheets = {kind: lay_out(in_order, series, alone=kind == "crops") for kind in kinds}
+            sheets_shown = _write_sheets(write, out, sheets, views_of)
+            masks = {window: view.mask for window, view in views_of.items()}
+            pictures = {kind: _annotated(sheets[kind], masks) for kind in kinds}
+            atomic.write_json(out / DESK, [sheet.to_json() for kind in kinds for sheet in sheets[kind]])
     xml = cvat_xml(pictures[kinds[0]], classes, colours)
     atomic.write_bytes(out / "cvat.zip", cvat_archive(out, xml, [frame.name for frame in pictures[kinds[0]]]))
     version = "none" if asked.model is None else Path(asked.model).name
@@ -128,7 +137,7 @@ class _Drawn:
     """What is left of a picked frame once its files are written.
 
     picks, embeddings: as in `PickedFrame`. windows: that are picked. size: width and height. mask: as it goes to tools.
-    views: by name, small. views_of: of its windows.
+    views: by name, small; none where it is not in the page. views_of: of its windows.
     """
 
     picks: Sequence[int]
@@ -136,66 +145,82 @@ class _Drawn:
     windows: Sequence[Window]
     size: tuple[int, int]
     mask: NDArray[np.uint8]
-    views: dict[str, Image.Image]
+    views: dict[str, Shown]
     views_of: dict[Window, View]
     on_contact_sheet: Image.Image
 
 
 def _draw_frame(
+    write: Write,
     out: Path,
-    shown: PickedFrame,
+    frame: PickedFrame,
     windows: Sequence[Window],
     colours: Sequence[tuple[int, int, int]] | None,
     *,
     whole: bool,
+    in_page: bool,
 ) -> _Drawn:
     """Write a frame's pictures. The colours are its predicted classes', None where nothing predicts; `whole` is whether
     it goes out as a frame."""
-    _, image_path, mask_path, map_path = paths_of(out, shown.frame.id)
-    picture = Image.fromarray(shown.image)
+    _, image_path, mask_path, map_path = paths_of(out, frame.frame.id)
+    picture = Image.fromarray(frame.image)
     if whole:
-        _write_once(image_path, _original(shown))
-    mask = _within(shown.mask, windows)
+        _write_once(write, image_path, _original(frame))
+    mask = _within(frame.mask, windows)
     views = {"frame": picture}
-    if shown.norm_map is not None:
-        views["gradient"] = with_norm_map(shown.image, shown.norm_map)
-        _write_once(map_path, encoded(views["gradient"], "jpeg", quality=88))
+    if frame.norm_map is not None:
+        views["gradient"] = with_norm_map(frame.image, frame.norm_map)
+        _write_once(write, map_path, encoded(views["gradient"], "jpeg", quality=88))
     if colours is not None:
         if windows:
-            _write_windows(mask_path, mask, windows)
+            _write_windows(write, mask_path, mask, windows)
         else:
-            _write_once(mask_path, encoded(Image.fromarray(mask), "png"))
-        views["prediction"] = with_mask(shown.image, shown.mask, colours)
+            _write_once(write, mask_path, encoded(Image.fromarray(mask), "png"))
+        views["prediction"] = with_mask(frame.image, frame.mask, colours)
     return _Drawn(
-        shown.picks,
-        shown.embeddings,
+        frame.picks,
+        frame.embeddings,
         windows,
         picture.size,
         mask,
-        {view: thumbnail(p, THUMBNAIL_WIDTH) for view, p in views.items()},
-        {} if whole else {window: view_of(window, shown.image, shown.mask) for window in windows},
+        {view: shown(thumbnail(p, THUMBNAIL_WIDTH)) for view, p in views.items()} if in_page else {},
+        {} if whole else {window: view_of(window, frame.image, frame.mask) for window in windows},
         thumbnail(outlined(picture, windows) if windows else picture, THUMBNAIL_WIDTH),
     )
 
 
 def _write_sheets(
-    out: Path, sheets: Sequence[Sheet], views: Mapping[Window, View], to_show: dict[str, Image.Image]
-) -> list[AnnotatedFrame]:
-    """Sheets as pictures to annotate; those of many windows, at the width of a page, are added to `to_show`."""
-    masks = {window: view.mask for window, view in views.items()}
+    write: Write, out: Path, sheets: Mapping[str, Sequence[Sheet]], views: Mapping[Window, View]
+) -> dict[str, Shown]:
+    """Sheets as pictures to annotate, by kind, and those of many windows as the page has them. Crops beside sheets are
+    cut out of them: magnifying is most of the work."""
+    crops = {crop.cells[0].number: crop for crop in sheets.get("crops", ())}
 
-    def written(sheet: Sheet) -> Image.Image | None:
+    def save(name: str, picture: Image.Image) -> None:
+        write(out / "images" / name, encoded(picture, "jpeg", quality=95, subsampling=0))
+
+    def written(sheet: Sheet) -> Shown | None:
         picture = draw(sheet, views)
-        atomic.write_bytes(out / "images" / sheet.name, encoded(picture, "jpeg", quality=95, subsampling=0))
-        return thumbnail(picture, SHEET_WIDTH) if len(sheet.cells) > 1 else None
+        save(sheet.name, picture)
+        for cell in sheet.cells if crops and "sheets" in sheets else ():
+            save(crops[cell.number].name, cut_out(picture, cell, crops[cell.number]))
+        return shown(thumbnail(picture, SHEET_WIDTH)) if len(sheet.cells) > 1 else None
 
-    annotated = []
-    for number, (sheet, small) in enumerate(zip(sheets, map_in_order(written, sheets, ahead=1), strict=True)):
-        if small is not None:
-            to_show[sheet.name] = small
-        places = [cell.on(sheet.name) for cell in sheet.cells]
-        annotated.append(AnnotatedFrame(sheet.name, on_sheet(sheet, masks), 1 - number / len(sheets), places))
-    return annotated
+    drawn = sheets.get("sheets") or sheets["crops"]
+    in_page = zip(drawn, map_in_order(written, drawn, ahead=1), strict=True)
+    return {sheet.name: small for sheet, small in in_page if small is not None}
+
+
+def _annotated(sheets: Sequence[Sheet], masks: Mapping[Window, NDArray[np.uint8]]) -> list[AnnotatedFrame]:
+    return [
+        AnnotatedFrame(
+            sheet.name,
+            on_sheet(sheet, masks),
+            1 - number / len(sheets),
+            [cell.on(sheet.name) for cell in sheet.cells],
+        )
+        for number, sheet in enumerate(sheets)
+    ]
 
 
 def remove_refused(out: Path, refused: Sequence[str | Window], picks: Sequence[Pick]) -> None:
@@ -276,13 +301,13 @@ def _within(mask: NDArray[np.uint8], windows: Sequence[Window]) -> NDArray[np.ui
     return kept
 
 
-def _write_windows(path: Path, mask: NDArray[np.uint8], windows: Sequence[Window]) -> None:
+def _write_windows(write: Write, path: Path, mask: NDArray[np.uint8], windows: Sequence[Window]) -> None:
     """A mask of a frame's windows; those that an earlier selection put there stay as they were corrected."""
     before = None
     if path.exists():
         before = read_ids(path)
     if before is None or before.shape != mask.shape:
-        atomic.write_bytes(path, encoded(Image.fromarray(mask), "png"))
+        write(path, encoded(Image.fromarray(mask), "png"))
         return
     merged = _within(before, windows)
     for _, x, y, width, height in windows:
@@ -290,9 +315,9 @@ def _write_windows(path: Path, mask: NDArray[np.uint8], windows: Sequence[Window
         if (inside == UNLABELLED).all():
             inside[:] = mask[y : y + height, x : x + width]
     if not np.array_equal(merged, before):
-        atomic.write_bytes(path, encoded(Image.fromarray(merged), "png"))
+        write(path, encoded(Image.fromarray(merged), "png"))
 
 
-def _write_once(path: Path, contents: bytes) -> None:
+def _write_once(write: Write, path: Path, contents: bytes) -> None:
     if not path.exists():
-        atomic.write_bytes(path, contents)
+        write(path, contents)

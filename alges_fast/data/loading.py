@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import colorsys
-import itertools
 import os
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -118,15 +117,24 @@ def read_all(
 
 
 def map_in_order(function: Callable[[Item], Result], items: Iterable[Item], ahead: int = 8) -> Iterator[Result]:
-    """function of each item, computed on all cores, in the order of the items; `ahead` of them a core at once.
+    """function of each item, computed on all cores, in the order of the items; at most `ahead` of them a core at once.
 
-    Only a few items ahead of what was taken are computed: results do not pile up before a slow disk, and little is lost
-    when the caller stops.
+    Items are taken while others are computed, and only a few ahead of what was taken: results do not pile up before a
+    slow disk, and little is lost when the caller stops.
     """
-    threads, left = min(16, os.cpu_count() or 1), iter(items)
+    threads = min(16, os.cpu_count() or 1)
     with ThreadPoolExecutor(threads) as executor:
-        while some := list(itertools.islice(left, ahead * threads)):
-            yield from executor.map(function, some)
+        pending: deque[Future[Result]] = deque()
+        try:
+            for item in items:
+                pending.append(executor.submit(function, item))
+                if len(pending) == ahead * threads:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
 
 
 def class_names(listing: Listing, survey: Survey) -> tuple[str, ...]:

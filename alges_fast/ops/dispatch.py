@@ -35,6 +35,7 @@ _MODULES = {
 }
 _MOST_RUNNERS = 4096
 _runners: dict[Hashable, Runner] = {}
+_one_pass: dict[Hashable, bool] = {}
 
 
 def run(operands: Operands) -> list[Tensor]:
@@ -69,11 +70,21 @@ def one_pass_with_hidden(inputs: Tensor, hidden_weight: Tensor, weight: Tensor, 
     """Whether `hidden_pixel_gradients`, or with windows `hidden_windows`, runs these in one pass over the inputs,
     whatever the outputs or the grid: on the CPU, for what fits its cache, with windows where channels lie together; on
     a GPU without windows, over some images' maps at a time."""
+    operands = Operands(inputs, weight, outputs=mask_of(OUTPUTS), hidden_weight=hidden_weight)
+    key = operands.key(), windows
+    if key not in _one_pass:
+        if len(_one_pass) >= _MOST_RUNNERS:
+            _one_pass.clear()
+        _one_pass[key] = _reads_once(operands, windows=windows)
+    return _one_pass[key]
+
+
+def _reads_once(operands: Operands, *, windows: bool) -> bool:
+    inputs = operands.features
     if inputs.is_cuda and not windows:
-        return _by_products(Operands(inputs, weight, hidden_weight=hidden_weight))
+        return _by_products(operands)
     if inputs.device.type != "cpu" or inputs.dtype not in DTYPES or unavailable("cpu") is not None:
         return False
-    operands = Operands(inputs, weight, outputs=mask_of(OUTPUTS), hidden_weight=hidden_weight)
     if _module("cpu").unsupported(operands.problem()) is not None:
         return False
     if not windows:

@@ -357,7 +357,7 @@ class Project:
         number = max([*known, *(number for model in self.models for number in model.imports)], default=-1) + 1
         for name in draft.names.values():
             if (old := self.label_path(name)).exists():
-                atomic.write_bytes(draft.folder / "replaced" / f"{name}.png", old.read_bytes())
+                atomic.write_draft(draft.folder / "replaced" / f"{name}.png", old.read_bytes())
         facts = {
             "frames": {
                 id: None if boxes is None else [list(box[1:]) for box in boxes] for id, boxes in draft.frames.items()
@@ -379,8 +379,9 @@ class Project:
         if not self.imports or (done := self.imports[-1].folder / "copied").exists():
             return
         folder = self.imports[-1].folder / "labels"
-        for path in sorted(folder.rglob("*.png")) if folder.exists() else []:
-            atomic.write_bytes(self.root / "labels" / path.relative_to(folder), path.read_bytes())
+        with atomic.written_together() as write:
+            for path in sorted(folder.rglob("*.png")) if folder.exists() else []:
+                write(self.root / "labels" / path.relative_to(folder), path.read_bytes())
         atomic.write_bytes(done, b"")
 
     def forget(self) -> None:
@@ -408,7 +409,7 @@ class ImportDraft:
     def add(self, id: str, windows: Sequence[Window], name: str, mask: NDArray[np.uint8]) -> None:
         """Take in a frame: windows, more of it perhaps than are here already, none for all of it; and its label as it
         is from now on."""
-        atomic.write_bytes(self._path(name), encoded(Image.fromarray(mask), "png"))
+        atomic.write_draft(self._path(name), encoded(Image.fromarray(mask), "png"))
         before = self.frames.get(id, ())
         whole = not windows or before is None
         self.frames[id], self.names[id] = None if whole else [*dict.fromkeys([*(before or ()), *windows])], name

@@ -145,12 +145,12 @@ def _write(project: Project, folder: Path, settings: NnunetSettings, progress: P
             said = predict(frame, image)
             written[case + TAUGHT] = said if mask is None else np.where(mask == UNLABELLED, said, mask)
         for name, label in written.items():
-            atomic.write_bytes(folder / "imagesTr" / f"{name}_0000.png", picture)
+            atomic.write_draft(folder / "imagesTr" / f"{name}_0000.png", picture)
             encoded_label = encoded(Image.fromarray(names.values[label]), "png")
-            atomic.write_bytes(folder / "labelsTr" / f"{name}.png", encoded_label)
+            atomic.write_draft(folder / "labelsTr" / f"{name}.png", encoded_label)
         cases += len(written)
         if frame.id in asked:
-            atomic.write_bytes(folder / "imagesTs" / f"{case}_0000.png", picture)
+            atomic.write_draft(folder / "imagesTs" / f"{case}_0000.png", picture)
     atomic.write_json(folder / SPLITS, _splits(pool, set(masks), taught, complete if settings.teach else set(masks)))
     facts: dict[str, Any] = {
         "channel_names": {"0": "R", "1": "G", "2": "B"},

@@ -163,12 +163,13 @@ def import_predictions(project: Project, folder: Path, progress: Progress = sile
                 raise UserError(
                     f"{where}: {wrong[0]} is no label of the data set: predict with the network of this one"
                 )
-            _save(draft / "masks" / f"{frame.name}.png", Image.fromarray(names.ids[values]))
+            mask = encoded(Image.fromarray(names.ids[values]), "png")
+            atomic.write_draft(draft / "masks" / f"{frame.name}.png", mask)
             if (path := folder / f"{stem}.npz").exists():
                 logits = _on_grid(_probabilities(path, names, frame.size), names, project, grid_size((size, size)))
                 buffer = io.BytesIO()
                 np.save(buffer, logits)
-                atomic.write_bytes(draft / "logits" / f"{frame.name}.npy", buffer.getvalue())
+                atomic.write_draft(draft / "logits" / f"{frame.name}.npy", buffer.getvalue())
                 scored.append(frame.id)
         facts: dict[str, Any] = {
             "frames": sorted(found),
@@ -229,7 +230,3 @@ def _on_grid(
     means = F.interpolate(of_classes[None], grid, mode="area")[0].clamp(min=LEAST)
     logits: NDArray[np.float16] = (means / means.sum(0)).log().half().numpy()
     return logits
-
-
-def _save(path: Path, picture: Image.Image) -> None:
-    atomic.write_bytes(path, encoded(picture, "png"))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from alges_fast.annotation.desk import CELLS, Sheet, draw, from_sheet, lay_out, on_sheet, view_of
+from alges_fast.annotation.desk import CELLS, Sheet, cut_out, draw, from_sheet, lay_out, on_sheet, view_of
 from alges_fast.labels import UNLABELLED
 from alges_fast.windows import Window, windows_of
 
@@ -110,3 +110,16 @@ def test_the_window_is_drawn_where_its_cell_is_and_its_pixels_are_not_drawn_over
         inner = picture[rows, columns][edge:-edge, edge:-edge]
         assert (inner == (10, 200, 30)).all()
         assert (picture[rows.start - 1, columns] == (255, 212, 0)).all()
+
+
+def test_a_crop_is_cut_out_of_its_sheet_as_it_is_drawn_alone() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (110, 170, 3), np.uint8)  # windows of several sizes
+    windows = windows_of("video/one.mp4@00001.000s", image.shape[:2], (7, 9))[::2]
+    views = {window: view_of(window, image, np.zeros(image.shape[:2], np.uint8)) for window in windows}
+    crops = {crop.cells[0].number: crop for crop in lay_out(windows, "round000", alone=True)}
+    for sheet in lay_out(windows, "round000"):
+        picture = draw(sheet, views)
+        for cell in sheet.cells:
+            crop = crops.pop(cell.number)
+            assert np.array_equal(cut_out(picture, cell, crop), draw(crop, views))
+    assert not crops

@@ -132,18 +132,18 @@ def test_stopped_at_any_write_it_continues_to_the_same_files(
     assert main(command(*more, out="whole")) == 0
     refused.write_text(picks(pool / "whole")[0]["id"] + "\n")
     assert main(command(*more, out="whole")) == 0
-    write = atomic.write_bytes
+    replace = Path.replace
     for stop_at in (0, 2, 5, 9, 14, 20):
-        written, out = [], f"cut{stop_at}"
+        named, out = [], f"cut{stop_at}"
 
-        def stopping(path: Path, contents: bytes, written: list[Path] = written, stop_at: int = stop_at) -> None:
-            if len(written) == stop_at:
+        def stopping(draft: Path, path: Path, named: list[Path] = named, stop_at: int = stop_at) -> Path:
+            if len(named) == stop_at:
                 raise KeyboardInterrupt
-            written.append(path)
-            write(path, contents)
+            named.append(path)
+            return replace(draft, path)
 
         with monkeypatch.context() as patch:
-            patch.setattr(atomic, "write_bytes", stopping)
+            patch.setattr(Path, "replace", stopping)
             assert main(command(*more, out=out)) in (0, 130)
         assert main(command(*more, out=out)) == 0
         assert files(pool / out) == files(pool / "whole")
