@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from alges_fast.last_layer.cells import CellBatch
 from alges_fast.last_layer.layouts import CONVOLUTIONS, TRANSPOSED, channels_first, kernel_of, on_grid, to_compute_dtype
 from alges_fast.last_layer.running import Pass
-from alges_fast.last_layer.tail import Tail, resize_matrices, resize_transposed
+from alges_fast.last_layer.tail import Tail, resize_matrices, resize_transposed, vector_jacobian
 from alges_fast.last_layer.transposed import transposed_patch_norms, transposed_weight_sum
 from alges_fast.last_layer.upsampled_norms import upsampled_patch_norms
 from alges_fast.losses import Loss, loss_residual
@@ -267,7 +267,7 @@ class ThroughTail(Boxes):
             cut(everywhere, box).copy_(values)
             values = everywhere
         values = values.to(self.run.logits.dtype)
-        (delta,) = torch.autograd.grad(self.run.logits, self.run.output, values, retain_graph=True)
+        delta = vector_jacobian(values, self.run.logits, self.run.output, retain_graph=True)
         delta = channels_first(delta, self.layer)
         return delta, whole_box(delta.shape[2:])
 

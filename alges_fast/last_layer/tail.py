@@ -82,7 +82,7 @@ def describe_tail(run: Pass, layer: nn.Module) -> Tail:
 
     generator = torch.Generator().manual_seed(0)
     probe = torch.randn(logits.shape, generator=generator, dtype=torch.float64).to(logits)
-    (pulled,) = torch.autograd.grad(logits, run.output, probe)
+    pulled = vector_jacobian(probe, logits, run.output)
     pulled = channels_first(pulled, layer).reshape(*logits.shape[:2], *grid)
     distances = {_SAME_GRID: _distance(pulled, probe)} if grid == logits.shape[2:] else {}
     distances |= {resize: _distance(pulled, _resize_adjoint(probe, grid, resize)) for resize in _RESIZES}
@@ -93,6 +93,17 @@ def describe_tail(run: Pass, layer: nn.Module) -> Tail:
     # A sum may add nothing to this image's logits, and something to another's.
     absent = nearest is _SAME_GRID and _MOVES.issuperset(operations)
     return Tail(absent and torch.equal(output.reshape(logits.shape), logits.detach()), grid, nearest, description)
+
+
+def vector_jacobian(vector: Tensor, output: Tensor, source: Tensor, *, retain_graph: bool = False) -> Tensor:
+    """The product of a vector with the Jacobian of the output in its source, of the source's shape.
+
+    It is the gradient of a sum: given the vector itself, `torch.autograd.grad` imports sympy for a look at its shape,
+    1.5 CPU seconds in every process.
+    """
+    with torch.enable_grad():
+        (product,) = torch.autograd.grad((vector * output).sum(), source, retain_graph=retain_graph)
+    return product
 
 
 def resize_matrices(residual: Tensor, tail: Tail, size: Sequence[int]) -> list[Tensor]:
@@ -163,8 +174,7 @@ def _resize_adjoint(probe: Tensor, grid: tuple[int, ...], resize: Resize) -> Ten
     with torch.enable_grad():
         source = probe.new_zeros(*probe.shape[:2], *grid).requires_grad_()
         resized = F.interpolate(source, size=probe.shape[2:], mode=mode, align_corners=resize.align_corners)
-        (pulled,) = torch.autograd.grad(resized, source, probe)
-    return pulled
+        return vector_jacobian(probe, resized, source)
 
 
 def _distance(a: Tensor, b: Tensor) -> float:

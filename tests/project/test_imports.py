@@ -18,8 +18,19 @@ HEAVY = (
 """Seconds and hundreds of megabytes each, for what trains, draws or exports."""
 
 
-@pytest.mark.parametrize("module", ["alges_fast", "alges_fast.project.cli", "alges_fast.project.selecting"])
-def test_importing_a_command_brings_no_library_that_only_some_steps_use(module: str) -> None:
-    code = f"import sys, {module}; print(*[name for name in {HEAVY!r} if name in sys.modules])"
+FIND = """
+import torch
+from alges_fast.last_layer import LastLayer
+LastLayer.find(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.Upsample(scale_factor=2)), torch.ones(1, 3, 8, 8))
+"""
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["import alges_fast", "import alges_fast.project.cli", "import alges_fast.project.selecting", FIND],
+    ids=["package", "project", "select", "looking at a model"],
+)
+def test_a_command_brings_no_library_that_only_some_steps_use(code: str) -> None:
+    code += f"\nimport sys; print(*[name for name in {HEAVY!r} if name in sys.modules])"
     brought = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert brought.stdout.split() == []
