@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from alges_fast.errors import UserError
 from alges_fast.experiment.config import RunConfig
 from alges_fast.experiment.setting import Setting
 from alges_fast.report import artefacts
-from alges_fast.settings import as_settings
+from alges_fast.settings import as_settings, from_settings
 
 FREE_FIELDS = frozenset({"preset", "out", "keep_models"})
 """Fields of RunConfig that may differ when a run is resumed: no result depends on them."""
@@ -68,7 +69,8 @@ def prepare_folder(setting: Setting) -> None:
 
 
 def _begun_with(out: Path) -> dict[str, Any] | None:
-    """What a folder was begun with, from its config.yaml; None where it is not begun.
+    """What a folder was begun with, from its config.yaml, and for settings that its version did not have, what they
+    are where nobody gives them; None where it is not begun.
 
     Raises:
         UserError: a damaged file.
@@ -77,9 +79,14 @@ def _begun_with(out: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+        written = dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+        known = {each.name for each in fields(RunConfig)}
+        ours = from_settings(RunConfig, {name: value for name, value in written.items() if name in known})
+        return as_settings(ours) | written
     except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{path} is damaged: restore it, or choose another --out") from error
+    except UserError as error:
+        raise UserError(f"{path} is damaged ({error}): restore it, or choose another --out") from None
 
 
 def _begun(now: Any, before: Any, growing: bool) -> Any:

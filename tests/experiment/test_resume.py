@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from commands import SMALL, contents, finish, rows, start
 from data.trees import folder_tree
 
@@ -141,6 +142,22 @@ def test_another_configuration_is_an_error_that_shows_the_difference(
     assert f"{flags[0][2:]} was " in error
     assert error.count("\n") == 1
     assert before == {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+
+
+def test_a_folder_of_before_a_flag_continues_with_its_default(
+    whole: Path, command: list[str], alone: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What its config.yaml lacks is as nobody gave it, beside what was given: with --epochs, no --augment."""
+    out = shutil.copytree(whole, tmp_path / "out")
+    begun = yaml.safe_load((out / "config.yaml").read_text())
+    for name in ("self_training", "feature_bits", "teacher", "augment", "steps", "consider"):
+        del begun[name]
+    (out / "config.yaml").write_text(yaml.safe_dump(begun))
+    shutil.rmtree(out / "alges-img/seed0/round02")
+    assert main([*command, "--out", str(out), "--feature_bits", "8", "--augment", "flip"]) == 2
+    assert "(augment was none and is now flip; feature_bits was 16 and is now 8)" in capsys.readouterr().err
+    assert main([*command, "--out", str(out)]) == 0
+    same(out, whole)
 
 
 def test_other_data_under_the_same_name_is_an_error_every_time(
