@@ -194,7 +194,7 @@ def _no_locks(folder: str) -> None:
 def _unwritable(path: Path, error: OSError) -> UserError:
     reason = error.strerror or str(error)
     mend = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make it writable"
-    return UserError(f"{path} cannot be written ({reason}): {mend} or choose another --out, then run again")
+    return UserError(f"{path} cannot be written ({reason}): {mend}, or choose another folder, then run again")
 
 
 @contextlib.contextmanager

@@ -305,8 +305,9 @@ class Project:
         return newest and not _begun(last) and not (last.folder / "returned").exists()
 
     def _next_round(self) -> int:
-        """The number after the largest that any folder has, or that a model was trained with: none comes twice."""
-        folders = [number for number, _ in numbered(self.root / "rounds")]
+        """The number after the largest that any folder has, or that a model was trained with: none comes twice but that
+        of a round whose first file could not be written."""
+        folders = [number for number, folder in numbered(self.root / "rounds") if _holds_anything(folder)]
         return max([*folders, *(int(model.facts["round"]) for model in self.models)], default=-1) + 1
 
     def label_path(self, name: str) -> Path:
@@ -472,6 +473,11 @@ def _alone(root: Path, config: ProjectConfig) -> Iterator[Project]:
         atomic.remove_draft(root / DRAFTS)
         project.finish_import()
         yield project
+
+
+def _holds_anything(folder: Path) -> bool:
+    """More than the draft of a file."""
+    return any(not path.name.startswith(".") for path in folder.iterdir())
 
 
 def _begun(round: Round) -> bool:

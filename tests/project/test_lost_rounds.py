@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -115,6 +116,21 @@ def test_what_holds_picks_or_labels_is_never_cleared(project: Project) -> None:
     assert project.begin_round({"n": 2}, None).number == 3  # never out: it makes room
     after = contents(project.root)
     assert {name: after[name] for name in before} == before
+
+
+def test_a_round_that_could_not_be_begun_leaves_no_hole(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk, or a kill, between the folder of a round and its first file."""
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="No space left on device"):
+        patch.setattr(atomic.os, "fsync", full)
+        project.begin_round({"n": 1}, None)
+    (project.root / "rounds" / "000" / ".round.json.draft").write_text("{")
+    project.forget()
+    assert project.lost_rounds == []
+    assert project.begin_round({"n": 1}, None).number == 0
 
 
 def test_an_imports_name_is_on_the_disk(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
