@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import logging
 from pathlib import Path
 from typing import Any
@@ -88,13 +89,14 @@ def _dynamic() -> dict[int, Any]:
 def _torch_export(model: nn.Module, frames: Tensor, path: Path, expected: Tensor) -> Path:
     example = frames[:1].repeat(2, 1, 1, 1)
     program = torch.export.export(model, (example,), dynamic_shapes=(_dynamic(),))
-    draft = path.with_name(f".{path.name}")
-    with atomic.new_file(draft) as file:
-        torch.export.save(program, file)
-    loaded = torch.export.load(draft).module()
+    contents = io.BytesIO()  # torch ends the process where a disk is full
+    torch.export.save(program, contents)
+    loaded = torch.export.load(io.BytesIO(contents.getbuffer())).module()
     with torch.no_grad():
         found = torch.cat([loaded(frame[None]) for frame in frames]).argmax(1)
-    return _checked(draft, path, found, expected)
+    _check(path, found, expected)
+    atomic.write_bytes(path, contents.getvalue())
+    return path
 
 
 def _onnx(model: nn.Module, frames: Tensor, path: Path, expected: Tensor) -> Path:
@@ -114,7 +116,11 @@ def _onnx(model: nn.Module, frames: Tensor, path: Path, expected: Tensor) -> Pat
         verbose=False,
     )
     found = torch.from_numpy(np.concatenate([_run(draft, frame[None].numpy()) for frame in frames])).argmax(1)
-    return _checked(draft, path, found, expected)
+    contents = draft.read_bytes()
+    draft.unlink()
+    _check(path, found, expected)
+    atomic.write_bytes(path, contents)
+    return path
 
 
 def _run(path: Path, images: Any) -> Any:
@@ -131,13 +137,10 @@ def _run(path: Path, images: Any) -> Any:
     return ReferenceEvaluator(path).run(None, {"images": images})[0]
 
 
-def _checked(draft: Path, path: Path, found: Tensor, expected: Tensor) -> Path:
+def _check(path: Path, found: Tensor, expected: Tensor) -> None:
     same = float((found == expected).float().mean())
     if same < SAME:
-        draft.unlink()
         raise UserError(
             f"{path.name}: predicts another class than the model in {100 * (1 - same):.2f} % of the pixels of "
             f"{len(expected)} frames, so it was not written: report it with the versions of torch and ONNX"
         )
-    draft.replace(path)
-    return path

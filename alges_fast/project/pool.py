@@ -16,6 +16,7 @@ from alges_fast.annotation.sources import LeftOut, PoolFrame, frame_sizes, list_
 from alges_fast.annotation.writing import check_names
 from alges_fast.errors import UserError
 from alges_fast.progress import Progress, silent
+from alges_fast.project.config import FILE
 from alges_fast.project.folder import Project
 
 
@@ -51,9 +52,13 @@ class ProjectPool:
 def list_pool(project: Project, left_out: LeftOut | None = None) -> ProjectPool:
     """The pool's frames; files that cannot be listed are left out, if nothing else is said.
 
-    Raises UserError where labelled frames are gone, or the pool holds the project.
+    Raises UserError where the pool or labelled frames are gone, or the pool holds the project.
     """
     check_apart(project.root, project.images)
+    if not project.images.exists():
+        raise UserError(
+            f"{project.images}: the pool is not there: bring it back, or correct images in {project.root / FILE}"
+        )
     left_out = LeftOut("skip") if left_out is None else left_out
     frames = list_frames(project.images, fps=project.config.fps, left_out=left_out)
     present = {frame.id for frame in frames}
@@ -61,7 +66,7 @@ def list_pool(project: Project, left_out: LeftOut | None = None) -> ProjectPool:
         raise UserError(
             f"{project.images}: {gone[0]} is labelled and no longer there"
             f"{f', and {len(gone) - 1} more' if len(gone) > 1 else ''}: restore the pool, or correct images in "
-            f"{project.root / 'project.yaml'}"
+            f"{project.root / FILE}"
         )
     return ProjectPool(frames, left_out, project.root)
 

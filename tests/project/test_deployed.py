@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import resource
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -70,11 +71,24 @@ def test_a_projects_weights_say_what_they_are(trained: Any, tmp_path: Path) -> N
         assert torch.equal(saved.load(tmp_path / network.WEIGHTS, card)(images), own(images))
 
 
-def test_a_file_that_predicts_otherwise_is_not_written(tmp_path: Path) -> None:
-    draft = tmp_path / "draft"
-    draft.touch()
-    one, other = torch.zeros(10, 8, 8), torch.zeros(10, 8, 8)
-    other[0, 0] = 1
-    with pytest.raises(UserError, match=r"1\.25 % of the pixels of 10 frames"):
-        model_files._checked(draft, tmp_path / "model.pt2", one, other)
-    assert list(tmp_path.iterdir()) == []
+def test_a_file_that_predicts_otherwise_is_not_written(
+    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_files, "SAME", 1.1)
+    with pytest.raises(
+        UserError, match=r"model\.pt2: predicts another class than the model in 0\.00 % of the pixels of 10"
+    ):
+        model_files.export_model(trained, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_full_disk_is_one_line(trained: Any, tmp_path: Path) -> None:
+    """Where torch writes the file itself it ends the process. Here: no file grows beyond 20 kB."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"model\.pt2 cannot be written \(File too large\)"):
+            model_files.export_model(trained, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list((tmp_path / "out").iterdir()) == []

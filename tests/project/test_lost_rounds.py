@@ -124,9 +124,10 @@ def test_a_round_that_could_not_be_begun_leaves_no_hole(project: Project, monkey
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with monkeypatch.context() as patch, pytest.raises(UserError, match="No space left on device"):
+    with monkeypatch.context() as patch:
         patch.setattr(atomic.os, "fsync", full)
-        project.begin_round({"n": 1}, None)
+        with pytest.raises(UserError, match="No space left on device"):
+            project.begin_round({"n": 1}, None)
     (project.root / "rounds" / "000" / ".round.json.draft").write_text("{")
     project.forget()
     assert project.lost_rounds == []
@@ -197,6 +198,15 @@ def test_a_project_is_not_in_its_own_pool(
 def test_a_pool_that_came_to_hold_its_project_is_refused(project: Project) -> None:
     ProjectConfig(str(project.root.parent), CLASSES).write(project.root)
     assert main(["status", str(project.root)]) == 2
+
+
+def test_a_pool_that_moved_is_set_right_in_the_projects_file(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(project.config.images).rename(project.root.parent / "moved")
+    assert main(["status", str(project.root)]) == 2
+    error = capsys.readouterr().err
+    assert f"the pool is not there: bring it back, or correct images in {project.root / 'project.yaml'}" in error
 
 
 @pytest.mark.parametrize(
