@@ -94,7 +94,7 @@ def _read_all(frames: Sequence[PoolFrame], size: int) -> Iterator[tuple[PoolFram
 
 
 def _key(frames: Sequence[PoolFrame], size: int) -> str:
-    digest = hashlib.blake2b(f"1 {size}".encode(), digest_size=12)
+    digest = hashlib.blake2b(f"2 {size}".encode(), digest_size=12)
     for frame in frames:
         try:
             state = frame.path.stat()

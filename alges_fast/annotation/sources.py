@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from alges_fast.data.files import IMAGE_SUFFIXES, Faults, FaultyFile, as_rgb, natural_key, open_picture
@@ -34,6 +34,18 @@ MAX_NAME = 220
 """Bytes of a file's name: 255 are the most that file systems take, and .NAME@00012.500s.png.png.draft is one too."""
 _NUMBERS_A_SECOND = 25.0  # pictures are numbered at a video's rate
 _SEEK_SECONDS = 4.0  # farther ahead than this, or behind, a seek is quicker than decoding on
+_SIDEWAYS = (
+    Image.Transpose.TRANSPOSE,
+    Image.Transpose.ROTATE_270,
+    Image.Transpose.TRANSVERSE,
+    Image.Transpose.ROTATE_90,
+)
+_TURNS = dict(
+    enumerate(
+        [Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM, *_SIDEWAYS], 2
+    )
+)
+"""By EXIF's number of how a picture lies; 1 is upright."""
 
 
 @dataclass(frozen=True)
@@ -133,8 +145,7 @@ def frame_sizes(frames: Sequence[PoolFrame], left_out: LeftOut) -> dict[str, tup
     for frame in frames:
         try:
             if frame.timestamp is None:
-                with open_picture(frame.path) as picture:
-                    sizes[frame.id] = picture.height, picture.width
+                sizes[frame.id] = _size(frame.path)
                 continue
             if frame.path not in of_video:
                 with _open_video(frame.path) as container:
@@ -165,11 +176,12 @@ class FrameReader:
         self._position = 0.0
 
     def read(self, frame: PoolFrame) -> NDArray[np.uint8]:
-        """(H, W, 3) uint8 RGB at the frame's own size. Raises FaultyFile."""
+        """(H, W, 3) uint8 RGB at the frame's own size, upright as its EXIF says. Raises FaultyFile."""
         try:
             if frame.timestamp is None:
                 with open_picture(frame.path) as picture:
-                    return np.asarray(as_rgb(picture, frame.path))
+                    turn, image = upright(picture), as_rgb(picture, frame.path)
+                    return np.asarray(image if turn is None else image.transpose(turn))
             with _decodable(frame.path):
                 return self._from_video(frame.path, frame.timestamp)
         except FaultyFile:
@@ -196,10 +208,26 @@ class FrameReader:
         raise FaultyFile(f"{path}: cut short: no picture at {seconds:.3f} s, where its index has one: restore the file")
 
 
+def upright(picture: Image.Image) -> Image.Transpose | None:
+    """How an opened picture is turned to be upright, as its EXIF says; None where it is. Pillow turns TIFFs itself."""
+    exif = Image.Exif()
+    try:
+        exif.load(b"" if picture.format == "TIFF" else picture.info.get("exif", b""))
+        return _TURNS.get(int(exif.get(ExifTags.Base.Orientation, 1)))
+    except Exception:  # damaged, and any of what Pillow's parser raises then
+        return None
+
+
 def resized(image: NDArray[np.uint8], size: int) -> Tensor:
     """(3, size, size) uint8 of (H, W, 3), bilinear as `alges_fast.data.load_dataset` does it."""
     square = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
+
+
+def _size(path: Path) -> tuple[int, int]:
+    """(height, width) of a picture, upright, from its header."""
+    with open_picture(path) as picture:
+        return picture.size if upright(picture) in _SIDEWAYS else picture.size[::-1]
 
 
 def _unusable(name: str) -> str | None:

@@ -31,8 +31,8 @@ from alges_fast.annotation.exports import (
 from alges_fast.annotation.page import Asked, Card, Shown, selection_page, shown
 from alges_fast.annotation.picks import Pick, PickedFrame, reasons
 from alges_fast.annotation.pictures import contact_sheet, outlined, thumbnail, with_mask, with_norm_map
-from alges_fast.annotation.sources import LeftOut
-from alges_fast.data.files import natural_key, read_ids
+from alges_fast.annotation.sources import LeftOut, upright
+from alges_fast.data.files import natural_key, open_picture, read_ids
 from alges_fast.data.loading import map_in_order, palette
 from alges_fast.errors import UserError
 from alges_fast.labels import UNLABELLED
@@ -285,10 +285,15 @@ def paths_of(out: Path, id: str) -> tuple[str, Path, Path, Path]:
 
 
 def _original(picked: PickedFrame) -> bytes:
-    """The picture's own file; a video's frame as PNG."""
+    """The picture's own file; a video's frame as PNG. What is upright only by its EXIF is written without it: some
+    tools heed that and some do not, and masks have to fit."""
+    kind, path = "png", picked.frame.path
     if picked.frame.timestamp is None:
-        return picked.frame.path.read_bytes()
-    return encoded(Image.fromarray(picked.image), "png")
+        with open_picture(path) as picture:
+            if upright(picture) is None:
+                return path.read_bytes()
+            kind = "jpeg" if picture.format == "MPO" else str(picture.format)
+    return encoded(Image.fromarray(picked.image), kind, quality=95, subsampling=0)
 
 
 def _within(mask: NDArray[np.uint8], windows: Sequence[Window]) -> NDArray[np.uint8]:

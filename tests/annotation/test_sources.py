@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from alges_fast import atomic
 from alges_fast.annotation.decoded import decoded_images
-from alges_fast.annotation.sources import FrameReader, LeftOut, PoolFrame, list_frames
-from alges_fast.annotation.writing import check_names
+from alges_fast.annotation.picks import PickedFrame
+from alges_fast.annotation.sources import FrameReader, LeftOut, PoolFrame, frame_sizes, list_frames
+from alges_fast.annotation.writing import _original, check_names
 from alges_fast.data.frame_pool import FramePool
 from alges_fast.errors import UserError
 
@@ -186,6 +188,36 @@ def test_pictures_of_more_than_8_bits_are_not_taken_for_white(tmp_path: Path) ->
     Image.fromarray(np.full((12, 20), 300, np.uint16)).save(tmp_path / "deep_1.png")
     with pytest.raises(UserError, match=r"deep_1\.png: I;16 pixels, more than 8 bits"):
         FrameReader().read(list_frames(tmp_path)[0])
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
+def test_a_photograph_is_upright_for_the_model_and_the_annotator(tmp_path: Path, suffix: str) -> None:
+    """However it lies in its file: masks fit whatever a tool makes of EXIF, as what goes out has none."""
+    straight = np.zeros((40, 64, 3), np.uint8)
+    straight[:20, :32] = 250  # top left
+    for number, way in enumerate([None, *list(Image.Transpose)]):
+        lying = Image.fromarray(straight) if way is None else Image.fromarray(straight).transpose(way)
+        for orientation in range(10):
+            exif = Image.Exif()
+            exif[ExifTags.Base.Orientation] = orientation
+            lying.save(tmp_path / f"{number}_{orientation}{suffix}", exif=exif)
+    (tmp_path / "broken_1.jpg").write_bytes(_with_broken_exif(straight))
+    frames = list_frames(tmp_path)
+    sizes = frame_sizes(frames, LeftOut("stop"))
+    for frame in frames:
+        shown = FrameReader().read(frame)
+        assert sizes[frame.id] == shown.shape[:2]
+        with Image.open(frame.path) as picture:
+            assert np.array_equal(shown, ImageOps.exif_transpose(picture).convert("RGB")) or "broken" in frame.id
+        out = Image.open(io.BytesIO(_original(PickedFrame(frame, [0], None, shown, shown[..., 0], None))))
+        assert out.size == shown.shape[1::-1] == ImageOps.exif_transpose(out).size
+        assert np.abs(np.asarray(out.convert("RGB")).astype(int) - shown).mean() < 2
+
+
+def _with_broken_exif(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "jpeg", exif=b"Exif\0\0XX\0*nonsense")
+    return buffer.getvalue()
 
 
 def test_what_is_left_out_is_found_by_its_windows_and_frames() -> None:
