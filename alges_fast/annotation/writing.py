@@ -59,7 +59,7 @@ def write_round(
     image_prefix: str,
     desk: Desk = "frames",
     series: str = "round",
-) -> bool:
+) -> None:
     """Everything a person or a tool reads of a round of picks, picks.csv last.
 
     Args:
@@ -70,9 +70,6 @@ def write_round(
         image_prefix: what Label Studio serves the folder `out`/images under.
         desk: what windows are annotated on; "auto" is sheets for CVAT and crops for Label Studio.
         series: begins the names of sheets and crops, which must differ from those of other rounds.
-
-    Returns:
-        Whether the frames have norm maps.
     """
     colours = palette(len(classes))
     n_frames = len({pick.frame.id for pick in picks})
@@ -129,7 +126,6 @@ def write_round(
         missing = [{"id": name, "reason": left_out.reasons[name]} for name in sorted(left_out.reasons, key=natural_key)]
         atomic.write_text(out / "left_out.csv", csv_text(missing))
     atomic.write_text(out / PICKS, csv_text(rows))
-    return any("gradient" in card.views for card in cards)
 
 
 @dataclass(frozen=True)
@@ -162,7 +158,7 @@ def _draw_frame(
 ) -> _Drawn:
     """Write a frame's pictures. The colours are its predicted classes', None where nothing predicts; `whole` is whether
     it goes out as a frame."""
-    _, image_path, mask_path, map_path = paths_of(out, frame.frame.id)
+    image_path, mask_path, map_path = paths_of(out, frame.frame.id)
     picture = Image.fromarray(frame.image)
     if whole:
         _write_once(write, image_path, _original(frame))
@@ -227,8 +223,7 @@ def remove_refused(out: Path, refused: Sequence[str | Window], picks: Sequence[P
     """Take away the pictures of frames that were picked here before, perhaps, and are refused now."""
     picked = {pick.frame.id for pick in picks}
     for id in {item.id if isinstance(item, Window) else item for item in refused}.difference(picked):
-        _, *paths = paths_of(out, str(id))
-        for path in paths:
+        for path in paths_of(out, str(id)):
             path.unlink(missing_ok=True)
 
 
@@ -277,11 +272,11 @@ def _rows(
     return rows
 
 
-def paths_of(out: Path, id: str) -> tuple[str, Path, Path, Path]:
-    """A frame's name in import files and its image, mask and norm map; pictures of one folder that differ in their
-    extension alone stay apart, as every name but the image's is the whole name plus an extension."""
+def paths_of(out: Path, id: str) -> tuple[Path, Path, Path]:
+    """Of a frame's image, mask and norm map; pictures of one folder that differ in their extension alone stay apart, as
+    every name but the image's is the whole name plus an extension."""
     name = file_name(id)
-    return name, out / "images" / name, out / "masks" / f"{name}.png", out / "norm_maps" / f"{name}.jpg"
+    return out / "images" / name, out / "masks" / f"{name}.png", out / "norm_maps" / f"{name}.jpg"
 
 
 def _original(picked: PickedFrame) -> bytes:
@@ -301,24 +296,21 @@ def _within(mask: NDArray[np.uint8], windows: Sequence[Window]) -> NDArray[np.ui
     if not windows:
         return mask
     kept = np.full_like(mask, UNLABELLED)
-    for _, x, y, width, height in windows:
-        kept[y : y + height, x : x + width] = mask[y : y + height, x : x + width]
+    for window in windows:
+        kept[window.box] = mask[window.box]
     return kept
 
 
 def _write_windows(write: Write, path: Path, mask: NDArray[np.uint8], windows: Sequence[Window]) -> None:
     """A mask of a frame's windows; those that an earlier selection put there stay as they were corrected."""
-    before = None
-    if path.exists():
-        before = read_ids(path)
+    before = read_ids(path) if path.exists() else None
     if before is None or before.shape != mask.shape:
         write(path, encoded(Image.fromarray(mask), "png"))
         return
     merged = _within(before, windows)
-    for _, x, y, width, height in windows:
-        inside = merged[y : y + height, x : x + width]
-        if (inside == UNLABELLED).all():
-            inside[:] = mask[y : y + height, x : x + width]
+    for window in windows:
+        if (merged[window.box] == UNLABELLED).all():
+            merged[window.box] = mask[window.box]
     if not np.array_equal(merged, before):
         write(path, encoded(Image.fromarray(merged), "png"))
 

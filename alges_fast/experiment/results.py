@@ -26,20 +26,10 @@ from alges_fast.training.labelled import Effort
 from alges_fast.windows import named
 
 COLUMNS = (
-    "strategy",
-    "regions",
-    "seed",
-    "round",
-    "n_labelled",
+    *("strategy", "regions", "seed", "round", "n_labelled"),
     *(measure.name for measure in fields(Effort)),
-    "dice",
-    "dice_image",
-    "dice_released",
-    "iou",
-    "train_seconds",
-    "embed_seconds",
-    "seeding_seconds",
-    "eval_seconds",
+    *("dice", "dice_image", "dice_released", "iou"),
+    *("train_seconds", "embed_seconds", "seeding_seconds", "eval_seconds"),
 )
 """First columns of results.csv; a column dice_<class> per class follows."""
 

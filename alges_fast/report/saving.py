@@ -118,7 +118,7 @@ class Saving(Factor):
 
 
 def savings(
-    rows: Sequence[Row], strategy: str, baseline: str = "random", measure: Measure = OUTLINE, *, seed: int = 0
+    rows: Sequence[Row], strategy: str, baseline: str = "random", measure: Measure = OUTLINE
 ) -> dict[int, Saving]:
     """The saving after each of the strategy's trainings but the first, by `n_labelled`.
 
@@ -126,7 +126,6 @@ def savings(
 
     Args:
         rows: of results.csv; those of both strategies need the measure's column.
-        seed: of the bootstrap.
 
     Returns:
         Nothing where the two have no finished seed in common, or the measure was not recorded.
@@ -135,7 +134,7 @@ def savings(
     seeds = sorted(curves[0].keys() & curves[1].keys())
     if not seeds:
         return {}
-    weights = _resamples(len(seeds), seed)
+    weights = _resamples(len(seeds))
     (x, y), (base_x, base_y) = (_means([of[each] for each in seeds], measure, weights) for of in curves)
     if not (np.isfinite(x).all() and np.isfinite(base_x).all() and (x > 0).all()):
         return {}
@@ -148,9 +147,7 @@ def savings(
     }
 
 
-def share_of_full(
-    rows: Sequence[Row], full: Sequence[Row], strategy: str, measure: Measure, *, seed: int = 0
-) -> Factor | None:
+def share_of_full(rows: Sequence[Row], full: Sequence[Row], strategy: str, measure: Measure) -> Factor | None:
     """What a strategy takes until its mean curve first reaches `FULL_PART` of full supervision's mean Dice, over what
     full supervision takes; a lower bound where its curve ends before. None where the measure was not recorded.
 
@@ -160,8 +157,8 @@ def share_of_full(
     if not curves:
         return None
     runs = [*curves.values()]
-    x, y = _means(runs, measure, _resamples(len(runs), seed))
-    (amount,), (level,) = (of[0] for of in _means([[row] for row in full], measure, _resamples(len(full), seed)))
+    x, y = _means(runs, measure, _resamples(len(runs)))
+    (amount,), (level,) = (of[0] for of in _means([[row] for row in full], measure, _resamples(len(full))))
     needed, sides = first_reached(x, y, np.full((len(x), 1), FULL_PART * level))
     share = needed[:, 0] / amount
     return Factor(*_factor(share, sides[:, 0], len(runs))) if np.isfinite(share).all() else None
@@ -205,9 +202,9 @@ def first_reached(x: Values, y: Values, levels: Values) -> tuple[Values, npt.NDA
     return places, above.astype(np.int64) - below.astype(np.int64)
 
 
-def _resamples(n: int, seed: int) -> Values:
+def _resamples(n: int) -> Values:
     """(resamples, seeds) of weights: the first line is the sample itself, the others are resamples of its seeds."""
-    draws = np.random.default_rng(seed).integers(n, size=(RESAMPLES, n))
+    draws = np.random.default_rng(0).integers(n, size=(RESAMPLES, n))
     return np.stack([np.bincount(draw, minlength=n) for draw in (np.arange(n), *draws)]) / n
 
 

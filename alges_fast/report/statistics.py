@@ -116,8 +116,8 @@ def choosing_seconds(rows: Sequence[Row]) -> tuple[Spread, Spread]:
     return spread(row["embed_seconds"] for row in asked), spread(row["seeding_seconds"] for row in asked)
 
 
-def areas(rows: Sequence[Row], metric: str = "dice") -> dict[str, dict[int, float]]:
-    """Area under the learning curve by strategy and seed.
+def areas(rows: Sequence[Row]) -> dict[str, dict[int, float]]:
+    """Area under the learning curve of the Dice by strategy and seed.
 
     Curves of different lengths do not compare, so a seed counts only where it has every point that any run in the table
     has. Leave out strategies that are not a curve (`full`).
@@ -125,7 +125,7 @@ def areas(rows: Sequence[Row], metric: str = "dice") -> dict[str, dict[int, floa
     n_points = len({row["n_labelled"] for row in rows})
     return {
         name: {
-            seed: area_under_curve([row["n_labelled"] for row in run], [row[metric] for row in run])
+            seed: area_under_curve([row["n_labelled"] for row in run], [row["dice"] for row in run])
             for seed, run in sorted(runs.items())
             if len(run) == n_points
         }
@@ -224,8 +224,8 @@ def smallest_resolvable(comparisons: Sequence[Comparison]) -> float:
     return resolvable_effect(n, LEVEL / len(comparisons)) * pooled / math.sqrt(n)
 
 
-def resolvable_effect(n: int, level: float = LEVEL, power: float = POWER) -> float:
-    """The mean, in standard errors, that a two-sided one-sample t-test of n values finds with probability `power`."""
+def resolvable_effect(n: int, level: float = LEVEL) -> float:
+    """The mean, in standard errors, that a two-sided one-sample t-test of n values finds with probability `POWER`."""
     critical = stats.t.ppf(1 - level / 2, n - 1)
     # The power is averaged over the sample standard deviation's distribution (midpoints of 4000 equal slices of
     # probability): the noncentral t's own tail function loses its digits at the large arguments of two or three seeds.
@@ -234,7 +234,7 @@ def resolvable_effect(n: int, level: float = LEVEL, power: float = POWER) -> flo
 
     def excess(effect: float) -> float:
         found = stats.norm.sf(threshold - effect) + stats.norm.cdf(-threshold - effect)
-        return float(found.mean()) - power
+        return float(found.mean()) - POWER
 
     return float(optimize.brentq(excess, 0.0, threshold[-1] + 10.0))
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from alges_fast.labels import UNLABELLED
 from alges_fast.losses import labelled_cross_entropy
 from alges_fast.models.deal import DealModel
-from alges_fast.strategies.base import Query, Rating, Strategy
-from alges_fast.strategies.embedding import by_candidate, by_cell, forward, named
+from alges_fast.strategies.base import ByCandidate, Query, Rating, Strategy
+from alges_fast.strategies.embedding import by_candidate, by_cell, forward
 from alges_fast.strategies.rating import by_score
 from alges_fast.strategies.registry import register_strategy
 
@@ -43,7 +43,7 @@ class _Deal(Strategy):
                 "(alges_fast.models.deal.DealModel)"
             )
         found = [by_cell(query, self.score, *maps).cpu() for maps in forward(query, model.difficulty)]
-        return by_score(query, named(query, *by_candidate(query, found)))
+        return by_score(query, ByCandidate(query.candidates, *by_candidate(query, found)))
 
     @abstractmethod
     def score(self, logits: Tensor, difficulty: Tensor) -> Tensor:

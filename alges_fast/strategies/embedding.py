@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from alges_fast.last_layer import LastLayer
 from alges_fast.pool import PRECISIONS, Id, PoolEmbeddings, embed_pool, pool_ids
-from alges_fast.strategies.base import ByCandidate, Candidate, Query, frames_of
+from alges_fast.strategies.base import Candidate, Query, frames_of
 from alges_fast.windows import GridWindows, Window, cell_boxes, cut, frame_of
 
 T = TypeVar("T")
@@ -145,11 +145,6 @@ def gather(query: Query, value: T) -> list[T]:
     parts: list[Any] = [None] * dist.get_world_size(query.group)
     dist.all_gather_object(parts, value, group=query.group)
     return parts
-
-
-def named(query: Query, positions: Tensor, values: Tensor) -> ByCandidate:
-    """Candidate -> its value, of values (n,) of the candidates at these positions, which rise."""
-    return ByCandidate(query.candidates, positions, values)
 
 
 def trained_model(query: Query) -> nn.Module:

@@ -13,8 +13,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from alges_fast.strategies.base import Query, Rating, Strategy
-from alges_fast.strategies.embedding import embed, gather, named
+from alges_fast.strategies.base import ByCandidate, Query, Rating, Strategy
+from alges_fast.strategies.embedding import embed, gather
 from alges_fast.strategies.gumbel import gumbels, log
 from alges_fast.strategies.rating import by_score
 from alges_fast.strategies.registry import register_strategy
@@ -29,7 +29,7 @@ class _Power(Strategy):
     def rate(self, query: Query) -> Rating:
         found = embed(query, self.outputs)
         keys = log(self.mass(query, found.outputs)) + gumbels(query, found.positions)
-        return by_score(query, named(query, found.positions, keys))
+        return by_score(query, ByCandidate(query.candidates, found.positions, keys))
 
     @abstractmethod
     def mass(self, query: Query, outputs: Mapping[str, Tensor]) -> Tensor:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from alges_fast.strategies.base import Query, Rating, Strategy
-from alges_fast.strategies.embedding import embed, named
+from alges_fast.strategies.base import ByCandidate, Query, Rating, Strategy
+from alges_fast.strategies.embedding import embed
 from alges_fast.strategies.rating import by_score
 from alges_fast.strategies.registry import register_strategy
 
@@ -22,7 +22,7 @@ class _Uncertainty(Strategy):
         found = embed(query, (self.output, "class_pixels"))
         sums, class_pixels = found.outputs[self.output], found.outputs["class_pixels"]
         mean = sums.double() / class_pixels.sum(1).clamp(min=1)
-        return by_score(query, named(query, found.positions, 1 - mean if self.of_certainty else mean))
+        return by_score(query, ByCandidate(query.candidates, found.positions, 1 - mean if self.of_certainty else mean))
 
 
 @register_strategy

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 
-class TrainingError(Exception):
-    """A training that came to nothing."""
-
-
-class TooFewLabels(TrainingError):
+class TooFewLabels(Exception):
     """What is labelled is not enough to train on."""
 
 
-class Diverged(TrainingError):
+class Diverged(Exception):
     """The loss is not finite: the learning rate is too high, or the inputs are not finite."""

@@ -167,9 +167,4 @@ def _n_classes(labels: Any) -> str:
     return str(len(labels)) if isinstance(labels, list) else "no list of"
 
 
-_PIXELS = {
-    "brushlabels": _brush,
-    "polygonlabels": _polygon,
-    "rectanglelabels": _rectangle,
-    "ellipselabels": _ellipse,
-}
+_PIXELS = {"brushlabels": _brush, "polygonlabels": _polygon, "rectanglelabels": _rectangle, "ellipselabels": _ellipse}
