@@ -188,8 +188,7 @@ def _afterwards(root: Path) -> list[str]:
 
 
 def _afterwards_of(open_project: project.Project) -> list[str]:
-    step = next_step(open_project)
-    return [f"now: {step.why}", *(f"  {command}" for command in step.commands)]
+    return next_step(open_project).lines()
 
 
 def _step(

@@ -24,7 +24,7 @@ from alges_fast.progress import Progress, silent
 from alges_fast.project.folder import Import, ImportDraft, Project, Round
 from alges_fast.project.importing import ImportSettings, fill, reading_for, take_in
 from alges_fast.project.pool import list_pool
-from alges_fast.project.reading import read_json
+from alges_fast.project.reading import read_facts, read_json
 
 KEY = "LABEL_STUDIO_API_KEY"
 SERVER = "server.json"
@@ -212,11 +212,5 @@ def _sent(round: Round, url: str) -> dict[str, Any] | None:
     path = round.folder / "label_studio" / SERVER
     if not path.exists():
         return None
-    facts = read_json(path)
-    if (
-        not isinstance(facts, dict)
-        or not isinstance(facts.get("url"), str)
-        or not isinstance(facts.get("project"), int)
-    ):
-        raise UserError(f"{path} is damaged: restore it from a backup")
+    facts = read_facts(path, {"url": str, "project": int})
     return facts if facts["url"] == url.rstrip("/") else None

@@ -6,7 +6,7 @@ pool.json   how alike frames are, measured once for a pool: {"frames", "features
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from alges_fast import atomic
@@ -47,9 +47,9 @@ def likeness_line(project: Project, n_frames: int) -> str:
     distances, shares, stay = zip(*((of, *values) for of, values in known["near"].items()), strict=True)
     pool = f"{known['frames']:,}" if known["frames"] == n_frames else f"the {known['frames']:,} that there were then"
     return (
-        f"near-duplicates: {_listed(f'{share:.0%}' for share in shares)} of the frames have another of their video "
-        f"within {_listed(distances)} of the typical distance between frames of different videos; next --thin with "
-        f"these leaves {_listed(f'{n:,}' for n in stay)} of {pool}"
+        f"near-duplicates: {', '.join(f'{share:.0%}' for share in shares)} of the frames have another of their video "
+        f"within {', '.join(distances)} of the typical distance between frames of different videos; next --thin with "
+        f"these leaves {', '.join(f'{n:,}' for n in stay)} of {pool}"
     )
 
 
@@ -71,7 +71,3 @@ def stand_for_all(
 def _known(project: Project) -> dict[str, Any]:
     path = project.root / POOL
     return read_facts(path, {"frames": int, "features": str, "near": dict}) if path.exists() else {}
-
-
-def _listed(parts: Iterable[str]) -> str:
-    return ", ".join(parts)

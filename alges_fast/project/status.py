@@ -34,19 +34,25 @@ class NextStep:
     why: str
     commands: Sequence[str]
 
+    def lines(self) -> list[str]:
+        """As they are printed."""
+        return [f"now: {self.why}", *(f"  {command}" for command in self.commands)]
+
 
 def next_step(project: Project) -> NextStep:
     """What the state of the folder asks for."""
-    if not project.rounds or (
-        project.rounds[-1].picks is None and project.rounds[-1].asked and len(project.rounds) == 1
-    ):
+    last = project.rounds[-1] if project.rounds else None
+    begun = last is not None and last.picks is None and last.asked
+    if last is None or (begun and len(project.rounds) == 1):
         return NextStep("nothing is chosen yet", [project.command("next", "-n 20")])
-    last = project.rounds[-1]
-    if last.picks is None and last.asked:
-        return NextStep(f"round {last.number} was begun and is not out yet", [_again(project, last.asked)])
+    again = project.command("next", as_flags(last.asked))
+    if begun:
+        return NextStep(f"round {last.number} was begun and is not out yet", [again])
     repeated = in_use(project)
     stale = repeated is None and project.labelled and not (project.models and project.known_to(project.models[-1]))
-    missing = len(project.missing)
+    more, rest = "", []
+    if missing := len(project.missing):
+        more, rest = f"{missing} picks have not come back yet", [project.command("import", "EXPORT")]
     if last.picks is not None and not project.answered(last):
         return NextStep(
             f"round {last.number} is out: {last.folder / 'cvat.zip'} is for CVAT, {last.folder / 'label_studio'} for "
@@ -54,17 +60,12 @@ def next_step(project: Project) -> NextStep:
             [project.command("import", "EXPORT")],
         )
     if stale:
-        rest = [project.command("import", "EXPORT")] if missing else []
-        more = f", {missing} picks have not come back yet" if missing else ""
-        return NextStep(f"the labels changed since the last training{more}", [project.command("train"), *rest])
+        why = "the labels changed since the last training"
+        return NextStep(f"{why}, {more}" if more else why, [project.command("train"), *rest])
     if not project.labelled:
         return NextStep("all that went out was refused", [project.command("next", "-n 20")])
-    rest = [project.command("import", "EXPORT")] if missing else []
-    more = f"; {missing} picks have not come back yet" if missing else ""
-    return NextStep(
-        f"the model knows all labels{more}" if repeated is None else f"no label came in since the predictions{more}",
-        [_again(project, last.asked), *rest, project.command("export")],
-    )
+    why = "the model knows all labels" if repeated is None else "no label came in since the predictions"
+    return NextStep(f"{why}; {more}" if more else why, [again, *rest, project.command("export")])
 
 
 def another_round(project: Project) -> str:
@@ -129,7 +130,9 @@ def status(project: Project) -> str:
     """The lines of `status`; writes the page too."""
     pool = list_pool(project)
     facts = _facts(project, pool)
-    atomic.write_text(project.root / PAGE, _page(project, facts))
+    title, images = project.root.resolve().name, project.config.images
+    page = render("alges_fast.project", "status", title=title, kicker="project", images=images, **facts)
+    atomic.write_text(project.root / PAGE, page)
     lines = [
         f"{project.root}: {facts['n_frames']:,} frames of {facts['of']}, classes {', '.join(project.config.classes)}",
         f"labelled: {facts['labelled']}",
@@ -137,14 +140,9 @@ def status(project: Project) -> str:
     for row in facts["classes"]:
         lines.append(f"  {row['name']:20s} {row['share']:>7s}  in {row['frames']} frames  Dice {row['dice']}")
     lines += [facts["alike"], *facts["lost"], *facts["predictions"]]
-    for row in facts["rounds"]:
-        lines.append(f"round {row['number']}: {row['what']}; {row['state']}")
-    lines += facts["seconds"]
-    lines += [facts["dice"], facts["another"], facts["saving"]]
-    lines.append(f"now: {facts['next'].why}")
-    lines += [f"  {command}" for command in facts["next"].commands]
-    lines.append(f"as a page: {project.root / PAGE}")
-    return "\n".join(lines)
+    lines += [f"round {row['number']}: {row['what']}; {row['state']}" for row in facts["rounds"]]
+    lines += [*facts["seconds"], facts["dice"], facts["another"], facts["saving"], *facts["next"].lines()]
+    return "\n".join([*lines, f"as a page: {project.root / PAGE}"])
 
 
 def dice_line(project: Project) -> str:
@@ -157,9 +155,7 @@ def dice_line(project: Project) -> str:
     if facts["dice"] is None:
         unknown = f"How good it is cannot be told yet: from {ENOUGH} annotated frames on a fifth is held out"
         return f"{knows} {unknown} to measure with."
-    unit = "videos"
-    if facts["of_pictures"]:
-        unit = "series of pictures"
+    unit = "series of pictures" if facts["of_pictures"] else "videos"
     how = f"of {unit} it did not see"
     if not facts["whole_videos"]:
         how = f"of {unit} it saw other frames of, so it flatters"
@@ -338,22 +334,6 @@ def _curves(project: Project) -> dict[str, Any] | None:
 def _network_of(model: TrainedModel) -> str:
     architecture = str(model.network["architecture"])
     return "head" if architecture == FROZEN else architecture
-
-
-def _page(project: Project, facts: dict[str, Any]) -> str:
-    return render(
-        "alges_fast.project",
-        "status",
-        title=project.root.resolve().name,
-        kicker="project",
-        images=project.config.images,
-        **facts,
-    )
-
-
-def _again(project: Project, asked: Any) -> str:
-    """`next` as it was asked for last."""
-    return project.command("next", as_flags(asked))
 
 
 def _interval(value: Sequence[float | None] | None) -> str:

@@ -254,7 +254,8 @@ def _trainer(
     ids = (*labels.masks, *at_most(MOST_TAUGHT, others, project.config.seed))
     at, videos = [rows[id] for id in ids], tuple(pool.by_id[id].video for id in ids)
     masks = np.full((len(ids), size, size), UNLABELLED, np.uint8)
-    masks[: len(labels.masks)] = _resized(labels, size)
+    for row, mask in enumerate(labels.masks.values()):
+        masks[row] = np.array(Image.fromarray(mask).resize((size, size), Image.Resampling.NEAREST))
     frames = FrameSet(ids, videos, videos, images[at], masks)
     pieces = {
         id: [id] if windows is None else [_scaled(window, labels.masks[id].shape, size) for window in windows]
@@ -280,16 +281,6 @@ def at_most(n: int, ids: Sequence[str], seed: int) -> list[str]:
     return [ids[position] for position in sorted(drawn)]
 
 
-def _resized(labels: Labels, size: int) -> NDArray[np.uint8]:
-    """(N, size, size) masks."""
-    return np.stack(
-        [
-            np.array(Image.fromarray(mask).resize((size, size), Image.Resampling.NEAREST))
-            for mask in labels.masks.values()
-        ]
-    )
-
-
 def _scaled(window: Window, shape: Sequence[int], size: int) -> Window:
     """The window in frames that were stretched to a square, rounded outwards."""
     (top, bottom), (left, right) = (
@@ -301,19 +292,13 @@ def _scaled(window: Window, shape: Sequence[int], size: int) -> Window:
 
 def _history_row(model: TrainedModel) -> dict[str, Any]:
     facts = model.facts
-    row: dict[str, Any] = {
+    dice = facts["dice"]["mean"] if facts["dice"] else [None] * 3
+    return {
         "model": model.number,
         "round": facts["round"],
         "strategy": facts["strategy"] or "",
         "architecture": model.network["architecture"],
-        "frames": facts["frames"],
-        "windows": facts["windows"],
-        "pixels": facts["pixels"],
-        "outline": facts["outline"],
+        **{name: facts[name] for name in ("frames", "windows", "pixels", "outline")},
         "held_out": len(facts["held_out"]),
+        **{f"dice{of}": "" if v is None else f"{v:.4f}" for of, v in zip(("", "_low", "_high"), dice, strict=True)},
     }
-    for name, value in zip(
-        ("dice", "dice_low", "dice_high"), (facts["dice"] or {"mean": [None] * 3})["mean"], strict=True
-    ):
-        row[name] = "" if value is None else f"{value:.4f}"
-    return row
