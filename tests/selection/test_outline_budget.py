@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from alges_fast import select
 from alges_fast.windows import class_changes, windows_of
+from tests.small_net import Net
 
 Pool = list[tuple[str, Tensor]]
 
@@ -17,21 +18,10 @@ SIZE, SHOWN, REGIONS = (12, 16), (24, 32), (3, 4)
 """Of the model's logits; of the images as an annotator has them; rows and columns of windows."""
 
 
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.ReLU())
-        self.last = nn.Conv2d(5, 3, 1)
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.last(self.body(images))
-        return logits
-
-
 @pytest.fixture
 def model() -> Net:
     torch.manual_seed(0)
-    return Net().eval()
+    return Net(3, 5).eval()
 
 
 @pytest.fixture(scope="module")

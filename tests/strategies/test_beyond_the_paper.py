@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from alges_fast.random_streams import stream_seed
 from alges_fast.seeding import kmeans_plusplus
@@ -24,24 +24,13 @@ from alges_fast.strategies.classwise import seed_by_class
 from alges_fast.strategies.herding import Coverage, typical_width
 from alges_fast.strategies.typical import typical
 from alges_fast.windows import Window, windows_of
+from tests.small_net import Net
 
 N, K, SIZE, REGIONS = 12, 4, 12, (2, 3)
 NAMES = (
     *("power-entropy", "balanced-entropy", "foreground-random", "claspe", "alges-img-balanced", "alges-effort"),
     *("alges-frugal", "alges-half", "alges-class", "herding", "uherding", "typical", "strided", "bait"),
 )
-
-
-class Net(nn.Module):
-    """Its logits have half the image's side."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1, stride=2), nn.ReLU())
-        self.last = nn.Conv2d(6, K, 1)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.last(self.body(images))
 
 
 class Frames(list[tuple[str, Tensor]]):
@@ -58,7 +47,7 @@ def query(request: pytest.FixtureRequest) -> Query:
 def make_query(candidates_are: str) -> Query:
     """Of N + 2 frames the last two are labelled; a window's frame has others that are."""
     generator = torch.Generator().manual_seed(1)
-    model = Net().eval()
+    model = Net(K, stride=2).eval()
     for parameter in model.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator)
     images = torch.randn(N + 2, 3, SIZE, SIZE, generator=generator) * torch.linspace(0.5, 2, N + 2).view(-1, 1, 1, 1)
@@ -253,7 +242,7 @@ def test_herding_and_typical_look_at_mean_features(name: str, over: str, query: 
     def mean(features: Tensor, logits: Tensor) -> Tensor:
         return (features if over == "model" else 3 + features.sin()).mean(1)
 
-    with_model = query if over == "model" else replace(query, model=Net())
+    with_model = query if over == "model" else replace(query, model=Net(K, stride=2))
     if over == "features":
         points = torch.stack([cut.double().mean((1, 2)) for cut in windowed(query, query.candidates)])
         known = torch.stack([cut.double().mean((1, 2)) for cut in windowed(query, query.labelled)])

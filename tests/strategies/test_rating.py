@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from alges_fast.errors import UserError
 from alges_fast.models.deal import DealModel
@@ -15,6 +15,7 @@ from alges_fast.random_streams import stream_seed
 from alges_fast.seeding import Seeding, k_center_greedy, kmeans_plusplus
 from alges_fast.strategies import Query, Taken, by_score, by_seeding, candidate_images, get_strategy, mean_features
 from alges_fast.windows import Window, windows_of
+from tests.small_net import Net
 
 NAMES = [f"frame{i:02d}" for i in range(20)]
 POINTS = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
@@ -97,22 +98,12 @@ def test_a_score_that_is_no_number_is_refused() -> None:
 # Windows: what the long way gives for each.
 
 
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.ReLU())
-        self.last = nn.Conv2d(5, K, 1)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.last(self.body(images))
-
-
 @pytest.fixture
 def windows() -> Query:
     torch.manual_seed(0)
     pool = [(name, torch.rand(3, *SIZE)) for name in NAMES[:6]]
     grid = [window for name, _ in pool for window in windows_of(name, SIZE, REGIONS)]
-    return Query(grid, pool, Net().eval(), regions=REGIONS, batch_size=4)
+    return Query(grid, pool, Net(K, 5).eval(), regions=REGIONS, batch_size=4)
 
 
 def inside(values: Tensor, window: Window) -> Tensor:
@@ -132,7 +123,7 @@ def test_mean_features_below_what_follows_the_last_layer(tail: str, windows: Que
         def half(self, images: Tensor) -> Tensor:
             return F.avg_pool2d(self.body(images), 2)
 
-    model = Half().eval()
+    model = Half(K, 5).eval()
     features = {name: model.half(image[None]) for name, image in windows.pool}
     scale = 2
     if tail == "resized":

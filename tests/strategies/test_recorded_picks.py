@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from alges_fast.models.deal import DealModel
 from alges_fast.strategies import Query, Taken, get_strategy
+from tests.small_net import Net
 
 RECORDED: dict[str, dict[str, dict[str, list[str]]]] = json.loads(
     Path(__file__).with_name("recorded_picks.json").read_text()
@@ -25,23 +26,14 @@ ROUNDS = list(itertools.product((0, 3), (0, 2)))
 """(seed, round)"""
 
 
-class Net(nn.Module):
-    """Convolution, batch normalisation, last convolution; with `stride` 2 its logits are resized to the image."""
-
-    def __init__(self, stride: int) -> None:
-        super().__init__()
-        self.stride = stride
-        self.body = nn.Sequential(nn.Conv2d(3, 6, 3, stride, 1), nn.BatchNorm2d(6), nn.ReLU())
-        self.last = nn.Conv2d(6, N_CLASSES, 1)
-
+class Resized(Net):
     def forward(self, images: Tensor) -> Tensor:
-        logits = self.last(self.body(images))
-        return F.interpolate(logits, scale_factor=2, mode="bilinear") if self.stride == 2 else logits
+        return F.interpolate(super().forward(images), scale_factor=2, mode="bilinear")
 
 
 def network(net: str, strategy: str) -> nn.Module:
     generator = torch.Generator().manual_seed(1)
-    model = Net(2 if net == "resized" else 1)
+    model = Resized(N_CLASSES, stride=2, norm=True) if net == "resized" else Net(N_CLASSES, norm=True)
     for parameter in model.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator)
     model.body[1].running_mean = torch.randn(6, generator=generator)

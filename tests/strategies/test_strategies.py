@@ -22,20 +22,13 @@ from alges_fast.seeding import kmeans_plusplus
 from alges_fast.strategies import Query, Taken, get_strategy
 from alges_fast.strategies.deal import difficulty_entropy
 from alges_fast.strategies.embedding import forward
+from tests.small_net import Net
 
 N, K, SIZE, PICKS = 14, 4, 12, 5
 
 
-class Net(nn.Module):
-    """Convolution, batch normalisation, last convolution."""
-
-    def __init__(self, kernel: int = 1) -> None:
-        super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU())
-        self.last = nn.Conv2d(6, K, kernel, padding=kernel // 2)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.last(self.body(images))
+def net(kernel: int = 1) -> Net:
+    return Net(K, kernel=kernel, norm=True)
 
 
 def make_query(model: nn.Module) -> Query:
@@ -56,7 +49,7 @@ def make_query(model: nn.Module) -> Query:
 
 @pytest.fixture(params=[1, 3], ids=["1x1 head", "3x3 head"])
 def query(request: pytest.FixtureRequest) -> Query:
-    return make_query(Net(request.param))
+    return make_query(net(request.param))
 
 
 @dataclass(frozen=True)
@@ -127,7 +120,7 @@ def test_alges_sem_vector_seeds_the_own_class_gradient_summed_by_predicted_class
 
 
 def test_alges_img_released_norms_a_running_sum_over_the_pool_in_train_mode() -> None:
-    query = make_query(Net())
+    query = make_query(net())
     model = copy.deepcopy(query.model).train()
     points, summed = [], torch.zeros_like(model.last.weight)
     for _, image in unlabelled(query):
@@ -142,20 +135,20 @@ def test_alges_img_released_norms_a_running_sum_over_the_pool_in_train_mode() ->
 
 @pytest.mark.parametrize("name", ["alges-img-released", "alges-sem-released"])
 def test_the_released_seeding_is_the_same_every_round_and_every_seed(name: str) -> None:
-    query = make_query(Net())
+    query = make_query(net())
     others = [replace(query, seed=seed, round=round) for seed, round in ((0, 0), (3, 5), (7, 2))]
     assert {ask(name, other).ids for other in others} == {ask(name, query).ids}
 
 
 def test_alges_img_released_needs_more_than_one_value_a_channel() -> None:
-    query = make_query(Net())
+    query = make_query(net())
     dots = [(name, image[:, :1, :1]) for name, image in unlabelled(query)]
     with pytest.raises(UserError, match="one value of it: raise --image_size"):
         ask("alges-img-released", replace(query, pool=dots))
 
 
 def test_alges_sem_released_has_k_where_the_paper_has_one_and_no_root() -> None:
-    query = make_query(Net())
+    query = make_query(net())
     points = torch.zeros(N, K)
     with torch.no_grad():
         for i, (_, image) in enumerate(unlabelled(query)):
@@ -187,7 +180,7 @@ def test_uncertainty_picks_the_highest_mean_over_pixels(query: Query, name: str)
 def test_a_sure_model_scores_zero_an_undecided_one_the_most_and_ties_go_to_the_earlier_frame(
     name: str, most: float
 ) -> None:
-    query = make_query(Net())
+    query = make_query(net())
     query.model.last.weight.data.zero_()
     sure = torch.tensor([0.0, 1e4, -1e4, 0.0])  # p ln p of an underflown p is 0, not NaN
     for bias, score in ((sure, 0.0), (torch.zeros(K), most)):
@@ -214,7 +207,7 @@ def test_coreset_picks_the_farthest_from_labelled_frames_and_picks(query: Query,
 
 @pytest.fixture
 def deal_query() -> Query:
-    query = make_query(DealModel(Net(), K, seed=0))
+    query = make_query(DealModel(net(), K, seed=0))
     query.model.gamma.data.fill_(0.7)
     return query
 
@@ -282,7 +275,7 @@ def test_a_models_precision_ends_with_the_model(query: Query) -> None:
 def test_deal_attends_over_a_quarter_of_the_side_56_for_the_papers_224(monkeypatch: pytest.MonkeyPatch) -> None:
     grids = []
     monkeypatch.setattr(models.deal, "attention", lambda p: grids.append(tuple(p.shape[2:])) or torch.zeros_like(p))
-    DealModel(Net(), K, seed=0).eval().difficulty(torch.zeros(1, 3, 224, 224))
+    DealModel(net(), K, seed=0).eval().difficulty(torch.zeros(1, 3, 224, 224))
     assert grids == [(56, 56)]
 
 
@@ -297,7 +290,7 @@ def test_deal_attention_runs_in_a_kernel_that_stores_no_square_matrix() -> None:
 
 def test_deal_loss_trains_both_branches_and_ignores_unlabelled_pixels() -> None:
     torch.manual_seed(0)
-    model = DealModel(Net(), K, seed=0).train()
+    model = DealModel(net(), K, seed=0).train()
     images, masks = torch.randn(2, 3, SIZE, SIZE), torch.randint(0, K, (2, SIZE, SIZE))
     masks[:, :3] = 255
     logits, branch = model(images)
@@ -318,7 +311,7 @@ def test_deal_loss_trains_both_branches_and_ignores_unlabelled_pixels() -> None:
 def test_deal_trains_the_network_through_its_difficulty_too() -> None:
     """The gradient of the difficulty loss in the network's weights, against differences of the loss along it."""
     torch.manual_seed(1)
-    model = DealModel(Net(), K, seed=0).eval()
+    model = DealModel(net(), K, seed=0).eval()
     model.gamma.data.fill_(0.5)
     images, wrong = torch.randn(1, 3, SIZE, SIZE), torch.rand(1, SIZE, SIZE) < 0.4
     weight = model.segmentation.last.weight
@@ -338,7 +331,7 @@ def test_deal_trains_the_network_through_its_difficulty_too() -> None:
 
 
 def test_random_depends_on_seed_and_round_alone(query: Query) -> None:
-    assert ask("random", query).ids == ask("random", make_query(Net(5))).ids
+    assert ask("random", query).ids == ask("random", make_query(net(5))).ids
     others = {ask("random", replace(query, seed=s)).ids for s in range(20)}
     assert len(others) > 15
 
@@ -346,7 +339,7 @@ def test_random_depends_on_seed_and_round_alone(query: Query) -> None:
 @pytest.mark.parametrize("name", ["random", "stratified-random"])
 def test_random_draws_each_frame_equally_often(name: str) -> None:
     """Chi-square over 600 seeds; with no videos known, stratified-random is random."""
-    query, counts = make_query(Net()), dict.fromkeys((f"frame{i:02d}" for i in range(N)), 0)
+    query, counts = make_query(net()), dict.fromkeys((f"frame{i:02d}" for i in range(N)), 0)
     for seed in range(600):
         for picked in ask(name, replace(query, seed=seed)).ids:
             counts[picked] += 1
