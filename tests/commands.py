@@ -12,6 +12,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["alges_fast.run", "segmentation_models_pytorch", "matplotlib.backends.backend_agg"])
 
@@ -45,6 +47,15 @@ def start_group(
 def finish(process: BaseProcess, timeout: float = 120) -> int | None:
     process.join(timeout)
     return process.exitcode
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """The error of a command that came to nothing else."""
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert error.endswith("\n")
+    return error
 
 
 def _run(log: str, argv: list[str], environment: dict[str, str], command: str) -> None:

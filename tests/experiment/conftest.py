@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from commands import finish, start
+from data.trees import folder_tree
 
 from alges_fast.experiment import loop
 
@@ -15,6 +15,12 @@ from alges_fast.experiment import loop
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {"ALGES_FAST_CACHE": str(tmp_path_factory.mktemp("cache"))}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of six frames to choose from."""
+    return folder_tree(tmp_path_factory.mktemp("data") / "frames", 6)
 
 
 @pytest.fixture(scope="module")
@@ -27,11 +33,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory, command: list[str], environm
 
 
 @pytest.fixture
-def alone(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "write_report", lambda out: None)
+
+
+@pytest.fixture
+def alone(
+    environment: dict[str, str], no_report: None, threads_of_its_own: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """This process as the others are: one thread, their cache, no report."""
     monkeypatch.setenv("ALGES_FAST_CACHE", environment["ALGES_FAST_CACHE"])
-    monkeypatch.setattr(loop, "write_report", lambda out: None)
-    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)

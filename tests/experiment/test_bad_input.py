@@ -11,12 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import SMALL
+from commands import SMALL, one_line
 from data.test_folder import FAULTS
 from data.trees import SIZE, folder_tree, save
 
 import alges_fast
-from alges_fast.experiment import loop
 from alges_fast.run import main
 
 
@@ -26,20 +25,10 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+def run(root: Path, tmp_path: Path, no_report: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     monkeypatch.setenv("ALGES_FAST_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(loop, "write_report", lambda out: None)
     argv = [*SMALL, "--data_root", str(root), "--strategies", "random", "--rounds", "1", "--out", str(tmp_path / "out")]
     return lambda *flags: main([*argv, *flags])
-
-
-def one_line(capsys: pytest.CaptureFixture[str]) -> str:
-    error = capsys.readouterr().err
-    print(error)
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
-    assert error.endswith("\n")
-    return error
 
 
 @pytest.mark.parametrize(

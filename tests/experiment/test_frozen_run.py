@@ -41,9 +41,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+def run(root: Path, cache: Path, no_report: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     monkeypatch.setenv("ALGES_FAST_CACHE", str(cache))
-    monkeypatch.setattr(loop, "write_report", lambda out: None)
     return lambda out, *flags: main([*FLAGS, "--data_root", str(root), "--out", str(out), *flags])
 
 

@@ -14,18 +14,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from commands import SMALL, contents, finish, rows, start
+from commands import SMALL, contents, finish, one_line, rows, start
 from data.trees import folder_tree
 
 from alges_fast.experiment.state import RoundFolder
 from alges_fast.run import main
 
 STRATEGIES = ("--strategies", "random,alges-img", "--keep_models", "true")
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return folder_tree(tmp_path_factory.mktemp("data") / "frames", 6)
 
 
 @pytest.fixture(scope="module")
@@ -138,9 +133,7 @@ def test_another_configuration_is_an_error_that_shows_the_difference(
 ) -> None:
     before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
     assert main([*command, "--out", str(whole), *flags]) == 2
-    error = capsys.readouterr().err
-    assert f"{flags[0][2:]} was " in error
-    assert error.count("\n") == 1
+    assert f"{flags[0][2:]} was " in one_line(capsys)
     assert before == {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
 
 
@@ -206,9 +199,7 @@ def test_a_folder_that_cannot_be_written(
     (tmp_path / "file").write_text("in the way")
     for out in ("/proc/out", "/sys/out", str(tmp_path / "file"), str(tmp_path / "file" / "out")):
         assert main([*command, "--out", out]) == 2
-        error = capsys.readouterr().err
-        assert error.startswith(f"error: {out}")
-        assert error.count("\n") == 1
+        assert one_line(capsys).startswith(f"error: {out}")
 
 
 ROUND = "alges-img/seed0/round01"
@@ -226,8 +217,7 @@ def test_a_damaged_file_is_named(
         shutil.copy(whole / name, out / name)
         _spoil(out / name, garbage)
         assert main([*command, "--out", str(out)]) == 2
-        error = capsys.readouterr().err
-        assert error.count("\n") == 1
+        error = one_line(capsys)
         # A mapping, or what the first half of one still says, is another configuration.
         if name != "config.yaml" or "holds a run of another configuration" not in error:
             assert f"{out / name} is damaged" in error

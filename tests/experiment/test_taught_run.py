@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from data.trees import folder_tree
 
 from alges_fast.experiment.state import RoundFolder
 from alges_fast.run import main
@@ -20,8 +19,8 @@ COMMAND = [
 
 
 @pytest.fixture(scope="module")
-def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    return [*COMMAND, "--data_root", str(folder_tree(tmp_path_factory.mktemp("data") / "frames", 6))]
+def command(root: Path) -> list[str]:
+    return [*COMMAND, "--data_root", str(root)]
 
 
 def model(out: Path, round: int) -> bytes:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from commands import SMALL, contents, finish, rows, start_group
-from data.trees import folder_tree
 
 from alges_fast.data import load_dataset
 from alges_fast.errors import UserError
@@ -25,11 +24,6 @@ FLAGS = [
     *("--image_size", str(SIZE), "--strategies", "random,entropy,alges-img,full@none", "--regions", "none,3x3"),
     *("--epochs", "2", "--lr", "0.01"),
 ]
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return folder_tree(tmp_path_factory.mktemp("data") / "frames", 6)
 
 
 @pytest.fixture(scope="module")

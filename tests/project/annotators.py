@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -31,10 +32,9 @@ class Annotator:
     def frames(self, picks: Path) -> list[AnnotatedFrame]:
         """The picked frames and windows as they should come back."""
         windows: dict[str, list[Window]] = {}
-        with picks.open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                box = [int(row[name]) for name in ("x", "y", "width", "height")] if row["x"] else []
-                windows.setdefault(row["frame"], []).extend([Window(row["frame"], *box)] if box else [])
+        for row in rows_of(picks):
+            box = [int(row[name]) for name in ("x", "y", "width", "height")] if row["x"] else []
+            windows.setdefault(row["frame"], []).extend([Window(row["frame"], *box)] if box else [])
         return [
             AnnotatedFrame(file_name(id), within(self.truth[id], boxes), 1.0, boxes) for id, boxes in windows.items()
         ]
@@ -57,6 +57,12 @@ class Annotator:
         """An export of CVAT with these pictures."""
         path.write_text(cvat_xml(pictures, self.classes, palette(len(self.classes))), encoding="utf-8")
         return path
+
+    def answer(self, number: int, *flags: str, train: bool = True) -> None:
+        """Import the truth of all that a round of the project `p` picked, then train."""
+        run("import", "p", str(self.cvat(Path(f"p/rounds/{number:03d}/picks.csv"), Path("returned.xml"))), *flags)
+        if train:
+            run("train", "p")
 
 
 def within(mask: NDArray[np.uint8], windows: Sequence[Window]) -> NDArray[np.uint8]:
@@ -105,6 +111,31 @@ def camvid_pool(root: Path, folder: Path, every: int) -> Annotator:
 
 def run(*argv: str) -> None:
     assert main(list(argv)) == 0
+
+
+def said(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """What a step prints."""
+    capsys.readouterr()
+    run(*argv)
+    return capsys.readouterr().out
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """The one line that a step is refused with, which changes nothing."""
+    before = contents(Path("p"))
+    capsys.readouterr()
+    assert main(list(argv)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert contents(Path("p")) == before
+    return error
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    """Of a CSV file."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def begin(root: str = "p", *more: str, classes: Sequence[str] = CLASSES) -> None:

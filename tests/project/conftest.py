@@ -16,8 +16,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def annotator(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Annotator:
-    """Who knows the truth about the pool in the working directory."""
+def here(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ALGES_FAST_CACHE", str(cache))
-    return small_pool(tmp_path / "pool")
+    return tmp_path
+
+
+@pytest.fixture
+def annotator(here: Path) -> Annotator:
+    """Who knows the truth about the pool in the working directory."""
+    return small_pool(here / "pool")

@@ -12,10 +12,9 @@ from PIL import Image
 
 from alges_fast.annotation.desk import Sheet
 from alges_fast.annotation.exports import ALL, ANSWER
-from alges_fast.project.cli import main
 from alges_fast.project.folder import TimedPicture, opened
 from alges_fast.project.timing import ENOUGH, fit_prices
-from tests.project.annotators import Annotator, begin, contents, run
+from tests.project.annotators import Annotator, begin, contents, refused, run, said
 
 
 def sheets_of(root: str, round: int, *, alone: bool = False) -> list[Sheet]:
@@ -79,8 +78,7 @@ def test_only_windows_that_were_answered_or_changed_are_labels(
     for given in (ALL + annotator.classes[2], "prediction is right"):  # of the first two windows
         text = text.replace(f"{answer}as drawn", f"{answer}{given}", 1)
     Path("half.xml").write_text(text, encoding="utf-8")
-    assert main(["import", "p", "half.xml"]) == 2
-    assert "13 more came back exactly as the model predicted" in capsys.readouterr().err
+    assert "13 more came back exactly as the model predicted" in refused(capsys, "import", "p", "half.xml")
     run("import", "p", "half.xml", "--leave_untouched")
     cells = sheets_of("p", 1)[0].cells
     with opened(Path("p")) as project:
@@ -89,8 +87,7 @@ def test_only_windows_that_were_answered_or_changed_are_labels(
         label = project.label(str(cells[0].window.id))
         assert (label[cells[0].window.box] == 2).all()
         assert len(project.missing) == 14
-    run("import", "p", "half.xml", "--leave_untouched")
-    assert "nothing new came back" in capsys.readouterr().out
+    assert "nothing new came back" in said(capsys, "import", "p", "half.xml", "--leave_untouched")
 
 
 def test_refused_windows_are_not_asked_for_again(annotator: Annotator) -> None:
@@ -121,12 +118,10 @@ def test_times_are_kept_and_prices_fitted(annotator: Annotator, capsys: pytest.C
         back.append({"data": task["data"], "annotations": [{**annotation, "result": [*annotation["result"], chosen]}]})
     Path("back.json").write_text(json.dumps(back))
     run("import", "p", "back.json")
-    capsys.readouterr()
-    run("status", "p")
-    said = capsys.readouterr().out
-    assert f"round 0: 7.0 s a window ({len(crops)})" in said
-    assert f"mostly {annotator.classes[1]}: 7.0 s a window" in said
-    assert f"prices fitted to {len(crops)} pictures" in said
+    text = said(capsys, "status", "p")
+    assert f"round 0: 7.0 s a window ({len(crops)})" in text
+    assert f"mostly {annotator.classes[1]}: 7.0 s a window" in text
+    assert f"prices fitted to {len(crops)} pictures" in text
 
 
 def test_prices_are_found_again() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 import json
 import re
@@ -12,8 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from alges_fast.project.cli import main
-from tests.project.annotators import CLASSES, Annotator
+from tests.project.annotators import CLASSES, Annotator, rows_of, run, said
 
 HOUR, WIDTH, HEIGHT = 3600, 64, 48
 
@@ -51,25 +49,20 @@ def write_video(path: Path, video: int) -> None:
 
 
 def picks(number: int) -> list[dict[str, str]]:
-    with Path(f"p/rounds/{number:03d}/picks.csv").open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    return rows_of(Path(f"p/rounds/{number:03d}/picks.csv"))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_two_hours_of_video_through_two_rounds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ALGES_FAST_CACHE", str(tmp_path / "cache"))
+def test_two_hours_of_video_through_two_rounds(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("videos").mkdir()
     for video in (1, 2):
         write_video(Path(f"videos/op{video}.mp4"), video)
     annotator = Annotator(Truth(), CLASSES)
     given = ["--images", "videos", "--classes", ",".join(CLASSES), "--fps", "0.1", "--image_size", "64"]
-    assert main(["new", "p", *given, "--feature_bits", "8"]) == 0
+    run("new", "p", *given, "--feature_bits", "8")
 
-    assert main(["next", "p", "-n", "14", "--consider", "200"]) == 0
+    run("next", "p", "-n", "14", "--consider", "200")
     record = json.loads(Path("p/rounds/000/round.json").read_text())
     assert record["considered"] == [200, 720, 0]
     frames = [(row["video"], float(row["frame"].partition("@")[2].rstrip("s"))) for row in picks(0)]
@@ -77,27 +70,20 @@ def test_two_hours_of_video_through_two_rounds(
     for video, times in itertools.groupby(sorted(frames), key=lambda frame: frame[0]):
         seconds = [second for _, second in times]
         assert max(seconds) - min(seconds) > HOUR / 3, video
-    annotator.cvat(Path("p/rounds/000/picks.csv"), Path("0.xml"))
-    assert main(["import", "p", "0.xml"]) == 0
-    assert main(["train", "p"]) == 0
+    annotator.answer(0)
 
     asked = ["-n", "2", "--regions", "4x4", "--strategy", "alges-effort", "--consider", "150", "--thin", "0.1"]
-    assert main(["next", "p", *asked]) == 0
+    run("next", "p", *asked)
     considered, open_, thinned = json.loads(Path("p/rounds/001/round.json").read_text())["considered"]
     assert considered == min(150, open_)
     assert 0 < thinned < 720
     assert len(picks(1)) == 32
     assert {row["frame"] for row in picks(1)}.isdisjoint(row["frame"] for row in picks(0))
-    annotator.cvat(Path("p/rounds/001/picks.csv"), Path("1.xml"))
-    assert main(["import", "p", "1.xml", "--accept_untouched"]) == 0
-    assert main(["train", "p"]) == 0
-    capsys.readouterr()
-    assert main(["status", "p"]) == 0
-    said = capsys.readouterr().out
-    assert "720 frames of 2 videos" in said
-    assert f"{thinned:,} near-duplicates left out" in said
-    assert "of the frames have another of their video within" in said
-    with Path("p/history.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    annotator.answer(1, "--accept_untouched")
+    text = said(capsys, "status", "p")
+    assert "720 frames of 2 videos" in text
+    assert f"{thinned:,} near-duplicates left out" in text
+    assert "of the frames have another of their video within" in text
+    rows = rows_of(Path("p/history.csv"))
     assert [row["windows"] for row in rows] == ["0", "32"]
     assert float(rows[1]["dice"]) > 0.7

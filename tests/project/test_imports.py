@@ -5,16 +5,7 @@ import sys
 
 import pytest
 
-HEAVY = (
-    "lightning_fabric",
-    "matplotlib",
-    "scipy",
-    "sympy",
-    "torch._dynamo",
-    "torchmetrics",
-    "torchvision",
-    "triton",
-)
+HEAVY = ("lightning_fabric", "matplotlib", "scipy", "sympy", "torch._dynamo", "torchmetrics", "torchvision", "triton")
 """Seconds and hundreds of megabytes each, for what trains, draws or exports."""
 
 

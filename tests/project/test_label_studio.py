@@ -15,7 +15,7 @@ from alges_fast.annotation.exports import label_studio_tasks
 from alges_fast.project.cli import main
 from alges_fast.project.folder import opened
 from tests.project import label_studio_server
-from tests.project.annotators import Annotator, begin, camvid_pool, contents, within
+from tests.project.annotators import Annotator, begin, camvid_pool, contents, run, within
 
 sdk = pytest.importorskip("label_studio_sdk", reason="label-studio-sdk is not installed")
 
@@ -96,8 +96,8 @@ def test_half_finished_one_refused_one_corrected(
         assert project.missing == [tasks[5].data["frame"]]
 
     # A prediction that is submitted as it is, is asked about.
-    assert main(["train", "p"]) == 0
-    assert main(["next", "p", "-n", "2", "--label_studio", server.url]) == 0
+    run("train", "p")
+    run("next", "p", "-n", "2", "--label_studio", server.url)
     # A server that refuses the key, or is none, is one line; the key is in none and in no file.
     assert not any(server.key.encode() in file for file in contents(Path("p")).values())
     monkeypatch.setenv("LABEL_STUDIO_API_KEY", "wrong")
@@ -124,25 +124,19 @@ def test_half_finished_one_refused_one_corrected(
 
 
 def test_five_rounds_of_windows_equal_those_through_cvat(
-    server: label_studio_server.Server,
-    client: Any,
-    camvid: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    server: label_studio_server.Server, client: Any, camvid: Path, here: Path
 ) -> None:
     """One project through the server, windows alone; one through CVAT's files, on sheets and on frames in turn.
 
     The same annotator: equal labels, and equal models.
     """
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ALGES_FAST_CACHE", str(tmp_path / "cache"))
-    annotator = camvid_pool(camvid, tmp_path / "pool", every=18)
+    annotator = camvid_pool(camvid, here / "pool", every=18)
     for name in ("server", "files"):
         begin(name, classes=annotator.classes)
     for number in range(5):
         ask = ["-n", "2", "--regions", "3x3"]
-        assert main(["next", "server", *ask, "--label_studio", server.url]) == 0
-        assert main(["next", "files", *ask]) == 0
+        run("next", "server", *ask, "--label_studio", server.url)
+        run("next", "files", *ask)
         rounds = [Path(name) / "rounds" / f"{number:03d}" for name in ("server", "files")]
         assert (rounds[0] / "picks.csv").read_bytes() == (rounds[1] / "picks.csv").read_bytes()
         annotate(client, annotator, rounds[0])
@@ -150,10 +144,10 @@ def test_five_rounds_of_windows_equal_those_through_cvat(
         if number % 2:
             pictures = annotator.frames(rounds[1] / "picks.csv")
         export = annotator.cvat_of(pictures, Path("export.xml"))
-        assert main(["import", "server", "--label_studio", server.url, "--accept_untouched"]) == 0
-        assert main(["import", "files", str(export), "--accept_untouched"]) == 0
+        run("import", "server", "--label_studio", server.url, "--accept_untouched")
+        run("import", "files", str(export), "--accept_untouched")
         for name in ("server", "files"):
-            assert main(["train", name]) == 0
+            run("train", name)
     assert contents(Path("server/labels")) == contents(Path("files/labels"))
     assert Path("server/history.csv").read_bytes() == Path("files/history.csv").read_bytes()
     with opened(Path("server")) as project:

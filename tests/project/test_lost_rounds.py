@@ -15,7 +15,7 @@ from alges_fast.errors import UserError
 from alges_fast.project.cli import main
 from alges_fast.project.config import ProjectConfig
 from alges_fast.project.folder import ImportDraft, Project, opened
-from tests.project.annotators import CLASSES, begin, contents, run, small_pool
+from tests.project.annotators import CLASSES, begin, contents, run, said, small_pool
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +29,7 @@ def three_rounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
         begin()
         for number in range(3):
             run("next", "p", "-n", "3", "--strategy", "random")
-            annotator.cvat(Path(f"p/rounds/{number:03d}/picks.csv"), Path("a.xml"))
-            run("import", "p", "a.xml", "--accept_untouched")
-            run("train", "p")
+            annotator.answer(number, "--accept_untouched")
     return folder
 
 
@@ -46,25 +44,22 @@ def copied(three_rounds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def go_on() -> None:
     """Another round, which is annotated."""
     run("next", "p", "-n", "3", "--strategy", "random")
-    small_pool(Path("pool")).cvat(Path("p/rounds/003/picks.csv"), Path("a.xml"))
-    run("import", "p", "a.xml", "--accept_untouched")
+    small_pool(Path("pool")).answer(3, "--accept_untouched", train=False)
 
 
 @pytest.mark.parametrize("lost", [0, 1, 2])
 def test_a_deleted_round_is_a_hole(copied: None, capsys: pytest.CaptureFixture[str], lost: int) -> None:
     shutil.rmtree(f"p/rounds/{lost:03d}")
     before = contents(Path("p/rounds")) | contents(Path("p/models"))
-    run("status", "p")
     missing = f"round {lost} is missing: what it picked and what came back for it no longer count"
-    assert missing in capsys.readouterr().out
+    assert missing in said(capsys, "status", "p")
     run("train", "p")
     assert json.loads(Path("p/models/003/model.json").read_text())["frames"] == 6
     go_on()
     assert sorted(path.name for path in Path("p/rounds").iterdir())[-1] == "003"
     assert [path.name for path in Path("p/rounds/003/returned").iterdir()] == ["003"]
     run("train", "p")
-    run("status", "p")
-    assert f"round {lost} is missing" in capsys.readouterr().out
+    assert f"round {lost} is missing" in said(capsys, "status", "p")
 
     after = contents(Path("p/rounds")) | contents(Path("p/models"))
     assert {name: after[name] for name in before} == before

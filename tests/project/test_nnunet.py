@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shutil
@@ -17,12 +16,12 @@ from PIL import Image
 
 from alges_fast.annotation.exports import file_name
 from alges_fast.errors import UserError
-from alges_fast.project.cli import main
 from alges_fast.project.config import ProjectConfig
 from alges_fast.project.folder import opened
 from alges_fast.project.nnunet import folds
 from alges_fast.project.nnunet_names import case_of, label_names
-from tests.project.annotators import CLASSES, Annotator, contents, small_pool, within
+from tests.project.annotators import Annotator, begin, contents, refused, rows_of, run, small_pool, within
+from tests.project.annotators import said as printed
 
 NNUNET = os.environ.get("ALGES_FAST_NNUNET", "")
 """Python of an environment with nnunetv2, which wants one of its own."""
@@ -42,33 +41,14 @@ run_training_entry()
 
 
 @pytest.fixture
-def annotator(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Annotator:
+def annotator(here: Path) -> Annotator:
     """A project `p` with five frames of three videos labelled, and eight windows in others; a head knows them."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ALGES_FAST_CACHE", str(cache))
-    annotator = small_pool(tmp_path / "pool", n_videos=3, n_frames=6)
-    run("new", "p", "--images", "pool", "--classes", ",".join(CLASSES), "--image_size", "64")
+    annotator = small_pool(here / "pool", n_videos=3, n_frames=6)
+    begin()
     for number, asked in enumerate((("-n", "5"), ("-n", "1", "--regions", "2x4", "--strategy", "random"))):
         run("next", "p", *asked, "--desk", "frames")
-        annotator.cvat(Path(f"p/rounds/{number:03d}/picks.csv"), Path("returned.xml"))
-        run("import", "p", "returned.xml", "--accept_untouched")
-        run("train", "p")
+        annotator.answer(number, "--accept_untouched")
     return annotator
-
-
-def run(*argv: str) -> None:
-    assert main(list(argv)) == 0
-
-
-def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
-    """The one line that a step is refused with, which changes nothing."""
-    before = contents(Path("p"))
-    capsys.readouterr()
-    assert main(list(argv)) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert contents(Path("p")) == before
-    return error
 
 
 def read(path: Path) -> NDArray[np.uint8]:
@@ -171,8 +151,7 @@ def test_predictions_go_out_to_be_corrected_and_choose(
     run("import", "p", "--predictions", "predicted")
     assert "6 frames predicted, 6 of them with probabilities" in capsys.readouterr().out
     run("next", "p", "-n", "3", "--strategy", "entropy")
-    with Path("p/rounds/002/picks.csv").open(encoding="utf-8") as file:
-        picked = [row["frame"] for row in csv.DictReader(file)]
+    picked = [row["frame"] for row in rows_of(Path("p/rounds/002/picks.csv"))]
     assert picked[0] == least
     for id in picked:
         np.testing.assert_array_equal(read(Path(f"p/rounds/002/masks/{file_name(id)}.png")), said[id])
@@ -190,8 +169,7 @@ def test_predictions_go_out_to_be_corrected_and_choose(
     run("import", "p", "returned.xml")  # what was corrected came back
     for id in picked:
         np.testing.assert_array_equal(read(Path(f"p/labels/{file_name(id)}.png")), annotator.truth[id])
-    run("status", "p")
-    assert "labels came in since" in capsys.readouterr().out
+    assert "labels came in since" in printed(capsys, "status", "p")
     assert "project train p first" in refused(capsys, "next", "p", "-n", "3")
 
 
@@ -200,10 +178,7 @@ def test_masks_alone_are_corrected_where_the_head_chooses(annotator: Annotator) 
     said = predict(annotator, Path("predicted"), probabilities=False, shift=3)
     run("import", "p", "--predictions", "predicted")
     run("next", "p", "-n", "2")
-    sent = [
-        file_name(path.relative_to("p/rounds/002/masks").as_posix())
-        for path in Path("p/rounds/002/masks").rglob("*.png")
-    ]
+    sent = contents(Path("p/rounds/002/masks"))
     assert len(sent) == 2
     for name in sent:
         np.testing.assert_array_equal(read(Path("p/rounds/002/masks") / name), said[name.removesuffix(".png")])
@@ -272,16 +247,8 @@ def test_folds_keep_videos_together_and_cut_one_into_parts_of_its_course() -> No
 
 
 def test_cases_differ_where_frames_do() -> None:
-    ids = [
-        "a/b_c.png",
-        "a_b/c.png",
-        "a/b-c.png",
-        "A/b_c.png",
-        "é.png",
-        "e\u0301.png",
-        "x.mp4@00001.000s",
-        "x.mp4@00001.500s",
-    ]
+    ids = ["a/b_c.png", "a_b/c.png", "a/b-c.png", "A/b_c.png", "é.png", "e\u0301.png"]
+    ids += ["x.mp4@00001.000s", "x.mp4@00001.500s"]
     found = [case_of(id) for id in ids]
     assert len({case.lower() for case in found}) == len(ids)
     assert all(case.isascii() and not case.endswith("_seg") for case in found)
@@ -329,8 +296,7 @@ def test_the_real_nnunet_learns_from_it_and_chooses(annotator: Annotator, capsys
             shares = np.load(path)["probabilities"][1:, 0].astype(np.float64)
             shares /= shares.sum(0)
             unsure[id] = -(shares * np.log(shares.clip(1e-6))).sum(0).mean()
-    with Path("p/rounds/002/picks.csv").open(encoding="utf-8") as file:
-        picked = [row["frame"] for row in csv.DictReader(file)]
+    picked = [row["frame"] for row in rows_of(Path("p/rounds/002/picks.csv"))]
     assert len(picked) == 2
     assert set(picked) <= set(sorted(unsure, key=unsure.__getitem__)[-4:])  # on a coarser grid, nearly the same
     for id in picked:

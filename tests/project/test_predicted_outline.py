@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from pathlib import Path
 
@@ -10,25 +9,23 @@ import pytest
 
 from alges_fast.project.cli import main
 from alges_fast.training.labelled import box_of, outline
-from tests.project.annotators import Annotator, begin, run
+from tests.project.annotators import Annotator, begin, refused, rows_of, run
 
 
 def test_predicted_outline_is_spent_and_stands_beside_what_was_drawn(
     annotator: Annotator, capsys: pytest.CaptureFixture[str]
 ) -> None:
     begin()
-    assert main(["next", "p", "--budget", "outline"]) == 2
-    assert "--budget outline is predicted by a trained model: give --model, or leave" in capsys.readouterr().err
+    says = refused(capsys, "next", "p", "--budget", "outline")
+    assert "--budget outline is predicted by a trained model: give --model, or leave" in says
     run("next", "p", "-n", "8")
-    annotator.cvat(Path("p/rounds/000/picks.csv"), Path("first.xml"))
-    run("import", "p", "first.xml")
+    annotator.answer(0, train=False)
     assert ", predicted" not in capsys.readouterr().out
     run("train", "p")
 
     chosen = ("next", "p", "-n", "3", "--regions", "3x4", "--budget", "outline")
     run(*chosen)
-    with Path("p/rounds/001/picks.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = rows_of(Path("p/rounds/001/picks.csv"))
     expected = sum(float(row["outline"]) for row in rows)
     assert expected > 0
     page = Path("p/rounds/001/index.html").read_text(encoding="utf-8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from pathlib import Path
@@ -17,19 +16,7 @@ from alges_fast.data.loading import palette
 from alges_fast.models.saved import read_card
 from alges_fast.project.cli import main
 from alges_fast.project.folder import opened
-from tests.project.annotators import CLASSES, Annotator, begin, contents, run, within
-
-
-def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
-    """The one line that a step is refused with."""
-    before = contents(Path("p"))
-    capsys.readouterr()
-    assert main(list(argv)) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
-    assert contents(Path("p")) == before
-    return error
+from tests.project.annotators import CLASSES, Annotator, begin, contents, refused, rows_of, run, said, within
 
 
 def label(id: str) -> Any:
@@ -50,13 +37,11 @@ def test_two_rounds_of_frames_then_windows(annotator: Annotator, capsys: pytest.
     assert [path.name for path in Path("p/rounds").iterdir()] == ["000"]
 
     part = annotator.cvat(first / "picks.csv", Path("part.xml"), only=slice(0, 4))
-    run("import", "p", "part.xml")
-    assert "4 frames imported" in capsys.readouterr().out
+    assert "4 frames imported" in said(capsys, "import", "p", "part.xml")
     annotator.cvat(first / "picks.csv", part)
-    run("import", "p", "part.xml")  # the rest: what is known already is not taken again
-    assert "6 frames imported" in capsys.readouterr().out
-    run("train", "p")
-    assert "on 2 held-out frames" in capsys.readouterr().out
+    # The rest: what is known already is not taken again.
+    assert "6 frames imported" in said(capsys, "import", "p", "part.xml")
+    assert "on 2 held-out frames" in said(capsys, "train", "p")
 
     run("next", "p", "-n", "2", "--regions", "3x4")
     second = Path("p/rounds/001")
@@ -69,8 +54,7 @@ def test_two_rounds_of_frames_then_windows(annotator: Annotator, capsys: pytest.
     annotator.cvat(second / "picks.csv", Path("all.xml"))
     run("import", "p", "all.xml", "--accept_untouched")
     run("train", "p")
-    run("status", "p")
-    text = capsys.readouterr().out
+    text = said(capsys, "status", "p")
     assert "p: 25 frames of 5 series of pictures" in text
     assert "10 frames and 24 windows" in text
     assert "next p -n 2 --regions 3x4" in text
@@ -80,8 +64,7 @@ def test_two_rounds_of_frames_then_windows(annotator: Annotator, capsys: pytest.
         assert sum(windows is None for windows in project.labelled.values()) == 10
         for id, windows in project.labelled.items():
             np.testing.assert_array_equal(label(id), within(annotator.truth[id], windows or ()))
-    with Path("p/history.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    rows = rows_of(Path("p/history.csv"))
     assert (rows[0]["frames"], rows[0]["windows"]) == ("10", "0")
     assert rows[1]["windows"] == "24"
     assert int(rows[1]["outline"]) > int(rows[0]["outline"])
@@ -105,8 +88,7 @@ def test_a_step_out_of_order_names_the_one_to_take(annotator: Annotator, capsys:
     run("next", "p", "-n", "4", "--strategy", "random")
     assert "project import p EXPORT first" in refused(capsys, "next", "p", "-n", "5", "--strategy", "random")
     assert "project import p EXPORT first" in refused(capsys, "train", "p")
-    annotator.cvat(Path("p/rounds/000/picks.csv"), Path("a.xml"))
-    run("import", "p", "a.xml")
+    annotator.answer(0, train=False)
     assert "project train p first" in refused(capsys, "next", "p")
     Path("other").mkdir()
     Path("other/notes.txt").touch()
@@ -118,9 +100,7 @@ def test_a_step_out_of_order_names_the_one_to_take(annotator: Annotator, capsys:
 def test_untouched_refused_replaced_and_unknown(annotator: Annotator, capsys: pytest.CaptureFixture[str]) -> None:
     begin("p", "--background", "wall")
     run("next", "p", "-n", "5", "--strategy", "random")
-    annotator.cvat(Path("p/rounds/000/picks.csv"), Path("a.xml"))
-    run("import", "p", "a.xml")
-    run("train", "p")
+    annotator.answer(0)
     run("next", "p", "-n", "4")
     second = Path("p/rounds/001")
     sent = annotator.frames(second / "picks.csv")
@@ -137,10 +117,8 @@ def test_untouched_refused_replaced_and_unknown(annotator: Annotator, capsys: py
     Path("b.xml").write_text(xml, encoding="utf-8")
     error = refused(capsys, "import", "p", "b.xml")
     assert f"{sent[0].name} came back exactly as the model predicted" in error
-    run("import", "p", "b.xml", "--leave_untouched")
-    assert "1 frames imported, 1 refused" in capsys.readouterr().out
-    run("import", "p", "b.xml", "--accept_untouched")
-    assert "1 frames imported, 0 refused" in capsys.readouterr().out
+    assert "1 frames imported, 1 refused" in said(capsys, "import", "p", "b.xml", "--leave_untouched")
+    assert "1 frames imported, 0 refused" in said(capsys, "import", "p", "b.xml", "--accept_untouched")
     np.testing.assert_array_equal(label(sent[0].name), predicted(sent[0].name))
 
     # Annotated again: the new label counts, the old one stays in the round.
@@ -151,8 +129,7 @@ def test_untouched_refused_replaced_and_unknown(annotator: Annotator, capsys: py
     np.testing.assert_array_equal(label(sent[1].name), again.mask)
     with Image.open(second / "returned" / "003" / "replaced" / f"{sent[1].name}.png") as picture:
         np.testing.assert_array_equal(np.asarray(picture), old)
-    run("import", "p", "c.xml")
-    assert "nothing new came back" in capsys.readouterr().out
+    assert "nothing new came back" in said(capsys, "import", "p", "c.xml")
 
     # Nothing is taken of exports of which one is bad.
     new = AnnotatedFrame(sent[3].name, sent[3].mask, 1)
@@ -183,13 +160,11 @@ def test_labels_that_were_there_before_any_round(annotator: Annotator, capsys: p
     assert json.loads(Path("p/rounds/001/round.json").read_text())["model"] == 0
     asked = {frame.name for frame in annotator.frames(Path("p/rounds/001/picks.csv"))}
     assert asked.isdisjoint(list(annotator.truth)[::3])
-    run("status", "p")
-    assert "labels that were there before; 8 frames" in capsys.readouterr().out
+    assert "labels that were there before; 8 frames" in said(capsys, "status", "p")
 
 
 def picks_of(number: int) -> list[str]:
-    with Path(f"p/rounds/{number:03d}/picks.csv").open(encoding="utf-8", newline="") as file:
-        return [row["id"] for row in csv.DictReader(file)]
+    return [row["id"] for row in rows_of(Path(f"p/rounds/{number:03d}/picks.csv"))]
 
 
 def test_rejected_picks_are_replaced_and_never_come_back(
@@ -219,11 +194,8 @@ def test_rejected_picks_are_replaced_and_never_come_back(
     assert "OP 9/frame_0000.png is no id of the pool" in refused(capsys, *asked, "--reject", "no.txt")
     assert "--min_gap is -1.0" in refused(capsys, *asked, "--min_gap", "-1")
 
-    annotator.cvat(Path("p/rounds/000/picks.csv"), Path("a.xml"))
-    run("import", "p", "a.xml")
-    run("train", "p")
-    run("status", "p")
-    assert "2 refused" in capsys.readouterr().out
+    annotator.answer(0)
+    assert "2 refused" in said(capsys, "status", "p")
     asked = ("next", "p", "-n", "1", "--regions", "2x3")
     run(*asked)
     windows = picks_of(1)
@@ -257,8 +229,7 @@ def test_a_round_that_was_changed_since_is_not_chosen_again(
 def test_a_whole_network_in_the_place_of_the_head(annotator: Annotator, capsys: pytest.CaptureFixture[str]) -> None:
     begin("p", "--background", "wall")
     run("next", "p", "-n", "10")
-    annotator.cvat(Path("p/rounds/000/picks.csv"), Path("a.xml"))
-    run("import", "p", "a.xml")
+    annotator.answer(0, train=False)
     assert "--steps is of a whole network" in refused(capsys, "train", "p", "--steps", "2")
     assert "--epochs is no flag any more: give --steps" in refused(capsys, "train", "p", "--epochs", "2")
     assert "architecture 'unett' is unknown" in refused(capsys, "train", "p", "--architecture", "unett")
@@ -271,9 +242,7 @@ def test_a_whole_network_in_the_place_of_the_head(annotator: Annotator, capsys: 
 
     run("next", "p", "-n", "1", "--regions", "2x3")
     assert len(list(Path("p/rounds/001/masks").rglob("*.png"))) > 0
-    annotator.cvat(Path("p/rounds/001/picks.csv"), Path("b.xml"))
-    run("import", "p", "b.xml", "--accept_untouched")
-    run("train", "p")
+    annotator.answer(1, "--accept_untouched")
     facts = json.loads(Path("p/models/001/model.json").read_text())
     network = {"architecture": "unet", "encoder": "tu-mobilenetv4_conv_small_050", "encoder_weights": None, "steps": 4}
     network |= {"batch_size": 8, "lr": 0.01, "augment": "flip,scale,colour", "teacher": "frozen"}
@@ -283,11 +252,8 @@ def test_a_whole_network_in_the_place_of_the_head(annotator: Annotator, capsys: 
     run("train", "p", "--architecture", "frozen")
     assert json.loads(Path("p/models/002/model.json").read_text())["network"] == {"architecture": "frozen"}
     run("next", "p", "-n", "1")
-    with Path("p/history.csv").open() as file:
-        assert [row["architecture"] for row in csv.DictReader(file)] == ["unet", "unet", "frozen"]
-    capsys.readouterr()
-    run("status", "p")
-    assert "Model 2 (head) knows" in capsys.readouterr().out
+    assert [row["architecture"] for row in rows_of(Path("p/history.csv"))] == ["unet", "unet", "frozen"]
+    assert "Model 2 (head) knows" in said(capsys, "status", "p")
     page = Path("p/status.html").read_text(encoding="utf-8")
     assert page.count("<polyline") == 2  # a curve for each network
     assert re.findall(r'text-anchor="end">([a-z]+)</text>', page) == ["unet", "head"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import html
 import json
 import shutil
@@ -19,9 +18,9 @@ import alges_fast
 from alges_fast import atomic
 from alges_fast.errors import UserError
 from alges_fast.project import network, scoring
-from alges_fast.project.cli import main as project
 from alges_fast.project.folder import LOCK
 from alges_fast.project.selecting import main, parse
+from tests.project.annotators import contents, rows_of, run
 
 ROOT = Path(__file__).resolve().parents[2]
 ROUND = "out/rounds/000"
@@ -57,14 +56,12 @@ def command(*more: str, out: str = "out", n: int = 6) -> list[str]:
 
 
 def picks(out: Path) -> list[dict[str, str]]:
-    with (out / "rounds/000/picks.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
+    return rows_of(out / "rounds/000/picks.csv")
 
 
 def files(out: Path) -> dict[str, bytes]:
     """What a person or a tool reads."""
-    found = {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    return {name: contents for name, contents in found.items() if not name.startswith("scores/")}
+    return {name: file for name, file in contents(out).items() if not name.startswith("scores/")}
 
 
 def test_one_command_leaves_picks_with_reasons_and_pictures(pool: Path) -> None:
@@ -256,8 +253,7 @@ def test_files_that_cannot_be_used_are_left_out_as_if_they_were_not_there(
     assert any(name in said for name in SPOILT)
     assert main(command(*more)) == 0
     said = capsys.readouterr().out
-    with (spoilt / ROUND / "left_out.csv").open(newline="") as file:
-        left_out = {row["id"]: row["reason"] for row in csv.DictReader(file)}
+    left_out = {row["id"]: row["reason"] for row in rows_of(spoilt / ROUND / "left_out.csv")}
     assert set(left_out) == set(SPOILT[:1] if "random" in more else SPOILT)  # what is labelled no draw looks at
     page = html.unescape((spoilt / ROUND / "index.html").read_text())
     for reason in left_out.values():
@@ -442,23 +438,19 @@ def test_the_folder_is_a_project_and_goes_on_as_one(pool: Path, capsys: pytest.C
         mask = pool / "masks" / f"{row['id']}.png"
         mask.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((32, 48), len(row["id"]) % 2 + int(row["rank"]) % 2, np.uint8)).save(mask)
-    assert project(["import", "out", "masks"]) == 0
-    assert project(["next", "out", "-n", "3", "--model", "tiny_model:make", "--regions", "2x2"]) == 0
-    with (pool / "out/rounds/001/picks.csv").open(newline="") as file:
-        assert {row["frame"] for row in csv.DictReader(file)}.isdisjoint(row["id"] for row in picks(pool / "out"))
+    run("import", "out", "masks")
+    run("next", "out", "-n", "3", "--model", "tiny_model:make", "--regions", "2x2")
+    frames = {row["frame"] for row in rows_of(pool / "out/rounds/001/picks.csv")}
+    assert frames.isdisjoint(row["id"] for row in picks(pool / "out"))
 
 
 def test_without_a_model_it_is_the_cold_start_of_a_project(pool: Path) -> None:
     for regions in ([], ["--regions", "2x2"]):
         out = f"cold{len(regions)}"
         assert main([*command(*regions, out=out, n=4)[2:]]) == 0  # without --model
-        assert (
-            project(["new", f"p{out}", "--images", "pool", "--classes", "wall,vessel,tool", "--image_size", "32"]) == 0
-        )
-        assert project(["next", f"p{out}", "-n", "4", "--desk", "frames", *regions]) == 0
-        assert (pool / f"p{out}/rounds/000/picks.csv").read_bytes() == (
-            pool / f"{out}/rounds/000/picks.csv"
-        ).read_bytes()
+        run("new", f"p{out}", "--images", "pool", "--classes", "wall,vessel,tool", "--image_size", "32")
+        run("next", f"p{out}", "-n", "4", "--desk", "frames", *regions)
+        assert picks(pool / f"p{out}") == picks(pool / out)
         assert not (pool / f"{out}/rounds/000/masks").exists()
 
 
