@@ -78,23 +78,21 @@ def find(run: RunFolder) -> Findings:
     pairs[RANDOM_WINDOWS] = [(name, other) for name, other in own if name != other and other in names]
     recorded = measures_of(rows, windows=run.windows)
     first = recorded[0] if run.windows and recorded else IMAGES
-
-    def families(over: str, of: Mapping[str, Sequence[Comparison]]) -> list[Family]:
-        return [Family(baseline, over, comparisons) for baseline, comparisons in of.items() if comparisons]
-
     whole = "equal pixels" if run.windows else "the learning curve"
-
-    def at_equal(of: Sequence[tuple[str, str]]) -> list[Comparison]:
-        differences = [(a, b, statistics.differences_at_equal(run.compared_rows, a, b, first.column)) for a, b in of]
-        return statistics.compare_differences(differences)
-
+    over_curve = {name: statistics.compare(areas, of) for name, of in pairs.items()}
+    differences = {
+        name: [(a, b, statistics.differences_at_equal(run.compared_rows, a, b, first.column)) for a, b in of]
+        for name, of in pairs.items()
+        if run.windows
+    }
+    at_equal = {name: statistics.compare_differences(of) for name, of in differences.items()}
     saved = {m: {name: savings(rows, name, RANDOM, m) for name in names if name != RANDOM} for m in recorded}
     full = {m: {name: share_of_full(rows, run.full_rows, name, m) for name in names} for m in recorded if run.full_rows}
     return Findings(
         measure=first,
         areas=areas,
-        to_baselines=families(whole, {baseline: statistics.compare(areas, of) for baseline, of in pairs.items()}),
-        at_equal=families(f"equal {first.name}", {name: at_equal(of) for name, of in pairs.items() if run.windows}),
+        to_baselines=[Family(name, whole, of) for name, of in over_curve.items() if of],
+        at_equal=[Family(name, f"equal {first.name}", of) for name, of in at_equal.items() if of],
         pairs=statistics.compare(areas) if len(names) <= _PAIRED else [],
         savings={measure: kept for measure, of in saved.items() if (kept := _as_far_as_all(of))},
         savings_to_windows=_as_far_as_all({a: savings(rows, a, b, first) for a, b in pairs[RANDOM_WINDOWS]}),
@@ -116,10 +114,7 @@ def _as_far_as_all(found: CurveSavings) -> CurveSavings:
 
 def sentences(run: RunFolder, findings: Findings) -> list[str]:
     """What a reader may take from the comparison, the verdict first."""
-    families = findings.leading
-    smallest = [f"{family.resolvable:.3f} ({family.baseline})" for family in families]
-    said = words("summary", run=run, families=families, smallest=smallest, opening=_opening(run, findings))
-    return said.splitlines()
+    return words("summary", run=run, families=findings.leading, opening=_opening(run, findings)).splitlines()
 
 
 def _opening(run: RunFolder, findings: Findings) -> dict[str, Any]:
@@ -147,8 +142,7 @@ def _opening(run: RunFolder, findings: Findings) -> dict[str, Any]:
         "rivals": [c for c in to_windows if c.second == best],
         "own": findings.savings_to_windows.get(best, {}).get(at),
         "others": [f"{alone(saving)} in {m.name}" for m, saving in others.items()],
-        "n_compared": len(families[0].comparisons),
-        "n_seeds": min(c.n for c in families[0].comparisons),
+        "comparisons": families[0].comparisons,
         "full": statistics.spread(row["dice"] for row in run.full_rows).mean,
         "to_full": [f"{name} {percent(shares[name])}" for name in dict.fromkeys((best, RANDOM)) if name in shares],
     }

@@ -45,7 +45,7 @@ def write_report(out: Path) -> None:
     said = sentences(run, findings)
     sections = sections_of(run, findings)
     inlined = {}
-    for picture in [p for section in sections for part in section.parts() for p in part.pictures]:
+    for picture in [p for section in sections for part in (section, *section.folds) for p in part.pictures]:
         drawn = {screen: _draw(picture, theme) for screen, theme in _SCREENS.items()}
         atomic.write_bytes(out / "figures" / f"{picture.name}.png", encoded(drawn["wide"], "png"))
         options = {"quality": 82} if picture.photograph else {"lossless": True, "method": 2}
@@ -57,7 +57,7 @@ def write_report(out: Path) -> None:
 def _markdown(run: RunFolder, said: Sequence[str], sections: Sequence[Section]) -> str:
     parts = [f"# {run.title}\n", " ".join(said) + "\n"]
     for section in sections[:-1]:  # the settings are in files of their own
-        for part in section.parts():
+        for part in (section, *section.folds):
             if part.table:
                 parts += [f"## {part.title}\n", *([f"{part.text}\n"] if part.text else []), part.table.markdown()]
     return "\n".join(parts)

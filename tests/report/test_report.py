@@ -221,7 +221,7 @@ def test_both_baselines_are_compared_with_each_a_family_of_its_own(tmp_path: Pat
 def test_full_supervision_and_95_percent_of_it_are_lines_in_view(level: float, tmp_path: Path) -> None:
     base = {"random": [[0.30, 0.35], [0.31, 0.36]], "alges-img": [[0.30, 0.36], [0.31, 0.37]]}
     run = read_run(_scores(tmp_path / "out", {**base, "full": [[level - 0.01], [level + 0.01]]}))
-    styles, axis = strategy_styles([*base, "full"]), figures.images_axis(100)
+    styles, axis = strategy_styles([*base, "full"]), figures.Axis("n_labelled", "labelled images (of 100)")
     for draw in (figures.curves, figures.curves_apart):
         figure = draw(run.curve_rows, run.full_rows, styles, LIGHT, axis=axis)
         for ax in figure.axes:

@@ -172,7 +172,7 @@ def test_the_distance_to_full_supervision_is_in_every_measure(run: RunFolder) ->
 
 
 def test_curves_are_drawn_over_outline_pixels_and_frames_in_frames_worth(run: RunFolder) -> None:
-    axes = sections.axes_of(run)
+    axes = figures.axes_of(run)
     hours, outline, pixels, frames = axes
     assert list(hours.curves(run.curve_rows)["random"])[:1] == pytest.approx(
         [(5 * 10 + 2 * 10 + 100 * 3000 / 96) / 3600]

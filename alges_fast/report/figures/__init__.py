@@ -3,7 +3,7 @@ files."""
 
 from alges_fast.report.figures.classes import class_dice, class_shares
 from alges_fast.report.figures.comparisons import forest, label_savings
-from alges_fast.report.figures.learning_curves import BANDS_TOGETHER, Axis, curves, curves_apart, images_axis
+from alges_fast.report.figures.learning_curves import BANDS_TOGETHER, Axis, axes_of, curves, curves_apart
 from alges_fast.report.figures.pictures import PICKS_SHOWN, ROUNDS_SHOWN, contact_sheet, frame_maps
 from alges_fast.report.figures.timing import round_seconds
 
@@ -12,6 +12,7 @@ __all__ = [
     "PICKS_SHOWN",
     "ROUNDS_SHOWN",
     "Axis",
+    "axes_of",
     "class_dice",
     "class_shares",
     "contact_sheet",
@@ -19,7 +20,6 @@ __all__ = [
     "curves_apart",
     "forest",
     "frame_maps",
-    "images_axis",
     "label_savings",
     "round_seconds",
 ]

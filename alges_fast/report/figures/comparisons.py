@@ -14,11 +14,12 @@ from alges_fast.report.saving import Saving
 from alges_fast.report.style import Theme
 from alges_fast.report.text import alone, factor, p_value, signed
 
+MOST_ROWS = 24  # of more strategies the highest are drawn
 
-def forest(family: Family, styles: Styles, theme: Theme, *, most: int) -> Figure:
-    """The largest differences to one reference, so many at most, with 95 % intervals; a filled dot separates after
-    Holm."""
-    highest = sorted(family.comparisons, key=lambda c: -c.difference)[:most]
+
+def forest(family: Family, styles: Styles, theme: Theme) -> Figure:
+    """The largest differences to one reference, with 95 % intervals; a filled dot separates after Holm."""
+    highest = sorted(family.comparisons, key=lambda c: -c.difference)[:MOST_ROWS]
     ordered, resolvable = sorted(highest, key=lambda c: c.difference), family.resolvable
     intervals = ["" if theme.narrow else f"  [{signed(c.low)}, {signed(c.high)}]" for c in ordered]
     notes = [f"{signed(c.difference)}{interval}" for c, interval in zip(ordered, intervals, strict=True)]
@@ -54,12 +55,13 @@ def forest(family: Family, styles: Styles, theme: Theme, *, most: int) -> Figure
     return fig
 
 
-def label_savings(found: Mapping[str, Saving], styles: Styles, theme: Theme, *, baseline: str, what: str) -> Figure:
-    """Savings with 95 % intervals on a logarithmic axis, the largest on top; a filled dot's interval excludes 1.
+def label_savings(found: Mapping[str, Saving], styles: Styles, theme: Theme, *, what: str) -> Figure:
+    """The largest savings, with 95 % intervals, on a logarithmic axis; a filled dot's interval excludes 1.
 
     A bound is an arrow head instead of a dot; what nothing bounds runs off the paper.
     """
-    ordered = sorted(found.items(), key=lambda item: item[1].factor)
+    highest = sorted(found.items(), key=lambda item: -item[1].factor)[:MOST_ROWS]
+    ordered = sorted(highest, key=lambda item: item[1].factor)
     notes = [(alone if theme.narrow else factor)(saving) for _, saving in ordered]
     fig, ax = new_rows(theme, [name for name, _ in ordered], notes, top=0.4, bottom=0.6)
     ends = [x for _, s in ordered for x in (s.factor, s.low, s.high) if math.isfinite(x) and x > 0]
@@ -78,5 +80,5 @@ def label_savings(found: Mapping[str, Saving], styles: Styles, theme: Theme, *, 
     ax.minorticks_off()
     ax.grid(axis="x")
     fig.text(0.5, 0.12 / fig.get_figheight(), f"times as much {what}", ha="center")
-    write_title(ax, f"what {baseline} needed for the same Dice", theme)
+    write_title(ax, "what random frames needed for the same Dice", theme)
     return fig

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from alges_fast.report.figures.layout import Styles, new_figure, new_rows, text_width
-from alges_fast.report.saving import FULL_PART
+from alges_fast.report.run_folder import RunFolder
+from alges_fast.report.saving import FULL_PART, measures_of, of_a_frame
 from alges_fast.report.statistics import Row, Spread, by_run, curves_over, spread
 from alges_fast.report.style import StrategyStyle, Theme
 
@@ -44,9 +45,13 @@ class Axis:
         return float(row[self.column]) / self.unit
 
 
-def images_axis(pool: int | None) -> Axis:
-    """Labelled images, of a pool of so many where that is known."""
-    return Axis("n_labelled", f"labelled images (of {pool})" if pool else "labelled images")
+def axes_of(run: RunFolder) -> list[Axis]:
+    """What a run's curves are drawn over: images; or, with windows, every measure that has an axis."""
+    if not run.windows:
+        return [Axis("n_labelled", f"labelled images (of {run.pool_size})" if run.pool_size else "labelled images")]
+    first = [row for row in run.curve_rows if row["round"] == 0]  # whole frames, whatever is chosen later
+    measures = [measure for measure in measures_of(run.curve_rows, windows=True) if measure.axis]
+    return [Axis(m.column, m.axis, m.unit or of_a_frame(first, m.column), log=m.log) for m in measures]
 
 
 def curves(
