@@ -31,8 +31,6 @@ class CudaShard(Shard):
     _absorbed = 0
 
     def prepare(self, centres: int) -> None:
-        if self.points.stride(1) != 1:
-            self.points = self.points.contiguous()
         self._kernels = self.kernels()
         count = self._kernels.cuda_seeding_resident_blocks
         resident = self.on_device(lambda device, _: count(dtype_name(self.points.dtype), device))
@@ -49,14 +47,10 @@ class CudaShard(Shard):
         with torch.cuda.device(device):
             return call(*arguments, device.index, torch.cuda.current_stream(device).cuda_stream)
 
-    def draw(self, draw: DrawSpec | None) -> Leaders:
-        return self.absorb(self.points.new_empty(0, self.points.shape[1], dtype=self.dtype), draw)
-
     def absorb(self, centres: Tensor, draw: DrawSpec | None) -> Leaders:
         self._run(centres.contiguous(), draw, None)
         self._absorbed += len(centres)
-        largest = float(self.min_sq_distance.amax()) if len(self.points) else 0.0
-        largest = largest if largest < float("inf") else float("nan")
+        largest = self.largest()
         if draw is None:
             return Leaders((), (), (), largest)
         keys, indices, positions = zip(*map(min, self._found(draw.trials)), strict=True)

@@ -48,15 +48,10 @@ class NativeShard(Shard):
     measured = 0  # rows the last pass measured in full, over all its centres: the sketch spared the others
 
     def prepare(self, centres: int) -> None:
-        if self.points.stride(1) != 1:
-            self.points = self.points.contiguous()
         kernels = cpu_kernels()
         assert kernels is not None
         self._draw_type = kernels.SeedingDraw
         self._native = kernels.SeedingPool(*self.as_native(), wants_sketch(centres, self.points, available_memory))
-
-    def draw(self, draw: DrawSpec | None) -> Leaders:
-        return self.absorb(self.points.new_empty(0, self.points.shape[1], dtype=self.dtype), draw)
 
     def absorb(self, centres: Tensor, draw: DrawSpec | None) -> Leaders:
         centres = centres.contiguous()

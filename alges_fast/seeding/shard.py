@@ -72,9 +72,9 @@ class Shard(ABC):
     def prepare(self, centres: int) -> None:  # noqa: B027  torch alone needs nothing
         """What a provider makes once, before it measures so many centres."""
 
-    @abstractmethod
     def draw(self, draw: DrawSpec | None) -> Leaders:
         """The shard's candidates for every trial, and its largest D². Only "uniform" can pick a point at D² = 0."""
+        return self.absorb(self.points.new_empty(0, self.points.shape[1], dtype=self.dtype), draw)
 
     @abstractmethod
     def absorb(self, centres: Tensor, draw: DrawSpec | None) -> Leaders:
@@ -115,7 +115,9 @@ class Shard(ABC):
         return sorted((key, self.global_index(row)) for key, row in zip(*map(Tensor.tolist, best), strict=True))
 
     def as_native(self) -> tuple[int | str, ...]:
-        """The shard as the native kernels take it (csrc/seeding_bindings.h); columns must lie side by side."""
+        """The shard as the native kernels take it (csrc/seeding_bindings.h); columns are laid side by side."""
+        if self.points.stride(1) != 1:
+            self.points = self.points.contiguous()
         return (
             self.points.data_ptr(),
             dtype_name(self.points.dtype),
@@ -148,6 +150,11 @@ class Shard(ABC):
 
     def weighted(self, sq_distances: Tensor) -> Tensor:
         return sq_distances if self.weights is None else sq_distances * self.weights
+
+    def largest(self) -> float:
+        """D², NaN where one is not finite; 0 of no points."""
+        largest = float(self.min_sq_distance.amax()) if len(self.min_sq_distance) else 0.0  # NaN wins over any number
+        return largest if largest < float("inf") else float("nan")
 
     def chunks(self) -> Iterator[tuple[slice, Tensor]]:
         """The points in the dtype of the distances, some megabytes at a time."""
@@ -187,18 +194,12 @@ class MeasuredShard(Shard):
         return (self.weighted(self._tried).double() * scale).round().sum(dim=1)
 
     def draw(self, draw: DrawSpec | None) -> Leaders:
-        largest = self._largest()
+        largest = self.largest()
         if draw is None:
             return Leaders((), (), (), largest)
         winners = [self._winner(self._keys(draw, trial)) for trial in range(draw.trials)]
         keys, indices, positions = zip(*winners, strict=True)
         return Leaders(keys, indices, positions, largest)
-
-    def _largest(self) -> float:
-        if not len(self.min_sq_distance):
-            return 0.0
-        largest = float(self.min_sq_distance.amax())  # NaN wins over any number
-        return largest if largest < float("inf") else float("nan")
 
     def _keys(self, draw: DrawSpec, trial: int) -> Tensor:
         if draw.rule == "farthest":
@@ -245,8 +246,8 @@ class TorchShard(MeasuredShard):
         return distances
 
 
-class FaissShard(MeasuredShard):
-    """faiss on the CPU: `pairwise_distances`, and `knn` for many centres at once.
+class _PairedShard(MeasuredShard):
+    """faiss, which measures all pairs, with the points' norms computed once.
 
     It expands ‖x - c‖² = ‖x‖² - 2 x·c + ‖c‖², which cancels near a centre: where the result is below 1/64 of ‖x‖² +
     ‖c‖² and would lower the minimum, that row is measured again directly. So copies of a centre are at 0 exactly, and
@@ -260,6 +261,24 @@ class FaissShard(MeasuredShard):
         self._sq_norms = torch.empty_like(self.min_sq_distance)
         for rows, chunk in self.chunks():
             self._sq_norms[rows] = chunk.square().sum(dim=1)
+
+    @abstractmethod
+    def _all_pairs(self, centres: Tensor, chunk: Tensor, sq_norms: Tensor) -> Tensor:
+        """(M, n) of contiguous centres (M, D) and points (n, D)."""
+
+    def sq_distances(self, centres: Tensor) -> Tensor:
+        distances = torch.empty(len(centres), len(self.points), device=self.points.device)
+        for rows, chunk in self.chunks():
+            block = self._all_pairs(centres.contiguous(), chunk.contiguous(), self._sq_norms[rows])
+            for trial, centre in enumerate(centres):
+                distances[trial, rows] = mend(
+                    block[trial], centre.expand_as(chunk), chunk, self._sq_norms[rows], self.min_sq_distance[rows]
+                )
+        return distances
+
+
+class FaissShard(_PairedShard):
+    """On the CPU: `pairwise_distances`, and `knn` for many centres at once."""
 
     def lower(self, centres: Tensor) -> None:
         if len(centres) == 1:
@@ -277,48 +296,26 @@ class FaissShard(MeasuredShard):
             self._keep(rows, mended, (self._absorbed + numbers).int())
         return None
 
-    def sq_distances(self, centres: Tensor) -> Tensor:
-        distances = torch.empty(len(centres), len(self.points))
-        for rows, chunk in self.chunks():
-            block = torch.from_numpy(self._faiss.pairwise_distances(centres.numpy(), chunk.contiguous().numpy()))
-            for trial, centre in enumerate(centres):
-                distances[trial, rows] = mend(
-                    block[trial], centre.expand_as(chunk), chunk, self._sq_norms[rows], self.min_sq_distance[rows]
-                )
-        return distances
+    def _all_pairs(self, centres: Tensor, chunk: Tensor, sq_norms: Tensor) -> Tensor:
+        return torch.from_numpy(self._faiss.pairwise_distances(centres.numpy(), chunk.numpy()))
 
 
-class FaissGpuShard(MeasuredShard):
-    """faiss on the GPU: `bfKnn` of all pairs, with the points' norms computed once. Mended like `FaissShard`."""
+class FaissGpuShard(_PairedShard):
+    """On the GPU: `bfKnn` of all pairs."""
 
-    name = "faiss"
     _resources: ClassVar[Any] = None  # one for the process, which by itself would take 1.5 GiB of scratch
 
     def prepare(self, centres: int) -> None:
-        self._faiss = _faiss()
+        super().prepare(centres)
         if FaissGpuShard._resources is None:
             FaissGpuShard._resources = self._faiss.StandardGpuResources()
             FaissGpuShard._resources.setTempMemory(64 << 20)
-        self._sq_norms = torch.empty_like(self.min_sq_distance)
-        for rows, chunk in self.chunks():
-            self._sq_norms[rows] = chunk.square().sum(dim=1)
 
-    def sq_distances(self, centres: Tensor) -> Tensor:
-        device = self.points.device
-        stream = self._faiss.cast_integer_to_cudastream_t(torch.cuda.current_stream(device).cuda_stream)
+    def _all_pairs(self, centres: Tensor, chunk: Tensor, sq_norms: Tensor) -> Tensor:
+        faiss, device = self._faiss, chunk.device
+        stream = faiss.cast_integer_to_cudastream_t(torch.cuda.current_stream(device).cuda_stream)
         FaissGpuShard._resources.setDefaultStream(device.index, stream)
-        distances = torch.empty(len(centres), len(self.points), device=device)
-        for rows, chunk in self.chunks():
-            block = torch.empty(len(centres), len(chunk), device=device)
-            self._all_pairs(centres.contiguous(), chunk.contiguous(), self._sq_norms[rows], block)
-            for trial, centre in enumerate(centres):
-                distances[trial, rows] = mend(
-                    block[trial], centre.expand_as(chunk), chunk, self._sq_norms[rows], self.min_sq_distance[rows]
-                )
-        return distances
-
-    def _all_pairs(self, centres: Tensor, chunk: Tensor, sq_norms: Tensor, distances: Tensor) -> None:
-        faiss = self._faiss
+        distances = torch.empty(len(centres), len(chunk), device=device)
         parameters = faiss.GpuDistanceParams()
         parameters.metric = faiss.METRIC_L2
         parameters.k = -1  # all pairs
@@ -333,9 +330,10 @@ class FaissGpuShard(MeasuredShard):
         parameters.queriesRowMajor = True
         parameters.numQueries = len(centres)
         parameters.outDistances = faiss.cast_integer_to_float_ptr(distances.data_ptr())
-        parameters.device = chunk.device.index
+        parameters.device = device.index
         parameters.use_cuvs = False
         faiss.bfKnn(FaissGpuShard._resources, parameters)
+        return distances
 
 
 def mend(distances: Tensor, centres: Tensor, chunk: Tensor, sq_norms: Tensor, minimum: Tensor) -> Tensor:
