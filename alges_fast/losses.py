@@ -93,11 +93,7 @@ def loss_residual(logits: Tensor, *, loss: Loss | None = None, valid: Tensor | N
         TypeError: valid is not bool.
     """
     logits = logits.detach()
-    if valid is not None:
-        if valid.shape != (shape := (logits.shape[0], *logits.shape[2:])):
-            raise ValueError(f"valid must have shape {shape}, got {tuple(valid.shape)}")
-        if valid.dtype != torch.bool:
-            raise TypeError(f"valid must be bool, got {str(valid.dtype).removeprefix('torch.')}")
+    check_valid(valid, (logits.shape[0], *logits.shape[2:]))
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
     target = logits.argmax(1)  # the lowest class among equals, as torch.argmax documents
@@ -106,6 +102,18 @@ def loss_residual(logits: Tensor, *, loss: Loss | None = None, valid: Tensor | N
     else:
         residual = _by_autograd(logits, target, loss, valid)
     return residual if valid is None else residual.masked_fill(~valid.unsqueeze(1), 0)
+
+
+def check_valid(valid: Tensor | None, shape: tuple[int, ...]) -> None:
+    """That these are pixels that count, of maps of this shape. Raises ValueError and TypeError."""
+    if valid is None:
+        return
+    if not isinstance(valid, Tensor):
+        raise TypeError(f"valid must be a tensor or None, got {type(valid).__name__}")
+    if valid.shape != shape:
+        raise ValueError(f"valid must have shape {shape}, got {tuple(valid.shape)}")
+    if valid.dtype != torch.bool:
+        raise TypeError(f"valid must be bool, got {str(valid.dtype).removeprefix('torch.')}")
 
 
 def _by_autograd(logits: Tensor, target: Tensor, loss: Loss, valid: Tensor | None) -> Tensor:

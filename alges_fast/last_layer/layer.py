@@ -32,7 +32,7 @@ from alges_fast.last_layer.running import (
     unwrapped,
 )
 from alges_fast.last_layer.tail import Tail, describe_tail
-from alges_fast.losses import Loss
+from alges_fast.losses import Loss, check_valid
 from alges_fast.ops import PixelGradients, check_outputs, one_pass_with_hidden
 from alges_fast.ops.outputs import TABLE
 
@@ -243,7 +243,7 @@ class LastLayer:
         with torch.inference_mode(False), torch.no_grad(), evaluating(self.model):
             images = outside_inference_mode(images)
             boxes = self._boxes(images, request)
-            _check_valid(valid, (len(images), *boxes.size))
+            check_valid(valid, (len(images), *boxes.size))
             with full_precision(images):
                 results = boxes.measure()
         return {name: results[name] if regions is not None else results[name][:, 0] for name in outputs}
@@ -342,14 +342,3 @@ def _by_default(request: Request) -> bool:
     """Whether the op may make all of it by itself on the CPU; an outline counts all pixels, so not beside `valid`."""
     chosen = request.loss is None and request.backend in (None, "cpu")
     return chosen and (request.valid is None or not request.outline)
-
-
-def _check_valid(valid: Tensor | None, shape: tuple[int, ...]) -> None:
-    if valid is None:
-        return
-    if not isinstance(valid, Tensor):
-        raise TypeError(f"valid must be a tensor or None, got {type(valid).__name__}")
-    if valid.shape != shape:
-        raise ValueError(f"valid must have shape {shape}, got {tuple(valid.shape)}")
-    if valid.dtype != torch.bool:
-        raise TypeError(f"valid must be bool, got {str(valid.dtype).removeprefix('torch.')}")

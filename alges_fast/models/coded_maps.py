@@ -9,8 +9,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["CodedMaps", "KeptMaps", "code_maps", "coded_bytes"]
-
 LEVELS = 255
 """Steps between the smallest and the largest number of a channel."""
 

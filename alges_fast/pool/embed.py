@@ -135,44 +135,52 @@ def embed_pool(
             files[name] = RowFile(path, {"output": name, **made_by}, resume=resume)
     rows = Rows(names, files, skip_bad=on_nan == "skip")
 
+    def score(batch: Batch) -> Scored:
+        nonlocal last_layer
+        known_by = checksums(batch.images) if files else [0] * len(batch.ids)
+        as_kept = (
+            device.type == "cpu"
+            and transform is None
+            and loss is None
+            and backend in (None, "cpu")
+            and isinstance(last_layer, LastLayer)
+            and last_layer.reads_as_kept(batch.images, names)
+        )
+        images = batch.images
+        if not as_kept:
+            images = to_device(images, device, parameter.dtype, channels_last, transform)
+        if not isinstance(last_layer, LastLayer):
+            last_layer = LastLayer.find(model, images[:1], name=last_layer)
+        parts = []
+        for part in (images,) if as_kept else in_parts(images):
+            measured = last_layer.measure(part, names, regions=regions, loss=loss, backend=backend)
+            parts.append([measured[name] for name in names])
+        values = parts[0] if len(parts) == 1 else [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
+        if keep is not None:
+            kept = keep(batch.ids, dict(zip(names, values, strict=True)))
+            rows.names, values = tuple(kept), list(kept.values())
+        # Of what is read as it is kept every NaN and infinity shows in the results, so one pass is enough.
+        shown = as_kept and not _COUNTS.issuperset(names) and all(bool(finite_rows(v).all()) for v in values)
+        finite = torch.ones(len(images), dtype=torch.bool) if shown else are_finite(images)
+        return Scored(batch, known_by, *to_host([finite, *values]))
+
+    return run_over(source, rows, score, model=model, device=device, precision=precision, progress=progress)
+
+
+def run_over(
+    source: Source,
+    rows: Rows,
+    score: Callable[[Batch], Scored],
+    *,
+    model: nn.Module,
+    device: torch.device,
+    precision: str | None,
+    progress: bool | Progress,
+) -> PoolEmbeddings:
+    """The rows of all images, those that are not there yet scored with the model in eval mode and without gradients."""
     if device.type == "cpu":
         keep_freed_memory()
-    with (
-        showing(progress, source.total) as advance,
-        evaluating(model),
-        torch.no_grad(),
-        autocast_to(device, precision),
-    ):
-
-        def score(batch: Batch) -> Scored:
-            nonlocal last_layer
-            known_by = checksums(batch.images) if files else [0] * len(batch.ids)
-            as_kept = (
-                device.type == "cpu"
-                and transform is None
-                and loss is None
-                and backend in (None, "cpu")
-                and isinstance(last_layer, LastLayer)
-                and last_layer.reads_as_kept(batch.images, names)
-            )
-            images = batch.images
-            if not as_kept:
-                images = to_device(images, device, parameter.dtype, channels_last, transform)
-            if not isinstance(last_layer, LastLayer):
-                last_layer = LastLayer.find(model, images[:1], name=last_layer)
-            parts = []
-            for part in (images,) if as_kept else in_parts(images):
-                measured = last_layer.measure(part, names, regions=regions, loss=loss, backend=backend)
-                parts.append([measured[name] for name in names])
-            values = parts[0] if len(parts) == 1 else [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
-            if keep is not None:
-                kept = keep(batch.ids, dict(zip(names, values, strict=True)))
-                rows.names, values = tuple(kept), list(kept.values())
-            # Of what is read as it is kept every NaN and infinity shows in the results, so one pass is enough.
-            shown = as_kept and not _COUNTS.issuperset(names) and all(bool(finite_rows(v).all()) for v in values)
-            finite = torch.ones(len(images), dtype=torch.bool) if shown else are_finite(images)
-            return Scored(batch, known_by, *to_host([finite, *values]))
-
+    with showing(progress, source.total) as advance, evaluating(model), torch.no_grad(), autocast_to(device, precision):
         rows.fill(source, score, advance)
     return rows.finish()
 

@@ -12,12 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alges_fast.last_layer import evaluating
-from alges_fast.pool.embed import Progress, showing, validate
+from alges_fast.pool.embed import Progress, run_over, validate
 from alges_fast.pool.row_file import RowFile, fingerprint, signature
 from alges_fast.pool.rows import PoolEmbeddings, Rows, Scored
 from alges_fast.pool.source import Batch, Id, Pool, Source, checksums, digest_of_ids, known_ids
-from alges_fast.pool.transfer import are_finite, autocast_to, in_parts, keep_freed_memory, to_device, to_host
+from alges_fast.pool.transfer import are_finite, in_parts, to_device, to_host
 
 NAME = "features"
 
@@ -107,16 +106,7 @@ def frozen_features(
         made = torch.cat([_maps(trunk, part) for part in in_parts(images)])
         return Scored(batch, known_by, *to_host([are_finite(images), made.to(dtype).contiguous()]))
 
-    if device.type == "cpu":
-        keep_freed_memory()
-    with (
-        showing(progress, source.total) as advance,
-        evaluating(module),
-        torch.no_grad(),
-        autocast_to(device, precision),
-    ):
-        rows.fill(source, score, advance)
-    return Features(rows.finish())
+    return Features(run_over(source, rows, score, model=module, device=device, precision=precision, progress=progress))
 
 
 def _maps(trunk: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:

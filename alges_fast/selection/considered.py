@@ -9,8 +9,6 @@ import numpy as np
 
 from alges_fast.pool import Id
 
-__all__ = ["draw_considered"]
-
 
 def draw_considered(
     frames: Sequence[Id],

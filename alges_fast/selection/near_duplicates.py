@@ -9,8 +9,6 @@ from numpy.typing import NDArray
 
 from alges_fast.random_streams import stream_seed
 
-__all__ = ["nearest_in_video", "representatives", "typical_distance"]
-
 PAIRS = 20_000
 """Pairs of frames whose median distance is the typical one."""
 BLOCK = 1 << 24

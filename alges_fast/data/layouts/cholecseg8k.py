@@ -28,38 +28,24 @@ from alges_fast.data.layouts import Layout, register_layout
 from alges_fast.errors import UserError
 from alges_fast.labels import UNLABELLED
 
-CLASSES = (
-    "black background",
-    "abdominal wall",
-    "liver",
-    "gastrointestinal tract",
-    "fat",
-    "grasper",
-    "connective tissue",
-    "blood",
-    "cystic duct",
-    "L-hook electrocautery",
-    "gallbladder",
-    "hepatic vein",
-    "liver ligament",
-)
-PALETTE = (
-    (127, 127, 127),
-    (210, 140, 140),
-    (255, 114, 114),
-    (231, 70, 156),
-    (186, 183, 75),
-    (170, 255, 0),
-    (255, 85, 0),
-    (255, 0, 0),
-    (255, 255, 0),
-    (169, 255, 184),
-    (255, 160, 165),
-    (0, 50, 128),
-    (111, 74, 0),
-)
-WATERSHED_CODES = (50, 11, 21, 13, 12, 31, 23, 24, 25, 32, 22, 33, 5)
-"""Value of class k in frame_<n>_endo_watershed_mask.png; every other value is not labelled."""
+LABELS = {
+    "black background": (50, (127, 127, 127)),
+    "abdominal wall": (11, (210, 140, 140)),
+    "liver": (21, (255, 114, 114)),
+    "gastrointestinal tract": (13, (231, 70, 156)),
+    "fat": (12, (186, 183, 75)),
+    "grasper": (31, (170, 255, 0)),
+    "connective tissue": (23, (255, 85, 0)),
+    "blood": (24, (255, 0, 0)),
+    "cystic duct": (25, (255, 255, 0)),
+    "L-hook electrocautery": (32, (169, 255, 184)),
+    "gallbladder": (22, (255, 160, 165)),
+    "hepatic vein": (33, (0, 50, 128)),
+    "liver ligament": (5, (111, 74, 0)),
+}
+"""Of each class its value in frame_<n>_endo_watershed_mask.png, all others being unlabelled, and a colour."""
+CLASSES, WATERSHED_CODES = tuple(LABELS), tuple(code for code, _ in LABELS.values())
+PALETTE = tuple(colour for _, colour in LABELS.values())
 
 VIDEO_SPLITS = {
     "alges": {
