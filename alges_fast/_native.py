@@ -11,7 +11,7 @@ from typing import Any
 
 import torch  # first: the native module then shares torch's OpenMP runtime instead of bringing a second one
 
-INTERFACE = 2
+INTERFACE = 3
 """Of the native module, as csrc/bindings.cpp has it: raised with every change to what Python calls."""
 
 _C: ModuleType | None = None

@@ -25,7 +25,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("isa", [] { return alges::name(alges::isa()); }, "Instruction set the CPU kernels run with.");
   m.def("multiply_add", py::overload_cast<int64_t, int>(&alges::multiply_add), py::arg("steps"), py::arg("threads"),
         py::call_guard<py::gil_scoped_release>(), "A loop of multiply-adds and nothing else; the flops it made.");
-  m.attr("INTERFACE") = 2;  // of alges_fast/_native.py
+  m.attr("INTERFACE") = 3;  // of alges_fast/_native.py
 #define ALGES_NAME(type, name, predicts) #name,
   m.attr("OUTPUTS") = py::make_tuple(ALGES_OUTPUTS(ALGES_NAME) "")[py::slice(0, -1, 1)];
 #undef ALGES_NAME

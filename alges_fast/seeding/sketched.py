@@ -34,6 +34,8 @@ LEAST = 1e-3
 """Of the largest block's mean norm: blocks that are smaller in the sample are not enlarged beyond that."""
 ABSORBED = 256
 """Centres absorbed at a time, between which distances are held."""
+DEFERRED = 64
+"""Centres that wait until rows that cannot win are lowered by them, at most: and never more than have been absorbed."""
 TRIED = 16
 """Contenders made in full at a time, at first."""
 
@@ -175,12 +177,19 @@ class _Bounds:
         centres: (M, D).
         upper, lower: (N,). A row whose upper bound is 0 is not drawn.
         nearest: (N,) int32, number of the centre that gave the upper bound; -1 where it is not known.
+
+    Centres may be deferred: upper bounds then hold and may be too high, lower ones hold for the earlier centres alone.
     """
 
     def __init__(self, points: SketchedRows, codes: Tensor, sizes: Tensor) -> None:
         n = len(codes)
         self.points, self._codes, self._sizes = points, codes, sizes
         self.centres = torch.empty(0, points.shape[1])
+        self._deferred: tuple[Tensor, Tensor]
+        """Centres that have come since all rows were lowered, as the kernel reads them."""
+        self._apart: Tensor
+        """(deferred, M): at least how far they are from all centres."""
+        self._forget_deferred()
         self.upper = torch.full((n,), torch.inf)
         self.lower = torch.full((n,), torch.inf)
         self.nearest = torch.full((n,), -1, dtype=torch.int32)
@@ -204,33 +213,52 @@ class _Bounds:
     def absorb(
         self, centres: Tensor, index: Tensor | None, draw: DrawSpec | None
     ) -> tuple[list[float], list[int], float, int]:
-        """Lower the bounds by centres (M, D), then find the contenders of the draw.
+        """Find the contenders of a draw after centres (M, D) have come.
+
+        Bounds of rows that cannot win are lowered later, by up to `DEFERRED` centres at once: a row's codes are then
+        read from memory once for all of them.
 
         Args:
             centres: they.
             index: (N,) the rows' global indices; None where they are 0, 1, ...
-            draw: which.
+            draw: which; None: lower the bounds of all.
 
         Returns:
             The contenders' least keys and positions; the largest upper bound; how many rows' codes were read, over all
             centres.
         """
-        first = len(self.centres)
-        self.centres = torch.cat([self.centres, centres])
-        codes, measures = self._coded(centres)
-        apart = torch.cdist(centres.double(), self.centres.double(), compute_mode="donot_use_mm_for_euclid_dist")
-        apart = (apart * (1 - 1e-6)).float() if len(centres) else torch.zeros(1, 1)
+        self._add(centres)
+        codes, measures = self._deferred
+        later = draw is not None and len(codes) <= min(DEFERRED, len(self.centres) - len(codes))
+        first = len(self.centres) - len(codes)
         found: tuple[list[float], list[int], float, int] = self._native.absorb(
             len(self.upper),
             0 if index is None else index.data_ptr(),
-            *(len(centres), first),
+            *(len(codes), first),
             codes.data_ptr(),
             *(measure.data_ptr() for measure in measures),
-            *(apart.data_ptr(), apart.shape[1]),
+            *(self._apart.data_ptr(), len(self.centres)),
             self._draw_type("none", 0, 0, 0) if draw is None else self._draw_type(draw.rule, draw.seed, draw.round, 1),
+            later,
             torch.get_num_threads(),
         )
+        if not later:
+            self._forget_deferred()
         return found
+
+    def _add(self, centres: Tensor) -> None:
+        """Centres (m, D) to the deferred ones, and how far apart these and all others are, at least."""
+        deferred = slice(len(self.centres) - len(self._apart), len(self.centres))
+        self.centres = torch.cat([self.centres, centres])
+        codes, measures = self._coded(centres)
+        self._deferred = torch.cat([self._deferred[0], codes]), torch.cat([self._deferred[1], measures], 1)
+        between = torch.cdist(centres.double(), self.centres.double(), compute_mode="donot_use_mm_for_euclid_dist")
+        apart = (between * (1 - 1e-6)).float()
+        self._apart = torch.cat([torch.cat([self._apart, apart[:, deferred].T], 1), apart])
+
+    def _forget_deferred(self) -> None:
+        self._deferred = torch.empty(0, self._codes.shape[1], dtype=torch.int16), torch.empty(5, 0)
+        self._apart = torch.empty(0, len(self.centres))
 
     def go_on_from(self, centres: Tensor, open: Tensor | None) -> Tensor | None:
         """Take up these centres (M, D) in the place of those that there are, for other open rows: those of them that
@@ -239,6 +267,7 @@ class _Bounds:
         A row whose nearest centre stays keeps its bounds: without other centres D² can only grow, up to the distance
         that gave the upper one.
         """
+        self.absorb(self.centres[:0], None, None)  # what is deferred
         numbers = {row.tobytes(): number for number, row in enumerate(self.centres.numpy())}
         old = torch.tensor([numbers.get(row.tobytes(), -1) for row in centres.numpy()], dtype=torch.int64)
         stay = centres[old >= 0]
@@ -256,6 +285,7 @@ class _Bounds:
             return None
         self.centres = torch.empty_like(stay)
         self.centres.copy_(stay)
+        self._forget_deferred()
         some = _Bounds(self.points, self._codes[rows], self._sizes[:, rows].contiguous())
         for part in stay.split(ABSORBED):
             some.absorb(part, None, None)

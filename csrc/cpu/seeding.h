@@ -91,6 +91,7 @@ struct SketchedPass {
   SketchedRows rows;
   SketchedCentres centres;
   Draw draw;
+  bool deferred;  // only rows that may win the draw are lowered by the centres, the others later, by many at once
   int threads;
   Contender* contenders;  // new[]: the rows whose key may be the smallest
   int64_t n_contenders;

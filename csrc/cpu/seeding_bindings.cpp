@@ -101,7 +101,8 @@ void bind_seeding(py::module_& m) {
       // (keys, positions, largest upper bound, rows whose codes were read); centres as eight addresses and sizes.
       .def("absorb", [](const SketchedRows& rows, int64_t count, uintptr_t index, int n_centres, int first_number,
                         uintptr_t codes, uintptr_t step, uintptr_t norm, uintptr_t error, uintptr_t rest,
-                        uintptr_t dot_error, uintptr_t apart, int64_t apart_stride, const Draw& draw, int threads) {
+                        uintptr_t dot_error, uintptr_t apart, int64_t apart_stride, const Draw& draw, bool deferred,
+                        int threads) {
         Shard shard{};
         shard.rows = count;
         shard.index = at<const int64_t>(index);
@@ -112,6 +113,7 @@ void bind_seeding(py::module_& m) {
                         at<const float>(error), at<const float>(rest), at<const float>(dot_error), at<const float>(apart),
                         apart_stride};
         pass.draw = draw;
+        pass.deferred = deferred;
         pass.threads = threads;
         {
           py::gil_scoped_release release;

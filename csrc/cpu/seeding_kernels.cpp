@@ -669,16 +669,24 @@ int64_t lower_sketched(const SketchedPass& pass, const float* enough, int64_t fi
   return left;
 }
 
-// Which rows of a block may have the smallest key: E / upper is at most the smallest E / lower so far.
-void race_sketched(const SketchedPass& pass, int64_t first, int count, double& least, Contenders& contenders) {
+// Which rows of a block may have the smallest key: E / upper is at most the smallest E / lower so far. Where the centres are
+// deferred, an upper bound still holds, if too high, and a lower one need not: rows that may win by it are lowered first.
+// Returns how often codes were read.
+int64_t race_sketched(const SketchedPass& pass, const float* enough, int64_t first, int count, double& least,
+                      Contenders& contenders) {
   const Shard& shard = *pass.shard;
   const float *upper = pass.rows.upper + first, *lower = pass.rows.lower + first;
   Randoms randoms;
   const int offset = fill(randoms, shard, first, count, pass.draw, 0);
   const uint32_t *high = randoms.high + offset, *low = randoms.low + offset;
-  if (least < __builtin_inf() && !any_may_win(high, count, least, upper)) return;
+  int64_t read = 0;
+  if (least < __builtin_inf() && !any_may_win(high, count, least, upper)) return read;
   for (int i = 0; i < count; ++i) {
     if (!(upper[i] > 0) || !may_win(high[i], least, upper[i])) continue;
+    if (pass.deferred) {
+      for (int c = 0; c < pass.centres.count; ++c) read += lower_sketched(pass, enough, first + i, 1, c);
+      if (!(upper[i] > 0) || !may_win(high[i], least, upper[i])) continue;
+    }
     const uint64_t bits = uint64_t{high[i]} << 20 | low[i] >> 12;
     const double exponential = -log1p(-((static_cast<double>(bits) + 0.5) * 0x1p-52));
     const double key = exponential / static_cast<double>(upper[i]);
@@ -688,6 +696,7 @@ void race_sketched(const SketchedPass& pass, int64_t first, int count, double& l
     least = surely < least ? surely : least;
   }
   if (contenders.count > 4096) contenders.keep_up_to(least);
+  return read;
 }
 
 }  // namespace
@@ -717,9 +726,9 @@ void sketched_pass(SketchedPass& pass) {
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t first = block * kBlock;
       const int count = static_cast<int>(total - first < kBlock ? total - first : kBlock);
-      for (int c = 0; c < pass.centres.count; ++c) own_read += lower_sketched(pass, enough, first, count, c);
+      for (int c = 0; c < pass.centres.count && !pass.deferred; ++c) own_read += lower_sketched(pass, enough, first, count, c);
       own_largest = larger(own_largest, largest_of(pass.rows.upper + first, count));
-      if (draws) race_sketched(pass, first, count, own_least, own);
+      if (draws) own_read += race_sketched(pass, enough, first, count, own_least, own);
     }
 #pragma omp critical(alges_seeding)
     {

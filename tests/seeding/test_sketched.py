@@ -18,6 +18,7 @@ from torch import Tensor
 
 from alges_fast._native import cpu_kernels
 from alges_fast.seeding import kmeans_plusplus, seeding, sketched
+from alges_fast.seeding.shard import DrawSpec
 from alges_fast.seeding.sketched import Basis, SketchedRows
 
 pytestmark = pytest.mark.skipif(cpu_kernels() is None, reason="sketches are made by the native kernels")
@@ -75,10 +76,13 @@ def test_picks_are_those_of_the_rows_in_full(n: int, blocks: int, columns: int, 
         assert len(set(asked)) < n / 4, "most rows are never made"
 
 
-def check_bounds() -> None:
+def check_bounds(*, drawing: bool = False) -> None:
     known, points, _ = sketch(embeddings(3000, 13, 32))
     pool = sketched.SketchedShard(known, torch.arange(3000))
-    pool.absorb(points[::100], None)
+    centres = points[::100]
+    for number in range(len(centres) - 1 if drawing else 0):  # most rows are lowered later, by many
+        pool.absorb(centres[number : number + 1], DrawSpec("race", 1, number, 1))
+    pool.absorb(centres[-1:] if drawing else centres, None)
     exact = torch.cdist(points.double(), points[::100].double(), compute_mode="donot_use_mm_for_euclid_dist")
     least = exact.amin(1).square()
     assert pool._bounds is not None
@@ -87,6 +91,10 @@ def check_bounds() -> None:
     assert (pool.min_sq_distance >= least * (1 - 1e-6)).all()
     # And they are of use: no more than a few rows contend for a draw.
     assert pool.min_sq_distance.sum() < 3 * lower.sum()
+
+
+def test_bounds_hold_after_draws_in_which_most_rows_were_left_for_later() -> None:
+    check_bounds(drawing=True)
 
 
 @pytest.mark.parametrize("isa", ["plain", "avx2", "avx512"])
