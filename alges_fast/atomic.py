@@ -29,8 +29,10 @@ def write_bytes(path: Path, contents: bytes) -> None:
     """Write to a draft beside path, flush it to the disk and rename it. Makes the folder.
 
     The draft's name is fixed, so that one left by a killed process goes when the file is written again. Processes that
-    may write one file at a time need `locked`. Raises UserError: the file cannot be written (disk full, folder not
-    writable); what was there before is untouched.
+    may write one file at a time need `locked`.
+
+    Raises:
+        UserError: the file cannot be written (disk full, folder not writable); what was there before is untouched.
     """
     with written_together() as write:
         write(path, contents)
@@ -65,8 +67,11 @@ def written_together() -> Iterator[Callable[[Path, bytes], None]]:
 
 
 def write_draft(path: Path, contents: bytes, *, named: Path | None = None) -> None:
-    """Write a file that a power cut may lose until it has its name, or its folder has (`move_folder`). Raises
-    UserError: it cannot be written; `named`, by default `path`, is what the message calls it."""
+    """Write a file that a power cut may lose until it has its name, or its folder has (`move_folder`).
+
+    Raises:
+        UserError: it cannot be written; `named`, by default `path`, is what the message calls it.
+    """
     with _naming(named or path):
         make_folder(path.parent)
         with new_file(path) as file:
@@ -160,8 +165,10 @@ def lock(file: IO[Any], *, wait: bool = True, inherited: bool = True) -> bool | 
 def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
     """Hold the lock at path, a file that is made; False if another process has it and `wait` is False.
 
-    On a file system without locks everybody gets it, and is told so. What the file holds is left alone. Raises
-    UserError: the file cannot be made, or is a link or anything else that no lock is.
+    On a file system without locks everybody gets it, and is told so. What the file holds is left alone.
+
+    Raises:
+        UserError: the file cannot be made, or is a link or anything else that no lock is.
     """
     with contextlib.ExitStack() as stack:
         try:

@@ -16,8 +16,11 @@ class Normalisation:
     deviation: tuple[float, float, float]
 
     def __call__(self, images: Tensor) -> Tensor:
-        """uint8 RGB (..., 3, H, W) to float32, on the same device. Raises ValueError: another type or another number of
-        channels."""
+        """uint8 RGB (..., 3, H, W) to float32, on the same device.
+
+        Raises:
+            ValueError: another type or another number of channels.
+        """
         if images.dtype != torch.uint8 or images.ndim < 3 or images.shape[-3] != 3:
             raise ValueError(f"images: expected uint8 (..., 3, S, S), got {images.dtype} {tuple(images.shape)}")
         mean = torch.tensor(self.mean, device=images.device).view(3, 1, 1)

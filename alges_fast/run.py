@@ -33,8 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str]) -> RunConfig:
-    """A configuration from flags, over a YAML file, over a preset, over RunConfig's defaults. Raises UserError: a flag,
-    key or value that does not exist; one line."""
+    """A configuration from flags, over a YAML file, over a preset, over RunConfig's defaults.
+
+    Raises:
+        UserError: a flag, key or value that does not exist; one line.
+    """
     config: RunConfig = read(RUN, argv)
     return config
 

@@ -105,8 +105,10 @@ def setting(
 def read(command: Command | Family, given: Sequence[str]) -> Any:
     """The configuration of a command, or of a step, from flags, over the files of `--config`, over its defaults.
 
-    With `--print_config` it is printed as such a file instead, and the program ends. Raises UserError: a flag, key or
-    value that does not exist, or a needed one left out; one line.
+    With `--print_config` it is printed as such a file instead, and the program ends.
+
+    Raises:
+        UserError: a flag, key or value that does not exist, or a needed one left out; one line.
     """
     if isinstance(command, Family):
         return read(command.step(given), given[1:])

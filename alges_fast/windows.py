@@ -69,8 +69,11 @@ def parse_regions(text: str) -> tuple[int, int]:
 
 
 def cell_boxes(size: Sequence[int], regions: tuple[int, int]) -> list[Box]:
-    """The cells of a grid over (height, width), row by row; their sides differ by at most one pixel. Raises ValueError:
-    more rows or columns than pixels, or none."""
+    """The cells of a grid over (height, width), row by row; their sides differ by at most one pixel.
+
+    Raises:
+        ValueError: more rows or columns than pixels, or none.
+    """
     rows, columns = regions
     if len(size) != 2:
         raise ValueError(f"regions: windows need images with two spatial axes, got {len(size)}: {tuple(size)}")

@@ -54,8 +54,11 @@ def with_labelled(
 def refused_among(
     ids: Collection[str], lines: Sequence[str], left_out: LeftOut, *, windows: bool, source: str
 ) -> list[str | Window]:
-    """What lines refuse: ids of frames and, where windows are chosen, windows. Raises UserError: a line that is
-    neither; it names the source."""
+    """What lines refuse: ids of frames and, where windows are chosen, windows.
+
+    Raises:
+        UserError: a line that is neither; it names the source.
+    """
     refused: list[str | Window] = []
     for line in lines:
         item = line if line in ids or not windows else window_named(line, ids)
@@ -76,8 +79,10 @@ def window_named(line: str, ids: Collection[str]) -> Window | None:
 def class_names(given: str | None, n_classes: int | None, *, windows: bool) -> list[str]:
     """The names that --classes gives, a text list's path or names with commas between, or "class 0", "class 1", ...
 
-    Without a model `n_classes` is None: as many as are given, and none by default. Raises UserError: not a different
-    name for each class, or with windows one that they need themselves.
+    Without a model `n_classes` is None: as many as are given, and none by default.
+
+    Raises:
+        UserError: not a different name for each class, or with windows one that they need themselves.
     """
     if given is None:
         return [f"class {k}" for k in range(n_classes or 0)]
@@ -96,8 +101,11 @@ def class_names(given: str | None, n_classes: int | None, *, windows: bool) -> l
 
 
 def class_weights(given: str | None, classes: Sequence[str]) -> list[float] | None:
-    """A factor per class from --class_weights, numbers with commas between or a JSON mapping by name. Raises UserError:
-    neither, or a name of no class."""
+    """A factor per class from --class_weights, numbers with commas between or a JSON mapping by name.
+
+    Raises:
+        UserError: neither, or a name of no class.
+    """
     if given is None:
         return None
     try:

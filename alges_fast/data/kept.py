@@ -42,8 +42,11 @@ def kept_in(folder: Path) -> list[Kept]:
 
 
 def clear(folder: Path, names: Sequence[str] | None = None) -> list[Kept]:
-    """Delete entries, all or those of these names, and give them back; none that a process is making now. Raises
-    UserError: there is no entry of a name, or one cannot be deleted."""
+    """Delete entries, all or those of these names, and give them back; none that a process is making now.
+
+    Raises:
+        UserError: there is no entry of a name, or one cannot be deleted.
+    """
     entries = kept_in(folder)
     if unknown := [name for name in names or () if name not in {kept.path.name for kept in entries}]:
         raise UserError(f"{folder}: holds no {unknown[0]}: see python -m alges_fast.data cache")

@@ -128,7 +128,10 @@ def preset_values(given: Mapping[str, Any]) -> dict[str, Any]:
     """What a preset sets, which is "preset" itself among the rest, where the user has given these settings.
 
     The demo is one experiment, data and network: it is the preset where none is named, unless the user brings one of
-    the two. What belongs to a setting that the user replaces is left out. Raises UserError: there is no such preset.
+    the two. What belongs to a setting that the user replaces is left out.
+
+    Raises:
+        UserError: there is no such preset.
     """
     preset = given.get("preset", "none" if NOT_THE_DEMO & given.keys() else "demo")
     if preset not in PRESETS:

@@ -51,8 +51,11 @@ class Curve:
 
 
 def curves_of(config: RunConfig) -> list[Curve]:
-    """Every strategy with each grid, or with the one behind its name; a strategy that takes the whole pool once. Raises
-    UserError: there is no strategy of a name, or two curves call themselves alike."""
+    """Every strategy with each grid, or with the one behind its name; a strategy that takes the whole pool once.
+
+    Raises:
+        UserError: there is no strategy of a name, or two curves call themselves alike.
+    """
     curves = []
     for text in config.strategies:
         own = re.fullmatch(r"(.+)@(none|\d+x\d+)", text)

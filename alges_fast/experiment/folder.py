@@ -26,8 +26,11 @@ GROWING_FIELDS = frozenset({"seeds", "strategies"})
 
 
 def check_config(config: RunConfig) -> None:
-    """Refuse to continue a folder that was begun with another configuration. Raises UserError: a damaged file, or the
-    differences."""
+    """Refuse to continue a folder that was begun with another configuration.
+
+    Raises:
+        UserError: a damaged file, or the differences.
+    """
     now, before = as_settings(config), _begun_with(Path(config.out))
     if before is None:
         return
@@ -45,8 +48,11 @@ def check_config(config: RunConfig) -> None:
 
 
 def prepare_folder(setting: Setting) -> None:
-    """Begin the run's folder, or see that this run is the one it was begun with. The caller holds its lock. Raises
-    UserError: the folder is another run's."""
+    """Begin the run's folder, or see that this run is the one it was begun with. The caller holds its lock.
+
+    Raises:
+        UserError: the folder is another run's.
+    """
     out = setting.out
     check_config(setting.config)  # again: another process may have begun it meanwhile
     if _begun_with(out) is None:
@@ -63,8 +69,12 @@ def prepare_folder(setting: Setting) -> None:
 
 
 def _begun_with(out: Path) -> dict[str, Any] | None:
-    """What a folder was begun with, from its config.yaml, and for settings that its version did not have, what they are
-    where nobody gives them; None where it is not begun. Raises UserError: a damaged file."""
+    """What a folder was begun with, from its config.yaml, and for settings that its version did not have, what they
+    are where nobody gives them; None where it is not begun.
+
+    Raises:
+        UserError: a damaged file.
+    """
     path = out / "config.yaml"
     if not path.exists():
         return None

@@ -177,8 +177,11 @@ def _train(round: Round, model: nn.Module) -> None:
 
 
 def _train_in_place(round: Round, model: nn.Module) -> tuple[float, float]:
-    """The loss that a round's network reaches, and the seconds that it takes. Raises UserError: it cannot be
-    trained."""
+    """The loss that a round's network reaches, and the seconds that it takes.
+
+    Raises:
+        UserError: it cannot be trained.
+    """
     setting, config = round.setting, round.setting.config
     start = time.perf_counter()
     training = Training(

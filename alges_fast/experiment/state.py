@@ -42,7 +42,10 @@ class RoundFolder:
 
     def n_finished(self) -> int:
         """How many of STEPS are done; none if the model that the rest need is damaged: training makes the same again.
-        Raises UserError: the state file is damaged."""
+
+        Raises:
+            UserError: the state file is damaged.
+        """
         if not (self.path / "state.json").exists():
             return 0
         last = self.facts().get("finished")

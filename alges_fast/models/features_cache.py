@@ -120,8 +120,11 @@ class FrozenEncoder:
 
 
 def mean_features(maps: KeptMaps, progress: Progress = silent, cache_dir: Path | None = None) -> NDArray[np.float32]:
-    """(N, channels), means over the positions of maps as `FrozenEncoder.cached` gives them; made once and kept. Raises
-    UserError: the cache folder cannot be written."""
+    """(N, channels), means over the positions of maps as `FrozenEncoder.cached` gives them; made once and kept.
+
+    Raises:
+        UserError: the cache folder cannot be written.
+    """
 
     rows = maps.rows if isinstance(maps, CodedMaps) else maps.transpose(0, 2, 3, 1)
 

@@ -226,8 +226,11 @@ def grid_size(size: Sequence[int], scale: int = 1) -> tuple[int, int]:
 
 def build_trunk(encoder: str, encoder_weights: str) -> Trunk:
     """An encoder of segmentation-models-pytorch (of timm: with the prefix tu-) with pretrained weights; also a plain
-    vision transformer of timm, such as tu-vit_small_patch14_dinov2.lvd142m. Raises UserError: an unknown encoder, or
-    weights that cannot be had."""
+    vision transformer of timm, such as tu-vit_small_patch14_dinov2.lvd142m.
+
+    Raises:
+        UserError: an unknown encoder, or weights that cannot be had.
+    """
     if (encoder, encoder_weights) == (PACKAGED_ENCODER, PACKAGED):
         return PackagedTrunk()
     model = _encoder_of(encoder, encoder_weights)

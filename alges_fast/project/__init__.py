@@ -60,8 +60,11 @@ R = TypeVar("R")
 
 
 def new(root: str | Path, config: ProjectConfig) -> None:
-    """Begin a project; the same again changes nothing. Raises UserError: no such pool, a folder of something else, or a
-    project of other settings."""
+    """Begin a project; the same again changes nothing.
+
+    Raises:
+        UserError: no such pool, a folder of something else, or a project of other settings.
+    """
     root = Path(root)
     if not config.classes:
         raise UserError("--classes is missing: give names with commas between, in the order of their ids")

@@ -182,8 +182,11 @@ def _check(strategy: Strategy, named: str, settings: NextSettings, own: TrainedM
 
 
 def _in_hand(project: Project, settings: NextSettings, reject: Sequence[str]) -> tuple[Sequence[str], Round | None]:
-    """What is rejected, with what was before in the same round; that round, where it is out. Raises UserError: a round
-    is out that was asked for in other words, or that can no longer be changed."""
+    """What is rejected, with what was before in the same round; that round, where it is out.
+
+    Raises:
+        UserError: a round is out that was asked for in other words, or that can no longer be changed.
+    """
     last = project.rounds[-1] if project.rounds else None
     if last is None or not last.asked or project.answered(last):
         return reject, None

@@ -425,8 +425,11 @@ class ImportDraft:
 
 @contextmanager
 def opened(root: Path) -> Iterator[Project]:
-    """The project in this folder, to this process alone, with what a killed one left finished. Raises UserError: no
-    project, a damaged one, or another process in it."""
+    """The project in this folder, to this process alone, with what a killed one left finished.
+
+    Raises:
+        UserError: no project, a damaged one, or another process in it.
+    """
     with _alone(root, ProjectConfig.read(root)) as project:
         yield project
 
@@ -434,8 +437,11 @@ def opened(root: Path) -> Iterator[Project]:
 @contextmanager
 def begun(root: Path, config: ProjectConfig) -> Iterator[Project]:
     """As `opened`, the project of this configuration, which may not be written yet: its first round does that. One
-    without classes takes those that are there. Raises UserError: no such pool, a folder of something else, or a project
-    of other settings."""
+    without classes takes those that are there.
+
+    Raises:
+        UserError: no such pool, a folder of something else, or a project of other settings.
+    """
     pool = Path(config.images).expanduser().resolve()
     if not pool.exists():
         raise UserError(

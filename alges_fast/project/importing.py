@@ -43,8 +43,11 @@ class ImportSettings:
 
 
 def import_exports(project: Project, exports: Sequence[Path], settings: ImportSettings | None = None) -> Import | None:
-    """Read every export, then take all of it in that is new; None where nothing is. Raises UserError: no exports, or
-    one that cannot be read whole; masks that nobody touched; nothing is changed then."""
+    """Read every export, then take all of it in that is new; None where nothing is.
+
+    Raises:
+        UserError: no exports, or one that cannot be read whole; masks that nobody touched; nothing is changed then.
+    """
     if not exports:
         raise UserError(
             f"nothing to import: give what the tool exported, as {project.command('import', 'EXPORT.zip')}, or "

@@ -70,8 +70,11 @@ def fetch_rounds(
     *,
     plain_http: bool = False,
 ) -> list[Import]:
-    """Take in what is finished of all rounds on the server; an import for each round with news. Raises UserError: no
-    round was sent there, no key, or a server that does not answer or refuses."""
+    """Take in what is finished of all rounds on the server; an import for each round with news.
+
+    Raises:
+        UserError: no round was sent there, no key, or a server that does not answer or refuses.
+    """
     sent = [(round, facts) for round in project.rounds if (facts := _sent(round, url)) is not None]
     if not sent:
         raise UserError(

@@ -60,7 +60,10 @@ class Deployed(nn.Module):
 
 def export_model(project: Project, out: Path | None = None) -> list[Path]:
     """Write model.pt2, and model.onnx where ONNX is installed, of the newest model; by default beside its weights.
-    Raises UserError: no model, or a file whose predictions differ from the model's on the pool's first frames."""
+
+    Raises:
+        UserError: no model, or a file whose predictions differ from the model's on the pool's first frames.
+    """
     if not project.models:
         raise UserError(f"no model is trained yet: {project.command('train')} first")
     newest = project.models[-1]

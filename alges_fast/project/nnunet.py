@@ -72,8 +72,12 @@ class NnunetSettings:
 
 def export_nnunet(project: Project, out: Path, settings: NnunetSettings, progress: Progress = silent) -> list[str]:
     """Write a data set of the project's labels to a folder, in the place of an earlier one; lines that say what it
-    holds and what to type next. Raises UserError: nothing is labelled, no model that teaches, a labelled frame that
-    cannot be read (others are left out), a folder of something else."""
+    holds and what to type next.
+
+    Raises:
+        UserError: nothing is labelled, no model that teaches, a labelled frame that cannot be read (others are left
+            out), a folder of something else.
+    """
     if not project.labelled:
         raise UserError(f"nothing is labelled yet: {project.command('next', '-n 20')} first")
     earlier = out / DATASET

@@ -37,8 +37,11 @@ class LabelNames:
 
 def label_names(config: ProjectConfig) -> LabelNames:
     """The class of the pixels under no shape, or else one called background, is nnU-Net's background, which it counts
-    in no Dice. Where there is none, all are foreground and 0 stands for nothing. Raises UserError: a class whose name
-    has another meaning there."""
+    in no Dice. Where there is none, all are foreground and 0 stands for nothing.
+
+    Raises:
+        UserError: a class whose name has another meaning there.
+    """
     background = config.background or next((name for name in config.classes if name.lower() == BACKGROUND), None)
     others = [name for name in config.classes if name != background]
     if taken := [name for name in others if name in (BACKGROUND, IGNORE)]:

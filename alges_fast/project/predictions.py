@@ -125,8 +125,11 @@ def in_use(project: Project) -> Predictions | None:
 
 def import_predictions(project: Project, folder: Path, progress: Progress = silent) -> str:
     """Take in a folder that nnUNetv2_predict wrote: CASE.png, and CASE.npz where it was told --save_probabilities. All
-    of it, or one line that says why none. Raises UserError: no such folder, other labels, a case that is no frame, a
-    mask or probabilities that are damaged."""
+    of it, or one line that says why none.
+
+    Raises:
+        UserError: no such folder, other labels, a case that is no frame, a mask or probabilities that are damaged.
+    """
     if not folder.is_dir():
         raise UserError(f"--predictions {folder}: no such folder: give what nnUNetv2_predict wrote with -o")
     names = label_names(project.config)

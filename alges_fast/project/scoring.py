@@ -87,8 +87,11 @@ class Frames:
 
 
 def chooser(project: Project, own: TrainedModel | None, settings: NextSettings) -> Model | None:
-    """The model that chooses; None before there is one. Raises UserError: one that cannot be had, that cannot score
-    frames of this size, or that has other classes."""
+    """The model that chooses; None before there is one.
+
+    Raises:
+        UserError: one that cannot be had, that cannot score frames of this size, or that has other classes.
+    """
     size = project.config.image_size
     if settings.model == predictions.NAME:
         model = _as_predicted(project)

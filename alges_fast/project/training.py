@@ -68,8 +68,11 @@ class TrainSettings:
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def over(self, before: Mapping[str, Any]) -> dict[str, Any]:
-        """The whole of what names and trains the network, as model.json keeps it. Raises UserError: a setting of a
-        whole network for a frozen one, or one that is out of range."""
+        """The whole of what names and trains the network, as model.json keeps it.
+
+        Raises:
+            UserError: a setting of a whole network for a frozen one, or one that is out of range.
+        """
         given = {name: value for name, value in vars(self).items() if name != "device" and value is not None}
         if self.architecture not in (None, before["architecture"]):
             before = {"architecture": self.architecture}
@@ -104,8 +107,11 @@ WHOLE: Mapping[str, Any] = {
 
 
 def train_project(project: Project, settings: TrainSettings | None = None, progress: Progress = silent) -> TrainedModel:
-    """Train on all labels; the newest model where it has seen them already. Rewrites history.csv. Raises UserError:
-    nothing is labelled, or a labelled frame cannot be read."""
+    """Train on all labels; the newest model where it has seen them already. Rewrites history.csv.
+
+    Raises:
+        UserError: nothing is labelled, or a labelled frame cannot be read.
+    """
     if not project.labelled:
         step = "import" if project.out else "next"
         raise UserError(

@@ -35,8 +35,10 @@ _SCREENS = {
 def write_report(out: Path) -> None:
     """Write OUT/table.md, OUT/figures/*.png and OUT/report.html of a finished or unfinished run.
 
-    What the run has not left in its folder is left out of the report, with a sentence in its place. Raises UserError:
-    OUT holds no results.csv with at least one row.
+    What the run has not left in its folder is left out of the report, with a sentence in its place.
+
+    Raises:
+        UserError: OUT holds no results.csv with at least one row.
     """
     run = read_run(out)
     findings = find(run)

@@ -145,8 +145,11 @@ class RunFolder:
 
 
 def read_run(out: Path) -> RunFolder:
-    """Read a finished or unfinished run. Raises UserError: there is no results.csv in it, or it holds no row, or not
-    the columns of one."""
+    """Read a finished or unfinished run.
+
+    Raises:
+        UserError: there is no results.csv in it, or it holds no row, or not the columns of one.
+    """
     return RunFolder(
         out=out,
         rows=read_results(out / "results.csv"),
@@ -160,8 +163,11 @@ def read_run(out: Path) -> RunFolder:
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
-    """Rows of a results.csv sorted by strategy, seed and round; empty cells are NaN. Raises UserError: the file is
-    missing, is empty, lacks a column, or holds what is not a number."""
+    """Rows of a results.csv sorted by strategy, seed and round; empty cells are NaN.
+
+    Raises:
+        UserError: the file is missing, is empty, lacks a column, or holds what is not a number.
+    """
     if not path.is_file():
         raise UserError(f"no results at {path}: give the --out folder of a run that has finished at least one training")
     with path.open(newline="") as file:

@@ -12,8 +12,11 @@ from torch import Tensor
 
 
 def as_tensor(value: Any, name: str) -> Tensor:
-    """A tensor or NumPy array as a tensor that shares its memory, without its gradient. Raises TypeError: anything
-    else, or what holds no dense numbers; `name` is what the message calls it."""
+    """A tensor or NumPy array as a tensor that shares its memory, without its gradient.
+
+    Raises:
+        TypeError: anything else, or what holds no dense numbers; `name` is what the message calls it.
+    """
     if isinstance(value, Tensor):
         if value.layout != torch.strided or value.is_nested or value.is_meta:
             what = "meta" if value.is_meta else "nested" if value.is_nested else str(value.layout)

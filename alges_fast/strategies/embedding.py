@@ -36,8 +36,11 @@ class Embedded:
 
 
 def embed(query: Query, outputs: Sequence[str]) -> Embedded:
-    """Outputs of `pixel_gradients` for every candidate of this process, resumable in the query's `scores_out`. Raises
-    ValueError: the query has no model, or what `embed_pool` raises."""
+    """Outputs of `pixel_gradients` for every candidate of this process, resumable in the query's `scores_out`.
+
+    Raises:
+        ValueError: the query has no model, or what `embed_pool` raises.
+    """
     found = embed_frames(query, outputs)
     return _by_candidate(query, query.candidates, found.ids, found.outputs)
 

@@ -32,8 +32,11 @@ def strategy_names() -> tuple[str, ...]:
 
 
 def get_strategy(name: str) -> type[Strategy]:
-    """The strategy of this name, or the class at "package.module:Class" or "path/to/file.py:Class". Raises UserError:
-    there is none."""
+    """The strategy of this name, or the class at "package.module:Class" or "path/to/file.py:Class".
+
+    Raises:
+        UserError: there is none.
+    """
     if name in _registry:
         return _registry[name]
     if ":" not in name:

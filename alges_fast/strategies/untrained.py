@@ -24,8 +24,11 @@ def mean_points(query: Query) -> tuple[Tensor, Tensor, Tensor | None]:
 
 def over_features(query: Query) -> Query:
     """The query over the maps of a frozen encoder, with a head that reads them in the model's place, so that what
-    enters the last layer are the maps; where it has no such maps, the query as it is. Raises ValueError: neither
-    features nor a model."""
+    enters the last layer are the maps; where it has no such maps, the query as it is.
+
+    Raises:
+        ValueError: neither features nor a model.
+    """
     maps: Any = query.features
     if maps is None:
         if query.model is None:

@@ -85,8 +85,11 @@ class SegmentationCounts:
 
     @staticmethod
     def merge(parts: Iterable[SegmentationCounts]) -> SegmentationCounts:
-        """The counts of all parts together, on the first part's device. Raises ValueError: there are no parts, or they
-        differ in their number of classes."""
+        """The counts of all parts together, on the first part's device.
+
+        Raises:
+            ValueError: there are no parts, or they differ in their number of classes.
+        """
         parts = list(parts)
         sizes = [part.n_classes for part in parts]
         if len(set(sizes)) != 1:

@@ -59,9 +59,12 @@ def reading_of(
 
 
 def read_export(path: Path, reading: Reading) -> Iterator[ReturnedFrame]:
-    """The annotated and refused frames of what a tool exported, in its order, as they are read. Raises UserError: what
-    cannot be read whole: a damaged file, an unknown class or frame, another size; an empty export. It may come after
-    frames, which count for nothing then."""
+    """The annotated and refused frames of what a tool exported, in its order, as they are read.
+
+    Raises:
+        UserError: what cannot be read whole: a damaged file, an unknown class or frame, another size; an empty export.
+            It may come after frames, which count for nothing then.
+    """
     empty = True
     with _understood(path):
         for frame in _read(path, reading):

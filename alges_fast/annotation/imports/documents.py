@@ -30,8 +30,10 @@ _NO_SPACE = re.compile(rb"[^ \t\r\n]|\Z")
 def xml_children(contents: bytes, where: str) -> Iterator[Element]:
     """The root of an XML document, bare, and then its children; one is forgotten when the next is asked for.
 
-    A document with a type or entities is refused: these may name files, or grow without end. Raises UserError: it is
-    not such a document, or too large.
+    A document with a type or entities is refused: these may name files, or grow without end.
+
+    Raises:
+        UserError: it is not such a document, or too large.
     """
     if any(tag.group().count(b"=") > MAX_ATTRIBUTES for tag in re.finditer(rb"<[^<]*", contents)):
         raise UserError(f"{where}: an element of more than {MAX_ATTRIBUTES} attributes: export it anew")

@@ -92,7 +92,10 @@ class Reading:
 
     def frame(self, name: str, where: str, *, stem: bool = False) -> ExpectedFrame:
         """The frame that `name` means: tools put folders before it and leave some away; with `stem` also its extension.
-        Raises UserError: none, or more than one; `where` begins the line."""
+
+        Raises:
+            UserError: none, or more than one; `where` begins the line.
+        """
         whole = _plain(name)
         for end in _ends(whole):  # the longest first
             for spelling in (_plain, _stem)[: 2 if stem else 1]:

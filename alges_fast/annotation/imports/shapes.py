@@ -28,8 +28,11 @@ def paint(mask: NDArray[np.uint8], patch: Patch, class_id: int) -> None:
 
 
 def polygon(points: Sequence[tuple[float, float]], size: tuple[int, int]) -> Patch:
-    """Pixels of (height, width) inside a polygon of (x, y), by the even-odd rule. Raises ValueError: fewer than three
-    points, or far too many, or one that is no number of a frame."""
+    """Pixels of (height, width) inside a polygon of (x, y), by the even-odd rule.
+
+    Raises:
+        ValueError: fewer than three points, or far too many, or one that is no number of a frame.
+    """
     if not 3 <= len(points) <= MAX_POINTS:
         raise ValueError(f"a polygon needs three points or more, and no more than {MAX_POINTS}")
     corners = np.array(points, np.float64)
@@ -70,8 +73,11 @@ def rectangle(
 def ellipse(
     x: float, y: float, radius_x: float, radius_y: float, size: tuple[int, int], *, degrees: float = 0
 ) -> Patch:
-    """Pixels inside an ellipse about (x, y), turned clockwise. Raises ValueError: a radius that is no positive number,
-    or a number that is none of a frame."""
+    """Pixels inside an ellipse about (x, y), turned clockwise.
+
+    Raises:
+        ValueError: a radius that is no positive number, or a number that is none of a frame.
+    """
     if not (0 < radius_x <= FAR and 0 < radius_y <= FAR and abs(x) <= FAR and abs(y) <= FAR):
         raise ValueError("an ellipse needs two radii above 0, and a centre")
     reach = max(radius_x, radius_y)
@@ -91,8 +97,11 @@ def ellipse(
 
 
 def run_lengths(lengths: Iterable[int], left: int, top: int, width: int, height: int) -> Patch:
-    """Pixels of a box from lengths of runs, row after row, the first outside. Raises ValueError: a length that is none,
-    or lengths that do not add up to the box."""
+    """Pixels of a box from lengths of runs, row after row, the first outside.
+
+    Raises:
+        ValueError: a length that is none, or lengths that do not add up to the box.
+    """
     area = width * height
     runs = np.fromiter(lengths, np.int64)
     if len(runs) and (runs.min() < 0 or runs.max() > area):
@@ -107,7 +116,9 @@ def brush(code: Sequence[int], size: tuple[int, int]) -> Patch:
     """Pixels of (height, width) from Label Studio's code of an RGBA picture, where alpha is half or more.
 
     For the code see `exports.label_studio_tasks`; unlike that one, the tool's own mixes runs with stretches of words.
-    Raises ValueError: a damaged code, or one of another size.
+
+    Raises:
+        ValueError: a damaged code, or one of another size.
     """
     if not isinstance(code, (list, bytes)) or len(code) < 7:
         raise ValueError("a code without its head")
