@@ -23,6 +23,14 @@ SMALL = [
     *("--encoder", "mobilenet_v2", "--device", "cpu"),
 ]
 
+TINY_MODEL = """
+import torch
+
+def make():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Conv2d(3, 6, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(6, 3, 1))
+"""
+
 
 def start(log: Path, argv: list[str], environment: dict[str, str], command: str = "alges_fast.run") -> BaseProcess:
     """Start the command, the `main` of a module, where the environment's PWD says; it prints to the file `log`."""

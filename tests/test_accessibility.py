@@ -7,7 +7,6 @@ import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +17,8 @@ from tests.browser import CHROMIUM, DRIVER, ENTER, RIGHT, SHIFT, SPACE, TAB, Bro
 pytest.importorskip("jinja2", reason="needs the extra `run`")
 
 from alges_fast.annotation.page import Asked, Card, selection_page, shown
-from alges_fast.project.status import NextStep, _page
+from alges_fast.pages import render
+from alges_fast.project.status import NextStep
 from alges_fast.windows import Window
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH")
@@ -96,9 +96,11 @@ def page() -> str:
 @pytest.fixture(scope="module")
 def status() -> str:
     """A project's status after one round."""
-    project: Any = SimpleNamespace(root=Path("liver"), config=SimpleNamespace(images="/data/theatre"))
     point = {"x": 600, "y": 60, "low": 80, "high": 40, "title": "10 frames: 0.8", "frames": 10}
     facts = {
+        "title": "liver",
+        "kicker": "project",
+        "images": "/data/theatre",
         "n_frames": 240,
         "of": "4 videos",
         "labelled": "10 frames, 0 refused; outline drawn 2,204 pixels",
@@ -119,7 +121,7 @@ def status() -> str:
         "alike": "near-duplicates: 12 frames in 5 groups",
         "predictions": ["predictions of round 1: Dice 0.8"],
     }
-    return _page(project, facts)
+    return render("alges_fast.project", "status", **facts)
 
 
 @pytest.fixture(scope="module")
@@ -134,14 +136,17 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
     return (out / "report.html").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("which", ["page", "report", "status"])
+@pytest.fixture(params=["page", "report", "status"])
+def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A file of each page."""
+    file = tmp_path / "page.html"
+    file.write_text(request.getfixturevalue(request.param), encoding="utf-8")
+    return file
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_everything_has_contrast_a_name_and_a_place_in_the_tab_order(
-    which: str, scheme: str, request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
-    html: str = request.getfixturevalue(which)
-    path = tmp_path / "page.html"
-    path.write_text(html.replace("</body>", f"{ASK}</body>"), encoding="utf-8")
+def test_everything_has_contrast_a_name_and_a_place_in_the_tab_order(path: Path, scheme: str, tmp_path: Path) -> None:
+    path.write_text(path.read_text(encoding="utf-8").replace("</body>", f"{ASK}</body>"), encoding="utf-8")
     dark = ["--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []
     dom = chromium(tmp_path, *dark, "--virtual-time-budget=5000", "--dump-dom", path.as_uri())
     found = re.search(r"SAID(.*)DIAS", dom)
@@ -153,10 +158,8 @@ def test_everything_has_contrast_a_name_and_a_place_in_the_tab_order(
     assert said["title"]
 
 
-@pytest.mark.parametrize("which", ["page", "report", "status"])
-def test_it_prints(which: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    path, printed = tmp_path / "page.html", tmp_path / "page.pdf"
-    path.write_text(request.getfixturevalue(which), encoding="utf-8")
+def test_it_prints(path: Path, tmp_path: Path) -> None:
+    printed = tmp_path / "page.pdf"
     chromium(tmp_path, f"--print-to-pdf={printed}", path.as_uri())
     assert printed.read_bytes().startswith(b"%PDF")
 
@@ -186,12 +189,7 @@ return stops.length;
 """
 
 
-@pytest.mark.parametrize("which", ["page", "report", "status"])
-def test_the_keyboard_reaches_everything_in_order_and_leaves_again(
-    which: str, window: Browser, request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
-    path = tmp_path / "page.html"
-    path.write_text(request.getfixturevalue(which), encoding="utf-8")
+def test_the_keyboard_reaches_everything_in_order_and_leaves_again(path: Path, window: Browser) -> None:
     window.open(path.as_uri())
     n_stops = window.run(STOPS)
     visited = []
@@ -208,9 +206,8 @@ def test_the_keyboard_reaches_everything_in_order_and_leaves_again(
     assert window.run("return document.activeElement !== document.body")
 
 
-def test_a_round_is_looked_through_and_refused_by_keyboard_alone(window: Browser, page: str, tmp_path: Path) -> None:
-    path = tmp_path / "page.html"
-    path.write_text(page, encoding="utf-8")
+@pytest.mark.parametrize("path", ["page"], indirect=True)
+def test_a_round_is_looked_through_and_refused_by_keyboard_alone(window: Browser, path: Path) -> None:
     window.open(path.as_uri())
 
     def refused() -> Any:

@@ -143,18 +143,8 @@ def test_the_three_ways_in_are_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     import numpy as np
     from PIL import Image
+    from test_help import MAINS
 
-    import alges_fast.data.__main__
-    import alges_fast.project.cli
-    import alges_fast.project.selecting
-    import alges_fast.run
-
-    mains: dict[str, Callable[[list[str]], int]] = {
-        "alges_fast.run": alges_fast.run.main,
-        "alges_fast.select": alges_fast.project.selecting.main,
-        "alges_fast.data": alges_fast.data.__main__.main,
-        "alges_fast.project": alges_fast.project.cli.main,
-    }
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ALGES_FAST_CACHE", str(tmp_path / "cache"))
     for words in [words for name, words in COMMANDS if name == "README.md" and len(words) > 1]:
@@ -167,7 +157,7 @@ def test_the_three_ways_in_are_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPa
                     with archive.open(path.relative_to(images).with_suffix(".png").as_posix(), "w") as member:
                         Image.fromarray(mask).save(member, "png")
         words = ["120" if word == "240" else word for word in words]
-        assert mains[words[0]](words[1:]) == 0, words
+        assert MAINS[words[0].removeprefix("alges_fast.")](words[1:]) == 0, words
         if words[1] == "write-synthetic":
             frames = sorted(str(path) for path in Path("surgery").resolve().rglob("*_endo.png"))
             Path("frames.txt").write_text("\n".join(frames) + "\n")

@@ -52,7 +52,7 @@ def frames(draw: st.DrawFn, n_classes: int, max_frames: int = 3) -> list[Annotat
             windows = [grid[i] for i in sorted(draw(st.sets(st.integers(0, 3), min_size=1)))]
             outside = np.ones_like(mask, bool)
             for w in windows:
-                outside[w.y : w.y + w.height, w.x : w.x + w.width] = False
+                outside[w.box] = False
                 mask[w.y, w.x] = 0
             mask[outside] = 255
         mask.flat[0] = 0 if not windows else mask.flat[0]

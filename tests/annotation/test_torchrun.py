@@ -10,17 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import finish, start, start_group
-from PIL import Image
+from commands import TINY_MODEL, finish, start, start_group
+from data.trees import save
 
 COMMAND = "alges_fast.project.selecting"
 FIXED = [*("--images", "pool", "--image_size", "32", "--device", "cpu", "--out", "out", "--n", "4")]
-MODEL = """
-import os, torch
-
-def make():
-    torch.manual_seed(0)
-    return torch.nn.Sequential(torch.nn.Conv2d(3, 6, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(6, 3, 1))
+FAILS_IN_ONE = """
+import os
 
 def fails_in_one():
     return make() if os.environ["RANK"] == "0" else "no model"
@@ -31,12 +27,11 @@ BROKEN = "pool/b/frame_0120.png"
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Two videos of seven pictures, and a model."""
-    (tmp_path / "tiny_model.py").write_text(MODEL)
+    (tmp_path / "tiny_model.py").write_text(TINY_MODEL + FAILS_IN_ONE)
     generator = np.random.default_rng(0)
     for at in range(14):
         path = tmp_path / "pool" / "ab"[at % 2] / f"frame_{at // 2 * 60:04d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(generator.integers(0, 30 + 16 * at, (32, 48, 3)).astype(np.uint8)).save(path)
+        save(path, generator.integers(0, 30 + 16 * at, (32, 48, 3)).astype(np.uint8))
     return tmp_path
 
 

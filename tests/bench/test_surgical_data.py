@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from data.trees import save
 
 from alges_fast.data import load_dataset
 
@@ -22,8 +22,8 @@ def test_endoscapes_keeps_its_split_and_leaves_other_objects_unlabelled(tmp_path
     mask = np.repeat(np.array([0, 1, 2, 3, 4, 5, 6, 7, 255], np.uint8), 2)[None].repeat(9, 0)
     for stem, split in split_of.items():
         image, classes = ("REAL", "GROUND_TH") if gathered else (f"{split}_seg", "semseg")
-        _save(tmp_path / image / f"{stem}.jpg", np.full((9, 18, 3), 90, np.uint8))
-        _save(tmp_path / classes / f"{stem}.png", mask)
+        save(tmp_path / image / f"{stem}.jpg", np.full((9, 18, 3), 90, np.uint8))
+        save(tmp_path / classes / f"{stem}.png", mask)
     if gathered:
         listed = {stem: {"folders": ["semseg", split]} for stem, split in split_of.items()}
         (tmp_path / "matches.json").write_text(json.dumps(listed))
@@ -41,9 +41,9 @@ def test_endovis_holds_out_operations(tmp_path: Path, test: int, validation: int
     values = np.array([0, 70, 160, 255], np.uint8).repeat(4)[None].repeat(16, 0)
     for operation in range(1, 5):
         for number in ("01", "02"):
-            _save(tmp_path / f"OP{operation}/Raw/img_{number}_raw.png", np.full((16, 16, 3), operation, np.uint8))
+            save(tmp_path / f"OP{operation}/Raw/img_{number}_raw.png", np.full((16, 16, 3), operation, np.uint8))
             opaque = np.dstack([values, values, values, np.full_like(values, 255)])  # as one of the real masks is
-            _save(tmp_path / f"OP{operation}/Masks/img_{number}_class.png", opaque if number == "02" else values)
+            save(tmp_path / f"OP{operation}/Masks/img_{number}_class.png", opaque if number == "02" else values)
     _convert("endovis.py", tmp_path, tmp_path / "tree", "--test", str(test))
 
     made = load_dataset("folder", root=str(tmp_path / "tree"), image_size=16)
@@ -63,11 +63,6 @@ def test_a_folder_that_is_not_theirs_is_refused_in_a_line(tmp_path: Path, comman
     assert ran.returncode == 1
     assert len(ran.stderr.splitlines()) == 1
     assert "give the folder" in ran.stderr
-
-
-def _save(path: Path, values: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(values).save(path)
 
 
 def _convert(script: str, *arguments: Path | str) -> None:

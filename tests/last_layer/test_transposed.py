@@ -146,7 +146,7 @@ def test_windows(geometry: str) -> None:
         shape = tuple(model(images)[:, 0].shape)
     for at, window in enumerate(windows_of("image", shape[1:], regions)):
         valid = torch.zeros(shape, dtype=torch.bool)
-        valid[:, window.y : window.y + window.height, window.x : window.x + window.width] = True
+        valid[(slice(None), *window.box)] = True
         expected = layer.pixel_gradients(images, outputs=outputs, valid=valid)
         for name in outputs:
             value = getattr(found, name)[:, at]

@@ -50,7 +50,7 @@ def images() -> Tensor:
 
 
 def slices() -> list[tuple[slice, slice]]:
-    return [(slice(w.y, w.y + w.height), slice(w.x, w.x + w.width)) for w in windows_of("image", SIZE, REGIONS)]
+    return [window.box for window in windows_of("image", SIZE, REGIONS)]
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_windows_cover_every_pixel_once_and_are_of_like_size(size: tuple[int, in
     windows = windows_of("image", size, regions)
     assert len(windows) == regions[0] * regions[1]
     for window in windows:
-        covered[window.y : window.y + window.height, window.x : window.x + window.width] += 1
+        covered[window.box] += 1
     assert bool((covered == 1).all())
     for sides in ({window.width for window in windows}, {window.height for window in windows}):
         assert max(sides) - min(sides) <= 1

@@ -16,6 +16,7 @@ from alges_fast.data.loading import palette
 from alges_fast.models.saved import read_card
 from alges_fast.project.cli import main
 from alges_fast.project.folder import opened
+from tests.data.trees import save
 from tests.project.annotators import CLASSES, Annotator, begin, contents, refused, rows_of, run, said, within
 
 
@@ -151,9 +152,7 @@ def test_untouched_refused_replaced_and_unknown(annotator: Annotator, capsys: py
 def test_labels_that_were_there_before_any_round(annotator: Annotator, capsys: pytest.CaptureFixture[str]) -> None:
     begin()
     for id in list(annotator.truth)[::3]:
-        path = Path("masks") / f"{id}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(annotator.truth[id]).save(path)
+        save(Path("masks") / f"{id}.png", annotator.truth[id])
     run("import", "p", "masks")
     run("train", "p")
     run("next", "p", "-n", "3")

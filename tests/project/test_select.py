@@ -20,17 +20,12 @@ from alges_fast.errors import UserError
 from alges_fast.project import network, scoring
 from alges_fast.project.folder import LOCK
 from alges_fast.project.selecting import main, parse
+from tests.commands import TINY_MODEL
+from tests.data.trees import save
 from tests.project.annotators import contents, rows_of, run
 
 ROOT = Path(__file__).resolve().parents[2]
 ROUND = "out/rounds/000"
-MODEL = """
-import torch
-
-def make():
-    torch.manual_seed(0)
-    return torch.nn.Sequential(torch.nn.Conv2d(3, 6, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(6, 3, 1))
-"""
 
 
 @pytest.fixture
@@ -40,13 +35,12 @@ def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delitem(sys.modules, "tiny_model", raising=False)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("ALGES_FAST_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "tiny_model.py").write_text(MODEL)
+    (tmp_path / "tiny_model.py").write_text(TINY_MODEL)
     generator = np.random.default_rng(0)
     for video in ("a", "b"):
         for number in range(20):
             path = tmp_path / "pool" / video / f"frame_{number * 30:04d}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(generator.integers(0, 30 + 11 * number, (32, 48, 3)).astype(np.uint8)).save(path)
+            save(path, generator.integers(0, 30 + 11 * number, (32, 48, 3)).astype(np.uint8))
     return tmp_path
 
 

@@ -107,7 +107,7 @@ def windows() -> Query:
 
 
 def inside(values: Tensor, window: Window) -> Tensor:
-    return values[..., window.y : window.y + window.height, window.x : window.x + window.width]
+    return values[(..., *window.box)]
 
 
 @torch.no_grad()
