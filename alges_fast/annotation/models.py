@@ -203,6 +203,8 @@ def _as_modules(program: torch.export.ExportedProgram) -> tuple[nn.Module, int |
         node.replace_all_uses_with(replacement)
         graph.erase_node(node)
     graph_module.recompile()
+    for name in ("train", "eval"):  # torch puts others there, which raise; a traced graph does the same in either mode
+        vars(graph_module).pop(name, None)
     from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
     images = next(node for node in graph.nodes if node.op == "placeholder").meta["val"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import importlib
 import json
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import alges_fast
@@ -74,6 +76,21 @@ def test_one_command_leaves_picks_with_reasons_and_pictures(pool: Path) -> None:
         assert mask.max() < 3
         assert Image.open(pool / ROUND / "norm_maps" / f"{row['id']}.jpg").size == (48, 32)
     assert Image.open(pool / ROUND / "contact_sheet.png").size[0] > 1000
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("grid", [(), ("--regions", "2x2", "--strategy", "alges-effort")], ids=["frames", "windows"])
+def test_an_exported_model_picks_as_its_function_does(pool: Path, grid: tuple[str, ...]) -> None:
+    model = importlib.import_module("tiny_model").make().eval()
+    images = (torch.zeros(2, 3, 32, 32),)
+    torch.export.save(
+        torch.export.export(model, images, dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)), pool / "model.pt2"
+    )
+    torch.jit.script(model).save(str(pool / "model.ts"))
+    assert main(command(*grid)) == 0
+    for name in ("model.pt2", "model.ts"):
+        assert main(command(*grid, "--model", name, out=name[-3:])) == 0
+        assert [row["id"] for row in picks(pool / name[-3:])] == [row["id"] for row in picks(pool / "out")]
 
 
 def test_default_gap_keeps_consecutive_frames_apart_and_zero_does_not(pool: Path) -> None:
