@@ -39,7 +39,7 @@ from alges_fast.selection import BrokenPromise, choose
 from alges_fast.strategies import Query, scores_of
 from alges_fast.training.errors import Diverged, TooFewLabels
 from alges_fast.training.evaluation import evaluate, predict
-from alges_fast.training.labelled import Labelled, Piece, box_of, corrected, unlabelled
+from alges_fast.training.labelled import Labelled, Piece, box_of, corrected
 from alges_fast.training.learner import Training, make_learner
 from alges_fast.training.optimising import MEMORY_FORMAT
 from alges_fast.windows import Window, frame_of, named
@@ -304,10 +304,10 @@ def _finish(round: Round, picks: dict[str, Any] | None) -> None:
 
 def _with_picked(round: Round) -> Labelled:
     """What is labelled after a finished round, as its folder says it."""
-    labelled, pieces = round.labelled, round.setting.pieces(round.curve)
+    labelled = round.labelled
     names = round.setting.processes.from_leader(round.folder.picked)
     picked = names if round.curve.regions is None else [named(name) for name in names]
-    if not set(unlabelled(pieces, labelled.pieces)).issuperset(picked):
+    if not labelled.leaves(picked, round.setting.pieces(round.curve)):
         raise round.folder.damaged("picks.json")
     return labelled.with_pieces(picked, round.setting.processes.from_leader(round.folder.corrected))
 
@@ -330,5 +330,5 @@ def _corrected(round: Round, model: nn.Module, picked: Sequence[Id | Window]) ->
             transform=setting.learner.transform,
         )
         for row, mask in zip(batch, predicted.cpu().numpy(), strict=True):
-            total += sum(corrected(round.labelled.truth(piece), mask[box_of(piece)]) for piece in pieces[row])
+            total += corrected(setting.pool.masks[row], mask, list(map(box_of, pieces[row])))
     return total

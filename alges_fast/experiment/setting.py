@@ -69,7 +69,7 @@ class Setting:
     first_trainings: dict[int, tuple[Mapping[str, Tensor], float, float]] = field(default_factory=dict)
     """By seed: a network's state on the CPU, the loss it reached and the seconds it took; see `Round.is_trained_alike`.
     One seed's at a time, as curves of a seed follow one another."""
-    _pieces: dict[tuple[int, int] | None, Sequence[Piece]] = field(default_factory=dict)
+    _pieces: dict[tuple[int, int] | None, frozenset[Piece]] = field(default_factory=dict)
 
     @property
     def out(self) -> Path:
@@ -86,14 +86,14 @@ class Setting:
             return 64
         return 32 if self.learner.is_frozen else 16  # features are small, and scored where they lie
 
-    def pieces(self, curve: Curve) -> Sequence[Piece]:
-        """All that a curve may choose from: the pool's frames, or their windows, frame by frame."""
+    def pieces(self, curve: Curve) -> frozenset[Piece]:
+        """All that a curve may choose from: the pool's frames, or their windows."""
         if curve.regions not in self._pieces:
             size = self.pool.masks.shape[1:]
-            self._pieces[curve.regions] = (
+            self._pieces[curve.regions] = frozenset(
                 self.pool.ids
                 if curve.regions is None
-                else [window for id in self.pool.ids for window in windows_of(id, size, curve.regions)]
+                else (window for id in self.pool.ids for window in windows_of(id, size, curve.regions))
             )
         return self._pieces[curve.regions]
 

@@ -16,6 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from alges_fast import atomic
+from alges_fast.data.loading import map_in_order
 from alges_fast.pages import data_address, encoded, render
 from alges_fast.report.findings import find, sentences
 from alges_fast.report.run_folder import RunFolder, read_run
@@ -44,12 +45,19 @@ def write_report(out: Path) -> None:
     findings = find(run)
     said = sentences(run, findings)
     sections = sections_of(run, findings)
-    inlined = {}
-    for picture in [p for section in sections for part in (section, *section.folds) for p in part.pictures]:
-        drawn = {screen: _draw(picture, theme) for screen, theme in _SCREENS.items()}
-        atomic.write_bytes(out / "figures" / f"{picture.name}.png", encoded(drawn["wide"], "png"))
+    pictures = [p for section in sections for part in (section, *section.folds) for p in part.pictures]
+
+    def inline(drawn: tuple[Picture, str, Image.Image]) -> tuple[str, str, str]:
+        picture, screen, image = drawn
+        if screen == "wide":
+            atomic.write_bytes(out / "figures" / f"{picture.name}.png", encoded(image, "png"))
         options = {"quality": 82} if picture.photograph else {"lossless": True, "method": 2}
-        inlined[picture.name] = {screen: data_address(image, **options) for screen, image in drawn.items()}
+        return picture.name, screen, data_address(image, **options)
+
+    inlined: dict[str, dict[str, str]] = {}
+    drawn = ((picture, screen, _draw(picture, theme)) for picture in pictures for screen, theme in _SCREENS.items())
+    for name, screen, address in map_in_order(inline, drawn, ahead=1):  # matplotlib draws one at a time
+        inlined.setdefault(name, {})[screen] = address
     atomic.write_bytes(out / "table.md", _markdown(run, said, sections).encode())
     atomic.write_bytes(out / "report.html", _page(run, said, sections, inlined).encode())
 

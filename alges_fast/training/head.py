@@ -142,8 +142,8 @@ def _pixels(
     for chosen in _passes(len(points), pixels, seed):
         rows = next(rows for rows in range(math.isqrt(len(chosen)), 0, -1) if len(chosen) % rows == 0)
         batch = torch.from_numpy(chosen).to(device)
-        inputs = points[batch].float().view(1, rows, -1, points.shape[1]).permute(0, 3, 1, 2)
-        yield inputs, classes[batch].long().view(1, rows, -1)
+        inputs = points.index_select(0, batch).float().view(1, rows, -1, points.shape[1]).permute(0, 3, 1, 2)
+        yield inputs, classes.index_select(0, batch).long().view(1, rows, -1)
 
 
 def _frames(

@@ -14,7 +14,7 @@ Effort is counted in several measures, because pixels alone mislead: background 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -34,6 +34,8 @@ Piece: TypeAlias = str | Window
 
 Slices: TypeAlias = tuple[slice, slice]
 """Rows and columns of a piece."""
+WHOLE: Slices = slice(None), slice(None)
+Ints: TypeAlias = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,12 @@ class Labelled:
             corrected=self.corrected + corrected,
         )
 
+    def leaves(self, pieces: Iterable[Piece], of: Collection[Piece]) -> bool:
+        """Whether these pieces may be asked for: they are of those that there are, none is labelled, and no window's
+        frame is."""
+        taken = frozenset(self.pieces)
+        return all(piece in of and piece not in taken and frame_of(piece) not in taken for piece in pieces)
+
     def truth(self, piece: Piece) -> NDArray[np.uint8]:
         """The mask of a piece of the pool, labelled or not."""
         mask: NDArray[np.uint8] = self.pool.masks[self.pool.index(str(frame_of(piece)))]
@@ -121,7 +129,8 @@ class Labelled:
 
     def effort(self) -> Effort:
         """What labelling these took."""
-        drawn, prices, side = sum(outline(mask) for mask in self._masks()), Prices(), sum(self.pool.masks.shape[1:]) / 2
+        drawn = sum(outline(self.pool.masks[position], boxes) for position, boxes in self.boxes.items())
+        prices, side = Prices(), sum(self.pool.masks.shape[1:]) / 2
         seconds, corrected = (
             prices.seconds(pictures=self.pictures, looks=len(self.pieces), outline=length, side=side)
             for length in (drawn, self.corrected)
@@ -159,8 +168,8 @@ class Labelled:
                 yield mask[box]
 
 
-def outline(mask: NDArray[np.integer[Any]]) -> int:
-    """Length of the class boundaries inside a piece, in pixels' sides at the size of the mask.
+def outline(mask: NDArray[np.integer[Any]], boxes: Sequence[Slices] = (WHOLE,)) -> int:
+    """Length of the class boundaries inside pieces of a frame, in pixels' sides at the size of the mask.
 
     The number of pairs of pixels side by side or one above the other, both in the piece, both labelled, that differ in
     class. A boundary between a class and pixels that are not labelled is none, nor is the piece's own edge, where an
@@ -168,12 +177,21 @@ def outline(mask: NDArray[np.integer[Any]]) -> int:
 
     Args:
         mask: (H, W) class ids, UNLABELLED where a pixel has none.
+        boxes: of the pieces, by default all of it. A frame may have hundreds: all are read off sums over the frame.
     """
-    return _changes(mask[:, 1:], mask[:, :-1]) + _changes(mask[1:], mask[:-1])
+    if len(boxes) == 1:
+        inside = mask[boxes[0]]
+        return int(_changes(inside[:, 1:], inside[:, :-1]).sum() + _changes(inside[1:], inside[:-1]).sum())
+    height, width = mask.shape
+    bounds = [(*y.indices(height)[:2], *x.indices(width)[:2]) for y, x in boxes]
+    top, bottom, left, right = np.array(bounds, np.int64).reshape(-1, 4).T
+    beside, below = _sums(_changes(mask[:, 1:], mask[:, :-1])), _sums(_changes(mask[1:], mask[:-1]))
+    return _inside(beside, top, bottom, left, right - 1) + _inside(below, top, bottom - 1, left, right)
 
 
-def corrected(mask: NDArray[np.uint8], predicted: NDArray[np.uint8]) -> int:
-    """What of a piece's outline is drawn by an annotator who is shown a prediction: that of the parts which are wrong.
+def corrected(mask: NDArray[np.uint8], predicted: NDArray[np.uint8], boxes: Sequence[Slices] = (WHOLE,)) -> int:
+    """What of the outline of pieces is drawn by an annotator who is shown a prediction: that of the parts which are
+    wrong.
 
     Where the prediction is right nothing is drawn, so it counts as one class; a piece that is wrong throughout and has
     one class takes none, for a key says so.
@@ -181,23 +199,29 @@ def corrected(mask: NDArray[np.uint8], predicted: NDArray[np.uint8]) -> int:
     Args:
         mask: (H, W) class ids, UNLABELLED where a pixel has none.
         predicted: (H, W) class ids.
+        boxes: as for `outline`.
     """
     right = (mask == predicted) & (mask != UNLABELLED)
-    return outline(np.where(right, np.int16(-1), mask.astype(np.int16)))
-
-
-def unlabelled(pieces: Sequence[Piece], labelled: Iterable[Piece]) -> list[Piece]:
-    """The pieces that may be asked for, in their order: none that is labelled, and no window of a frame that is."""
-    taken = set(labelled)
-    return [piece for piece in pieces if piece not in taken and frame_of(piece) not in taken]
+    return outline(np.where(right, np.int16(-1), mask.astype(np.int16)), boxes)
 
 
 def box_of(piece: Piece) -> Slices:
     """Where the piece is in its frame."""
-    if not isinstance(piece, Window):
-        return slice(None), slice(None)
-    return piece.box
+    return piece.box if isinstance(piece, Window) else WHOLE
 
 
-def _changes(one: NDArray[np.integer[Any]], other: NDArray[np.integer[Any]]) -> int:
-    return int(((one != other) & (one != UNLABELLED) & (other != UNLABELLED)).sum())
+def _changes(one: NDArray[np.integer[Any]], other: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:
+    differ: NDArray[np.bool_] = (one != other) & (one != UNLABELLED) & (other != UNLABELLED)
+    return differ
+
+
+def _sums(counted: NDArray[np.bool_]) -> Ints:
+    """(H + 1, W + 1): how many are above and left of every corner."""
+    sums = np.zeros((counted.shape[0] + 1, counted.shape[1] + 1), np.int64)
+    sums[1:, 1:] = counted.cumsum(0, dtype=np.int64).cumsum(1)
+    return sums
+
+
+def _inside(sums: Ints, top: Ints, bottom: Ints, left: Ints, right: Ints) -> int:
+    """How many are in these boxes, together."""
+    return int((sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left]).sum())

@@ -7,7 +7,7 @@ import pytest
 
 from alges_fast.data import FrameSet
 from alges_fast.labels import UNLABELLED
-from alges_fast.training.labelled import Labelled, corrected, outline, unlabelled
+from alges_fast.training.labelled import Labelled, corrected, outline
 from alges_fast.windows import Window, windows_of
 
 X = UNLABELLED
@@ -37,6 +37,16 @@ STRIPES = [[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 1, 1], [X, X, 1, 1]]
 def test_outline_counts_pairs_of_neighbours_that_differ(mask: list[list[int]], length: int) -> None:
     assert outline(np.array(mask, np.uint8)) == length
     assert outline(np.array(mask, np.uint8).T) == length
+
+
+def test_outlines_of_many_pieces_of_a_frame_are_those_of_each() -> None:
+    draw = np.random.default_rng(0)
+    mask, predicted = draw.integers(0, 3, (2, 23, 31), np.uint8)
+    mask[draw.random(mask.shape) < 0.2] = UNLABELLED
+    boxes = [window.box for window in windows_of("a", mask.shape, (6, 9))] + [np.s_[:, :], np.s_[22:23, 30:31]]
+    assert outline(mask, boxes) == sum(outline(mask[box]) for box in boxes) > 0
+    assert corrected(mask, predicted, boxes) == sum(corrected(mask[box], predicted[box]) for box in boxes) > 0
+    assert outline(mask, ()) == 0
 
 
 def test_outline_of_a_disc_is_its_perimeter_in_pixels_sides() -> None:
@@ -127,6 +137,13 @@ def test_a_grid_of_windows_is_the_frame() -> None:
 
 
 def test_what_is_labelled_is_not_asked_for_again() -> None:
+    frames = pool([[0] * 4] * 4)
     windows = [window for name in "ab" for window in windows_of(name, (4, 4), (2, 2))]
-    assert unlabelled(windows, ["a", windows[5]]) == [windows[4], *windows[6:]]
-    assert unlabelled(["a", "b"], ["b"]) == ["a"]
+    labelled = Labelled(frames, ("a", windows[5]))
+    free = [window for window in windows if labelled.leaves([window], windows)]
+    assert free == [windows[4], *windows[6:]]
+    assert labelled.leaves(free, windows)
+    assert not labelled.leaves([*free, windows[0]], windows)
+    assert not labelled.leaves([windows[4]._replace(x=1)], windows)
+    assert Labelled(frames, ("b",)).leaves(["a"], ["a", "b"])
+    assert not Labelled(frames, ("b",)).leaves(["b"], ["a", "b"])
