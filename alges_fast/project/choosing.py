@@ -22,7 +22,7 @@ from alges_fast.job import Job, device_of
 from alges_fast.pool.errors import CannotContinue, RowsNotWritten
 from alges_fast.progress import Progress, silent
 from alges_fast.project import predictions
-from alges_fast.project.asking import CONSIDERED, NextSettings, asked_for, strategy_of, whole
+from alges_fast.project.asking import CONSIDERED, NextSettings, asked_for, strategy_of
 from alges_fast.project.folder import FrameCounts, Project, Round, TrainedModel
 from alges_fast.project.label_studio import SERVER
 from alges_fast.project.labels import read_labels
@@ -82,7 +82,7 @@ def choose_round(
         settings = replace(settings, model=predictions.NAME)
     reject, out = job.from_leader(lambda: _in_hand(project, settings, reject))
     asked = asked_for(settings, reject)
-    if out is not None and asked == whole(out.asked):
+    if out is not None and asked == out.asked:
         return out
     own = None if settings.model is not None else _newest_model(project, settings)
     named = strategy_of(asked, None if own is None else own.number)
@@ -190,7 +190,7 @@ def _in_hand(project: Project, settings: NextSettings, reject: Sequence[str]) ->
     last = project.rounds[-1] if project.rounds else None
     if last is None or not last.asked or project.answered(last):
         return reject, None
-    before = whole(last.asked)
+    before = last.asked
     if {**before, "reject": []} == asked_for(settings, ()):
         reject = tuple(dict.fromkeys([*before["reject"], *reject]))
     elif last.picks is not None:

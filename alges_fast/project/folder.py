@@ -37,7 +37,9 @@ from alges_fast import atomic
 from alges_fast.annotation.desk import DESK, Sheet
 from alges_fast.data.files import read_ids
 from alges_fast.errors import UserError
+from alges_fast.models import FROZEN
 from alges_fast.pages import encoded
+from alges_fast.project.asking import whole
 from alges_fast.project.config import FILE, ProjectConfig
 from alges_fast.project.reading import numbered, read_facts, read_picks, windows_from
 from alges_fast.strategies import Candidate
@@ -46,6 +48,9 @@ from alges_fast.windows import Window, named
 COMMAND = "python -m alges_fast.project"
 LOCK, DRAFTS = ".lock", ".imports.draft"
 PICKS, ROUND, IMPORT, MODEL, HISTORY = "picks.csv", "round.json", "import.json", "model.json", "history.csv"
+
+_OLDER = {"network": {"architecture": FROZEN}, "of_pictures": False, "saving": None}
+"""Of a model.json that was written before it had these."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +191,8 @@ class Project:
                 picks = None if rows is None else [pick for pick, _ in rows]
                 outlines = {pick: outline for pick, outline in rows or () if outline is not None}
                 considered = FrameCounts(*facts["considered"]) if isinstance(facts.get("considered"), list) else None
-                found.append(Round(number, folder, facts["asked"], facts["model"], picks, outlines, considered))
+                asked = whole(facts["asked"]) if facts["asked"] else {}
+                found.append(Round(number, folder, asked, facts["model"], picks, outlines, considered))
         return found
 
     @cached_property
@@ -214,7 +220,7 @@ class Project:
     @cached_property
     def models(self) -> list[TrainedModel]:
         return [
-            TrainedModel(number, folder, read_facts(folder / MODEL, {"imports": (int, list), "round": int}))
+            TrainedModel(number, folder, _OLDER | read_facts(folder / MODEL, {"imports": (int, list), "round": int}))
             for number, folder in numbered(self.root / "models")
             if (folder / MODEL).exists()
         ]

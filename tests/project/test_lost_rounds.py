@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from alges_fast import atomic
 from alges_fast.errors import UserError
@@ -96,6 +97,35 @@ def test_a_project_of_an_older_version_knows_its_models(project: Project) -> Non
     assert project.known_to(project.models[0])
     import_one(project, "b")
     assert not project.known_to(project.models[0])
+
+
+def test_a_project_of_an_older_version_goes_on(copied: None, capsys: pytest.CaptureFixture[str]) -> None:
+    """What its files do not have yet counts as what those versions did, or as the flag's default."""
+    before = said(capsys, "status", "p")
+    of_first = {
+        "round.json": {"asked", "model"},
+        "import.json": {"frames", "refused", "sources", "outline"},
+        "model.json": {"imports", "round", "strategy", "frames", "windows", "pixels", "outline", "held_out"},
+    }
+    of_first["model.json"] |= {"whole_videos", "dice", "gain"}
+    for path in [path for path in Path("p").rglob("*.json") if path.name in of_first]:
+        facts = {name: value for name, value in json.loads(path.read_text()).items() if name in of_first[path.name]}
+        if "asked" in facts:
+            facts["asked"] = {name: facts["asked"][name] for name in ("n", "strategy")}
+        path.write_text(json.dumps(facts))
+    config = yaml.safe_load(Path("p/project.yaml").read_text())
+    Path("p/project.yaml").write_text(
+        yaml.safe_dump({name: config[name] for name in ("images", "classes", "image_size")})
+    )
+    Path("p/history.csv").unlink()
+    assert said(capsys, "status", "p") == before
+    picks = Path("p/rounds/002/picks.csv").read_bytes()
+    run("next", "p", "-n", "3")  # by the model: a round of its own
+    small_pool(Path("pool")).cvat(Path("p/rounds/003/picks.csv"), Path("a.xml"))
+    run("import", "p", "a.xml", "--accept_untouched")
+    run("train", "p")
+    run("status", "p")
+    assert Path("p/rounds/002/picks.csv").read_bytes() == picks
 
 
 def test_what_holds_picks_or_labels_is_never_cleared(project: Project) -> None:
