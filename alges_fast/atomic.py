@@ -95,13 +95,17 @@ def new_file(path: Path) -> BinaryIO:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it that are missing, so that they too survive a power cut."""
-    missing = []
-    while not folder.is_dir():
-        missing.append(folder)
-        folder = folder.parent
+    """Make a folder and those above it that are missing, so that they too survive a power cut. Raises UserError where a
+    file has the name of one, OSError where it cannot be made."""
+    missing, there = [], folder
+    while not there.is_dir():
+        missing.append(there)
+        there = there.parent
     for path in reversed(missing):
-        path.mkdir(exist_ok=True)
+        try:
+            path.mkdir(exist_ok=True)
+        except FileExistsError:
+            raise UserError(f"{folder}: {path} is a file, where a folder should be: choose another folder") from None
         flush_folder(path.parent)
 
 

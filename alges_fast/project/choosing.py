@@ -252,7 +252,7 @@ def _query(of: Request, frames: Frames) -> Query:
         of.progress("scoring frames", done, total or len(pool.frames))
 
     return Query(
-        candidates=frames.candidates,
+        candidates=_large_enough(frames, settings.grid),
         pool=frames.inputs,
         model=None if model is None else model.network,
         labelled=[item for item in of.labelled if frame_of(item) in pool.by_id],
@@ -274,6 +274,24 @@ def _query(of: Request, frames: Frames) -> Query:
         drawing=lambda done, total: of.progress("drawing from what was scored", done, total or done),
         group=of.job.group,
     )
+
+
+def _large_enough(frames: Frames, grid: tuple[int, int] | None) -> Sequence[str]:
+    """The candidates that a grid of windows can be laid over; the others are left out. Raises UserError: none is."""
+    if grid is None:
+        return frames.candidates
+    left_out, usable, small = frames.pool.left_out, [], ""
+    for id in frames.candidates:
+        height, width = frames.pool.sizes.get(id, (0, 0))
+        if height >= grid[0] and width >= grid[1]:
+            usable.append(id)
+        elif id not in left_out.reasons:
+            windows = f"{grid[0]} rows x {grid[1]} columns of windows"
+            small = f"{id}: {windows} do not fit {height} x {width} pixels (height x width): ask for fewer"
+            left_out.add(id, FaultyFile(f"{small}, or remove it"))
+    if small and not usable:
+        raise UserError(small)
+    return usable
 
 
 def _scores_of(settings: NextSettings, number: int) -> str:

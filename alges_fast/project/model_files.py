@@ -68,7 +68,7 @@ def export_model(project: Project, out: Path | None = None) -> list[Path]:
         raise UserError(f"no model is trained yet: {project.command('train')} first")
     newest = project.models[-1]
     folder = newest.folder if out is None else out
-    folder.mkdir(parents=True, exist_ok=True)
+    atomic.make_folder(folder)
     side = None if network.is_frozen(newest) else project.config.image_size
     model = Deployed(*network.load_whole(newest, project.config.encoder_weights), side).eval()
     pool, _ = decoded(list_pool(project), project.config.image_size)

@@ -208,6 +208,13 @@ def test_where_no_lock_works_it_is_said(
     ]
 
 
+@pytest.mark.parametrize("place", ["afile", "afile/p"])
+def test_a_file_where_a_folder_should_be_is_named(tmp_path: Path, place: str) -> None:
+    (tmp_path / "afile").touch()
+    with pytest.raises(UserError, match=f"{place}: .*afile is a file, where a folder should be: choose another folder"):
+        atomic.write_text(tmp_path / place / "config.yaml", "")
+
+
 @pytest.mark.parametrize("pool", ["p", ".", "p/.."])
 def test_a_project_is_not_in_its_own_pool(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], pool: str

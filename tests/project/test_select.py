@@ -78,6 +78,20 @@ def test_one_command_leaves_picks_with_reasons_and_pictures(pool: Path) -> None:
     assert Image.open(pool / ROUND / "contact_sheet.png").size[0] > 1000
 
 
+def test_a_picture_smaller_than_the_grid_is_left_out(pool: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (2, 3)).save(pool / "pool" / "a" / "icon_1.png")
+    (pool / "pool" / "a" / "empty_1.png").touch()
+    random = ("--regions", "8x8", "--strategy", "random")
+    assert main(command(*random, n=40)) == 0
+    assert len(picks(pool / "out")) == 40 * 64
+    assert "icon_1.png: 8 rows x 8 columns of windows do not fit 3 x 2 pixels" in (
+        pool / ROUND / "left_out.csv"
+    ).read_text(encoding="utf-8")
+    capsys.readouterr()
+    assert main(command("--regions", "100x100", out="none")) == 2
+    assert "100 rows x 100 columns of windows do not fit 32 x 48 pixels" in capsys.readouterr().err
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("grid", [(), ("--regions", "2x2", "--strategy", "alges-effort")], ids=["frames", "windows"])
 def test_an_exported_model_picks_as_its_function_does(pool: Path, grid: tuple[str, ...]) -> None:
