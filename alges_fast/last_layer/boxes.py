@@ -76,7 +76,7 @@ class Boxes(ABC):
         """The same, of the outline the changes of class alone."""
         results = self.op_in_cells(cells, self.request.outputs)
         if self.request.outline:
-            results[OUTLINE] = class_changes(self.logits_for_outline().argmax(1), regions)
+            results[OUTLINE] = class_changes(self.logits_for_outline().max(1).indices, regions)
         return results
 
     def op_in_cells(self, cells: Sequence[Box], outputs: Sequence[str]) -> dict[str, Tensor]:

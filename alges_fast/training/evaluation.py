@@ -76,4 +76,4 @@ def predict(
         logits: Tensor = model(batch.contiguous(memory_format=MEMORY_FORMAT))
     if logits.shape[2:] != tuple(size):
         logits = F.interpolate(logits, tuple(size), mode="bilinear", align_corners=False)
-    return logits.argmax(1)
+    return logits.max(1).indices  # those of `argmax`, which takes up to ten times as long on the CPU
