@@ -76,6 +76,18 @@ def test_sketched_embeddings_give_the_same_picks(strategy: str, gap: float, monk
 
 
 @pytest.mark.skipif(cpu_kernels() is None, reason="sketches are made by the native kernels")
+def test_a_head_over_maps_is_sketched_sooner_than_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network would run again for every pick."""
+    network = nn.Sequential(nn.Conv2d(5, 9, 3, padding=1), nn.ReLU(), nn.Conv2d(9, 4, 1)).eval()
+    assert not embedded_rows._too_large(make_query(), "image")
+    monkeypatch.setattr(embedded_rows, "KEPT_OF_HEAD", 0)
+    assert embedded_rows._too_large(make_query(), "image")
+    assert not embedded_rows._too_large(make_query(model=network), "image")
+    monkeypatch.setattr(embedded_rows, "KEPT", 0)
+    assert embedded_rows._too_large(make_query(model=network), "image")
+
+
+@pytest.mark.skipif(cpu_kernels() is None, reason="sketches are made by the native kernels")
 def test_an_image_that_is_not_finite_is_named_where_embeddings_are_sketched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedded_rows, "KEPT", 0)
     query = make_query()
