@@ -23,6 +23,8 @@ SPLITS = ("train", "validation", "test")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 FORMATS = ("PNG", "BMP", "TIFF", "WEBP", "JPEG")
 """What Pillow may take a file for, whatever its name says: of an EPS it would start Ghostscript."""
+LEFT_BESIDE = ("Thumbs.db", "desktop.ini")
+"""By Windows' file manager, in any folder."""
 MAX_PIXELS = 64_000_000
 """Nearly twice an 8K frame. A larger picture is refused from its header alone: it may be a decompression bomb."""
 
@@ -258,7 +260,7 @@ def one_channel(picture: Image.Image, path: Path | str) -> NDArray[Any]:
 def list_pictures(folder: Path, faults: Faults) -> dict[str, Path]:
     """The pictures of a folder by stem, in natural order. What is neither a picture nor hidden is a fault."""
     try:
-        entries = [path for path in folder.iterdir() if not path.name.startswith(".") and path.name != "Thumbs.db"]
+        entries = [path for path in folder.iterdir() if not path.name.startswith(".") and path.name not in LEFT_BESIDE]
     except OSError as error:
         raise UserError(f"{folder}: {error.strerror}: check the data root") from None
     pictures: dict[str, Path] = {}

@@ -198,7 +198,7 @@ ZIP = {
     "label of no class": (segmentation("spleen:10,20,30::\n"), "class 'spleen' is unknown"),
     "masks of nothing": (segmentation(pixels=(0, 0, 0)), "nothing is annotated"),
     "id of no class": (zipped({"one/frame_1.png": png(ID_MASK + 2)}), "class id 2 is out of range"),
-    "mask of colours": (zipped({"one/frame_1.png": png([[[1, 2, 3]] * 4] * 2)}), "a colour mask"),
+    "mask of colours": (zipped({"one/frame_1.png": png([[[1, 2, 3]] * 4] * 2)}), "--palette FILE names the class"),
     "mask of another size": (zipped({"one/frame_1.png": png(ID_MASK.T)}), "2 x 4 pixels, where 4 x 2"),
     "mask as JPEG": (zipped({"one/frame_1.png": png(ID_MASK, "jpeg")}), "JPEG data"),
     "mask cut short": (zipped({"one/frame_1.png": png(ID_MASK)[:-25]}), "damaged or cut short"),

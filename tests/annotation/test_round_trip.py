@@ -138,6 +138,8 @@ def test_masks(export: tuple[list[str], list[AnnotatedFrame]], in_colours: bool)
                 lines = [f"{name} {r} {g} {b}" for name, (r, g, b) in zip(classes, palette(classes), strict=True)]
                 colours.write_text("\n".join([*lines, "unlabelled 0 0 0"]), encoding="utf-8")
             picture.save(path)
+            for beside in (".DS_Store", "desktop.ini"):
+                path.with_name(beside).touch()
         expected = reading(classes, sent, with_windows=True).frames
         check(read_export(masks, reading_of(expected, classes, palette=colours)), sent)
 

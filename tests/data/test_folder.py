@@ -186,6 +186,7 @@ def test_stranger_in_the_folder(tree: Path, stranger: str) -> None:
     """What cannot be a frame is named; skip keeps all the frames."""
     STRANGERS[stranger](tree / "train/images")
     (tree / "train/images/.DS_Store").write_bytes(b"hidden files are nobody's fault")
+    (tree / "train/images/desktop.ini").touch()
     with pytest.raises(UserError, match=r"train/images/(notes\.txt|more\.d|loop|trainA_1\.(bmp|png)): "):
         load(tree, ignore_index=11)
     data = load(tree, ignore_index=11, on_bad_image="skip")

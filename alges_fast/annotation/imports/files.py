@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from alges_fast.annotation.imports.frames import ExpectedFrame, check_size
-from alges_fast.data.files import load_mask, open_picture
+from alges_fast.data.files import LEFT_BESIDE, load_mask, open_picture
 from alges_fast.errors import UserError
 
 MAX_TOTAL = 4 << 30
@@ -134,4 +134,4 @@ def ids_by_colour(picture: Image.Image, id_of: Callable[[tuple[int, int, int]], 
 
 def _hidden(name: str) -> bool:
     """What file managers and a Mac's zip leave beside the files."""
-    return any(part.startswith((".", "__MACOSX")) or part == "Thumbs.db" for part in name.split("/"))
+    return any(part.startswith((".", "__MACOSX")) or part in LEFT_BESIDE for part in name.split("/"))

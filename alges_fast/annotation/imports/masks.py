@@ -11,7 +11,7 @@ from PIL import Image
 
 from alges_fast.annotation.imports.files import ExportFiles, ids_by_colour
 from alges_fast.annotation.imports.frames import ExpectedFrame, Reading, ReturnedFrame
-from alges_fast.data.files import IMAGE_SUFFIXES, one_channel, read_lines
+from alges_fast.data.files import IMAGE_SUFFIXES, FaultyFile, one_channel, read_lines
 from alges_fast.errors import UserError
 from alges_fast.labels import UNLABELLED
 
@@ -64,7 +64,10 @@ def _frame(name: str, where: str, reading: Reading) -> ExpectedFrame:
 
 
 def _ids(picture: Image.Image, where: str, reading: Reading) -> NDArray[np.uint8]:
-    values = one_channel(picture, where)
+    try:
+        values = one_channel(picture, where)
+    except FaultyFile as fault:
+        raise UserError(f"{fault}, or --palette FILE names the class of each colour") from None
     wrong = values[(values != UNLABELLED) & ((values < 0) | (values >= len(reading.classes)))]
     if wrong.size:
         raise UserError(
