@@ -35,7 +35,7 @@ from PIL import Image
 
 from alges_fast import atomic
 from alges_fast.annotation.desk import DESK, Sheet
-from alges_fast.data.files import read_ids
+from alges_fast.data.files import FaultyFile, read_ids
 from alges_fast.errors import UserError
 from alges_fast.models import FROZEN
 from alges_fast.pages import encoded
@@ -320,8 +320,13 @@ class Project:
         return self.root / "labels" / f"{name}.png"
 
     def label(self, name: str) -> NDArray[np.uint8]:
-        """(H, W) class ids of a labelled frame, by its name in files. Raises UserError."""
-        return read_ids(self.label_path(name))
+        """(H, W) class ids of a labelled frame, by its name in files. Raises UserError: where a copy is."""
+        try:
+            return read_ids(self.label_path(name))
+        except FaultyFile as fault:
+            copies = [import_.folder / "labels" / f"{name}.png" for import_ in reversed(self.imports)]
+            there = next((path for path in copies if path.exists()), None)
+            raise fault if there is None else UserError(f"{fault}; as it came back it is {there}") from None
 
     def begin_round(self, asked: Mapping[str, Any], model: int | None, considered: FrameCounts | None = None) -> Round:
         """A new round that is not out yet; one that was begun last and never went out makes room."""

@@ -159,6 +159,19 @@ def test_a_round_that_could_not_be_begun_leaves_no_hole(project: Project, monkey
     assert project.begin_round({"n": 1}, None).number == 0
 
 
+def test_of_a_lost_label_the_copy_is_named(project: Project) -> None:
+    """The newest: each import has its frames' labels as they were after it."""
+    import_one(project, "a")
+    import_one(project, "a")
+    label = project.label_path("a.png")
+    for damage in (lambda: label.write_bytes(b""), label.unlink):
+        damage()
+        with pytest.raises(UserError, match=r"labels/a\.png\.png: .*; as it came back it is ") as raised:
+            project.label("a.png")
+    Path(str(raised.value).rpartition(" is ")[2]).rename(label)
+    assert not project.label("a.png").any()
+
+
 def test_an_imports_name_is_on_the_disk(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a power cut a rename is there only if its folder was synced after it, and so for every new folder."""
     synced: list[tuple[int, frozenset[str]]] = []
