@@ -143,7 +143,10 @@ def _projection(model: TrainedModel, trunk: Trunk) -> Projection:
 
 def _card(model: TrainedModel) -> Card:
     path = model.folder / WEIGHTS
-    card = read_card(path) if path.exists() else None
+    try:
+        card = read_card(path)
+    except UserError:
+        card = None
     if card is None:
         raise UserError(f"{path}: cannot be read: restore it, or delete {model.folder} and train")
     return card

@@ -42,6 +42,17 @@ def copied(three_rounds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("ALGES_FAST_CACHE", str(three_rounds / "cache"))
 
 
+def test_of_damaged_weights_it_is_said_what_makes_them_again(copied: None, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = Path("p/models/002/model.safetensors")
+    for damage in (lambda: weights.write_bytes(b"x"), weights.unlink):
+        damage()
+        assert main(["next", "p", "-n", "1"]) == 2
+        assert "cannot be read: restore it, or delete p/models/002 and train" in capsys.readouterr().err
+    shutil.rmtree("p/models/002")
+    run("train", "p")
+    run("next", "p", "-n", "1")
+
+
 def go_on() -> None:
     """Another round, which is annotated."""
     run("next", "p", "-n", "3", "--strategy", "random")
