@@ -114,7 +114,7 @@ class RoundFolder:
         try:
             with safetensors.safe_open(self.path / "model.safetensors", "pt"):
                 return True
-        except (OSError, safetensors.SafetensorError):
+        except (OSError, RuntimeError, safetensors.SafetensorError):  # torch's own where another job just removed it
             return False
 
     def _read(self, name: str) -> dict[str, Any]:

@@ -127,6 +127,17 @@ def test_the_same_command_twice_at_once_shares_the_work(
     assert sum(log.count(" labelled, Dice ") for log in told) <= 6
 
 
+def test_weights_that_another_job_removes_meanwhile_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RoundFolder(tmp_path)
+    folder.finish("train")
+
+    def removed(*_: object) -> None:
+        raise RuntimeError("unable to open file: No such file or directory (2)")  # as torch says it in safetensors
+
+    monkeypatch.setattr("safetensors.safe_open", removed)
+    assert folder.n_finished() == 0
+
+
 @pytest.mark.parametrize("flags", [("--epochs", "2"), ("--seeds", "1,0"), ("--strategies", "random"), ("--lr", "0.1")])
 def test_another_configuration_is_an_error_that_shows_the_difference(
     flags: tuple[str, str], whole: Path, command: list[str], alone: None, capsys: pytest.CaptureFixture[str]
