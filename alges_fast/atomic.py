@@ -105,7 +105,8 @@ def make_folder(folder: Path) -> None:
         try:
             path.mkdir(exist_ok=True)
         except FileExistsError:
-            raise UserError(f"{folder}: {path} is a file, where a folder should be: choose another folder") from None
+            whole = "" if path == folder else f"{folder}: "
+            raise UserError(f"{whole}{path} is a file, where a folder should be: choose another folder") from None
         flush_folder(path.parent)
 
 

@@ -235,7 +235,7 @@ def test_where_no_lock_works_it_is_said(
 @pytest.mark.parametrize("place", ["afile", "afile/p"])
 def test_a_file_where_a_folder_should_be_is_named(tmp_path: Path, place: str) -> None:
     (tmp_path / "afile").touch()
-    with pytest.raises(UserError, match=f"{place}: .*afile is a file, where a folder should be: choose another folder"):
+    with pytest.raises(UserError, match="afile is a file, where a folder should be: choose another folder"):
         atomic.write_text(tmp_path / place / "config.yaml", "")
 
 
