@@ -30,7 +30,13 @@ from alges_fast.models.saved import load, read_card
 from alges_fast.normalisation import Normalisation
 
 _aten = torch.ops.aten
-_LAYERS = tuple(getattr(_aten, name).default for name in ("conv1d", "conv2d", "conv3d", "convolution", "linear"))
+_LAYERS = (
+    _aten.conv1d.default,
+    _aten.conv2d.default,
+    _aten.conv3d.default,
+    _aten.convolution.default,
+    _aten.linear.default,
+)
 
 
 def load_model(
