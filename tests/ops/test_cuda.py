@@ -23,7 +23,7 @@ import test_pixel_gradients
 import test_pixel_gradients_calls
 import torch
 from backends_here import Backend, same
-from ops.emulation import ROOT, load
+from ops.emulation import HERE, ROOT, build, load
 from oracle import OUTPUTS, Inputs, draw
 
 from alges_fast.ops import cuda, dispatch
@@ -123,6 +123,13 @@ def test_bfloat16_channels_last_runs_in_any_order(
             same(backend(inputs), expected)
     finally:
         emulated.set_order(0)
+
+
+def test_a_launch_is_not_judged_by_the_one_before(tmp_path: Path) -> None:
+    """Addresses of the launch before passed for shared memory: a race that was none, or a jump to where nothing is."""
+    program = build([HERE / "launches.cu", HERE / "hooks.cpp"], tmp_path / "launches")
+    done = subprocess.run([program], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (0, "")
 
 
 def test_plain_tf32_runs_where_torch_allows_it(backend: Backend) -> None:

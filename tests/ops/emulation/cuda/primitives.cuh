@@ -2,7 +2,7 @@
 // were launched cooperatively. Barriers and warp collectives behave as on the device; which fiber runs between two of them is
 // a shuffled order (`order_seed`), and so is that of the blocks.
 //
-// Every access that a kernel makes is watched: the compiler's thread sanitizer calls `watch` (through module.cpp, in place of
+// Every access that a kernel makes is watched: the compiler's thread sanitizer calls `watch` (through hooks.cpp, in place of
 // its own runtime). Two threads that touch the same shared memory, one of them writing, with no barrier between; shared
 // memory that a copy in flight will fill; a vector access off its alignment; lanes that meet in different collectives; and
 // launches past the device's limits are errors. Shared memory starts as NaN.
@@ -167,14 +167,15 @@ inline void entry() {
 
 inline void resume(unsigned fiber_index) {
   Fiber& fiber = machine.fibers[fiber_index];
+  Block& block = machine.blocks[fiber_index / machine.threads];
   machine.current = fiber_index;
-  machine.block = &machine.blocks[fiber_index / machine.threads];
   threadIdx = dim3(fiber_index % machine.threads);
-  machine.warp = &machine.block->warps[threadIdx.x / 32];
-  machine.accesses = machine.block->accesses.data();
-  machine.shared = machine.block->shared();
-  blockIdx = machine.block->index;
+  machine.warp = &block.warps[threadIdx.x / 32];
+  machine.accesses = block.accesses.data();
+  machine.shared = block.shared();
+  blockIdx = block.index;
   if (_setjmp(machine.scheduler) == 0) {
+    machine.block = &block;  // from here on `watch` looks, and may jump to the scheduler
     if (fiber.started) _longjmp(fiber.at, 1);
     fiber.started = true;
     getcontext(&fiber.start);
