@@ -18,6 +18,7 @@ from alges_fast.data.files import SPLITS, Decoded, Faults, FaultyFile, FrameFile
 from alges_fast.data.frames import Dataset
 from alges_fast.data.layouts.folder import classes_of_masks
 from alges_fast.errors import UserError
+from alges_fast.labels import UNLABELLED
 from alges_fast.progress import Progress
 
 Item = TypeVar("Item")
@@ -46,6 +47,11 @@ class Survey:
             codes = ", ".join(f"{code} ({pixels} px)" for code, pixels in sorted(self.unknown.items()))
             share = 100 * sum(self.unknown.values()) / total
             notes.append(f"mask values of no class, not labelled ({share:.2g} % of all pixels): {codes}")
+        present = {value for pixels in self.pixels.values() for value, count in enumerate(pixels) if count}
+        if present == {0, UNLABELLED}:
+            notes.append(
+                "the masks hold class 0 alone, and 255, which is not labelled: if 255 is a class, save it as 1"
+            )
         for remark, frames in sorted(self.oddities.items()):
             notes.append(f"{frames} {'frame' if frames == 1 else 'frames'}: {remark}")
         return notes

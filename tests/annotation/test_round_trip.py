@@ -20,6 +20,7 @@ from PIL import Image
 from alges_fast.annotation.exports import ANNOTATE, AnnotatedFrame, cvat_xml, label_studio_tasks
 from alges_fast.annotation.imports import ExpectedFrame, read_export, reading_of, shapes
 from alges_fast.annotation.imports.frames import Reading
+from alges_fast.pages import encoded
 from alges_fast.windows import windows_of
 
 NAMES = st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "S", "Zs")), min_size=1, max_size=8).map(
@@ -142,6 +143,48 @@ def test_masks(export: tuple[list[str], list[AnnotatedFrame]], in_colours: bool)
                 path.with_name(beside).touch()
         expected = reading(classes, sent, with_windows=True).frames
         check(read_export(masks, reading_of(expected, classes, palette=colours)), sent)
+
+
+@pytest.mark.parametrize("kind", ["CVAT", "Label Studio", "Segmentation mask", "masks"])
+def test_a_zip_made_on_windows(tmp_path: Path, kind: str) -> None:
+    """Some tools there put backslashes into its names, and its folders are members too."""
+    classes, mask = ["liver", "tool"], np.array([[0, 1, 255], [1, 0, 0]], np.uint8)
+    sent = [AnnotatedFrame("video 1/a.png", mask, 0.5)]
+    table = np.array([*palette(classes), *[(0, 0, 0)] * 254], np.uint8)
+    colours = [f"{name}:{r},{g},{b}::" for name, (r, g, b) in zip(classes, palette(classes), strict=True)]
+    members: dict[str, Any] = {
+        "CVAT": {"annotations.xml": cvat_xml(sent, classes, palette(classes))},
+        "Label Studio": {"a.json": annotated(label_studio_tasks(sent, classes, image_prefix="/d/", model_version="m"))},
+        "Segmentation mask": {
+            "labelmap.txt": "\n".join(["background:0,0,0::", *colours]),
+            "SegmentationClass\\": "",
+            "SegmentationClass\\video 1\\a.png": encoded(Image.fromarray(table[mask]), "png"),
+        },
+        "masks": {"video 1\\": "", "video 1\\a.png": encoded(Image.fromarray(mask), "png")},
+    }
+    with zipfile.ZipFile(tmp_path / "job.zip", "w") as archive:
+        for name, contents in members[kind].items():
+            archive.writestr(f"job\\{name}", contents)
+    check(read_export(tmp_path / "job.zip", reading(classes, sent)), sent)
+
+
+@pytest.mark.parametrize(("values", "said"), [((0, 255), True), ((0, 1, 255), False), ((0,), False)])
+def test_masks_of_0_and_255_are_remarked_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, values: Sequence[int], said: bool
+) -> None:
+    """What such a mask means to most tools, a background and an object, it does not mean here."""
+    mask = np.resize(np.array(values, np.uint8), (4, 6))
+    (tmp_path / "masks").mkdir()
+    for name in ("a.png", "b.png"):
+        Image.fromarray(mask if name == "a.png" else mask * 0).save(tmp_path / "masks" / name)
+    sent = [AnnotatedFrame("a.png", mask, 0.5), AnnotatedFrame("b.png", mask * 0, 0.5)]
+    check(read_export(tmp_path / "masks", reading(["wall", "tool"], sent)), sent)
+    assert (caplog.text.count("255 is unlabelled. If 255 is tool") == 1) == said
+    if said:  # the remedy that it names
+        (tmp_path / "palette").write_text("wall 0 0 0\ntool 255 255 255")
+        told = reading_of(reading(["wall", "tool"], sent).frames, ["wall", "tool"], palette=tmp_path / "palette")
+        first, _ = read_export(tmp_path / "masks", told)
+        assert first.mask.tolist() == (mask == 255).tolist()
 
 
 @given(exports(LABEL_MAPS))

@@ -38,6 +38,7 @@ class ExportFiles:
         self.path = path
         self._root = path
         self._archive: zipfile.ZipFile | None = None
+        self._members: dict[str, zipfile.ZipInfo] = {}
         self._left = MAX_TOTAL
         if not path.exists():
             raise UserError(f"{path}: no such file or folder: give what the annotation tool exported")
@@ -51,9 +52,11 @@ class ExportFiles:
         else:
             with self._undamaged():
                 self._archive = zipfile.ZipFile(_ShortReads(path))
-                self.names = [info.filename for info in self._archive.infolist() if not info.is_dir()]
+                members = [(info.filename.replace("\\", "/"), info) for info in self._archive.infolist()]  # of Windows
+            self._members = dict(members)
+            self.names = [name for name, _ in members if not name.endswith("/")]
             for name in self.names:
-                parts = PurePosixPath(name.replace("\\", "/"))
+                parts = PurePosixPath(name)
                 if parts.is_absolute() or ".." in parts.parts or re.match("[A-Za-z]:", name):
                     raise UserError(f"{path}: holds {name}, a path that leaves the folder: export it anew")
         self.names = [name for name in self.names if not _hidden(name)]
@@ -89,9 +92,9 @@ class ExportFiles:
     def _open(self, name: str) -> BinaryIO:
         if self._archive is None:
             return (self._root / name).open("rb")
-        if self._archive.getinfo(name).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        if self._members[name].compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise UserError(f"{self.where(name)}: compressed as no annotation tool does it: export it anew")
-        return cast(BinaryIO, self._archive.open(name))
+        return cast(BinaryIO, self._archive.open(self._members[name]))
 
     @contextmanager
     def _undamaged(self) -> Iterator[None]:

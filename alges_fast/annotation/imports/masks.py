@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -25,6 +26,7 @@ def read_masks(files: ExportFiles, reading: Reading) -> Iterator[ReturnedFrame]:
     With a palette a mask's colours count, without one its values: grey levels, or the indices of a palette of its own.
     """
     seen: set[str] = set()
+    values: set[int] = set()
     for name in files.names:
         where = files.where(name)
         if PurePosixPath(name).suffix.lower() not in IMAGE_SUFFIXES:
@@ -35,8 +37,16 @@ def read_masks(files: ExportFiles, reading: Reading) -> Iterator[ReturnedFrame]:
         seen.add(frame.id)
         picture = files.mask(name, frame)
         mask = _ids(picture, where, reading) if reading.palette is None else _of_colours(picture, where, reading)
+        if values <= {0, UNLABELLED}:
+            values.update(np.unique(mask).tolist())
         if (returned := reading.returned(frame, mask, at=where)) is not None:
             yield returned
+    if reading.palette is None and values == {0, UNLABELLED}:
+        first, second = reading.classes[:2]
+        logging.getLogger(__name__).warning(
+            f"{files.path}: masks of 0 and 255 alone: 0 is {first}, 255 is unlabelled. If 255 is {second}, import "
+            f"them again with --palette FILE of the lines '{first} 0 0 0' and '{second} 255 255 255'"
+        )
 
 
 def read_palette(path: Path, reading: Reading) -> dict[tuple[int, int, int], int]:

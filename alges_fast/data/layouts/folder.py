@@ -97,8 +97,8 @@ def classes_of_masks(pixels: dict[str, dict[int, str]]) -> int:
         largest = max(used, default=0)
         example = pixels["train"].get(largest, "the masks")
         raise UserError(
-            f"{example}: {len(used)} distinct values up to {largest} do not look like class ids 0, 1, 2, ...: "
-            "renumber the masks, or list the classes in classes.txt"
+            f"{example}: {len(used)} distinct values up to {largest} do not look like class ids 0, 1, 2, ... (255 is "
+            "not labelled): renumber the masks, or list the classes in classes.txt"
         )
     return n_classes
 
