@@ -98,8 +98,9 @@ def _key(frames: Sequence[PoolFrame], size: int) -> str:
     for frame in frames:
         try:
             state = frame.path.stat()
+            kind = "" if frame.timestamp is None else " upright"  # before, videos were kept as they are stored
             digest.update(
-                f"\n{frame.path.resolve()} {frame.id} {frame.timestamp} {state.st_size} {state.st_mtime_ns}".encode()
+                f"\n{frame.path.resolve()} {frame.id} {frame.timestamp} {state.st_size} {state.st_mtime_ns}{kind}".encode()
             )
         except OSError:
             digest.update(f"\n{frame.id} cannot be read".encode())

@@ -21,31 +21,33 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import Image
 from torch import Tensor
 
-from alges_fast.data.files import IMAGE_SUFFIXES, Faults, FaultyFile, as_rgb, natural_key, open_picture
+from alges_fast.data.files import (
+    IMAGE_SUFFIXES,
+    SIDEWAYS,
+    Faults,
+    FaultyFile,
+    as_rgb,
+    natural_key,
+    open_picture,
+    upright,
+)
 from alges_fast.errors import UserError, printable
 
-VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".avi", ".mpg", ".mpeg", ".webm", ".wmv")
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".avi", ".mpg", ".mpeg", ".webm", ".wmv", ".mts", ".m2ts", ".ts")
+CONVERT = {
+    ".gif": "a GIF: make a video of it (ffmpeg -i NAME.gif NAME.mp4)",
+    ".dcm": "DICOM: make pictures or a video of it (dcmj2pnm of DCMTK), without what names the patient",
+}
+"""What is no frame here, though people have frames in it, and what to do."""
 GAP_SECONDS = 2.0
 """Picked frames of a video are at least this far apart, where nothing else is asked for."""
 MAX_NAME = 220
 """Bytes of a file's name: 255 are the most that file systems take, and .NAME@00012.500s.png.png.draft is one too."""
 _NUMBERS_A_SECOND = 25.0  # pictures are numbered at a video's rate
 _SEEK_SECONDS = 4.0  # farther ahead than this, or behind, a seek is quicker than decoding on
-_SIDEWAYS = (
-    Image.Transpose.TRANSPOSE,
-    Image.Transpose.ROTATE_270,
-    Image.Transpose.TRANSVERSE,
-    Image.Transpose.ROTATE_90,
-)
-_TURNS = dict(
-    enumerate(
-        [Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM, *_SIDEWAYS], 2
-    )
-)
-"""By EXIF's number of how a picture lies; 1 is upright."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,10 @@ def list_frames(source: Path, *, fps: float = 1.0, left_out: LeftOut | None = No
             if name not in left_out.reasons:
                 left_out.add(name, FaultyFile(f"{name}: {why}: rename it"))
             continue
+        if (what := CONVERT.get(path.suffix.lower())) is not None:
+            if name not in left_out.reasons:
+                left_out.add(name, FaultyFile(f"{path}: {what}"))
+            continue
         if name in left_out.reasons and path.suffix.lower() in VIDEO_SUFFIXES:
             continue
         if path.suffix.lower() in VIDEO_SUFFIXES:
@@ -148,9 +154,8 @@ def frame_sizes(frames: Sequence[PoolFrame], left_out: LeftOut) -> dict[str, tup
                 sizes[frame.id] = _size(frame.path)
                 continue
             if frame.path not in of_video:
-                with _open_video(frame.path) as container:
-                    stream = container.streams.video[0]
-                    of_video[frame.path] = stream.height, stream.width
+                with _open_video(frame.path) as container, _decodable(frame.path):
+                    of_video[frame.path] = _video_size(container)
             sizes[frame.id] = of_video[frame.path]
         except FaultyFile as fault:
             left_out.add(frame.id, fault)
@@ -176,7 +181,7 @@ class FrameReader:
         self._position = 0.0
 
     def read(self, frame: PoolFrame) -> NDArray[np.uint8]:
-        """(H, W, 3) uint8 RGB at the frame's own size, upright as its EXIF says. Raises FaultyFile."""
+        """(H, W, 3) uint8 RGB at the frame's own size, upright as its EXIF, or the video, says. Raises FaultyFile."""
         try:
             if frame.timestamp is None:
                 with open_picture(frame.path) as picture:
@@ -203,19 +208,9 @@ class FrameReader:
         for picture in decoded:
             if picture.pts is not None and picture.pts >= timestamp:
                 self._position = float(picture.pts * stream.time_base)
-                found: NDArray[np.uint8] = picture.to_ndarray(format="rgb24")
-                return found
+                found: NDArray[np.uint8] = np.rot90(picture.to_ndarray(format="rgb24"), _quarter_turns(picture))
+                return np.ascontiguousarray(found)
         raise FaultyFile(f"{path}: cut short: no picture at {seconds:.3f} s, where its index has one: restore the file")
-
-
-def upright(picture: Image.Image) -> Image.Transpose | None:
-    """How an opened picture is turned to be upright, as its EXIF says; None where it is. Pillow turns TIFFs itself."""
-    exif = Image.Exif()
-    try:
-        exif.load(b"" if picture.format == "TIFF" else picture.info.get("exif", b""))
-        return _TURNS.get(int(exif.get(ExifTags.Base.Orientation, 1)))
-    except Exception:  # damaged, and any of what Pillow's parser raises then
-        return None
 
 
 def resized(image: NDArray[np.uint8], size: int) -> Tensor:
@@ -227,7 +222,7 @@ def resized(image: NDArray[np.uint8], size: int) -> Tensor:
 def _size(path: Path) -> tuple[int, int]:
     """(height, width) of a picture, upright, from its header."""
     with open_picture(path) as picture:
-        return picture.size if upright(picture) in _SIDEWAYS else picture.size[::-1]
+        return picture.size if upright(picture) in SIDEWAYS else picture.size[::-1]
 
 
 def _unusable(name: str) -> str | None:
@@ -243,7 +238,8 @@ def _unusable(name: str) -> str | None:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Pictures and videos below a folder; hidden entries and links to folders are passed over."""
+    """Pictures and videos below a folder, and what could be made into some; hidden entries and links to folders are
+    passed over."""
     try:
         entries = list(folder.iterdir())
     except OSError as error:
@@ -253,7 +249,7 @@ def _walk(folder: Path) -> Iterator[Path]:
             continue
         if path.is_dir() and not path.is_symlink():
             yield from _walk(path)
-        elif path.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES:
+        elif path.suffix.lower() in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES, *CONVERT):
             yield path
 
 
@@ -268,7 +264,7 @@ def _read_list(source: Path) -> list[Path]:
     for path in paths:
         if not path.is_file():
             raise UserError(f"{source}: lists {path}, which is no file: correct the list (paths are relative to it)")
-        if path.suffix.lower() not in IMAGE_SUFFIXES + VIDEO_SUFFIXES:
+        if path.suffix.lower() not in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES, *CONVERT):
             raise UserError(f"{source}: lists {path}, neither a picture nor a video by its extension: remove it")
     if len(set(paths)) < len(paths):
         twice = Counter(paths).most_common(1)[0][0]
@@ -300,6 +296,19 @@ def _open_video(path: Path) -> Any:
         raise FaultyFile(f"{path}: has no picture track: remove it")
     container.streams.video[0].thread_type = "AUTO"
     return container
+
+
+def _quarter_turns(picture: Any) -> int:
+    """To the left, that a player gives a decoded picture: phones record how they were held."""
+    return round(getattr(picture, "rotation", 0) / 90) % 4  # older PyAV does not tell
+
+
+def _video_size(container: Any) -> tuple[int, int]:
+    """(height, width) of an opened video's frames, as players show them."""
+    stream = container.streams.video[0]
+    first = next(container.decode(stream), None)
+    sideways = first is not None and _quarter_turns(first) % 2 == 1
+    return (stream.width, stream.height) if sideways else (stream.height, stream.width)
 
 
 @contextlib.contextmanager

@@ -31,8 +31,8 @@ from alges_fast.annotation.exports import (
 from alges_fast.annotation.page import Asked, Card, Shown, selection_page, shown
 from alges_fast.annotation.picks import Pick, PickedFrame, reasons
 from alges_fast.annotation.pictures import contact_sheet, outlined, thumbnail, with_mask, with_norm_map
-from alges_fast.annotation.sources import LeftOut, upright
-from alges_fast.data.files import natural_key, open_picture, read_ids
+from alges_fast.annotation.sources import LeftOut
+from alges_fast.data.files import natural_key, open_picture, read_ids, upright
 from alges_fast.data.loading import map_in_order, palette
 from alges_fast.errors import UserError
 from alges_fast.labels import UNLABELLED

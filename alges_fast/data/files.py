@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from alges_fast.errors import UserError, one_line
 from alges_fast.labels import UNLABELLED
@@ -27,6 +27,19 @@ LEFT_BESIDE = ("Thumbs.db", "desktop.ini")
 """By Windows' file manager, in any folder."""
 MAX_PIXELS = 64_000_000
 """Nearly twice an 8K frame. A larger picture is refused from its header alone: it may be a decompression bomb."""
+
+SIDEWAYS = (
+    Image.Transpose.TRANSPOSE,
+    Image.Transpose.ROTATE_270,
+    Image.Transpose.TRANSVERSE,
+    Image.Transpose.ROTATE_90,
+)
+_TURNS = dict(
+    enumerate(
+        [Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM, *SIDEWAYS], 2
+    )
+)
+"""By EXIF's number of how a picture lies; 1 is upright."""
 
 
 _MEND = "restore it or remove it with its pair"
@@ -116,15 +129,21 @@ def decode(file: FrameFile, listing: Listing, size: int) -> Decoded:
     with open_picture(file.image) as picture:
         if picture.format not in _formats(file.image):
             oddities.append(f"image holds {picture.format} data under the name {file.image.suffix}")
-        original = picture.size
+        original, turn = picture.size, upright(picture)
         image = _square(picture, file.image, size)
 
     with open_picture(file.mask, mask=True) as picture:
         if picture.size != original:
             sizes = "{} x {}, its image {} x {}".format(*picture.size, *original)
+            if listing.same_size and turn in SIDEWAYS and picture.size == original[::-1]:
+                raise FaultyFile(
+                    f"{file.image}: turned by its EXIF, and only its mask is upright: save the image so too"
+                )
             if listing.same_size:
                 raise FaultyFile(f"{file.mask}: mask of {sizes}: export the mask at its image's size")
             oddities.append("mask of another size than its image; both are stretched to the run's size")
+        elif turn is not None:
+            oddities.append("image that its EXIF would turn; it is taken as it is stored, like its mask")
         if picture.mode == "RGBA":
             oddities.append("mask is RGBA; its alpha channel is not used")
         reading = listing.read_mask(load_mask(picture, file.mask), file.mask)
@@ -188,6 +207,16 @@ def open_picture(
         picture.close()
         raise fault
     return picture
+
+
+def upright(picture: Image.Image) -> Image.Transpose | None:
+    """How an opened picture is turned to be upright, as its EXIF says; None where it is. Pillow turns TIFFs itself."""
+    exif = Image.Exif()
+    try:
+        exif.load(b"" if picture.format == "TIFF" else picture.info.get("exif", b""))
+        return _TURNS.get(int(exif.get(ExifTags.Base.Orientation, 1)))
+    except Exception:  # damaged, and any of what Pillow's parser raises then
+        return None
 
 
 def load_mask(picture: Image.Image, path: Path | str, mend: str = _MEND) -> Image.Image:

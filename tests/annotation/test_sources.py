@@ -47,11 +47,13 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_video(path, [np.full((48, 64, 3), 4 * i, np.uint8) for i in range(RATE * SECONDS)])
 
 
-def write_video(path: Path, pictures: Sequence[np.ndarray]) -> Path:
-    """Ten frames a second, a key frame every twelve."""
+def write_video(path: Path, pictures: Sequence[np.ndarray], *, turned: int = 0, codec: str = "mpeg4") -> Path:
+    """Ten frames a second, a key frame every twelve; to be shown turned to the left by so many degrees."""
     av = pytest.importorskip("av", reason="PyAV is not installed")
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=RATE)
+        stream = container.add_stream(codec, rate=RATE)
+        if turned:
+            stream.set_display_rotation(turned)
         stream.width, stream.height, stream.pix_fmt, stream.gop_size = 64, 48, "yuv420p", 12
         for picture in pictures:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
@@ -125,6 +127,43 @@ def test_a_picked_frame_is_decoded_again_whatever_the_order(video: Path) -> None
     reader = FrameReader()
     for i in np.random.default_rng(0).permutation(len(frames)):
         np.testing.assert_array_equal(reader.read(frames[i]), expected[i])
+
+
+@pytest.mark.parametrize("turned", [-90, 90, 180])
+def test_a_video_is_shown_as_it_was_held(tmp_path: Path, turned: int) -> None:
+    """A phone's: lying pictures, and how a player turns them; also beyond a seek."""
+    picture = np.zeros((48, 64, 3), np.uint8)
+    picture[:24, :32] = 200  # above and left
+    path = write_video(tmp_path / "phone.mov", [picture] * (RATE * SECONDS), turned=turned)
+    frames = list_frames(path)
+    shown = np.rot90(picture, turned // 90)
+    assert set(frame_sizes(frames, LeftOut("stop")).values()) == {shown.shape[:2]}
+    reader = FrameReader()
+    for frame in (frames[0], frames[-1], frames[1]):
+        found = reader.read(frame)
+        assert found.shape == shown.shape
+        assert np.abs(found.astype(int) - shown).mean() < 8
+        assert _original(PickedFrame(frame, [0], None, found, found[..., 0], None))
+
+
+@pytest.mark.parametrize("suffix", [".ts", ".mts", ".M2TS"])
+def test_a_camcorders_video_is_one(tmp_path: Path, suffix: str) -> None:
+    plain = write_video(tmp_path / "a.ts", [np.full((48, 64, 3), 99, np.uint8)] * RATE * 2, codec="mpeg2video")
+    plain.rename(tmp_path / f"a{suffix}")
+    assert [frame.id for frame in list_frames(tmp_path)] == [f"a{suffix}@00000.000s", f"a{suffix}@00001.000s"]
+
+
+@pytest.mark.parametrize(("name", "remedy"), [("a.gif", "make a video"), ("b.DCM", "make pictures")])
+def test_what_frames_could_be_made_of_is_no_frame(tmp_path: Path, name: str, remedy: str) -> None:
+    picture(tmp_path / "c.png")
+    (tmp_path / name).write_bytes(b"GIF89a")
+    (tmp_path / "list.txt").write_text(f"c.png\n{name}\n")
+    for source in (tmp_path, tmp_path / "list.txt"):
+        left_out = LeftOut("skip")
+        assert [frame.id for frame in list_frames(source, left_out=left_out)] == ["c.png"]
+        assert remedy in left_out.by_file()[0]
+        with pytest.raises(UserError, match=remedy):
+            list_frames(source)
 
 
 def test_a_file_that_only_claims_to_be_a_video_is_named(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import ExifTags, Image
 
 from alges_fast.data.__main__ import main
 from alges_fast.data.export import write_cholecseg8k
@@ -40,6 +41,30 @@ def test_every_fault_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "testA_2.png: empty (0 bytes)" in printed
     assert "not usable as it is" in printed
     assert "--on_bad_image skip" in printed
+
+
+def test_masks_of_0_and_255_are_remarked_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = folder_tree(tmp_path / "frames")
+    for path in root.glob("*/masks/*"):
+        save(path, 255 * np.eye(*SIZE, dtype=np.uint8))
+    assert main(["check", str(root)]) == 2
+    assert "255 is not labelled" in " ".join(capsys.readouterr().out.split())
+    (root / "classes.txt").write_text("wall\ntool\n")
+    assert main(["check", str(root)]) == 0
+    assert "if 255 is a class, save it as 1" in " ".join(capsys.readouterr().out.split())
+
+
+def test_photographs_lie_as_their_masks_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Masks of what is stored fit; those of what viewers show do not, and what to do is said."""
+    root = folder_tree(tmp_path / "frames")
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    save(root / "train/images/trainA_1.png", np.zeros((*SIZE, 3), np.uint8), exif=exif)
+    assert main(["check", str(root), "--ignore_index", "11"]) == 0
+    assert "1 frame: image that its EXIF would turn" in " ".join(capsys.readouterr().out.split())
+    save(root / "train/masks/trainA_1.png", np.zeros(SIZE[::-1], np.uint8))
+    assert main(["check", str(root), "--ignore_index", "11"]) == 2
+    assert "trainA_1.png: turned by its EXIF, and only its mask is upright" in capsys.readouterr().out
 
 
 def test_a_tree_that_skipping_does_not_save(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
