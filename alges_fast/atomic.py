@@ -111,14 +111,31 @@ def make_folder(folder: Path) -> None:
 
 
 def move_folder(draft: Path, folder: Path) -> None:
-    """Flush what is in a folder that is whole, and give it its name, for good."""
+    """Flush what is in a folder that is whole, and give it its name, for good. What had it is removed; until then
+    `restore_folder` finds it."""
     _flush_all({path: path for path in draft.rglob("*") if path.is_file()})
     for inside in [path for path in draft.rglob("*") if path.is_dir()]:
         flush_folder(inside)
     flush_folder(draft)
     make_folder(folder.parent)
+    before = _before(folder)
+    if folder.exists():
+        folder.rename(before)
     draft.rename(folder)
     flush_folder(folder.parent)
+    remove_draft(before)
+
+
+def restore_folder(folder: Path) -> None:
+    """Finish, or undo, what a killed process left of a `move_folder` in the place of another."""
+    before = _before(folder)
+    if before.exists() and not folder.exists():
+        before.rename(folder)
+    remove_draft(before)
+
+
+def _before(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.before")
 
 
 def remove_draft(folder: Path) -> None:

@@ -82,3 +82,30 @@ def test_a_folder_has_its_name_once_all_in_it_is_flushed(tmp_path: Path, monkeyp
     monkeypatch.setattr(Path, "rename", renaming)
     atomic.move_folder(tmp_path / "draft", tmp_path / "whole")
     assert set(files(tmp_path)) == {f"whole/{number % 2}/{number}.png" for number in range(20)}
+
+
+@pytest.mark.parametrize("instant", [0, 1])
+def test_a_folder_in_the_place_of_another_is_one_of_them_whenever_it_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, instant: int
+) -> None:
+    rename, renamed = Path.rename, 0
+
+    def killed(draft: Path, folder: Path) -> Path:
+        nonlocal renamed
+        renamed += 1
+        if renamed > instant:
+            raise KeyboardInterrupt
+        return rename(draft, folder)
+
+    for name in ("draft", "whole"):
+        for number in range(3):
+            atomic.write_draft(tmp_path / name / f"{number}.png", name.encode())
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            atomic.move_folder(tmp_path / "draft", tmp_path / "whole")
+    atomic.restore_folder(tmp_path / "whole")
+    assert files(tmp_path / "whole") == {f"{number}.png": b"whole" for number in range(3)}
+    atomic.move_folder(tmp_path / "draft", tmp_path / "whole")
+    assert files(tmp_path) == {f"whole/{number}.png": b"draft" for number in range(3)}
+    assert [path.name for path in tmp_path.iterdir()] == ["whole"]

@@ -13,7 +13,6 @@ ignore_label.md and manual_data_splits.md in the documentation of https://github
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,20 +79,21 @@ def export_nnunet(project: Project, out: Path, settings: NnunetSettings, progres
     """
     if not project.labelled:
         raise UserError(f"nothing is labelled yet: {project.command('next', '-n 20')} first")
+    place = out.resolve()
+    atomic.restore_folder(place)
     earlier = out / DATASET
     if out.exists() and not out.is_dir():
         raise UserError(f"--nnunet {out}: a file: choose a folder")
     if out.is_dir() and any(out.iterdir()) and not (earlier.exists() and OURS in read_json(earlier)):
         raise UserError(f"--nnunet {out} holds other files: choose a new folder, such as Dataset501_NAME")
-    draft = out.resolve().with_name(f".{out.resolve().name}.draft")
+    draft = place.with_name(f".{place.name}.draft")
     atomic.remove_draft(draft)
     try:
         facts = _write(project, draft, settings, progress)
-        if out.exists():
-            shutil.rmtree(out)
-        atomic.move_folder(draft, out)
+        atomic.move_folder(draft, place)
     finally:
         atomic.remove_draft(draft)
+        atomic.restore_folder(place)
     return [facts, *_what_to_type(project, out)]
 
 
