@@ -53,7 +53,7 @@ class Asked:
     """What the page says of how picks came about.
 
     model: its name; None where none chose. budget: what it is counted in, "pixels" or "outline". considered: how many
-    frames the strategy heard of, where that is not all.
+    frames the strategy heard of, where that is not all. blind: whether it looked at no picture, as random picks do.
     """
 
     strategy: str
@@ -63,6 +63,7 @@ class Asked:
     regions: str | None
     budget: Unit = "pixels"
     considered: str = ""
+    blind: bool = False
 
 
 def selection_page(

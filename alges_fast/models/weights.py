@@ -81,6 +81,18 @@ def is_registered(encoder: str) -> bool:
     return ":" not in encoder and bool(timm.is_model(encoder.removeprefix("tu-")))
 
 
+def check_encoder(encoder: str, encoder_weights: str) -> None:
+    """Raises UserError where it is plain without a network that there is no such encoder, or no such weights of it."""
+    if encoder_weights == PACKAGED:
+        _check_packaged(encoder)
+    elif not is_registered(encoder):
+        raise UserError(
+            f"--encoder {encoder}: unknown: give a name of segmentation-models-pytorch, or tu- before one of timm"
+        )
+    elif encoder_weights.endswith(_SUFFIXES) and not Path(encoder_weights).is_file():
+        raise UserError(f"--encoder_weights {encoder_weights}: no such file: give its path")
+
+
 def fetched(encoder: str, encoder_weights: str | None) -> str | None:
     """The name of weights that the library is to fetch itself, None where `read_weights` has them or there are none.
     Raises:
@@ -212,7 +224,7 @@ def _check_packaged(encoder: str) -> None:
             f"encoder {encoder} would load the packaged weights and compute something else (another epsilon in batch "
             f"normalisation, another padding)"
         )
-    raise UserError(f"{why}: give --encoder {PACKAGED_ENCODER}")
+    raise UserError(f"{why}: give --encoder {PACKAGED_ENCODER}, or other --encoder_weights, such as imagenet")
 
 
 def _is_file(encoder_weights: str) -> bool:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
 from alges_fast.errors import UserError
+from alges_fast.models.weights import check_encoder
 from alges_fast.progress import Progress
 from alges_fast.project.asking import NextSettings
 from alges_fast.project.choosing import choose_round
@@ -63,15 +64,22 @@ def new(root: str | Path, config: ProjectConfig) -> None:
     """Begin a project; the same again changes nothing.
 
     Raises:
-        UserError: no such pool, a folder of something else, or a project of other settings.
+        UserError: no such pool or encoder, a folder of something else, or a project of other settings.
     """
     root = Path(root)
     if not config.classes:
         raise UserError("--classes is missing: give names with commas between, in the order of their ids")
+    check_encoder(config.encoder, config.encoder_weights)
     check_apart(root, Path(config.images))
     with begun(root, config) as project:
         if not (root / FILE).exists():
             project.config.write(root)
+
+
+def status(root: str | Path) -> str:
+    """What is labelled, how good the model is, what to do now, in lines; writes it as a page, too, where it may."""
+    with opened(Path(root), reading=True) as project:
+        return _status(project)
 
 
 def _of_folder(step: Callable[Concatenate[Project, P], R]) -> Callable[Concatenate[str | Path, P], R]:
@@ -90,7 +98,6 @@ import_ = _of_folder(import_exports)
 send = _of_folder(send_round)
 fetch = _of_folder(fetch_rounds)
 train = _of_folder(train_project)
-status = _of_folder(_status)
 export = _of_folder(export_model)
 export_nnunet = _of_folder(_export_nnunet)
 import_predictions = _of_folder(_import_predictions)

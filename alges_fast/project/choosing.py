@@ -381,6 +381,7 @@ def _write(of: Request, round: Round, frames: Frames, picks: Sequence[Pick], bud
         regions=settings.regions,
         budget=settings.budget,
         considered=str(round.considered or ""),
+        blind=not (of.strategy.needs_model or of.strategy.reads_images),
     )
     n_frames = len({pick.frame.id for pick in picks})
 

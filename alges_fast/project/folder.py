@@ -177,6 +177,11 @@ class Project:
         return f"{COMMAND} {step} {self.root}{rest and ' ' + rest}"
 
     @property
+    def writable(self) -> bool:
+        """Whether this process may write into its folder."""
+        return os.access(self.root, os.W_OK)
+
+    @property
     def images(self) -> Path:
         """The pool; a relative path is relative to the project."""
         return self.root / self.config.images
@@ -435,13 +440,18 @@ class ImportDraft:
 
 
 @contextmanager
-def opened(root: Path) -> Iterator[Project]:
-    """The project in this folder, to this process alone, with what a killed one left finished.
+def opened(root: Path, *, reading: bool = False) -> Iterator[Project]:
+    """The project in this folder, to this process alone, with what a killed one left finished. For `reading` a folder
+    that cannot be written will do, as it is.
 
     Raises:
         UserError: no project, a damaged one, or another process in it.
     """
-    with _alone(root, ProjectConfig.read(root)) as project:
+    config = ProjectConfig.read(root)
+    if reading and not (project := Project(root, config)).writable:
+        yield project
+        return
+    with _alone(root, config) as project:
         yield project
 
 

@@ -127,12 +127,15 @@ def label_saving(project: Project) -> str:
 
 
 def status(project: Project) -> str:
-    """The lines of `status`; writes the page too."""
+    """The lines of `status`; writes the page too, where the folder can be written."""
     pool = list_pool(project)
     facts = _facts(project, pool)
     title, images = project.root.resolve().name, project.config.images
-    page = render("alges_fast.project", "status", title=title, kicker="project", images=images, **facts)
-    atomic.write_text(project.root / PAGE, page)
+    page = f"no page: {project.root} cannot be written"
+    if project.writable:
+        html = render("alges_fast.project", "status", title=title, kicker="project", images=images, **facts)
+        atomic.write_text(project.root / PAGE, html)
+        page = f"as a page: {project.root / PAGE}"
     lines = [
         f"{project.root}: {facts['n_frames']:,} frames of {facts['of']}, classes {', '.join(project.config.classes)}",
         f"labelled: {facts['labelled']}",
@@ -142,7 +145,7 @@ def status(project: Project) -> str:
     lines += [facts["alike"], *facts["lost"], *facts["predictions"]]
     lines += [f"round {row['number']}: {row['what']}; {row['state']}" for row in facts["rounds"]]
     lines += [*facts["seconds"], facts["dice"], facts["another"], facts["saving"], *facts["next"].lines()]
-    return "\n".join([*lines, f"as a page: {project.root / PAGE}"])
+    return "\n".join([*lines, page])
 
 
 def dice_line(project: Project) -> str:

@@ -98,6 +98,49 @@ def test_a_step_out_of_order_names_the_one_to_take(annotator: Annotator, capsys:
         assert "another process works there" in refused(capsys, "status", "p")
 
 
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        (["--encoder", "resnet18"], "packaged weights are of"),
+        (["--encoder", "resnet18", "--encoder_weights", "gone.pth"], "gone.pth: no such file"),
+        (["--encoder", "resnet81", "--encoder_weights", "imagenet"], "--encoder resnet81: unknown"),
+        (["--encoder", "local-dir:x", "--encoder_weights", "imagenet"], "unknown"),
+    ],
+)
+def test_an_encoder_that_cannot_be_had_begins_no_project(
+    annotator: Annotator, capsys: pytest.CaptureFixture[str], flags: list[str], why: str
+) -> None:
+    assert why in refused(capsys, "new", "p", "--images", "pool", "--classes", "a,b", *flags)
+    assert not Path("p").exists()
+
+
+def test_a_folder_that_cannot_be_written_still_says_where_it_stands(
+    annotator: Annotator, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin()
+    run("next", "p", "-n", "4", "--strategy", "random")
+    for made in (".lock", "status.html"):
+        Path("p", made).unlink(missing_ok=True)
+    before = contents(Path("p"))
+    monkeypatch.setattr("alges_fast.project.folder.os.access", lambda path, mode: False)
+    assert "no page: p cannot be written" in said(capsys, "status", "p")
+    assert contents(Path("p")) == before
+
+
+def test_the_page_claims_nothing_of_picks_that_nobody_looked_at(annotator: Annotator) -> None:
+    begin()
+    run("next", "p", "-n", "4", "--strategy", "random")
+    annotator.answer(0)
+    pages = []
+    for strategy in ("random", "alges-img"):
+        run("next", "p", "-n", "2", "--regions", "4x4", "--strategy", strategy)
+        pages.append(Path(f"p/rounds/{len(pages) + 1:03d}/index.html").read_text(encoding="utf-8"))
+        annotator.answer(len(pages), "--accept_untouched", train=False)
+        run("train", "p")
+    assert ["without a look at any picture" in page for page in pages] == [True, False]
+    assert ["what the model would learn" in page for page in pages] == [False, True]
+
+
 def test_untouched_refused_replaced_and_unknown(annotator: Annotator, capsys: pytest.CaptureFixture[str]) -> None:
     begin("p", "--background", "wall")
     run("next", "p", "-n", "5", "--strategy", "random")
