@@ -750,7 +750,7 @@ void sketched_pass(SketchedPass& pass) {
 namespace {
 
 typedef float Eight __attribute__((vector_size(32)));
-typedef double EightDoubles __attribute__((vector_size(64)));
+typedef double FourDoubles __attribute__((vector_size(32)));
 
 ALGES_INLINE Eight eight(const float* p) {
   Eight v;
@@ -758,7 +758,24 @@ ALGES_INLINE Eight eight(const float* p) {
   return v;
 }
 
-ALGES_INLINE double add_up(EightDoubles v) { return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])); }
+// Sums of squares in double, eight side by side. Two halves: a compiler keeps a vector wider than the registers in memory,
+// and every sum then waits for the last one to be stored.
+struct Squares {
+  FourDoubles low = {}, high = {};
+
+  ALGES_INLINE void add(Eight v) {
+    typedef float Four __attribute__((vector_size(16)));
+    Four half[2];
+    memcpy(half, &v, sizeof v);
+    const FourDoubles a = __builtin_convertvector(half[0], FourDoubles), b = __builtin_convertvector(half[1], FourDoubles);
+    low += a * a;
+    high += b * b;
+  }
+  ALGES_INLINE double total() const {
+    const FourDoubles four = low + high;
+    return (four[0] + four[2]) + (four[1] + four[3]);
+  }
+};
 
 // `kept` has room for `width` coordinates; those beyond the blocks' stay zero.
 void sketch_row(const Sketching& s, int64_t i, float* kept) {
@@ -766,13 +783,10 @@ void sketch_row(const Sketching& s, int64_t i, float* kept) {
   Eight largest = {};
   for (int64_t b = 0; b < s.blocks; ++b) {
     const float* x = s.points + (i * s.blocks + b) * s.columns;
-    EightDoubles squares = {}, kept_squares = {};
+    Squares squares, kept_squares;
     int64_t k = 0;
-    for (; k + 8 <= s.columns; k += 8) {
-      const EightDoubles wide = __builtin_convertvector(eight(x + k), EightDoubles);
-      squares += wide * wide;
-    }
-    for (; k < s.columns; ++k) squares[0] += static_cast<double>(x[k]) * static_cast<double>(x[k]);
+    for (; k + 8 <= s.columns; k += 8) squares.add(eight(x + k));
+    for (; k < s.columns; ++k) squares.low[0] += static_cast<double>(x[k]) * static_cast<double>(x[k]);
     for (int64_t at = 0; at < s.kept; at += 8) {
       Eight sums[4] = {};  // four, since each waits for its last product
       const float* basis = s.basis + at;
@@ -780,13 +794,12 @@ void sketch_row(const Sketching& s, int64_t i, float* kept) {
         for (int l = 0; l < 4; ++l) sums[l] += x[k + l] * eight(basis + (k + l) * s.kept);
       for (; k < s.columns; ++k) sums[0] += x[k] * eight(basis + k * s.kept);
       const Eight coordinates = (sums[0] + sums[2]) + (sums[1] + sums[3]);
-      const EightDoubles wide = __builtin_convertvector(coordinates, EightDoubles);
-      kept_squares += wide * wide;
+      kept_squares.add(coordinates);
       const Eight scaled = coordinates * s.factors[b], size = scaled < 0 ? -scaled : scaled;
       memcpy(kept + b * s.kept + at, &scaled, sizeof scaled);
       largest = size > largest ? size : largest;
     }
-    const double norm_sq = add_up(squares), lost = norm_sq - add_up(kept_squares);
+    const double norm_sq = squares.total(), lost = norm_sq - kept_squares.total();
     const double factor_sq = static_cast<double>(s.factors[b]) * s.factors[b];
     rest_sq += factor_sq * (lost > 0 ? lost : 0);
     all_sq += factor_sq * norm_sq;
