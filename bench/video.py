@@ -26,6 +26,7 @@ import math
 import mmap
 import os
 import platform
+import runpy
 import shutil
 import subprocess
 import sys
@@ -247,12 +248,12 @@ def answers(picks: Path) -> list[Any]:
     return found
 
 
-def run_over(hour: Path, command: Sequence[str]) -> int:
-    """A command of the project over these maps."""
+def run_over(hour: Path, command: Sequence[str]) -> None:
+    """A command of the project, or `select`, over these maps, as `python -m` runs it."""
     map_hours_over(hour)
-    from alges_fast.project import cli, selecting
-
-    return selecting.main(command[1:]) if command[0] == "select" else cli.main(command)
+    selects = command[0] == "select"
+    sys.argv[1:] = command[1:] if selects else command
+    runpy.run_module("alges_fast.select" if selects else "alges_fast.project", run_name="__main__")
 
 
 def first_pass(n: int = 48) -> dict[str, float]:
@@ -382,7 +383,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], help="parts of commands' names")
     parser.add_argument("--json", type=Path)
     if sys.argv[1:2] == ["--over"]:
-        raise SystemExit(run_over(Path(sys.argv[2]), sys.argv[3:]))
+        run_over(Path(sys.argv[2]), sys.argv[3:])
     settings = parser.parse_args()
     results: dict[str, Any] = {}
     if settings.json is not None and settings.json.exists():

@@ -6,9 +6,12 @@ cannot. The key is made of the files' names, sizes and times of change.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
+import os
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -95,13 +98,16 @@ def _read_all(frames: Sequence[PoolFrame], size: int) -> Iterator[tuple[PoolFram
 
 def _key(frames: Sequence[PoolFrame], size: int) -> str:
     digest = hashlib.blake2b(f"2 {size}".encode(), digest_size=12)
+
+    @functools.lru_cache(1)  # a video's frames come one after another
+    def file(path: Path) -> tuple[Path, os.stat_result]:
+        return path.resolve(), path.stat()
+
     for frame in frames:
         try:
-            state = frame.path.stat()
+            path, state = file(frame.path)
             kind = "" if frame.timestamp is None else " upright"  # before, videos were kept as they are stored
-            digest.update(
-                f"\n{frame.path.resolve()} {frame.id} {frame.timestamp} {state.st_size} {state.st_mtime_ns}{kind}".encode()
-            )
+            digest.update(f"\n{path} {frame.id} {frame.timestamp} {state.st_size} {state.st_mtime_ns}{kind}".encode())
         except OSError:
             digest.update(f"\n{frame.id} cannot be read".encode())
     return digest.hexdigest()

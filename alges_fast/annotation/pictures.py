@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +20,8 @@ _INFERNO += "d24644 e45a31 f1731d f98e09 fcac11 f9cb35 f2ea69 fcffa4"
 """The colour map of that name (N. J. Smith, S. van der Walt and E. Firing, CC0), evenly spaced: importing matplotlib
 takes longer than drawing the frames of a round."""
 _COLOURS = np.array([list(bytes.fromhex(colour)) for colour in _INFERNO.split()])
-_NORM_COLOURS = np.stack(
-    [np.interp(np.linspace(0, len(_COLOURS) - 1, 256), range(len(_COLOURS)), c) for c in _COLOURS.T], 1
+_NORM_COLOURS = np.array(
+    [np.interp(np.linspace(0, len(_COLOURS) - 1, 256), range(len(_COLOURS)), c) for c in _COLOURS.T], np.float32
 )
 
 
@@ -29,10 +30,9 @@ def with_norm_map(image: NDArray[np.uint8], norm_map: NDArray[np.float32]) -> Im
     percentile."""
     top = max(float(np.percentile(norm_map, 99.5)), float(np.finfo(np.float32).tiny))
     share = np.clip(norm_map / top, 0, 1)
-    colour = _NORM_COLOURS.astype(np.float32)[(share * 255).round().astype(np.uint8)]
-    grey = image.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
-    opacity = (0.35 + 0.6 * share)[..., None]
-    return Image.fromarray(((1 - opacity) * grey[..., None] + opacity * colour).astype(np.uint8))
+    opacity, at = 0.35 + 0.6 * share, (share * 255).round().astype(np.uint8)
+    beneath = (1 - opacity) * (image.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32))
+    return _of_planes([beneath + opacity * colours[at] for colours in _NORM_COLOURS])
 
 
 def with_mask(
@@ -41,15 +41,22 @@ def with_mask(
     """The frame under its predicted classes; as it is where none is predicted."""
     colours = np.zeros((256, 3), np.float32)
     colours[: len(palette)] = palette
-    under = (0.45 * image + 0.55 * colours[mask]).astype(np.uint8)
-    return Image.fromarray(np.where((mask == UNLABELLED)[..., None], image, under))
+    none = mask == UNLABELLED
+    planes = zip(np.moveaxis(image, 2, 0), 0.55 * colours.T, strict=True)
+    return _of_planes([np.where(none, plane, 0.45 * plane + shade[mask]) for plane, shade in planes])
 
 
-def thumbnail(picture: Image.Image, width: int) -> Image.Image:
-    """The picture at this width in pixels, or its own where that is smaller; its shape kept."""
+def _of_planes(planes: Sequence[NDArray[Any]]) -> Image.Image:
+    """The picture of red, green and blue (H, W), which numpy computes in half the time of (H, W, 3)."""
+    return Image.merge("RGB", [Image.fromarray(plane.astype(np.uint8)) for plane in planes])
+
+
+def thumbnail(picture: Image.Image, width: int, *, gap: float = 2.0) -> Image.Image:
+    """The picture at this width in pixels, or its own where that is smaller; its shape kept. Where it is more than
+    `gap` times as wide, means of whole pixels are taken first."""
     width = min(width, picture.width)
     size = width, max(1, round(picture.height * width / picture.width))
-    return picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
+    return picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=gap)
 
 
 def outlined(picture: Image.Image, windows: Sequence[Window]) -> Image.Image:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -81,7 +82,7 @@ def write_round(
     cards: list[Card] = []
     embeddings: dict[int, Tensor] = {}
 
-    with atomic.written_together() as write:
+    with atomic.written_together() as write, ThreadPoolExecutor(1) as beside:
 
         def drawn(numbered: tuple[int, PickedFrame]) -> _Drawn:
             number, frame = numbered
@@ -101,7 +102,7 @@ def write_round(
             if frame.embeddings is not None:
                 embeddings.update(zip(numbers, frame.embeddings, strict=True))
 
-        write(out / "contact_sheet.png", encoded(contact_sheet(sheet), "png"))
+        all_frames = beside.submit(lambda: write(out / "contact_sheet.png", encoded(contact_sheet(sheet), "png")))
         pictures = {"frames": annotated}
         if views_of:
             in_order = [pick.window for pick in picks if pick.window is not None]
@@ -110,6 +111,7 @@ def write_round(
             masks = {window: view.mask for window, view in views_of.items()}
             pictures = {kind: _annotated(sheets[kind], masks) for kind in kinds}
             atomic.write_json(out / DESK, [sheet.to_json() for kind in kinds for sheet in sheets[kind]])
+        all_frames.result()
     xml = cvat_xml(pictures[kinds[0]], classes, colours)
     atomic.write_bytes(out / "cvat.zip", cvat_archive(out, xml, [frame.name for frame in pictures[kinds[0]]]))
     version = "none" if asked.model is None else Path(asked.model).name
@@ -200,7 +202,8 @@ def _write_sheets(
         save(sheet.name, picture)
         for cell in sheet.cells if crops and "sheets" in sheets else ():
             save(crops[cell.number].name, cut_out(picture, cell, crops[cell.number]))
-        return shown(thumbnail(picture, SHEET_WIDTH)) if len(sheet.cells) > 1 else None
+        # Of magnified windows there is nothing fine to lose, and a sheet is 14 million pixels.
+        return shown(thumbnail(picture, SHEET_WIDTH, gap=1.0)) if len(sheet.cells) > 1 else None
 
     drawn = sheets.get("sheets") or sheets["crops"]
     in_page = zip(drawn, map_in_order(written, drawn, ahead=1), strict=True)
