@@ -39,30 +39,34 @@ class Arguments:
     def __init__(self, operands: Operands) -> None:
         self.shapes = operands.shapes()
         self.places = [OUTPUTS.index(name) for name in operands.names if name in OUTPUTS]  # an outline is none of them
+        given = _given(operands)
+        self.converted = [place for place in _SMALL if not _as_kernels_take_it(given[place])]
 
     def of(self, operands: Operands) -> tuple[list[Tensor], list[Tensor | None], list[int], list[int]]:
         """The results; the tensors given, to be kept until the call returns; addresses of both, 0 where there is none,
         in the order of `Tensors` and of `OUTPUTS`."""
         new = operands.features.new_empty
         results = [new(shape, dtype=dtype) for shape, dtype in self.shapes]
-        given = [
-            operands.features,
-            *map(_small, (operands.weight, operands.bias)),
-            operands.logits,
-            operands.residual,
-            operands.valid,
-            *map(_small, (operands.hidden_weight, operands.hidden_bias)),
-        ]
+        given = _given(operands)
+        for place in self.converted:
+            given[place] = given[place].float().contiguous()  # type: ignore[union-attr]
         outputs = [0] * len(OUTPUTS)
         for place, result in zip(self.places, results, strict=False):
             outputs[place] = result.data_ptr()
         return results, given, [0 if tensor is None else tensor.data_ptr() for tensor in given], outputs
 
 
-def _small(tensor: Tensor | None) -> Tensor | None:
-    if tensor is None or (tensor.dtype == torch.float32 and tensor.is_contiguous()):
-        return tensor
-    return tensor.float().contiguous()
+_SMALL = (1, 2, 6, 7)
+"""Weights and biases among `Tensors`: the kernels take them contiguous, in float32."""
+
+
+def _as_kernels_take_it(tensor: Tensor | None) -> bool:
+    return tensor is None or (tensor.dtype == torch.float32 and tensor.is_contiguous())
+
+
+def _given(operands: Operands) -> list[Tensor | None]:
+    """In the order of `Tensors`."""
+    return [*operands[:6], operands.hidden_weight, operands.hidden_bias]
 
 
 def _map(tensor: Tensor | None) -> tuple[int, int, tuple[int, ...]] | None:

@@ -71,12 +71,10 @@ class Operands(NamedTuple):
 
     def key(self) -> Hashable:
         """All that decides how the call is run: calls of one key differ in addresses and values alone."""
-        tensors = (self.features, self.weight, self.bias, self.logits, self.residual, self.valid)
-        layouts = [
-            None if t is None else (t.dtype, t.device, t.shape, t.stride())
-            for t in (*tensors, self.hidden_weight, self.hidden_bias)
-        ]
-        return (*layouts, self.features.data_ptr() % 16, self.outputs, self.backend, tuple(self.regions))
+        tensors = (*self[:6], self.hidden_weight, self.hidden_bias)
+        layouts = [None if t is None else (t.dtype, t.shape, t.stride()) for t in tensors]
+        where = self.features.device, self.features.data_ptr() % 16
+        return (*layouts, where, self.outputs, self.backend, tuple(self.regions))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -147,9 +145,10 @@ def _check_layer(features: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     for name, tensor in (("features", features), ("weight", weight)):
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
-        _check_dense(name, tensor)
+    _check_dense("features", features)
     if features.dtype not in DTYPES:
         raise TypeError(f"features must be float16, bfloat16, float32 or float64, got {_name(features.dtype)}")
+    _check_operand("weight", weight, features, None)
     sizes, of_weight = features.shape, weight.shape
     if not 3 <= len(sizes) <= 5:
         raise ValueError(f"features must be (B, d, *spatial) with 1 to 3 spatial axes, got shape {_shape(features)}")
@@ -171,7 +170,6 @@ def _check_layer(features: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         )
     if len(of_weight) > 2 and any(size % 2 == 0 for size in of_weight[2:]):
         raise ValueError(f"weight must have an odd kernel, got shape {_shape(weight)}")
-    _check_operand("weight", weight, features, None)
     if bias is not None:
         _check_operand("bias", bias, features, (n_classes,))
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from alges_fast.ops.operands import Operands, mask_of
-from alges_fast.ops.outputs import PixelGradients, check_outputs
+from alges_fast.ops.outputs import OUTPUTS, PixelGradients, check_outputs
 from alges_fast.ops.schema import op
 
 
@@ -141,4 +141,5 @@ def hidden_windows(
 
 def _outputs(operands: Operands) -> PixelGradients:
     operands.validate()
-    return PixelGradients(**dict(zip(operands.names, op(*operands), strict=True)))
+    results = iter(op(*operands))
+    return PixelGradients(*[next(results) if operands.outputs >> bit & 1 else None for bit in range(len(OUTPUTS))])
