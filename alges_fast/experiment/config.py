@@ -11,7 +11,7 @@ from typing import Any, Literal
 from alges_fast import windows
 from alges_fast.data import DATASETS
 from alges_fast.errors import UserError
-from alges_fast.models import FROZEN
+from alges_fast.models import FROZEN, TUNED
 from alges_fast.settings import setting
 from alges_fast.strategies import strategy_names
 from alges_fast.training.config import TrainConfig
@@ -137,7 +137,7 @@ def preset_values(given: Mapping[str, Any]) -> dict[str, Any]:
     if preset not in PRESETS:
         raise UserError(f"--preset {preset} is unknown: use {', '.join(PRESETS)}")
     values = {"preset": preset, **PRESETS[preset]}
-    if given.get("architecture") == FROZEN:
+    if given.get("architecture") in (FROZEN, TUNED):
         values.pop("encoder", None)  # of another architecture; this one has its own
     if "steps" in given:
         values.pop("epochs", None)

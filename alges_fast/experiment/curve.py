@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from alges_fast.errors import UserError
 from alges_fast.experiment.config import RunConfig, regions_of
+from alges_fast.models import TUNED
 from alges_fast.strategies import Strategy, get_strategy
 from alges_fast.strategies.random import Random
 
@@ -84,11 +85,16 @@ def check_budget(config: RunConfig, curves: Sequence[Curve], n_frames: int) -> N
 
 
 def check_losses(config: RunConfig, curves: Sequence[Curve]) -> None:
-    """Refuse a teacher beside a strategy with a loss of its own. Raises UserError."""
-    taught = f"--teacher {config.teacher}" if config.teacher != "none" else "--self_training"
-    for curve in curves:
-        if (config.teacher != "none" or config.self_training) and type(curve.strategy).loss is not Strategy.loss:
-            raise UserError(f"{taught}: strategy {curve.strategy.name} has a loss of its own: leave one")
+    """Refuse trainings in two parts for a strategy with a loss of its own. Raises UserError."""
+    asked = {
+        f"--teacher {config.teacher}": config.teacher != "none",
+        "--self_training": config.self_training > 0,
+        f"--architecture {TUNED}": config.architecture == TUNED,
+    }
+    for flag in (flag for flag, is_asked in asked.items() if is_asked):
+        for curve in curves:
+            if type(curve.strategy).loss is not Strategy.loss:
+                raise UserError(f"{flag}: strategy {curve.strategy.name} has a loss of its own: leave one")
 
 
 def check_windows(config: RunConfig, curves: Sequence[Curve]) -> None:

@@ -8,10 +8,12 @@ from torch import nn
 from alges_fast.errors import UserError, nearest, one_line
 from alges_fast.models.weights import encoder_with_tag, fetched, load_weights, read_weights
 
-__all__ = ["FROZEN", "build_model", "check_image_size"]
+__all__ = ["FROZEN", "TUNED", "build_model", "check_image_size"]
 
 FROZEN = "frozen"
 """The architecture that is no network of segmentation-models-pytorch but a head over a frozen encoder (frozen.py)."""
+TUNED = "tuned"
+"""The same network, its encoder trained too, from where the head's training ended."""
 
 
 def build_model(
@@ -44,10 +46,12 @@ def build_model(
     import segmentation_models_pytorch as smp  # here: strategies import this package where smp need not be installed
 
     architectures = smp.MODEL_ARCHITECTURES_MAPPING
-    if architecture == FROZEN:
-        raise UserError(f"architecture {FROZEN} is a head over an encoder: its file must be one that alges_fast saved")
+    if architecture in (FROZEN, TUNED):
+        raise UserError(
+            f"architecture {architecture} is a head over an encoder: its file must be one that alges_fast saved"
+        )
     if architecture.lower() not in architectures:
-        known = sorted([*architectures, FROZEN])
+        known = sorted([*architectures, FROZEN, TUNED])
         near = nearest(architecture.lower(), known)
         raise UserError(f"architecture {architecture!r} is unknown{near}: use one of {', '.join(known)}")
     if not encoder.startswith("tu-") and encoder not in (encoders := smp.encoders.get_encoder_names()):

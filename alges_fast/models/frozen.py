@@ -237,7 +237,12 @@ def build_trunk(encoder: str, encoder_weights: str) -> Trunk:
     return Trunk(model, encoder, encoder_weights, normalisation_of(encoder, encoder_weights))
 
 
-def _encoder_of(encoder: str, encoder_weights: str) -> nn.Module:
+def untrained_trunk(encoder: str, normalisation: Normalisation) -> Trunk:
+    """A trunk whose weights are to be loaded. Raises UserError: an unknown encoder."""
+    return Trunk(_encoder_of(encoder, None), encoder, "", normalisation)
+
+
+def _encoder_of(encoder: str, encoder_weights: str | None) -> nn.Module:
     import segmentation_models_pytorch as smp
 
     state = read_weights(encoder, encoder_weights)
@@ -255,7 +260,7 @@ def _encoder_of(encoder: str, encoder_weights: str) -> nn.Module:
             "name and the network, or give a file or packaged as --encoder_weights"
         ) from error
     if state is not None:
-        load_weights(model, state, encoder_weights)
+        load_weights(model, state, str(encoder_weights))
     return model
 
 

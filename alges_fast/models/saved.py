@@ -1,6 +1,7 @@
 """Trained networks in safetensors files that say what they are, so that `--model FILE` needs nothing else.
 
-A frozen model's file holds its head and the projection, not the trunk: that is named, with a digest of its weights.
+A frozen model's file holds its head and the projection, not the trunk: that is named, with a digest of its weights. A
+tuned one's holds all three.
 """
 
 from __future__ import annotations
@@ -15,8 +16,17 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from alges_fast.errors import UserError, one_line
-from alges_fast.models import FROZEN, build_model
-from alges_fast.models.frozen import PLAIN, FrozenHead, FrozenModel, Projection, Trunk, View, build_trunk
+from alges_fast.models import FROZEN, TUNED, build_model
+from alges_fast.models.frozen import (
+    PLAIN,
+    FrozenHead,
+    FrozenModel,
+    Projection,
+    Trunk,
+    View,
+    build_trunk,
+    untrained_trunk,
+)
 from alges_fast.models.weights import PACKAGED, is_registered
 from alges_fast.normalisation import Normalisation
 
@@ -28,12 +38,13 @@ class Card:
     """What a file says of its network.
 
     Attributes:
-        architecture, encoder, head_kernel: as for `build_model`; architecture `FROZEN` for a frozen encoder's head.
+        architecture, encoder, head_kernel: as for `build_model`; architecture `FROZEN` for a frozen encoder's head,
+            `TUNED` where the encoder was trained too.
         encoder_weights: what the encoder began with; of a frozen one, where its weights are to be had.
         encoder_digest: of a frozen encoder's weights, as `weights.digest` makes it; else "".
         normalisation: of the images that it was trained on.
         image_size: side of their square.
-        view: of a frozen encoder; None of a whole network, and of heads saved when there was one view (`PLAIN`).
+        view: of a frozen or tuned encoder; None of others, and of heads saved when there was one view (`PLAIN`).
     """
 
     architecture: str
@@ -52,10 +63,12 @@ class Card:
         return self.image_size * (1 if self.view is None else self.view.scale)
 
     @classmethod
-    def of_frozen(cls, trunk: Trunk, view: View, image_size: int, classes: Sequence[str]) -> Card:
+    def of_frozen(
+        cls, trunk: Trunk, view: View, image_size: int, classes: Sequence[str], architecture: str = FROZEN
+    ) -> Card:
         """Of a head over this encoder."""
         return cls(
-            architecture=FROZEN,
+            architecture=architecture,
             encoder=trunk.name,
             encoder_weights=trunk.weights,
             encoder_digest=trunk.digest,
@@ -135,6 +148,8 @@ def load(path: Path, card: Card, encoder_weights: str | None = None) -> nn.Modul
                     "you to say: give them with --encoder_weights"
                 )
             return _frozen(path, card, state, encoder_weights or PACKAGED)
+        if card.architecture == TUNED:
+            return _tuned(card, state)
         model = build_model(
             card.architecture, card.encoder, num_classes=len(card.classes), head_kernel=card.head_kernel, seed=0
         )
@@ -153,10 +168,22 @@ def _frozen(path: Path, card: Card, state: Mapping[str, Tensor], encoder_weights
             f"{card.encoder_digest[:12]}, but {encoder_weights!r} weights have digest {trunk.digest[:12]}: give those "
             "with --encoder_weights"
         )
-    projection = Projection(state["projection.weight"], state["projection.bias"], trunk.channels, card.view or PLAIN)
-    head = FrozenHead(projection, len(card.classes), seed=0)
+    head = _head(card, trunk, state, "projection")
     head.load_state_dict(state)
     return FrozenModel(trunk, head, card.image_size).eval()
+
+
+def _tuned(card: Card, state: Mapping[str, Tensor]) -> nn.Module:
+    trunk = untrained_trunk(card.encoder, card.normalisation)
+    model = FrozenModel(trunk, _head(card, trunk, state, "head.projection"), card.image_size)
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def _head(card: Card, trunk: Trunk, state: Mapping[str, Tensor], of: str) -> FrozenHead:
+    """A head over the projection of that name; its own weights are to be loaded."""
+    projection = Projection(state[f"{of}.weight"], state[f"{of}.bias"], trunk.channels, card.view or PLAIN)
+    return FrozenHead(projection, len(card.classes), seed=0)
 
 
 def _of_network(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

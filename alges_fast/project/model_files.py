@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from alges_fast import atomic
 from alges_fast.annotation.decoded import pictures_of
 from alges_fast.errors import UserError
+from alges_fast.models.frozen import FrozenModel
 from alges_fast.normalisation import Normalisation
 from alges_fast.project import network
 from alges_fast.project.folder import Project
@@ -69,8 +70,9 @@ def export_model(project: Project, out: Path | None = None) -> list[Path]:
     newest = project.models[-1]
     folder = newest.folder if out is None else out
     atomic.make_folder(folder)
-    side = None if network.is_frozen(newest) else project.config.image_size
-    model = Deployed(*network.load_whole(newest, project.config.encoder_weights), side).eval()
+    whole, normalisation = network.load_whole(newest, project.config.encoder_weights)
+    side = None if isinstance(whole, FrozenModel) else project.config.image_size  # that brings pictures to its own
+    model = Deployed(whole, normalisation, side).eval()
     pool, _ = decoded(list_pool(project), project.config.image_size)
     first = range(min(CHECKED, len(pool.frames)))
     frames = torch.from_numpy(pictures_of(pool.frames)(first, network.shown_size(newest))).float() / 255

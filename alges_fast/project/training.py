@@ -8,7 +8,7 @@ round would bring. Where rounds of random frames are there to compare with, more
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -17,11 +17,12 @@ from PIL import Image
 from torch import nn
 
 from alges_fast import atomic
+from alges_fast.annotation.decoded import pictures_of
 from alges_fast.annotation.exports import csv_text
 from alges_fast.data.frames import FrameSet
 from alges_fast.errors import UserError
 from alges_fast.labels import UNLABELLED
-from alges_fast.models import FROZEN
+from alges_fast.models import FROZEN, TUNED
 from alges_fast.models.weights import PACKAGED, PACKAGED_ENCODER
 from alges_fast.progress import Progress, silent
 from alges_fast.project import network
@@ -35,7 +36,7 @@ from alges_fast.training.device import fabric_on
 from alges_fast.training.errors import Diverged, TooFewLabels
 from alges_fast.training.evaluation import evaluate
 from alges_fast.training.labelled import Labelled, Piece
-from alges_fast.training.learner import Learner, Teacher, Training, WholeNetwork
+from alges_fast.training.learner import Learner, Teacher, Training, TunedEncoder, WholeNetwork
 from alges_fast.windows import Window
 
 if TYPE_CHECKING:
@@ -47,10 +48,10 @@ class TrainSettings:
     """Which network, and how. What is None is as for the newest model; the first is frozen.
 
     Args:
-        architecture: frozen, a head over the project's encoder, in seconds; or a network of
-            segmentation-models-pytorch, such as unet, all of whose weights are trained as `run` trains them.
+        architecture: frozen, a head over the project's encoder, in seconds; tuned, that head and then the encoder too,
+            the network to deploy; or one of segmentation-models-pytorch, such as unet, trained as `run` trains it.
         encoder, encoder_weights: of such a network.
-        steps, batch_size, lr, augment: of its training, from scratch each time.
+        steps, batch_size, lr, augment: of its training, or of tuned.
         teacher: what tells it of pixels without a label: frozen, a head over the project's encoder, or none.
         self_training: how often it is trained once more, taught by the one before.
         device: auto, cpu or cuda.
@@ -76,14 +77,16 @@ class TrainSettings:
         given = {name: value for name, value in vars(self).items() if name != "device" and value is not None}
         if self.architecture not in (None, before["architecture"]):
             before = {"architecture": self.architecture}
-        if {**before, **given}["architecture"] == FROZEN:
-            if more := [name for name in given if name != "architecture"]:
-                raise UserError(
-                    f"--{more[0]} is of a whole network: give --architecture too, such as --architecture unet (the "
-                    "encoder of a frozen one is given to `new`)"
-                )
+        architecture = {**before, **given}["architecture"]
+        known: Mapping[str, Any] = {FROZEN: {}, TUNED: TUNING}.get(architecture, WHOLE)
+        if more := [name for name in given if name not in (*known, "architecture")]:
+            raise UserError(
+                f"--{more[0]} is of another network: give --architecture too, such as --architecture unet (the "
+                f"encoder of a {architecture} one is given to `new`)"
+            )
+        if architecture == FROZEN:
             return {"architecture": FROZEN}
-        values = {**WHOLE, **{name: before[name] for name in before if name in (*WHOLE, "architecture")}, **given}
+        values = {**known, **{name: before[name] for name in before if name in (*known, "architecture")}, **given}
         if self.encoder is not None:
             values["encoder_weights"] = self.encoder_weights  # others than another encoder's
         config = TrainConfig(**values)  # it says what is out of range
@@ -104,6 +107,11 @@ WHOLE: Mapping[str, Any] = {
     "self_training": TrainConfig.self_training,
 }
 """Settings of a whole network where nothing is asked for."""
+
+TUNING: Mapping[str, Any] = {
+    name: getattr(TrainConfig(architecture=TUNED), name) for name in ("steps", "batch_size", "lr", "augment")
+}
+"""The same of a frozen encoder that is trained too."""
 
 
 def train_project(project: Project, settings: TrainSettings | None = None, progress: Progress = silent) -> TrainedModel:
@@ -248,7 +256,8 @@ def _trainer(
     rows = {frame.id: row for row, frame in enumerate(pool.frames)}
     if unread := [id for id in labels.masks if id not in rows]:
         raise UserError(f"{unread[0]} is labelled and cannot be read: {pool.left_out.reasons[unread[0]]}")
-    is_whole = asked["architecture"] != FROZEN
+    is_tuned = asked["architecture"] == TUNED
+    is_whole = asked["architecture"] != FROZEN and not is_tuned
     taught = is_whole and (asked["teacher"] == FROZEN or asked["self_training"] > 0)
     others = [id for id in rows if id not in labels.masks] if taught else []
     ids = (*labels.masks, *at_most(MOST_TAUGHT, others, project.config.seed))
@@ -266,12 +275,16 @@ def _trainer(
     teacher = None
     if not is_whole or asked["teacher"] == FROZEN:
         frozen = network.frozen(project, pool.frames, images, progress)
-        learner, inputs = network.learner_of(project, frozen.encoder), frozen.maps.values[at]
-        teacher = Teacher(learner, inputs, n_classes)
+        head = network.learner_of(project, frozen.encoder)
+        learner, inputs = head, frozen.maps.values[at]
+        teacher = Teacher(head, inputs, n_classes)
+        if is_tuned:
+            learner = TunedEncoder(replace(head.config, **asked), head, inputs)
+            inputs = pictures_of([pool.frames[row] for row in at])(range(len(at)), learner.side)
     if is_whole:
         learner, inputs = WholeNetwork(TrainConfig(**asked, image_size=size), n_classes, teacher), frames.images
     seed = stream_seed("project's network" if is_whole else "project's head", project.config.seed)
-    fabric = fabric_on(device if is_whole else "cpu")
+    fabric = fabric_on("cpu" if asked["architecture"] == FROZEN else device)
     return _Trainer(learner, fabric, n_classes, frames, inputs, pieces, seed, progress)
 
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from alges_fast.errors import UserError
-from alges_fast.models import FROZEN
+from alges_fast.models import FROZEN, TUNED
 from alges_fast.models.weights import frozen_encoder
 from alges_fast.settings import setting
 from alges_fast.training.augmentation import KINDS, kinds_of
 
-STEPS = 1000
-"""Of a whole network's training, where no budget is given."""
+STEPS, TUNING_STEPS = 1000, 200
+"""Of a whole network's training, where no budget is given: from scratch, and from a head's on."""
 
 
 @dataclass(frozen=True)
@@ -22,18 +22,18 @@ class TrainConfig:
 
     Args:
         image_size: side in pixels that frames are resized to; some architectures want a multiple of 32.
-        architecture: a network of smp's, or frozen, which trains in seconds. Names are those of
+        architecture: a network of smp's, or frozen, which trains in seconds, or tuned. Names are those of
             segmentation-models-pytorch, such as unet, fpn or deeplabv3plus; frozen is a small head over a pretrained
-            encoder that is not trained.
+            encoder that is not trained; tuned trains that head, and then the encoder too.
         encoder: encoder of the network, such as resnet18 (the default) or mit_b0; of timm with the prefix tu-.
-        encoder_weights: pretrained weights of the encoder: packaged (the default of frozen; encoder
+        encoder_weights: pretrained weights of the encoder: packaged (the default of frozen and tuned; encoder
             tu-tf_efficientnet_lite0 or tu-tf_efficientnet_lite2), a name such as imagenet, or a file; otherwise none.
         head_kernel: size of the last convolution, odd; the paper's is 1.
-        steps: optimiser steps of each training of a whole network, which starts from scratch; 1000 where neither they
-            nor epochs are given. The learning rate rises and falls, and the weights are averaged.
+        steps: optimiser steps of each training of a whole network, which starts from scratch; 1000 (tuned: 200) where
+            neither they nor epochs are given. The learning rate rises and falls, and the weights are averaged.
         epochs: the paper's budget in place of steps: passes over the labelled images, at one learning rate.
         batch_size: images per optimiser step.
-        lr: learning rate of Adam, 1e-3 where it is not given; with steps the highest, 4e-3.
+        lr: learning rate of Adam, 1e-3 where it is not given; with steps the highest, 4e-3 (tuned: 5e-4).
         augment: how images are moved while a whole network trains: flip, scale, colour, with commas between, or none.
             All of them with steps, none with epochs.
         teacher: what tells a whole network of pixels without a label. frozen is a head over a frozen encoder, trained
@@ -71,32 +71,30 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         encoder, weights = self.encoder or "resnet18", self.encoder_weights
-        if self.architecture == FROZEN:
+        if self.architecture in (FROZEN, TUNED):
             encoder, weights = frozen_encoder(self.encoder, weights)
         object.__setattr__(self, "encoder", encoder)
         object.__setattr__(self, "encoder_weights", weights)
         if self.steps is not None and self.epochs is not None:
             raise UserError("--steps and --epochs are two budgets of one training: give one of them")
         if self.steps is None and self.epochs is None:
-            object.__setattr__(self, "steps", STEPS)
+            object.__setattr__(self, "steps", TUNING_STEPS if self.architecture == TUNED else STEPS)
         if not self.augment:
             object.__setattr__(self, "augment", ",".join(KINDS) if self.epochs is None else "none")
         kinds_of(self.augment)  # says what is wrong with them
-        if self.teacher != "none" and self.architecture == FROZEN:
-            raise UserError("--teacher is for a whole network: give --architecture too, such as --architecture unet")
+        if self.teacher != "none" and self.architecture in (FROZEN, TUNED):
+            raise UserError("--teacher is for another network: give --architecture too, such as --architecture unet")
         if self.self_training < 0:
             raise UserError(f"--self_training is {self.self_training}: give at least 0")
-        if self.self_training and (self.architecture == FROZEN or self.epochs is not None):
-            raise UserError(
-                "--self_training is for a whole network that is trained by --steps: give --architecture too"
-            )
+        if self.self_training and (self.architecture in (FROZEN, TUNED) or self.epochs is not None):
+            raise UserError("--self_training is for another network, trained by --steps: give --architecture unet too")
         for name in ("steps", "epochs", "batch_size", "head_steps", "head_pixels"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"--{name} is {value}: give at least 1")
         if self.feature_bits not in (8, 16):
             raise UserError(f"--feature_bits is {self.feature_bits}: give 8 or 16")
         if self.lr is None:
-            object.__setattr__(self, "lr", 4e-3 if self.epochs is None else 1e-3)
+            object.__setattr__(self, "lr", 1e-3 if self.steps is None else 5e-4 if self.architecture == TUNED else 4e-3)
         for name in ("lr", "head_lr"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"--{name} is {getattr(self, name)}: give a finite number above 0")

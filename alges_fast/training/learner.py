@@ -1,10 +1,12 @@
-"""What is trained, and what it is given of a frame: a whole network and pixels, or a frozen encoder's head and maps.
+"""What is trained, and what it is given of a frame: a whole network and pixels, or a frozen encoder's head and maps, or
+that head and then its encoder too.
 
 Runs and projects read `Learner` and need not know which it is.
 """
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
@@ -17,10 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from alges_fast.data import FrameSet
-from alges_fast.models import FROZEN, build_model, check_image_size
+from alges_fast.models import FROZEN, TUNED, build_model, check_image_size
 from alges_fast.models.coded_maps import KeptMaps
 from alges_fast.models.features_cache import FrozenEncoder, load_or_fit
-from alges_fast.models.frozen import FrozenHead, build_trunk, grid_size
+from alges_fast.models.frozen import FrozenHead, FrozenModel, build_trunk, grid_size
 from alges_fast.models.saved import Card
 from alges_fast.models.weights import normalisation_of
 from alges_fast.normalisation import Normalisation
@@ -236,6 +238,67 @@ class HeadOfFrozenEncoder(Learner):
         )
 
 
+class TunedEncoder(Learner):
+    """A frozen encoder's head, and from there the encoder too: linear probing, then fine-tuning (Kumar et al., ICLR
+    2022). Batch normalisation keeps the statistics that came with the encoder's weights.
+
+    Args:
+        head: trains the head, over kept maps.
+        maps: of the pool's frames, (N, C, h, w).
+
+    Attributes:
+        side: of the pictures that the network is shown.
+    """
+
+    def __init__(self, config: TrainConfig, head: HeadOfFrozenEncoder, maps: KeptMaps) -> None:
+        self.config = config
+        self.head = head
+        self.maps = maps
+        self.transform: Normalisation = head.encoder.trunk.normalisation
+        self.side = config.image_size * head.encoder.projection.view.scale
+
+    def inputs(self, frames: FrameSet) -> NDArray[Any]:
+        pictures = np.empty((len(frames), 3, self.side, self.side), np.uint8)
+        for position in range(len(frames)):
+            self.head.encoding("reading pictures", position, len(frames))
+            pictures[position] = frames.pictures([position], self.side)[0]
+        return pictures
+
+    def new_network(self, n_classes: int, seed: int) -> nn.Module:
+        trunk = copy.deepcopy(self.head.encoder.trunk.built())
+        trunk.encoder.requires_grad_(True)
+        head = FrozenHead(copy.deepcopy(self.head.encoder.projection), n_classes, seed)
+        return FrozenModel(trunk, head, self.config.image_size)
+
+    def card(self, classes: Sequence[str]) -> Card:
+        encoder = self.head.encoder
+        return Card.of_frozen(encoder.trunk, encoder.projection.view, self.config.image_size, classes, TUNED)
+
+    def training_work(self, n_frames: float) -> float:
+        config = self.config
+        passes = config.steps * config.batch_size if config.steps else (config.epochs or 0) * n_frames
+        return self.head.training_work(n_frames) + passes
+
+    def train(self, fabric: Fabric, model: nn.Module, training: Training) -> float:
+        assert isinstance(model, FrozenModel)
+        self.head.train(fabric, model.head, replace(training, inputs=self.maps))
+        labelled, inputs, scale = training.labelled, training.inputs, self.side // self.config.image_size
+        frames, at = labelled.frames(), labelled.positions
+        pictures: NDArray[Any] = inputs[at].cpu().numpy() if isinstance(inputs, Tensor) else inputs[at]
+        return train(
+            fabric,
+            model,
+            replace(frames, images=pictures, masks=frames.masks.repeat(scale, 1).repeat(scale, 2)),
+            self.config,
+            seed=training.seed,
+            round=training.round,
+            loss=training.loss,
+            transform=self.transform,
+            partial=labelled.windows,
+            on_batch=training.on_batch,
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class Teacher:
     """A frozen encoder's head, trained on the labels that a network is, that labels the rest of the pool softly.
@@ -275,7 +338,7 @@ def make_learner(
         UserError: an unknown network, or weights or a cache that cannot be had.
     """
     teaches = config.teacher == FROZEN
-    if config.architecture != FROZEN and not teaches:
+    if config.architecture not in (FROZEN, TUNED) and not teaches:
         return WholeNetwork(config, n_classes)
     of_head = config
     if teaches:
@@ -284,4 +347,6 @@ def make_learner(
     trunk = build_trunk(of_head.encoder, of_head.encoder_weights).to(device)
     encoder = load_or_fit(trunk, pool.images, bits=of_head.feature_bits, pictures=pool.pictures, progress=encoding)
     head = HeadOfFrozenEncoder(of_head, encoder, encoding)
+    if config.architecture == TUNED:
+        return TunedEncoder(config, head, head.inputs(pool))
     return WholeNetwork(config, n_classes, Teacher(head, head.inputs(pool), n_classes)) if teaches else head

@@ -1,12 +1,15 @@
-"""`run --architecture frozen`: the pool's items are features and the model is the head, everywhere."""
+"""`run --architecture frozen`: the pool's items are features and the model is the head, everywhere; and `tuned`, which
+goes on from there with the pixels."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from commands import rows
 from data.trees import tile_tree
 from PIL import Image
@@ -16,7 +19,8 @@ from alges_fast.errors import UserError
 from alges_fast.experiment import loop
 from alges_fast.experiment.config import RunConfig
 from alges_fast.experiment.setting import Round
-from alges_fast.models import features_cache
+from alges_fast.experiment.state import RoundFolder
+from alges_fast.models import features_cache, saved
 from alges_fast.normalisation import HALF
 from alges_fast.project.selecting import main as select
 from alges_fast.run import main
@@ -117,3 +121,43 @@ def test_a_round_on_camvid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     flags += ["--architecture", "frozen", "--strategies", "alges-img", "--rounds", "2", "--out", str(tmp_path / "out")]
     assert main(flags) == 0
     assert float(rows(tmp_path / "out")[-1]["dice"]) > 0.3
+
+
+TUNED = ("--architecture", "tuned", "--batch_size", "2", "--keep_models", "true")
+
+
+def trained(out: Path, curve: str, round: int = 0) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+    """A round's network, as its file alone gives it, and its weights."""
+    path = RoundFolder.of(out, curve, 0, round).path / "model.safetensors"
+    card = saved.read_card(path)
+    assert card is not None
+    network = saved.load(path, card)
+    return network, network.state_dict()
+
+
+def test_a_tuned_network_begins_where_its_head_ended(run: Callable[..., int], tmp_path: Path) -> None:
+    assert run(tmp_path / "head", "--strategies", "random", "--keep_models", "true") == 0
+    assert run(tmp_path / "still", "--strategies", "random", *TUNED, "--steps", "1", "--lr", "1e-12") == 0
+    images = torch.randn(2, 3, 128, 128)
+    with torch.no_grad():
+        of_head, still = (trained(tmp_path / name, "random")[0](images) for name in ("head", "still"))
+    torch.testing.assert_close(still, of_head, rtol=0, atol=1e-4)
+
+
+def test_a_tuned_network_trains_its_encoder_resumes_and_chooses_windows(
+    run: Callable[..., int], tmp_path: Path
+) -> None:
+    flags = ("--strategies", "alges-effort@4x4", *TUNED, "--steps", "4")
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    assert run(whole, *flags) == 0
+    shutil.copytree(whole, resumed)
+    shutil.rmtree(RoundFolder.of(resumed, "alges-effort@4x4", 0, 1).path)
+    assert run(resumed, *flags) == 0
+    assert rows(whole) == rows(resumed)
+    (_, first), (_, second) = (trained(whole, "alges-effort@4x4", round) for round in (0, 1))
+    encoder = [name for name in first if name.startswith("trunk.encoder.")]
+    moved = {name for name in encoder if not torch.equal(first[name], second[name])}
+    still = {name for name in encoder if "running" in name or "batches_tracked" in name}
+    assert moved
+    assert moved.isdisjoint(still)
+    assert run(tmp_path / "deal", *TUNED, "--strategies", "deal") == 2

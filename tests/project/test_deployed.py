@@ -15,13 +15,13 @@ from PIL import Image
 
 from alges_fast.annotation.sources import LeftOut, list_frames
 from alges_fast.errors import UserError
-from alges_fast.models import FROZEN, saved
+from alges_fast.models import FROZEN, TUNED, saved
 from alges_fast.models.frozen import FrozenModel
 from alges_fast.project import model_files, network
 from alges_fast.project.config import ProjectConfig
 from alges_fast.project.pool import ProjectPool, decoded
 from alges_fast.training.config import TrainConfig
-from alges_fast.training.learner import WholeNetwork
+from alges_fast.training.learner import TunedEncoder, WholeNetwork
 
 
 @pytest.fixture
@@ -42,10 +42,14 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return project
 
 
-@pytest.mark.parametrize("architecture", [FROZEN, "unet"])
+@pytest.mark.parametrize("architecture", [FROZEN, TUNED, "unet"])
 def test_files_predict_what_the_model_does(trained: Any, tmp_path: Path, architecture: str) -> None:
     side = None
-    if architecture != FROZEN:
+    if architecture == TUNED:
+        frozen = network.frozen(trained, (pool := model_files.list_pool(trained)).frames, decoded(pool, 64)[1])
+        tuned = TunedEncoder(TrainConfig(64, TUNED), network.learner_of(trained, frozen.encoder), frozen.maps.values)
+        network.save(tmp_path, tuned.new_network(3, 0), tuned.card(trained.config.classes))
+    elif architecture != FROZEN:
         side, settings = 64, TrainConfig(64, architecture, "tu-mobilenetv4_conv_small_050")
         learner = WholeNetwork(settings, 3)
         network.save(tmp_path, learner.new_network(3, 0), learner.card(trained.config.classes))

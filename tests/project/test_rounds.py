@@ -272,7 +272,7 @@ def test_a_whole_network_in_the_place_of_the_head(annotator: Annotator, capsys: 
     begin("p", "--background", "wall")
     run("next", "p", "-n", "10")
     annotator.answer(0, train=False)
-    assert "--steps is of a whole network" in refused(capsys, "train", "p", "--steps", "2")
+    assert "--steps is of another network: give --architecture too" in refused(capsys, "train", "p", "--steps", "2")
     assert "--epochs is no flag any more: give --steps" in refused(capsys, "train", "p", "--epochs", "2")
     assert "architecture 'unett' is unknown" in refused(capsys, "train", "p", "--architecture", "unett")
     small = ("--encoder", "tu-mobilenetv4_conv_small_050")
@@ -299,3 +299,25 @@ def test_a_whole_network_in_the_place_of_the_head(annotator: Annotator, capsys: 
     page = Path("p/status.html").read_text(encoding="utf-8")
     assert page.count("<polyline") == 2  # a curve for each network
     assert re.findall(r'text-anchor="end">([a-z]+)</text>', page) == ["unet", "head"]
+
+
+def test_the_head_and_then_its_encoder(annotator: Annotator, capsys: pytest.CaptureFixture[str]) -> None:
+    begin("p", "--background", "wall")
+    run("next", "p", "-n", "10")
+    annotator.answer(0, train=False)
+    assert "--teacher is of another network" in refused(
+        capsys, "train", "p", "--architecture", "tuned", "--teacher", "frozen"
+    )
+    run("train", "p", "--architecture", "tuned", "--steps", "3")
+    facts = json.loads(Path("p/models/000/model.json").read_text())
+    assert facts["network"] == {
+        "architecture": "tuned",
+        "steps": 3,
+        "batch_size": 8,
+        "lr": 5e-4,
+        "augment": "flip,scale,colour",
+    }
+    run("next", "p", "-n", "1", "--regions", "2x3", "--strategy", "alges-effort")
+    annotator.answer(1, "--accept_untouched")
+    assert [row["architecture"] for row in rows_of(Path("p/history.csv"))] == ["tuned", "tuned"]
+    assert "Model 1 (tuned) knows" in said(capsys, "status", "p")
