@@ -5,8 +5,8 @@
         --strategies random@none,random@16x16,alges-effort@16x16
     python bench/whole_networks.py CAMVID PICKS --image_size 96 --seeds 0,1,2,3,4
 
-PICKS says what is labelled; `all` is the whole pool: full supervision. A row of CSV for each: Dice of the head, of the
-network, and CPU seconds. bench/results/NETWORK.md has them.
+PICKS says what is labelled; `all` is the whole pool: full supervision. A row of CSV for each: Dice of the head and of
+the network on validation and test frames, and CPU seconds. bench/results/NETWORK.md has them.
 """
 
 from __future__ import annotations
@@ -46,7 +46,6 @@ def main() -> None:
     parser.add_argument("--of", default="random,random@16x16,alges-effort@16x16,all")
     parser.add_argument("--ignore_index", type=int)
     parser.add_argument("--image_size", type=int, default=192)
-    parser.add_argument("--split", choices=("validation", "test"), default="validation")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--init_size", type=int, default=4, help="of the run")
     parser.add_argument("--architecture", default=TUNED)
@@ -54,7 +53,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float)
     asked = parser.parse_args()
     data = load_dataset("folder", root=asked.data_root, image_size=asked.image_size, ignore_index=asked.ignore_index)
-    judged, fabric, n_classes = getattr(data, asked.split), fabric_on("cpu"), len(data.classes)
+    judged, fabric, n_classes = (data.validation, data.test), fabric_on("cpu"), len(data.classes)
     learners = {
         name: make_learner(config, n_classes, data.train, fabric.device, lambda *_: None)
         for name, config in (
@@ -67,8 +66,10 @@ def main() -> None:
             ),
         )
     }
-    inputs = {name: (learner.inputs(data.train), learner.inputs(judged)) for name, learner in learners.items()}
-    print("labels,seed," + ",".join(f"{name},{name}_cpu_seconds" for name in learners), flush=True)
+    inputs = {name: torch.from_numpy(learner.inputs(data.train)) for name, learner in learners.items()}
+    tested = {name: [learner.inputs(frames) for frames in judged] for name, learner in learners.items()}
+    columns = (f"{name}_{what}" for name in learners for what in ("validation", "test", "cpu_seconds"))
+    print(",".join(("labels", "seed", *columns)), flush=True)
     for seed in map(int, asked.seeds.split(",")):
         for curve in asked.of.split(","):
             labelled = labelled_by(asked.picks, curve, seed, data.train, asked.init_size)
@@ -76,12 +77,14 @@ def main() -> None:
             for name, learner in learners.items():
                 network = learner.new_network(n_classes, stream_seed("weights", seed, 0))
                 start = time.process_time()
-                learner.train(fabric, network, Training(labelled, torch.from_numpy(inputs[name][0]), seed))
+                learner.train(fabric, network, Training(labelled, inputs[name], seed))
                 seconds = time.process_time() - start
-                counts = evaluate(
-                    fabric, network.eval(), judged, n_classes, inputs=inputs[name][1], transform=learner.transform
-                )
-                row += [f"{counts.metrics(data.classes)['dice']:.4f}", f"{seconds:.0f}"]
+                for frames, given in zip(judged, tested[name], strict=True):
+                    counts = evaluate(
+                        fabric, network.eval(), frames, n_classes, inputs=given, transform=learner.transform
+                    )
+                    row.append(f"{counts.metrics(data.classes)['dice']:.4f}")
+                row.append(f"{seconds:.0f}")
             print(",".join(row), flush=True)
 
 
