@@ -8,6 +8,7 @@ made once and kept (features_cache.py); from then on a pool's items are these ma
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -92,6 +93,19 @@ class Trunk(nn.Module):
     def built(self) -> Trunk:
         """The same, with its encoder in memory."""
         return self
+
+    def thawed(self) -> Trunk:
+        """A copy whose weights can be trained, but for those that the maps at 1/2 and 1/4 come from, of an encoder that
+        has such: the early layers serve any picture, and take half of a step's time and memory."""
+        trunk = copy.deepcopy(self.built())
+        trunk.encoder.requires_grad_(True)
+        early, *late = trunk(torch.zeros(1, 3, 64, 64, device=trunk.device))[1:]
+        if early.shape[2] > late[0].shape[2]:
+            weights = list(trunk.encoder.parameters())
+            found = torch.autograd.grad(early.sum(), weights, allow_unused=True)
+            for weight, gradient in zip(weights, found, strict=True):
+                weight.requires_grad_(gradient is None)
+        return trunk
 
 
 class PackagedTrunk(Trunk):

@@ -265,10 +265,8 @@ class TunedEncoder(Learner):
         return pictures
 
     def new_network(self, n_classes: int, seed: int) -> nn.Module:
-        trunk = copy.deepcopy(self.head.encoder.trunk.built())
-        trunk.encoder.requires_grad_(True)
         head = FrozenHead(copy.deepcopy(self.head.encoder.projection), n_classes, seed)
-        return FrozenModel(trunk, head, self.config.image_size)
+        return FrozenModel(self.head.encoder.trunk.thawed(), head, self.config.image_size)
 
     def card(self, classes: Sequence[str]) -> Card:
         encoder = self.head.encoder
