@@ -292,7 +292,7 @@ class TunedEncoder(Learner):
             round=training.round,
             loss=training.loss,
             transform=self.transform,
-            partial=labelled.windows,
+            by_share=True,
             on_batch=training.on_batch,
         )
 

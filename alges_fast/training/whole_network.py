@@ -25,6 +25,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from alges_fast.data import FrameSet, to_input
 from alges_fast.labels import UNLABELLED
+from alges_fast.losses import IGNORE, cross_entropy
 from alges_fast.models.batch_norm import has_statistics_of_one_value
 from alges_fast.random_streams import stream_seed
 from alges_fast.training.augmentation import augmentation, augmented, kinds_of
@@ -50,6 +51,7 @@ def train(
     loss: LossFunction,
     transform: Callable[[Tensor], Tensor] = to_input,
     partial: bool = False,
+    by_share: bool = False,
     soft: npt.NDArray[np.float16] | None = None,
     on_batch: Callable[[int], None] = lambda images: None,
 ) -> float:
@@ -69,6 +71,8 @@ def train(
         loss: called with the model as fabric wraps it.
         transform: makes the model's input of a batch of frames, on the device.
         partial: whether windows are labelled.
+        by_share: draw frames in proportion to their labelled pixels, and have each count alike in its batch: every
+            labelled pixel counts alike as well, and steps differ less. `loss` is not used.
         soft: (N, K, h, w) probabilities that a teacher gives the classes, on any grid. Pixels without a label learn
             these, and `loss` is not used.
         on_batch: called with the number of images after each step, without waiting for the device.
@@ -98,7 +102,12 @@ def train(
     was_alone = False  # whether an image made a batch by itself
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(stream_seed("dropout", seed, round))
-        batches = itertools.islice(_batches(len(frames), config.batch_size, seed, round), n_steps)
+        batches = itertools.islice(
+            _drawn(frames.masks, config.batch_size, seed, round)
+            if by_share
+            else _batches(len(frames), config.batch_size, seed, round),
+            n_steps,
+        )
         for step, positions in enumerate(batches):
             batch = torch.from_numpy(positions).to(device)
             taught = [] if of_teacher is None else [_enlarged(of_teacher[batch], masks.shape[1:])]
@@ -110,6 +119,8 @@ def train(
                     raise TooFewLabels("this model's batch normalisation cannot train on one image")
             if taught:
                 value = taught_loss(wrapped(inputs), truth, *taught)
+            elif by_share:
+                value = cross_entropy(wrapped(inputs), truth.masked_fill(truth == UNLABELLED, IGNORE))
             else:
                 value = loss(wrapped, inputs, truth)
                 if partial or config.steps is not None:
@@ -159,6 +170,14 @@ def _batches(n: int, batch_size: int, seed: int, round: int) -> Iterator[npt.NDA
     """Batches of one pass after another, without end."""
     for epoch in itertools.count():
         yield from shuffled_batches(n, batch_size, stream_seed("shuffle", seed, round, epoch))
+
+
+def _drawn(masks: npt.NDArray[np.uint8], batch_size: int, seed: int, round: int) -> Iterator[npt.NDArray[np.int64]]:
+    """Batches of frames drawn in proportion to their labelled pixels, without end."""
+    labelled = (masks != UNLABELLED).sum((1, 2))
+    generator = np.random.default_rng(stream_seed("frames by their labels", seed, round))
+    while True:
+        yield generator.choice(len(masks), batch_size, p=labelled / labelled.sum())
 
 
 def _enlarged(soft: Tensor, size: Sequence[int]) -> Tensor:

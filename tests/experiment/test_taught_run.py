@@ -44,7 +44,7 @@ def test_a_taught_run_resumes_at_a_round_and_ends_with_the_same_weights(command:
         (["--epochs", "2"], "--steps and --epochs are two budgets of one training: give one of them"),
         (["--strategies", "deal"], "--teacher frozen: strategy deal has a loss of its own"),
         (["--augment", "rotate"], "--augment rotate is unknown: use flip, scale, colour"),
-        (["--architecture", "frozen", "--encoder", "tu-tf_efficientnet_lite0"], "--teacher is for a whole network"),
+        (["--architecture", "frozen", "--encoder", "tu-tf_efficientnet_lite0"], "--teacher is for another network"),
     ],
 )
 def test_what_cannot_be(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from alges_fast.data import FrameSet, to_input
 from alges_fast.labels import UNLABELLED
-from alges_fast.losses import labelled_cross_entropy
+from alges_fast.losses import IGNORE, cross_entropy, labelled_cross_entropy
 from alges_fast.training.config import TrainConfig
 from alges_fast.training.errors import Diverged, TooFewLabels
 from alges_fast.training.evaluation import evaluate
@@ -46,7 +46,9 @@ def fit(shown: FrameSet | None = None, *, model: nn.Module | None = None, **give
     """A model trained on six frames, or others; what is no setting of TrainConfig is an argument of train."""
     model = network() if model is None else model
     options = {
-        name: given.pop(name) for name in ("seed", "round", "loss", "partial", "soft", "on_batch") if name in given
+        name: given.pop(name)
+        for name in ("seed", "round", "loss", "partial", "by_share", "soft", "on_batch")
+        if name in given
     }
     config = TrainConfig(**{"batch_size": 4, **(given or EPOCHS)})
     train(
@@ -162,6 +164,21 @@ def test_every_labelled_pixel_counts_alike(budget: dict[str, Any]) -> None:
     fit(shown, model=model, partial=True, augment="none", batch_size=2, lr=1e-12, **budget)
     assert len(steps) == 2
     torch.testing.assert_close(torch.stack(steps).mean(0), expected)
+
+
+def test_frames_drawn_by_their_share_count_every_labelled_pixel_alike() -> None:
+    """The gradient of a long training's steps is, on average, that of the mean over all labelled pixels."""
+    shown = in_part().with_pieces(("frame1", *windows_of("frame5", (16, 16), (4, 4))[:4])).frames()
+    model = nn.Conv2d(3, 2, 1)
+    logits, masks = model(to_input(torch.from_numpy(shown.images))), torch.from_numpy(shown.masks).long()
+    (expected,) = torch.autograd.grad(labelled_cross_entropy(logits, masks), model.weight)
+    by_frame = cross_entropy(model(to_input(torch.from_numpy(shown.images))), masks.where(masks != UNLABELLED, IGNORE))
+    (of_frames,) = torch.autograd.grad(by_frame, model.weight)
+    steps: list[Tensor] = []
+    model.weight.register_hook(lambda gradient: steps.append(gradient.clone()))
+    fit(shown, model=model, by_share=True, steps=400, augment="none", batch_size=2, lr=1e-12)
+    found = torch.stack(steps).mean(0)
+    assert (found - expected).norm() < 0.25 * (of_frames - expected).norm()
 
 
 def test_a_teacher_is_believed_where_nothing_is_labelled() -> None:
