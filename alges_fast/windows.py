@@ -68,12 +68,8 @@ def parse_regions(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def cell_boxes(size: Sequence[int], regions: tuple[int, int]) -> list[Box]:
-    """The cells of a grid over (height, width), row by row; their sides differ by at most one pixel.
-
-    Raises:
-        ValueError: more rows or columns than pixels, or none.
-    """
+def check_regions(size: Sequence[int], regions: tuple[int, int]) -> None:
+    """Raises ValueError where a grid has more rows or columns than (height, width) pixels, or none."""
     rows, columns = regions
     if len(size) != 2:
         raise ValueError(f"regions: windows need images with two spatial axes, got {len(size)}: {tuple(size)}")
@@ -82,6 +78,16 @@ def cell_boxes(size: Sequence[int], regions: tuple[int, int]) -> list[Box]:
             f"regions: {rows} rows x {columns} columns of windows do not fit {size[0]} x {size[1]} pixels (height x "
             "width): ask for fewer, at least one of each"
         )
+
+
+def cell_boxes(size: Sequence[int], regions: tuple[int, int]) -> list[Box]:
+    """The cells of a grid over (height, width), row by row; their sides differ by at most one pixel.
+
+    Raises:
+        ValueError: as `check_regions`.
+    """
+    check_regions(size, regions)
+    rows, columns = regions
     return [(top, left) for top in _pieces(size[0], rows) for left in _pieces(size[1], columns)]
 
 
@@ -249,7 +255,7 @@ def class_changes(classes: Tensor, regions: tuple[int, int] = (1, 1)) -> Tensor:
     Raises:
         ValueError: a grid finer than the map.
     """
-    cell_boxes(classes.shape[1:], regions)  # refuses what does not fit
+    check_regions(classes.shape[1:], regions)
     rows, columns = (_pieces(length, n) for length, n in zip(classes.shape[1:], regions, strict=True))
     beside = F.pad((classes[:, :, 1:] != classes[:, :, :-1]).float(), (0, 1))
     below = F.pad((classes[:, 1:] != classes[:, :-1]).float(), (0, 0, 0, 1))

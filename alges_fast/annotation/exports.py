@@ -213,7 +213,7 @@ def _shapes(frame: AnnotatedFrame, n_classes: int) -> Iterator[tuple[int, int, i
     height, width = frame.mask.shape
     for window in frame.windows or [Window(frame.name, 0, 0, width, height)]:
         mask = frame.mask[window.box]
-        for class_id in np.unique(mask[mask < n_classes]).tolist():
+        for class_id in np.flatnonzero(np.bincount(mask.ravel(), minlength=n_classes)[:n_classes]).tolist():
             where = mask == class_id
             rows, columns = np.flatnonzero(where.any(1)), np.flatnonzero(where.any(0))
             top, left = int(rows[0]), int(columns[0])

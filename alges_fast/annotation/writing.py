@@ -102,20 +102,22 @@ def write_round(
             if frame.embeddings is not None:
                 embeddings.update(zip(numbers, frame.embeddings, strict=True))
 
-        all_frames = beside.submit(lambda: write(out / "contact_sheet.png", encoded(contact_sheet(sheet), "png")))
+        # Pictures are drawn while texts are put together.
+        drawing = [beside.submit(lambda: write(out / "contact_sheet.png", encoded(contact_sheet(sheet), "png")))]
         pictures = {"frames": annotated}
         if views_of:
             in_order = [pick.window for pick in picks if pick.window is not None]
             sheets = {kind: lay_out(in_order, series, alone=kind == "crops") for kind in kinds}
-            sheets_shown = _write_sheets(write, out, sheets, views_of)
+            drawing.append(beside.submit(lambda: sheets_shown.update(_write_sheets(write, out, sheets, views_of))))
             masks = {window: view.mask for window, view in views_of.items()}
             pictures = {kind: _annotated(sheets[kind], masks) for kind in kinds}
             atomic.write_json(out / DESK, [sheet.to_json() for kind in kinds for sheet in sheets[kind]])
-        all_frames.result()
-    xml = cvat_xml(pictures[kinds[0]], classes, colours)
+        xml = cvat_xml(pictures[kinds[0]], classes, colours)
+        version = "none" if asked.model is None else Path(asked.model).name
+        tasks = label_studio_tasks(pictures[kinds[-1]], classes, image_prefix=image_prefix, model_version=version)
+        for drawn_beside in drawing:
+            drawn_beside.result()
     atomic.write_bytes(out / "cvat.zip", cvat_archive(out, xml, [frame.name for frame in pictures[kinds[0]]]))
-    version = "none" if asked.model is None else Path(asked.model).name
-    tasks = label_studio_tasks(pictures[kinds[-1]], classes, image_prefix=image_prefix, model_version=version)
     atomic.write_text(out / "label_studio" / "tasks.json", tasks)
     if classes:
         many: Literal["none", "one", "many"] = "none" if budget is None else "one" if kinds[-1] == "crops" else "many"

@@ -64,7 +64,7 @@ class Boxes(ABC):
     def measure(self) -> dict[str, Tensor]:
         """All that is asked, (B, boxes, ...): of every window of the grid of regions, or of the whole image."""
         regions = self.request.regions
-        cells = [whole_box(self.size)] if regions is None else cell_boxes(self.size, regions)
+        cells = [whole_box(self.size)] if regions is None else _cells(self.size, tuple(regions))
         results = self.measure_cells(cells, regions or (1, 1))
         if self.request.outline:
             changes = results[OUTLINE]
@@ -288,6 +288,10 @@ class ThroughTail(Boxes):
         return upsampled_patch_norms(
             self.features, kernel, self.size, mode=resize.mode, align_corners=resize.align_corners
         ).unsqueeze(1)
+
+
+_cells = functools.lru_cache(16)(cell_boxes)
+"""A frame takes a millisecond to measure, of which making the boxes anew would be a third."""
 
 
 def at_once(features: Tensor) -> bool:

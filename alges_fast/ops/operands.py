@@ -11,7 +11,7 @@ from torch import Tensor
 from alges_fast.backends import check_backend
 from alges_fast.ops.outputs import OUTPUTS, TABLE
 from alges_fast.ops.problem import Problem
-from alges_fast.windows import cell_boxes
+from alges_fast.windows import check_regions
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -66,7 +66,7 @@ class Operands(NamedTuple):
         if self.valid is not None:
             _check_operand("valid", self.valid, features, (batch, *spatial))
         if self.regions:
-            cell_boxes(spatial, (self.regions[0], self.regions[1]))  # refuses what does not fit
+            check_regions(spatial, (self.regions[0], self.regions[1]))
         check_backend(None if self.backend == "auto" else self.backend, BACKENDS)
 
     def key(self) -> Hashable:
