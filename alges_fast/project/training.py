@@ -49,7 +49,7 @@ class TrainSettings:
 
     Args:
         architecture: frozen, a head over the project's encoder, in seconds; tuned, that head and then the encoder too,
-            the network to deploy; or one of segmentation-models-pytorch, such as unet, trained as `run` trains it.
+            in minutes; or one of segmentation-models-pytorch, such as unet, trained as `run` trains it.
         encoder, encoder_weights: of such a network.
         steps, batch_size, lr, augment: of its training, or of tuned.
         teacher: what tells it of pixels without a label: frozen, a head over the project's encoder, or none.
