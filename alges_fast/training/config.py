@@ -22,7 +22,7 @@ class TrainConfig:
 
     Args:
         image_size: side in pixels that frames are resized to; some architectures want a multiple of 32.
-        architecture: a network of smp's, or frozen, which trains in seconds, or tuned. Names are those of
+        architecture: one of smp's, frozen (seconds) or tuned (minutes). Names are those of
             segmentation-models-pytorch, such as unet, fpn or deeplabv3plus; frozen is a small head over a pretrained
             encoder that is not trained; tuned trains that head, and then the encoder too.
         encoder: encoder of the network, such as resnet18 (the default) or mit_b0; of timm with the prefix tu-.
