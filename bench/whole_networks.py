@@ -1,9 +1,9 @@
 """What a network trained whole is worth beside the head that it begins from: Dice of both on the same labels.
 
     python -m alges_fast.run --dataset folder --data_root CAMVID --ignore_index 11 --architecture frozen \\
-        --image_size 96 --init_size 4 --query_size 2 --rounds 4 --seeds 0,1,2,3,4 --out PICKS \\
+        --image_size 96 --init_size 4 --query_size 2 --rounds 4 --seeds 0,1,2 --out PICKS \\
         --strategies random@none,random@16x16,alges-effort@16x16
-    python bench/whole_networks.py CAMVID PICKS --image_size 96 --seeds 0,1,2,3,4
+    python bench/whole_networks.py CAMVID PICKS --ignore_index 11 --image_size 96 --seeds 0,1,2
 
 PICKS says what is labelled; `all` is the whole pool: full supervision. A row of CSV for each: Dice of the head and of
 the network on validation and test frames, and CPU seconds. bench/results/NETWORK.md has them.
@@ -54,17 +54,13 @@ def main() -> None:
     asked = parser.parse_args()
     data = load_dataset("folder", root=asked.data_root, image_size=asked.image_size, ignore_index=asked.ignore_index)
     judged, fabric, n_classes = (data.validation, data.test), fabric_on("cpu"), len(data.classes)
+    configs = {
+        "head": TrainConfig(asked.image_size, FROZEN),
+        "network": TrainConfig(asked.image_size, asked.architecture, steps=asked.steps, lr=asked.lr),
+    }
     learners = {
         name: make_learner(config, n_classes, data.train, fabric.device, lambda *_: None)
-        for name, config in (
-            ("head", TrainConfig(image_size=asked.image_size, architecture=FROZEN)),
-            (
-                "network",
-                TrainConfig(
-                    image_size=asked.image_size, architecture=asked.architecture, steps=asked.steps, lr=asked.lr
-                ),
-            ),
-        )
+        for name, config in configs.items()
     }
     inputs = {name: torch.from_numpy(learner.inputs(data.train)) for name, learner in learners.items()}
     tested = {name: [learner.inputs(frames) for frames in judged] for name, learner in learners.items()}

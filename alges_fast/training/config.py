@@ -100,3 +100,7 @@ class TrainConfig:
                 raise UserError(f"--{name} is {getattr(self, name)}: give a finite number above 0")
         if not 0 <= self.head_weight_decay < math.inf:
             raise UserError(f"--head_weight_decay is {self.head_weight_decay}: give a finite number from 0 on")
+
+    def frames_shown(self, n_frames: float) -> float:
+        """Frames that one training of a whole network on so many shows it, each as often as it is shown."""
+        return self.steps * self.batch_size if self.steps else (self.epochs or 0) * n_frames

@@ -143,9 +143,7 @@ class WholeNetwork(Learner):
         )
 
     def training_work(self, n_frames: float) -> float:
-        config = self.config
-        steps = config.steps * config.batch_size if config.steps else (config.epochs or 0) * n_frames
-        return (1 + config.self_training) * steps
+        return (1 + self.config.self_training) * self.config.frames_shown(n_frames)
 
     def train(self, fabric: Fabric, model: nn.Module, training: Training) -> float:
         labelled, config = training.labelled, self.config
@@ -273,9 +271,7 @@ class TunedEncoder(Learner):
         return Card.of_frozen(encoder.trunk, encoder.projection.view, self.config.image_size, classes, TUNED)
 
     def training_work(self, n_frames: float) -> float:
-        config = self.config
-        passes = config.steps * config.batch_size if config.steps else (config.epochs or 0) * n_frames
-        return self.head.training_work(n_frames) + passes
+        return self.head.training_work(n_frames) + self.config.frames_shown(n_frames)
 
     def train(self, fabric: Fabric, model: nn.Module, training: Training) -> float:
         assert isinstance(model, FrozenModel)
